@@ -1,0 +1,9 @@
+"""Grouped 2-d convolution for PyTorch that drops into other people's networks."""
+
+from gconv.convert import ConversionReport, convert
+from gconv.dispatch import backend
+from gconv.explain import Explanation, explain
+from gconv.functional import group_conv2d
+from gconv.module import GroupConv2d
+
+__all__ = ["ConversionReport", "Explanation", "GroupConv2d", "backend", "convert", "explain", "group_conv2d"]

@@ -1,0 +1,85 @@
+"""The three passes through PyTorch's own operators: cuDNN, MIOpen, oneDNN or MPS, whatever the device has.
+
+PyTorch pads opposite sides alike. Where ours differ, the smaller of the two goes to the operator, and what
+is left over is padded before it or cropped after it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gconv.geometry import ConvGeometry, Padding
+
+
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, activation: str | None
+) -> Tensor:
+    """y (N, K, P, Q) from input (N, C, H, W), weight (K, C / groups, R, S) and bias (K,)."""
+    padding, extra = _split_padding(geometry)
+    output = F.conv2d(
+        _pad(input, extra), weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups
+    )
+    return output.relu_() if activation == "relu" else output
+
+
+def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """dx (N, C, H, W) from grad_output (N, K, P, Q) and weight (K, C / groups, R, S).
+
+    Written as the transposed convolution: unlike ``convolution_backward`` it needs no tensor of x's size.
+    """
+    _, _, h, w = geometry.input_size
+    padding, extra = _split_padding(geometry)
+    total = (extra.top + h + extra.bottom, extra.left + w + extra.right)
+    beyond_last_tap = tuple(
+        (total[i] + 2 * padding[i] - geometry.dilation[i] * (geometry.weight_size[2 + i] - 1) - 1)
+        % geometry.stride[i]
+        for i in (0, 1)
+    )
+    grad = F.conv_transpose2d(
+        grad_output,
+        weight.conj(),
+        None,
+        geometry.stride,
+        padding,
+        beyond_last_tap,
+        geometry.groups,
+        geometry.dilation,
+    )
+    return grad[:, :, extra.top : extra.top + h, extra.left : extra.left + w]
+
+
+def weight_grad(
+    grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """dw (K, C / groups, R, S) and, if asked, dbias (K,), from grad_output (N, K, P, Q) and input."""
+    padding, extra = _split_padding(geometry)
+    _, weight, bias = torch.ops.aten.convolution_backward(
+        grad_output,
+        _pad(input, extra),
+        grad_output.new_empty(geometry.weight_size),
+        [geometry.weight_size[0]],
+        geometry.stride,
+        padding,
+        geometry.dilation,
+        False,
+        [0, 0],
+        geometry.groups,
+        [False, True, with_bias],
+    )
+    return weight, bias
+
+
+def _split_padding(geometry: ConvGeometry) -> tuple[tuple[int, int], Padding]:
+    """What PyTorch can pad itself, (vertical, horizontal), and the zeros that are left over on each side."""
+    top, bottom, left, right = geometry.padding
+    vertical, horizontal = min(top, bottom), min(left, right)
+    return (vertical, horizontal), Padding(
+        top - vertical, bottom - vertical, left - horizontal, right - horizontal
+    )
+
+
+def _pad(input: Tensor, extra: Padding) -> Tensor:
+    """``input`` with ``extra`` zeros around it, itself where there are none."""
+    return F.pad(input, (extra.left, extra.right, extra.top, extra.bottom)) if any(extra) else input

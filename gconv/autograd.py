@@ -1,0 +1,254 @@
+"""Gradients of the three operators, to any order, in reverse and forward mode.
+
+The convolution is linear in x and in w, so the derivatives of each pass are the other two passes:
+
+    y  = conv(x, w) + b      dx    = input_grad(dy, w)      dw, db = weight_grad(dy, x)
+    dx = input_grad(dy, w)   d(dy) = conv(ddx, w)           dw     = weight_grad(dy, ddx)
+    dw = weight_grad(dy, x)  d(dy) = conv(x, ddw) + ddb     dx     = input_grad(dy, ddw)
+
+:func:`group_conv`, :func:`input_grad` and :func:`weight_grad` are the differentiable forms of the operators:
+the rest of the package calls them, and the gradients are built from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from gconv import ops
+from gconv.geometry import ConvGeometry
+
+
+def group_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    geometry: ConvGeometry,
+    backend: str,
+) -> Tensor:
+    """y (N, K, P, Q) = activation(conv(input, weight) + bias)."""
+    if _in_eager_autograd():
+        return GroupConv2dFunction.apply(input, weight, bias, activation, geometry, backend)
+    return torch.ops.gconv.forward(input, weight, bias, activation, *geometry.settings, backend)
+
+
+def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
+    """dx (N, C, H, W) from grad_output (N, K, P, Q) and weight (K, C / groups, R, S)."""
+    if _in_eager_autograd():
+        return InputGradFunction.apply(grad_output, weight, geometry, backend)
+    return torch.ops.gconv.input_grad(grad_output, weight, geometry.input_size, *geometry.settings, backend)
+
+
+def weight_grad(
+    grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
+) -> tuple[Tensor, Tensor]:
+    """dw (K, C / groups, R, S) and dbias (K,), empty if not asked, from grad_output and input."""
+    if _in_eager_autograd():
+        return WeightGradFunction.apply(grad_output, input, with_bias, geometry, backend)
+    size, settings = geometry.weight_size, geometry.settings
+    return torch.ops.gconv.weight_grad(grad_output, input, size, with_bias, *settings, backend)
+
+
+class GroupConv2dFunction(Function):
+    """The forward pass; saves input and weight, and the output where ReLU's gradient needs it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str | None,
+        geometry: ConvGeometry,
+        backend: str,
+    ) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.gconv.forward(input, weight, bias, activation, *geometry.settings, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        input, weight, _, activation, ctx.geometry, ctx.backend = inputs
+        saved = (input, weight, output if activation == "relu" else None)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, output = ctx.saved_tensors
+        input_needed, weight_needed, bias_needed = ctx.needs_input_grad[:3]
+        grad_output = _through_relu(grad_output, output)
+        grad_input = grad_weight = grad_bias = None
+        if input_needed:
+            grad_input = input_grad(grad_output, weight, ctx.geometry, ctx.backend)
+        if weight_needed:
+            grad_weight, grad_bias = weight_grad(grad_output, input, bias_needed, ctx.geometry, ctx.backend)
+        elif bias_needed:
+            grad_bias = grad_output.sum((0, 2, 3))
+        return grad_input, grad_weight, grad_bias if bias_needed else None, None, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None
+    ) -> Tensor | None:
+        input, weight, output = ctx.saved_tensors
+        tangent = None
+        if input_t is not None:
+            tangent = group_conv(input_t, weight, None, None, ctx.geometry, ctx.backend)
+        if weight_t is not None:
+            tangent = _sum(tangent, group_conv(input, weight_t, None, None, ctx.geometry, ctx.backend))
+        if bias_t is not None:
+            tangent = _sum(tangent, bias_t.view(-1, 1, 1).expand(ctx.geometry.output_size))
+        return _through_relu(tangent, output)
+
+
+class InputGradFunction(Function):
+    """The input gradient: the adjoint of the convolution in x."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
+        size, settings = geometry.input_size, geometry.settings
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.gconv.input_grad(grad_output, weight, size, *settings, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        grad_output, weight, ctx.geometry, ctx.backend = inputs
+        ctx.save_for_backward(grad_output, weight)
+        ctx.save_for_forward(grad_output, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_input: Tensor) -> tuple[Tensor | None, ...]:
+        grad_output, weight = ctx.saved_tensors
+        output_needed, weight_needed = ctx.needs_input_grad[:2]
+        grad_grad = grad_weight = None
+        if output_needed:
+            grad_grad = group_conv(grad_input, weight, None, None, ctx.geometry, ctx.backend)
+        if weight_needed:
+            grad_weight, _ = weight_grad(grad_output, grad_input, False, ctx.geometry, ctx.backend)
+        return grad_grad, grad_weight, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, grad_t: Tensor | None, weight_t: Tensor | None, *_: None) -> Tensor | None:
+        grad_output, weight = ctx.saved_tensors
+        tangent = None
+        if grad_t is not None:
+            tangent = input_grad(grad_t, weight, ctx.geometry, ctx.backend)
+        if weight_t is not None:
+            tangent = _sum(tangent, input_grad(grad_output, weight_t, ctx.geometry, ctx.backend))
+        return tangent
+
+
+class WeightGradFunction(Function):
+    """The weight and bias gradients: the adjoint of the convolution in w and b."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        size, settings = geometry.weight_size, geometry.settings
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.gconv.weight_grad(grad_output, input, size, with_bias, *settings, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        grad_output, input, ctx.with_bias, ctx.geometry, ctx.backend = inputs
+        ctx.save_for_backward(grad_output, input)
+        ctx.save_for_forward(grad_output, input)
+
+    @staticmethod
+    def backward(ctx: Any, grad_weight: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
+        grad_output, input = ctx.saved_tensors
+        output_needed, input_needed = ctx.needs_input_grad[:2]
+        grad_grad = grad_input = None
+        if output_needed:
+            bias = grad_bias if ctx.with_bias else None
+            grad_grad = group_conv(input, grad_weight, bias, None, ctx.geometry, ctx.backend)
+        if input_needed:
+            grad_input = input_grad(grad_output, grad_weight, ctx.geometry, ctx.backend)
+        return grad_grad, grad_input, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, grad_t: Tensor | None, input_t: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        grad_output, input = ctx.saved_tensors
+        weight_t = bias_t = None
+        if grad_t is not None:
+            weight_t, bias_t = weight_grad(grad_t, input, ctx.with_bias, ctx.geometry, ctx.backend)
+        if input_t is not None:
+            more, _ = weight_grad(grad_output, input_t, False, ctx.geometry, ctx.backend)
+            weight_t = _sum(weight_t, more)
+        return weight_t, bias_t
+
+
+def _in_eager_autograd() -> bool:
+    """Whether a Function should run the pass, for a gradient that someone may ask for.
+
+    Not while Dynamo traces: it cannot trace a Function with a ``jvp``. Compiled graphs hold the operator,
+    whose autograd kernel applies the Function when the graph is differentiated.
+    """
+    return not torch.compiler.is_compiling() and _gradient_possible()
+
+
+def _gradient_possible() -> bool:
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def _through_relu(grad: Tensor | None, output: Tensor | None) -> Tensor | None:
+    """``grad`` where ReLU let its input through, as PyTorch's own ReLU gradient decides it."""
+    if grad is None or output is None:
+        return grad
+    return torch.ops.aten.threshold_backward(grad, output, 0)
+
+
+def _sum(first: Tensor | None, second: Tensor) -> Tensor:
+    return second if first is None else first + second
+
+
+def _forward_kernel(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *settings: Any
+) -> Tensor:
+    geometry, backend = ConvGeometry.of(input.shape, weight.shape, *settings[:-1]), settings[-1]
+    return GroupConv2dFunction.apply(input, weight, bias, activation, geometry, backend)
+
+
+def _input_grad_kernel(grad_output: Tensor, weight: Tensor, input_size: tuple, *settings: Any) -> Tensor:
+    geometry, backend = ConvGeometry.of(input_size, weight.shape, *settings[:-1]), settings[-1]
+    return InputGradFunction.apply(grad_output, weight, geometry, backend)
+
+
+def _weight_grad_kernel(
+    grad_output: Tensor, input: Tensor, weight_size: tuple, with_bias: bool, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    geometry, backend = ConvGeometry.of(input.shape, weight_size, *settings[:-1]), settings[-1]
+    return WeightGradFunction.apply(grad_output, input, with_bias, geometry, backend)
+
+
+def _make_differentiable(operator: Any, with_gradient: Callable[..., Any]) -> None:
+    """Gives ``operator`` its gradient where it is called itself: in compiled and exported graphs."""
+
+    def autograd_kernel(*args: Any) -> Any:
+        if not _gradient_possible():
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*args)
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "gconv's operators cannot be transformed by torch.func inside torch.compile: "
+                "transform the compiled function instead, or take backend='aten' there"
+            )
+        return with_gradient(*args)
+
+    ops.library.impl(operator._qualified_op_name.partition("::")[2], autograd_kernel, "Autograd")
+
+
+_make_differentiable(torch.ops.gconv.forward, _forward_kernel)
+_make_differentiable(torch.ops.gconv.input_grad, _input_grad_kernel)
+_make_differentiable(torch.ops.gconv.weight_grad, _weight_grad_kernel)

@@ -1,0 +1,107 @@
+"""``explain``: what one convolution costs, the least it could cost, and who runs it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from gconv import dispatch
+from gconv.functional import prepare
+from gconv.geometry import ConvGeometry
+from gconv.module import pad_input
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` found; prints as a few lines.
+
+    Attributes:
+        layer: the layer's repr.
+        geometry: the sizes of the call.
+        dtype, device: of the call.
+        backend: who runs it: "aten" or "reference".
+        reason: why that one.
+        flops: floating-point operations of one pass, a multiply and an add counted as two.
+        bytes: bytes that a pass cannot avoid moving: x, w and y once each.
+        copy_speed: bytes a second, read plus written, of a large copy measured on the device.
+    """
+
+    layer: str
+    geometry: ConvGeometry
+    dtype: torch.dtype
+    device: torch.device
+    backend: str
+    reason: str
+    flops: int
+    bytes: int
+    copy_speed: float
+
+    @property
+    def floor(self) -> float:
+        """The memory floor in seconds: the compulsory bytes at the speed of a copy."""
+        return self.bytes / self.copy_speed
+
+    def __str__(self) -> str:
+        sizes = [" x ".join(map(str, s)) for s in (self.geometry.input_size, self.geometry.output_size)]
+        cg, kg = self.geometry.channels_per_group
+        rows = {
+            "call": f"{sizes[0]} -> {sizes[1]}, {self.dtype}, on {self.device}",
+            "groups": f"{self.geometry.groups}, of {cg} channels in and {kg} out",
+            "backend": f"{self.backend}: {self.reason}",
+            "work": f"{self.flops / 1e9:.4g} GFLOP a pass, {self.flops / self.bytes:.3g} FLOP a byte",
+            "traffic": f"{self.bytes / 1e6:.4g} MB a pass at the least: x, w and y once each",
+            "floor": f"{self.floor * 1e6:.4g} us a pass, at the {self.copy_speed / 1e9:.4g} GB/s of a copy",
+        }
+        return "\n".join([self.layer, *(f"  {name:<8} {text}" for name, text in rows.items())])
+
+
+def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> Explanation:
+    """What calling ``layer`` on ``input`` costs in each pass, the memory floor, and which backend runs it.
+
+    Nothing is computed but, once for each device, a copy of 64 MiB, to measure its speed.
+
+    Args:
+        layer: a :class:`~gconv.GroupConv2d`, or any ``nn.Conv2d``, explained as if it were converted.
+        input: (N, C, H, W) or (C, H, W).
+        backend: as in :func:`gconv.group_conv2d`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: where calling the layer on the input would raise.
+    """
+    activation = getattr(layer, "activation", None)
+    padded, padding = pad_input(layer, input)
+    padded, *_, geometry = prepare(
+        padded, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups, activation
+    )
+    name = dispatch.requested(backend)
+    return Explanation(
+        layer=repr(layer),
+        geometry=geometry,
+        dtype=padded.dtype,
+        device=padded.device,
+        backend=dispatch.choose(name, padded),
+        reason=dispatch.reason(name, padded),
+        flops=geometry.flops,
+        bytes=geometry.compulsory_bytes(padded.dtype.itemsize),
+        copy_speed=copy_speed(padded.device),
+    )
+
+
+@cache
+def copy_speed(device: torch.device, size: int = 64 * 2**20, repeats: int = 5) -> float:
+    """Bytes a second, read plus written, of the fastest of ``repeats`` copies of ``size`` bytes."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    synchronize = torch.get_device_module(device).synchronize
+    seconds = []
+    for _ in range(repeats):
+        synchronize()
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size / min(seconds)

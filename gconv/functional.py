@@ -1,0 +1,216 @@
+"""``group_conv2d``: the arguments of ``F.conv2d``, checked once, here, the same for every backend."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from gconv import autograd, dispatch
+from gconv.geometry import ConvGeometry, Padding, same_padding
+
+ACTIVATIONS = (None, "relu")
+
+
+def group_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Grouped 2-d convolution: ``F.conv2d`` with an optional ReLU, on the fastest backend for it.
+
+    Differentiable to any order, forward mode included; works under autocast, ``torch.compile``,
+    ``torch.export`` and ``torch.func``.
+
+    Args:
+        input: (N, C, H, W), or (C, H, W) for one image. N may be 0.
+        weight: (K, C / groups, R, S).
+        bias: (K,), or None.
+        stride: one number, or (vertical, horizontal); at least 1.
+        padding: zeros around the image: one number, or (vertical, horizontal), at least 0; "valid" for none;
+            "same" for as many as keep H and W, at stride 1.
+        dilation: distance between taps, one number, or (vertical, horizontal); at least 1.
+        groups: C and K are split into this many independent convolutions.
+        activation: None, or "relu", applied to the result.
+        backend: "auto", "aten" or "reference"; None takes that of the enclosing ``with gconv.backend(...)``.
+
+    Returns:
+        (N, K, P, Q), or (K, P, Q) for one image, channels_last where input or weight is. The height P is
+        (H + 2 padding - dilation (R - 1) - 1) // stride + 1, the width Q likewise.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an unknown activation, backend or padding name.
+        RuntimeError: numbers, shapes, dtypes or devices that don't fit together, as ``F.conv2d`` raises.
+    """
+    if has_torch_function_variadic(input, weight, bias):
+        tensors = (input, weight, bias)
+        options = {"activation": activation, "backend": backend}
+        return handle_torch_function(
+            group_conv2d, tensors, *tensors, stride, padding, dilation, groups, **options
+        )
+    input, weight, bias, geometry = prepare(
+        input, weight, bias, stride, padding, dilation, groups, activation
+    )
+    name = dispatch.requested(backend)
+    if dispatch.choose(name, input) == "aten":
+        zeros = "same" if padding == "same" else (geometry.padding.top, geometry.padding.left)
+        output = F.conv2d(input, weight, bias, geometry.stride, zeros, geometry.dilation, groups)
+        return output if activation is None else output.relu_()
+    batch = input if input.ndim == 4 else input.unsqueeze(0)
+    output = autograd.group_conv(batch, weight, bias, activation, geometry, name)
+    return output if input.ndim == 4 else output.squeeze(0)
+
+
+def prepare(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor | None, ConvGeometry]:
+    """Checks the arguments of :func:`group_conv2d`.
+
+    Returns:
+        The tensors, in autocast's type where it is on, and the sizes of the call, N = 1 for one image.
+    """
+    _check_types(input, weight, bias, groups, activation)
+    input, weight, bias = _autocast(input, weight, bias)
+    stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
+    zeros = _padding(padding, weight, stride, dilation)
+    size = input.shape if input.ndim == 4 else (1, *input.shape)
+    geometry = ConvGeometry(size, weight.shape, stride, zeros, dilation, groups)
+    _check_sizes(input, weight, bias, geometry)
+    return input, weight, bias, geometry
+
+
+def check_activation(activation: Any) -> None:
+    """Raises ValueError where ``activation`` is not one that the kernels can apply."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or 'relu', got {activation!r}")
+
+
+def _check_types(input: Any, weight: Any, bias: Any, groups: Any, activation: Any) -> None:
+    """What does not depend on any number: types, dimensions, devices, names."""
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if not (isinstance(tensor, Tensor) or (tensor is None and name == "bias")):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    if type(groups) is not int:
+        raise TypeError(f"groups must be an int, got {groups!r}")
+    check_activation(activation)
+    if input.ndim not in (3, 4):
+        raise RuntimeError(f"input must be (N, C, H, W) or (C, H, W), got {_size(input)}")
+    if weight.ndim != 4:
+        raise RuntimeError(f"weight must be (out_channels, in_channels / groups, R, S), got {_size(weight)}")
+    if weight.device != input.device or (bias is not None and bias.device != input.device):
+        places = ", ".join(str(t.device) for t in (input, weight, bias) if t is not None)
+        raise RuntimeError(f"input, weight and bias must be on one device, got {places}")
+
+
+def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors in autocast's type where it is on, float64 left alone; then their types must be one."""
+    device = input.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        input, weight, bias = (
+            t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+            for t in (input, weight, bias)
+        )
+    if weight.dtype != input.dtype or (bias is not None and bias.dtype != input.dtype):
+        types = ", ".join(str(t.dtype) for t in (input, weight, bias) if t is not None)
+        raise RuntimeError(f"input, weight and bias must have one dtype, got {types}")
+    if input.dtype == torch.bool or input.layout != torch.strided:
+        raise RuntimeError(f"input must be dense numbers, got {input.dtype} in layout {input.layout}")
+    return input, weight, bias
+
+
+def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """(vertical, horizontal) from one number or two, each at least ``least``."""
+    if isinstance(value, (tuple, list)):
+        numbers = tuple(_integer(name, value, n) for n in value)
+        if len(numbers) not in (1, 2):
+            raise RuntimeError(f"{name} must be one number or two, got {len(numbers)}: {value!r}")
+        pair = (numbers[0], numbers[-1])
+    else:
+        number = _integer(name, value, value)
+        pair = (number, number)
+    if pair[0] < least or pair[1] < least:
+        raise RuntimeError(f"{name} must be at least {least}, got {value!r}")
+    return pair
+
+
+def _integer(name: str, value: Any, number: Any) -> int:
+    """``number`` out of the argument ``name=value`` as an int: NumPy's too, but no floats and no bools."""
+    if type(number) is int or isinstance(number, torch.SymInt):
+        return number
+    if isinstance(number, (bool, str)) or not hasattr(number, "__index__"):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    return operator.index(number)
+
+
+def _padding(
+    padding: int | Sequence[int] | str, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int]
+) -> Padding:
+    """The zeros on each side that ``padding`` stands for."""
+    if not isinstance(padding, str):
+        vertical, horizontal = pair("padding", padding, least=0)
+        return Padding(vertical, vertical, horizontal, horizontal)
+    if padding == "valid":
+        return Padding(0, 0, 0, 0)
+    if padding != "same":
+        raise ValueError(f"padding must be numbers, 'same' or 'valid', got {padding!r}")
+    if stride != (1, 1):
+        raise RuntimeError(f"padding='same' needs stride 1, got stride={stride}")
+    _, _, r, s = weight.shape
+    return Padding(*same_padding(r, dilation[0]), *same_padding(s, dilation[1]))
+
+
+def _check_sizes(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> None:
+    """That the sizes fit together and leave at least one output pixel."""
+    _, c, h, w = geometry.input_size
+    k, group_in, r, s = geometry.weight_size
+    groups = geometry.groups
+    if groups < 1:
+        raise RuntimeError(f"groups must be at least 1, got {groups}")
+    if c % groups:
+        raise RuntimeError(f"in_channels={c} is not divisible by groups={groups}")
+    if k % groups:
+        raise RuntimeError(f"out_channels={k} is not divisible by groups={groups}")
+    if min(k, group_in, r, s, h, w) < 1:
+        raise RuntimeError(
+            f"only the batch may be empty, got input {_size(input)} and weight {_size(weight)}"
+        )
+    if group_in * groups != c:
+        raise RuntimeError(
+            f"weight {_size(weight)} takes {group_in} input channels a group, {group_in * groups} with "
+            f"groups={groups}, but input {_size(input)} has {c}"
+        )
+    if bias is not None and (bias.ndim != 1 or bias.shape[0] != k):
+        raise RuntimeError(
+            f"bias must have one number for each of the {k} output channels, got {_size(bias)}"
+        )
+    _, _, p, q = geometry.output_size
+    if p < 1 or q < 1:
+        raise RuntimeError(
+            f"the kernel is larger than the image: {r} x {s} with dilation {geometry.dilation} on {h} x {w} "
+            f"with padding {tuple(geometry.padding)} (top, bottom, left, right)"
+        )
+
+
+def _size(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))

@@ -1,0 +1,112 @@
+"""The sizes of one grouped convolution, and what follows from them: output size, FLOPs, compulsory bytes.
+
+Names are those of the field: N, C, H, W for the input, K, P, Q for the output, R, S for the kernel,
+Cg = C / groups and Kg = K / groups for the channels of one group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Padding(NamedTuple):
+    """Zeros around the image, in pixels. The sides differ only for ``padding="same"`` with an even reach."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def same_padding(kernel: int, dilation: int) -> tuple[int, int]:
+    """The zeros before and after an axis that keep its length at stride 1; the odd one goes after."""
+    total = dilation * (kernel - 1)
+    return total // 2, total - total // 2
+
+
+def output_length(length: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Output length along one axis; ``padding`` is the sum of both sides."""
+    return (length + padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+@dataclass(frozen=True, slots=True)
+class ConvGeometry:
+    """The sizes of one grouped convolution.
+
+    Args:
+        input_size: (N, C, H, W).
+        weight_size: (K, C / groups, R, S).
+        stride: (vertical, horizontal).
+        padding: (top, bottom, left, right), in pixels.
+        dilation: (vertical, horizontal).
+        groups: number of groups; divides C and K.
+    """
+
+    input_size: tuple[int, int, int, int]
+    weight_size: tuple[int, int, int, int]
+    stride: tuple[int, int]
+    padding: Padding
+    dilation: tuple[int, int]
+    groups: int
+
+    @classmethod
+    def of(
+        cls,
+        input_size: Sequence[int],
+        weight_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> ConvGeometry:
+        """The same from any sequences, as the operators receive them."""
+        return cls(
+            tuple(input_size), tuple(weight_size), tuple(stride), Padding(*padding), tuple(dilation), groups
+        )
+
+    @property
+    def settings(self) -> tuple[tuple[int, int], Padding, tuple[int, int], int]:
+        """(stride, padding, dilation, groups), in the order of the operators' arguments."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @property
+    def output_size(self) -> tuple[int, int, int, int]:
+        """(N, K, P, Q)."""
+        n, _, h, w = self.input_size
+        k, _, r, s = self.weight_size
+        top, bottom, left, right = self.padding
+        p = output_length(h, r, self.stride[0], top + bottom, self.dilation[0])
+        q = output_length(w, s, self.stride[1], left + right, self.dilation[1])
+        return n, k, p, q
+
+    @property
+    def channels_per_group(self) -> tuple[int, int]:
+        """(Cg, Kg): input and output channels of one group."""
+        return self.weight_size[1], self.weight_size[0] // self.groups
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether opposite sides are padded alike, so that two numbers say it all."""
+        return self.padding.top == self.padding.bottom and self.padding.left == self.padding.right
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one pass, a multiply and an add counted as two.
+
+        Every pass pairs each output with each tap of its group once: 2 N K P Q Cg R S, as
+        ``torch.utils.flop_counter`` counts the forward pass (taps that fall on padding included).
+        """
+        return 2 * math.prod(self.output_size) * math.prod(self.weight_size[1:])
+
+    def compulsory_bytes(self, itemsize: int) -> int:
+        """Bytes that a pass cannot avoid moving, with elements of ``itemsize`` bytes: x, w and y once each.
+
+        One figure for the three passes: forward reads x and w and writes y, the input gradient reads dy
+        and w and writes dx, the weight gradient reads dy and x and writes dw.
+        """
+        return itemsize * sum(
+            math.prod(size) for size in (self.input_size, self.weight_size, self.output_size)
+        )

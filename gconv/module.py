@@ -1,0 +1,90 @@
+"""``GroupConv2d``: the layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gconv.functional import check_activation, group_conv2d, pair
+
+
+class GroupConv2d(nn.Conv2d):
+    """An ``nn.Conv2d`` whose convolution runs through :func:`gconv.group_conv2d`.
+
+    Takes what ``nn.Conv2d`` takes, has its parameters and state dict, and is one for ``isinstance``.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
+            dtype: as in ``nn.Conv2d``.
+        activation: None, or "relu", applied to the result.
+
+    Shape:
+        (N, C, H, W) -> (N, K, P, Q), or (C, H, W) -> (K, P, Q).
+
+    Raises:
+        ValueError: ``groups`` does not divide the channels; an unknown ``activation`` or ``padding_mode``.
+        RuntimeError: a zero or negative ``kernel_size``, ``stride`` or ``dilation``; a negative ``padding``.
+    """
+
+    # On the class, so that a module whose class was swapped has one.
+    activation: str | None = None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        check_activation(activation)
+        for name, numbers in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
+            pair(name, numbers, least=1)
+        if not isinstance(padding, str):
+            pair("padding", padding, least=0)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels < 1:
+                raise ValueError(f"{name} must be at least 1, got {channels}")
+            if groups > 0 and channels % groups:
+                raise ValueError(f"{name}={channels} is not divisible by groups={groups}")
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.activation = activation
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        input, padding = pad_input(self, input)
+        return group_conv2d(
+            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation
+        )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+def pad_input(layer: nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
+    """The input as the layer's ``padding_mode`` pads it, and the padding that is left to the convolution."""
+    if layer.padding_mode == "zeros":
+        return input, layer.padding
+    return F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0

@@ -1,0 +1,96 @@
+"""The three passes in pure PyTorch, each written as its equation: the readable truth, not a fast path.
+
+With taps (r, s), strides (u, v), dilations (d, e) and x padded with zeros, output pixel (p, q) meets input
+pixel (u p + d r, v q + e s) through weight w[r, s], inside each group g:
+
+    forward      y[n,g,k,p,q]  = b[g,k] + sum over c,r,s of x[n,g,c,up+dr,vq+es] w[g,k,c,r,s]
+    input_grad   dx[n,g,c,i,j] = sum over k,r,s of dy[n,g,k,p,q] w*[g,k,c,r,s]  with i = up+dr, j = vq+es
+    weight_grad  dw[g,k,c,r,s] = sum over n,p,q of dy[n,g,k,p,q] x*[n,g,c,up+dr,vq+es]
+
+(* conjugates complex numbers.) 16-bit tensors are multiplied and summed in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gconv.geometry import ConvGeometry
+
+
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, activation: str | None
+) -> Tensor:
+    """y (N, K, P, Q) from input (N, C, H, W), weight (K, C / groups, R, S) and bias (K,)."""
+    n, k, p, q = geometry.output_size
+    padded, weight = _pad(_wide(input), geometry), _wide(weight)
+    output = padded.new_zeros(n, geometry.groups, k // geometry.groups, p, q)
+    for r, s, pixels in _taps(geometry):
+        tap = _by_group(weight[:, :, r, s], 0, geometry)
+        output += torch.einsum("ngcpq,gkc->ngkpq", _by_group(padded[pixels], 1, geometry), tap)
+    output = output.reshape(n, k, p, q)
+    if bias is not None:
+        output += _wide(bias).view(k, 1, 1)
+    if activation == "relu":
+        output = output.relu()
+    return output.to(input.dtype)
+
+
+def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """dx (N, C, H, W) from grad_output (N, K, P, Q) and weight (K, C / groups, R, S)."""
+    n, c, h, w = geometry.input_size
+    top, bottom, left, right = geometry.padding
+    grads, weight = _by_group(_wide(grad_output), 1, geometry), _wide(weight)
+    padded = grads.new_zeros(n, c, top + h + bottom, left + w + right)
+    for r, s, pixels in _taps(geometry):
+        tap = _by_group(weight[:, :, r, s].conj(), 0, geometry)
+        padded[pixels] += torch.einsum("ngkpq,gkc->ngcpq", grads, tap).flatten(1, 2)
+    return padded[:, :, top : top + h, left : left + w].to(grad_output.dtype)
+
+
+def weight_grad(
+    grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """dw (K, C / groups, R, S) and, if asked, dbias (K,), from grad_output (N, K, P, Q) and input."""
+    padded, grads = _pad(_wide(input), geometry), _wide(grad_output)
+    weight = grads.new_empty(geometry.weight_size)
+    for r, s, pixels in _taps(geometry):
+        image = _by_group(padded[pixels].conj(), 1, geometry)
+        weight[:, :, r, s] = torch.einsum("ngkpq,ngcpq->gkc", _by_group(grads, 1, geometry), image).flatten(
+            0, 1
+        )
+    bias = grads.sum((0, 2, 3)).to(input.dtype) if with_bias else None
+    return weight.to(input.dtype), bias
+
+
+def _taps(geometry: ConvGeometry) -> Iterator[tuple[int, int, tuple[slice, ...]]]:
+    """(r, s, index into the padded image of the pixels that tap (r, s) meets, one for each output)."""
+    _, _, p, q = geometry.output_size
+    _, _, kernel_h, kernel_w = geometry.weight_size
+    for r in range(kernel_h):
+        for s in range(kernel_w):
+            rows = _every(geometry.stride[0], r * geometry.dilation[0], p)
+            columns = _every(geometry.stride[1], s * geometry.dilation[1], q)
+            yield r, s, (slice(None), slice(None), rows, columns)
+
+
+def _every(step: int, start: int, count: int) -> slice:
+    return slice(start, start + step * (count - 1) + 1, step)
+
+
+def _by_group(tensor: Tensor, channel_dim: int, geometry: ConvGeometry) -> Tensor:
+    """Splits the channels at ``channel_dim`` into (groups, channels of one group)."""
+    return tensor.unflatten(channel_dim, (geometry.groups, -1))
+
+
+def _pad(input: Tensor, geometry: ConvGeometry) -> Tensor:
+    top, bottom, left, right = geometry.padding
+    return F.pad(input, (left, right, top, bottom))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in the type that sums are held in: float32 for sixteen-bit ones, else its own."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

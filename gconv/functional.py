@@ -125,7 +125,7 @@ def _check_types(input: Any, weight: Any, bias: Any, groups: Any, activation: An
 def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The tensors in autocast's type where it is on, float64 left alone; then their types must be one."""
     device = input.device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         input, weight, bias = (
             t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t

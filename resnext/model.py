@@ -1,0 +1,226 @@
+"""ResNeXt: aggregated residual transformations for deep neural networks.
+
+Source: Xie, Girshick, Dollar, Tu, He, arXiv 1611.05431. Module names, and so the keys of the state dict, are
+those of torchvision's and timm's ResNeXt: weights go from one to the other as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gconv import GroupConv2d
+
+STEMS = ("imagenet", "small")
+
+
+class Bottleneck(nn.Module):
+    """1x1 down, grouped 3x3, 1x1 up, each with batch norm, and the shortcut; the stride is in the 3x3.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        cardinality: groups of the 3x3, the "C" of the paper.
+        group_width: channels of one group, the "d" of the paper.
+        stride: of the 3x3 and of the shortcut.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, cardinality: int, group_width: int, stride: int = 1
+    ) -> None:
+        super().__init__()
+        width = cardinality * group_width
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = GroupConv2d(width, width, 3, stride, padding=1, groups=cardinality, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), rounded up."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """A projection where the block changes the shape, else None: the identity."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+class ResNeXt(nn.Module):
+    """A stem, four stages of bottlenecks, global average pooling, a linear layer.
+
+    Args:
+        repeats: blocks of each of the four stages, such as (3, 4, 6, 3); trailing stages may have none, as in
+            the three-stage networks for CIFAR, (3, 3, 3, 0).
+        cardinality: groups of each 3x3 convolution.
+        base_width: channels of one group in the first stage; doubles from stage to stage.
+        num_classes: outputs of the linear layer.
+        in_channels: channels of the images.
+        stem: "imagenet", a 7x7 of stride 2 and a 3x3 max pool of stride 2; "small", one 3x3, for images of
+            some 32 pixels.
+        stem_width: channels of the stem; a stage puts out 4, 8, 16, 32 times as many.
+        zero_init_residual: start each block as its shortcut, by a zero scale in its last batch norm.
+
+    Raises:
+        ValueError: ``repeats`` has not four entries, or a number is too small, or an unknown ``stem``.
+    """
+
+    def __init__(
+        self,
+        repeats: Sequence[int],
+        cardinality: int = 32,
+        base_width: int = 4,
+        num_classes: int = 1000,
+        *,
+        in_channels: int = 3,
+        stem: str = "imagenet",
+        stem_width: int = 64,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "cardinality": cardinality,
+            "base_width": base_width,
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "stem_width": stem_width,
+        }
+        _check_arguments(repeats, stem, sizes)
+        self.repeats, self.cardinality, self.base_width, self.stem = (
+            tuple(repeats),
+            cardinality,
+            base_width,
+            stem,
+        )
+
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = nn.Conv2d(in_channels, stem_width, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem_width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
+        channels = stem_width
+        for stage, blocks in enumerate(repeats):
+            out_channels = 4 * stem_width * 2**stage
+            layer = self._stage(
+                blocks, channels, out_channels, base_width * 2**stage, stride=min(stage, 1) + 1
+            )
+            self.add_module(f"layer{stage + 1}", layer)
+            channels = out_channels if blocks else channels
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        self._initialise(zero_init_residual)
+
+    def _stage(
+        self, blocks: int, in_channels: int, out_channels: int, group_width: int, stride: int
+    ) -> nn.Sequential:
+        layers = []
+        for block in range(blocks):
+            first = block == 0
+            layers.append(
+                Bottleneck(
+                    in_channels if first else out_channels,
+                    out_channels,
+                    self.cardinality,
+                    group_width,
+                    stride if first else 1,
+                )
+            )
+        return nn.Sequential(*layers)
+
+    def _initialise(self, zero_init_residual: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Bottleneck) and zero_init_residual:
+                nn.init.zeros_(module.bn3.weight)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> the last stage's (N, channels, H', W')."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> logits (N, num_classes)."""
+        return self.fc(torch.flatten(self.avgpool(self.forward_features(x)), 1))
+
+
+def _check_arguments(repeats: Sequence[int], stem: str, sizes: dict[str, int]) -> None:
+    repeats = tuple(repeats)
+    if len(repeats) != 4:
+        raise ValueError(
+            f"repeats must have four entries, the blocks of each stage, such as (3, 4, 6, 3), "
+            f"or (3, 3, 3, 0) for three stages; got {len(repeats)}: {repeats}"
+        )
+    used = [blocks > 0 for blocks in repeats]
+    if min(repeats) < 0 or not used[0] or used != sorted(used, reverse=True):
+        raise ValueError(f"repeats must be positive, trailing zeros aside, got {repeats}")
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if stem not in STEMS:
+        raise ValueError(f"stem must be one of {', '.join(map(repr, STEMS))}, got {stem!r}")
+
+
+def resnet50(**options: Any) -> ResNeXt:
+    """ResNet-50 as the ResNeXt of cardinality 1: 25,557,032 parameters. Options as in :class:`ResNeXt`."""
+    return ResNeXt((3, 4, 6, 3), 1, 64, **options)
+
+
+def resnet101(**options: Any) -> ResNeXt:
+    """ResNet-101 as the ResNeXt of cardinality 1: 44,549,160 parameters. Options as in :class:`ResNeXt`."""
+    return ResNeXt((3, 4, 23, 3), 1, 64, **options)
+
+
+def resnext50_32x4d(**options: Any) -> ResNeXt:
+    """ResNeXt-50 (32 x 4d): 25,028,904 parameters. Options as in :class:`ResNeXt`."""
+    return ResNeXt((3, 4, 6, 3), 32, 4, **options)
+
+
+def resnext101_32x8d(**options: Any) -> ResNeXt:
+    """ResNeXt-101 (32 x 8d): 88,791,336 parameters. Options as in :class:`ResNeXt`."""
+    return ResNeXt((3, 4, 23, 3), 32, 8, **options)
+
+
+def resnext101_64x4d(**options: Any) -> ResNeXt:
+    """ResNeXt-101 (64 x 4d): 83,455,272 parameters. Options as in :class:`ResNeXt`."""
+    return ResNeXt((3, 4, 23, 3), 64, 4, **options)
+
+
+def resnext29_8x64d(num_classes: int = 10, **options: Any) -> ResNeXt:
+    """ResNeXt-29 (8 x 64d) for CIFAR: 34.4M parameters. Options as in :class:`ResNeXt`."""
+    return ResNeXt((3, 3, 3, 0), 8, 64, num_classes, **{"stem": "small", **options})
+
+
+def resnext29_16x64d(num_classes: int = 10, **options: Any) -> ResNeXt:
+    """ResNeXt-29 (16 x 64d) for CIFAR: 68.1M parameters. Options as in :class:`ResNeXt`."""
+    return ResNeXt((3, 3, 3, 0), 16, 64, num_classes, **{"stem": "small", **options})
+
+
+VARIANTS: dict[str, Callable[..., ResNeXt]] = {
+    variant.__name__: variant
+    for variant in (
+        resnet50,
+        resnet101,
+        resnext50_32x4d,
+        resnext101_32x8d,
+        resnext101_64x4d,
+        resnext29_8x64d,
+        resnext29_16x64d,
+    )
+}

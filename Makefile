@@ -10,9 +10,9 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluate it on 1,000 others (3 minutes)
-	$(BIN)/python -m resnext train --name demo --overwrite
-	$(BIN)/python -m resnext evaluate runs/demo
-	$(BIN)/python -m resnext predict --checkpoint runs/demo runs/demo/samples/*.png
+	$(BIN)/python -m resnext train --overwrite
+	$(BIN)/python -m resnext evaluate
+	$(BIN)/python -m resnext predict runs/demo/samples/*.png
 
 test: .venv/dev.installed  ## run the tests (5 minutes)
 	$(BIN)/python -m pytest -q

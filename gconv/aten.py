@@ -39,7 +39,7 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> T
     )
     grad = F.conv_transpose2d(
         grad_output,
-        weight.conj(),
+        weight,
         None,
         geometry.stride,
         padding,

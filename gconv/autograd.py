@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
 from torch.autograd import Function, forward_ad
 
 from gconv import ops
@@ -96,6 +97,7 @@ class GroupConv2dFunction(Function):
     def jvp(
         ctx: Any, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None
     ) -> Tensor | None:
+        _refuse_nested_forward_mode()
         input, weight, output = ctx.saved_tensors
         tangent = None
         if input_t is not None:
@@ -137,6 +139,7 @@ class InputGradFunction(Function):
 
     @staticmethod
     def jvp(ctx: Any, grad_t: Tensor | None, weight_t: Tensor | None, *_: None) -> Tensor | None:
+        _refuse_nested_forward_mode()
         grad_output, weight = ctx.saved_tensors
         tangent = None
         if grad_t is not None:
@@ -179,6 +182,7 @@ class WeightGradFunction(Function):
 
     @staticmethod
     def jvp(ctx: Any, grad_t: Tensor | None, input_t: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        _refuse_nested_forward_mode()
         grad_output, input = ctx.saved_tensors
         weight_t = bias_t = None
         if grad_t is not None:
@@ -200,6 +204,15 @@ def _in_eager_autograd() -> bool:
 
 def _gradient_possible() -> bool:
     return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def _refuse_nested_forward_mode() -> None:
+    """PyTorch hands a Function's ``jvp`` saved tensors without their outer tangents: silently wrong."""
+    if eager_transforms.JVP_NESTING > 1:
+        raise RuntimeError(
+            "forward mode inside forward mode does not reach through gconv's functions: "
+            "take jacfwd of jacrev, as torch.func.hessian does, or backend='aten'"
+        )
 
 
 def _through_relu(grad: Tensor | None, output: Tensor | None) -> Tensor | None:

@@ -37,7 +37,7 @@ class ConversionReport:
         return tuple(layer for layer in self.layers if not layer.swapped)
 
     def __str__(self) -> str:
-        rows = [("layer", "geometry", "", "why")]
+        rows = [("layer", "geometry", "result", "why")]
         rows += [
             (
                 layer.name or "(the model)",

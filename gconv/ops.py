@@ -50,7 +50,7 @@ def forward(
     run = dispatch.implementation(backend, input)
     with _no_autocast(input):
         output = run.forward(input, weight, bias, geometry, activation)
-    return output.contiguous(memory_format=_layout(input, weight))
+    return _arrange(output, _layout(input, weight))
 
 
 def input_grad(
@@ -68,7 +68,7 @@ def input_grad(
     run = dispatch.implementation(backend, grad_output)
     with _no_autocast(grad_output):
         grad = run.input_grad(grad_output, weight, geometry)
-    return grad.contiguous(memory_format=_layout(grad_output, weight))
+    return _arrange(grad, _layout(grad_output, weight))
 
 
 def weight_grad(
@@ -90,7 +90,7 @@ def weight_grad(
     run = dispatch.implementation(backend, input)
     with _no_autocast(input):
         weight, bias = run.weight_grad(grad_output, input, geometry, with_bias)
-    weight = weight.contiguous(memory_format=_layout(grad_output, input))
+    weight = _arrange(weight, _layout(grad_output, input))
     return weight, grad_output.new_empty(0) if bias is None else bias
 
 
@@ -160,6 +160,15 @@ def _layout(first: Tensor, second: Tensor) -> torch.memory_format:
     """The layout of a result: channels_last where either tensor's strides say so."""
     formats = (suggest_memory_format(first), suggest_memory_format(second))
     return torch.channels_last if torch.channels_last in formats else torch.contiguous_format
+
+
+def _arrange(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """``tensor`` in ``layout``, with that layout's strides along axes of length 1 too, where any would do."""
+    whole = tensor.contiguous(memory_format=layout)
+    tensor = whole.clone(memory_format=layout) if whole.storage_offset() else whole
+    _, c, h, w = tensor.shape
+    strides = (c * h * w, 1, w * c, c) if layout == torch.channels_last else (c * h * w, h * w, w, 1)
+    return tensor if tensor.stride() == strides else tensor.as_strided(tensor.shape, strides)
 
 
 def _empty(size: Sequence[int], like: Tensor, layout: torch.memory_format) -> Tensor:

@@ -1,0 +1,156 @@
+"""What is refused: the same on every backend, before anything runs, with the numbers in the message."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing._internal.common_methods_invocations import op_db
+
+import gconv
+
+BACKENDS = ("aten", "reference")
+X, W, B = torch.randn(1, 4, 5, 5), torch.randn(6, 2, 3, 3), torch.randn(6)
+
+# What is changed in a call that is right: group_conv2d(X, W, B, groups=2).
+RIGHT = {"input": X, "weight": W, "bias": B, "groups": 2}
+REFUSED = [
+    ({"input": [1, 2]}, TypeError, "input must be a Tensor, got list"),
+    ({"weight": None}, TypeError, "weight must be a Tensor, got NoneType"),
+    ({"bias": 1.0}, TypeError, "bias must be a Tensor, got float"),
+    ({"groups": 2.0}, TypeError, "groups must be an int, got 2.0"),
+    ({"stride": 1.5}, TypeError, "stride must be an int or a pair of ints, got 1.5"),
+    ({"padding": (1, 0.5)}, TypeError, "padding must be an int or a pair of ints, got (1, 0.5)"),
+    ({"dilation": True}, TypeError, "dilation must be an int or a pair of ints, got True"),
+    ({"stride": (1, 1, 1)}, RuntimeError, "stride must be one number or two, got 3: (1, 1, 1)"),
+    ({"stride": 0}, RuntimeError, "stride must be at least 1, got 0"),
+    ({"stride": (1, -2)}, RuntimeError, "stride must be at least 1, got (1, -2)"),
+    ({"padding": -1}, RuntimeError, "padding must be at least 0, got -1"),
+    ({"dilation": 0}, RuntimeError, "dilation must be at least 1, got 0"),
+    ({"groups": 0}, RuntimeError, "groups must be at least 1, got 0"),
+    ({"groups": -2}, RuntimeError, "groups must be at least 1, got -2"),
+    ({"groups": 3}, RuntimeError, "in_channels=4 is not divisible by groups=3"),
+    ({"weight": W[:5]}, RuntimeError, "out_channels=5 is not divisible by groups=2"),
+    ({"groups": 1}, RuntimeError, "2 input channels a group, 2 with groups=1, but input (1, 4, 5, 5) has 4"),
+    ({"bias": torch.ones(7)}, RuntimeError, "each of the 6 output channels, got (7,)"),
+    ({"bias": torch.ones(1, 6)}, RuntimeError, "each of the 6 output channels, got (1, 6)"),
+    ({"input": X[0, 0]}, RuntimeError, "input must be (N, C, H, W) or (C, H, W), got (5, 5)"),
+    (
+        {"weight": W[0]},
+        RuntimeError,
+        "weight must be (out_channels, in_channels / groups, R, S), got (2, 3, 3)",
+    ),
+    ({"dilation": 3}, RuntimeError, "larger than the image: 3 x 3 with dilation (3, 3) on 5 x 5"),
+    ({"input": X[:, :, :0]}, RuntimeError, "only the batch may be empty, got input (1, 4, 0, 5)"),
+    ({"weight": W[:0]}, RuntimeError, "only the batch may be empty, got input (1, 4, 5, 5) and weight (0, 2"),
+    ({"weight": W[..., :0]}, RuntimeError, "and weight (6, 2, 3, 0)"),
+    ({"weight": W.double()}, RuntimeError, "one dtype, got torch.float32, torch.float64, torch.float32"),
+    ({"bias": B.half()}, RuntimeError, "one dtype, got torch.float32, torch.float32, torch.float16"),
+    (dict.fromkeys(("input", "weight", "bias"), X.bool()), RuntimeError, "dense numbers, got torch.bool"),
+    ({"input": X.to_sparse()}, RuntimeError, "in layout torch.sparse_coo"),
+    ({"weight": W.to("meta")}, RuntimeError, "on one device, got cpu, meta, cpu"),
+    ({"bias": B.to("meta")}, RuntimeError, "on one device, got cpu, cpu, meta"),
+    ({"padding": "full"}, ValueError, "padding must be numbers, 'same' or 'valid', got 'full'"),
+    ({"padding": "same", "stride": 2}, RuntimeError, "padding='same' needs stride 1, got stride=(2, 2)"),
+    ({"activation": "gelu"}, ValueError, "activation must be None or 'relu', got 'gelu'"),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("change", "error", "message"), REFUSED, ids=[message for *_, message in REFUSED])
+def test_bad_arguments_raise_with_the_numbers(
+    change: dict, error: type[Exception], message: str, backend: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        gconv.group_conv2d(**(RIGHT | change), backend=backend)
+
+
+def test_unknown_backend_is_refused() -> None:
+    for use in (
+        lambda: gconv.group_conv2d(X, W, groups=2, backend="cudnn"),
+        gconv.backend("cudnn").__enter__,
+    ):
+        with pytest.raises(
+            ValueError, match="backend must be one of 'auto', 'aten', 'reference', got 'cudnn'"
+        ):
+            use()
+
+
+@pytest.mark.parametrize("number", [2, np.int64(2), [2], (2, 2), [2, 2], torch.Size((2, 2))], ids=repr)
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_numbers_are_taken_in_every_form_that_conv2d_takes(name: str, number: object) -> None:
+    ours = gconv.group_conv2d(X, W, B, groups=2, **{name: number})
+    torch.testing.assert_close(ours, F.conv2d(X, W, B, groups=2, **{name: 2}))
+
+
+CONV2D = next(op for op in op_db if op.name == "nn.functional.conv2d")
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.float32], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pytorchs_own_samples(backend: str, dtype: torch.dtype) -> None:
+    samples = list(CONV2D.sample_inputs("cpu", dtype, requires_grad=True))
+    assert len(samples) > 20
+    for sample in samples:
+        ours = gconv.group_conv2d(sample.input, *sample.args, **sample.kwargs, backend=backend)
+        theirs = F.conv2d(sample.input, *sample.args, **sample.kwargs)
+        torch.testing.assert_close(ours, theirs)
+        tensors = [t for t in (sample.input, *sample.args) if isinstance(t, torch.Tensor)]
+        grad = torch.randn_like(theirs)
+        torch.testing.assert_close(
+            torch.autograd.grad(ours, tensors, grad), torch.autograd.grad(theirs, tensors, grad)
+        )
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_integers(backend: str) -> None:
+    for sample in CONV2D.sample_inputs("cpu", torch.int64):
+        ours = gconv.group_conv2d(sample.input, *sample.args, **sample.kwargs, backend=backend)
+        assert torch.equal(ours, F.conv2d(sample.input, *sample.args, **sample.kwargs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pytorchs_own_error_samples_raise_the_same_type(backend: str) -> None:
+    errors = list(CONV2D.error_inputs("cpu"))
+    assert len(errors) > 8
+    for error in errors:
+        sample = error.sample_input
+        with pytest.raises(error.error_type):
+            F.conv2d(sample.input, *sample.args, **sample.kwargs)
+        with pytest.raises(error.error_type):
+            gconv.group_conv2d(sample.input, *sample.args, **sample.kwargs, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"groups": 3}, ValueError, "in_channels=4 is not divisible by groups=3"),
+        ({"out_channels": 5, "groups": 2}, ValueError, "out_channels=5 is not divisible by groups=2"),
+        ({"in_channels": 0}, ValueError, "in_channels must be at least 1, got 0"),
+        ({"groups": 0}, ValueError, "groups must be"),
+        ({"kernel_size": 0}, RuntimeError, "kernel_size must be at least 1, got 0"),
+        ({"stride": (1, 0)}, RuntimeError, "stride must be at least 1, got (1, 0)"),
+        ({"padding": -1}, RuntimeError, "padding must be at least 0, got -1"),
+        ({"dilation": "2"}, TypeError, "dilation must be an int or a pair of ints, got '2'"),
+        ({"activation": "silu"}, ValueError, "activation must be None or 'relu', got 'silu'"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_bad_module_arguments_raise_when_it_is_made(
+    change: dict, error: type[Exception], message: str
+) -> None:
+    arguments = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, **change}
+    with pytest.raises(error, match=re.escape(message)):
+        gconv.GroupConv2d(**arguments)
+
+
+def test_module_refuses_an_input_of_other_channels() -> None:
+    with pytest.raises(RuntimeError, match=r"input \(1, 6, 5, 5\) has 6"):
+        gconv.GroupConv2d(4, 4, 3, groups=2)(torch.randn(1, 6, 5, 5))
+    assert isinstance(gconv.GroupConv2d(4, 4, 3, groups=2), nn.Conv2d)

@@ -1,0 +1,132 @@
+"""Values and gradients against float64 ``F.conv2d``."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import PATHS, Case, bounds, expected, run
+
+# F.conv2d's own, for an even kernel with padding="same".
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+
+SIXTEEN_BITS = [torch.float16, torch.bfloat16]
+
+
+def check(case: Case, path: str, dtype: torch.dtype, activation: str | None = None) -> None:
+    tensors = case.tensors(dtype)
+    given = [t for t in tensors if t is not None]
+    output = run(path, *tensors, **case.settings, activation=activation)
+    grad = torch.randn(output.shape, dtype=torch.float64).to(dtype)
+    results = [output.detach(), *torch.autograd.grad(output, given, grad)]
+    truth = expected(case, tensors, grad, relu=activation == "relu")
+    for name, result, right, bound in zip(
+        ("output", "input gradient", "weight gradient", "bias gradient"),
+        results,
+        truth,
+        bounds(case, output, dtype),
+        strict=False,
+    ):
+        assert result.dtype == dtype and result.shape == right.shape, name
+        error = (result.double() - right).abs().amax().item() if right.numel() else 0.0
+        assert error <= bound, f"{name}: off by {error:.2e}, more than {bound:.2e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_output_and_gradients_match_float64(case: Case, path: str, dtype: torch.dtype) -> None:
+    check(case, path, dtype)
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=str)
+def test_reference_in_sixteen_bits_matches_float64(case: Case, dtype: torch.dtype) -> None:
+    check(case, "reference", dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=str)
+def test_aten_is_conv2d_to_the_bit(case: Case, dtype: torch.dtype) -> None:
+    """In 16 bits too, where PyTorch's own sums on the CPU are not all held in float32."""
+    results = []
+    for convolve in (partial(run, "aten"), F.conv2d):
+        tensors = case.tensors(dtype)
+        output = convolve(*tensors, **case.settings)
+        grads = torch.autograd.grad(output, [t for t in tensors if t is not None], torch.ones_like(output))
+        results.append([output, *grads])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+def test_relu_output_and_gradients_match_float64(case: Case, path: str) -> None:
+    check(case, path, torch.float64, activation="relu")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    groups = draw(st.integers(1, 5))
+    kernel, dilation, stride = pair(1, 4), pair(1, 3), pair(1, 3)
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    padding: str | tuple[int, int] = draw(st.sampled_from(["valid", "same", "numbers"]))
+    if padding == "numbers":
+        padding = pair(0, 3)
+    if padding == "same":
+        stride, size = (1, 1), pair(1, 9)
+    else:
+        zeros = (0, 0) if padding == "valid" else padding
+        size = tuple(draw(st.integers(max(1, r - 2 * z), r + 8)) for r, z in zip(reach, zeros, strict=True))
+    channels = pair(1, 4)
+    return Case(
+        "drawn",
+        (draw(st.integers(0, 3)), groups * channels[0], *size),
+        (groups * channels[1], channels[0], *kernel),
+        {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+        bias=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(case=cases(), path=st.sampled_from(PATHS), activation=st.sampled_from([None, "relu"]))
+def test_any_geometry_matches_float64(case: Case, path: str, activation: str | None) -> None:
+    check(case, path, torch.float64, activation)
+
+
+def test_two_runs_are_bit_equal(path: str) -> None:
+    case = Case("", (4, 16, 14, 14), (16, 4, 3, 3), {"padding": 1, "groups": 4})
+    first, second = (
+        [y, *torch.autograd.grad(y.sum(), tensors)]
+        for tensors in (case.tensors(torch.float32) for _ in range(2))
+        for y in (run(path, *tensors, **case.settings),)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_arguments_may_be_positional_in_conv2d_order(path: str) -> None:
+    x, w, b = torch.randn(2, 4, 9, 9), torch.randn(4, 2, 3, 3), torch.randn(4)
+    arguments = (x, w, b, [2], (1, 2), 2, 2)
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    torch.testing.assert_close(run(path, **dict(zip(names, arguments, strict=True))), F.conv2d(*arguments))
+
+
+def test_no_gradient_is_recorded_where_none_is_wanted(path: str) -> None:
+    x, w = torch.randn(2, 4, 5, 5), torch.randn(4, 2, 3, 3, requires_grad=True)
+    with torch.no_grad():
+        assert not run(path, x, w, groups=2).requires_grad
+    assert not run(path, x, w.detach(), groups=2).requires_grad
+    with torch.inference_mode():
+        assert run(path, x, w, groups=2).is_inference()
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
+def test_gradients_of_some_arguments_only(path: str, wanted: tuple[int, ...]) -> None:
+    case = Case("", (2, 4, 5, 5), (4, 2, 3, 3), {"padding": 1, "groups": 2})
+    tensors = [t.requires_grad_(i in wanted) for i, t in enumerate(case.tensors())]
+    output = run(path, *tensors, **case.settings)
+    grad = torch.randn_like(output)
+    truth = expected(case, tuple(tensors), grad)[1:]
+    grads = torch.autograd.grad(output, [tensors[i] for i in wanted], grad)
+    for i, result in zip(wanted, grads, strict=True):
+        torch.testing.assert_close(result, truth[i])

@@ -64,7 +64,7 @@ def mistakes(path: Path, images: Tensor, labels: Tensor, probabilities: Tensor, 
     for axis, i in zip(axes.flat, order.tolist(), strict=False):
         label, thought = int(labels[i]), probabilities[i]
         guess = int(thought.argmax())
-        axis.imshow(images[i, 0], cmap="gray", vmin=0, vmax=255)
+        axis.imshow(images[i, 0].numpy(), cmap="gray", vmin=0, vmax=255)
         axis.set_title(f"a {CLASSES[label]}\nsaid {CLASSES[guess]}, {thought[guess]:.0%} sure", fontsize=8)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)

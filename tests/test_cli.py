@@ -1,0 +1,273 @@
+"""``python -m resnext``, run for real on small data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from resnext import checkpoint, cli, data, train
+from resnext.__main__ import main
+from resnext.data import Digits
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Digits, Digits]:
+    return data.load_mnist5k()
+
+
+@pytest.fixture
+def run(
+    digits: tuple[Digits, Digits],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """The command line in an empty folder, on 300 digits and 100 held out: (exit code, stdout, stderr)."""
+    few = tuple(Digits(d.images[:n], d.labels[:n]) for d, n in zip(digits, (300, 100), strict=True))
+    for module in (train, cli):
+        monkeypatch.setattr(module, "load_mnist5k", lambda: few)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["resnext", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+def summary(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "summary.csv").read_text().splitlines()))
+
+
+SMALL = ("--epochs", "2", "--repeats", "1,1,0,0", "--cardinality", "2", "--base-width", "2")
+
+
+def test_digits_are_real_balanced_and_always_the_same(digits: tuple[Digits, Digits]) -> None:
+    training, held_out = digits
+    assert training.labels.bincount().tolist() == [400] * 10
+    assert held_out.labels.bincount().tolist() == [100] * 10
+    assert training.images.dtype == torch.uint8 and training.images.shape == (4000, 1, 28, 28)
+    assert training.images.amin() == 0 and training.images.amax() == 255
+    assert len(set(training.labels[:20].tolist())) > 5, "still in label order"
+    everything = torch.cat([training.images, held_out.images]).flatten(1)
+    assert len(everything.unique(dim=0)) == 5000, "an image is in both halves"
+    again = data.load_mnist5k()
+    assert torch.equal(again[1].images, held_out.images)
+    normal = data.normalize(training.images)
+    assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.02
+
+
+def test_augmentation_moves_a_little_and_keeps_the_ground_black(digits: tuple[Digits, Digits]) -> None:
+    images = data.normalize(digits[0].images[:64])
+    moved = data.augment(images, torch.Generator().manual_seed(0))
+    again = data.augment(images, torch.Generator().manual_seed(0))
+    assert torch.equal(moved, again) and not torch.equal(moved, images)
+    torch.testing.assert_close(moved[:, :, 0, 0], images[:, :, 0, 0])
+    ink, ink_moved = ((x - x.amin()).sum((1, 2, 3)) for x in (images, moved))
+    assert ((ink_moved / ink).sqrt() - 1).abs().amax() < 0.15, "scaled by more than some 10%"
+
+
+def test_train_evaluate_predict(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("train", *SMALL, "--name", "first")
+    assert (code, err) == (0, "")
+    assert "device    cpu" in out and "backend   aten: gconv has no kernel for cpu" in out
+    assert "300 digits to train on, 100 held out" in out and "written to runs/first" in out
+    folder = tmp_path / "runs" / "first"
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoint.pt", "config.json", "curves.png", "mistakes.png", "samples", "summary.csv"
+    }  # fmt: skip
+    rows = summary(folder)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(float(row["test_loss"]) > 0 and 0 <= float(row["test_accuracy"]) <= 100 for row in rows)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["network"]["repeats"] == [1, 1, 0, 0] and config["recipe"]["epochs"] == 2
+    for picture in ("curves.png", "mistakes.png"):
+        with Image.open(folder / picture) as image:
+            assert image.width > 600 and image.height > 200
+
+    code, out, err = run("evaluate", "runs/first")
+    assert (code, err) == (0, "")
+    assert f"top-1 accuracy {float(rows[-1]['test_accuracy']):.2f}%" in out
+
+    samples = [f"runs/first/samples/digit-{digit}.png" for digit in range(10)]
+    code, out, err = run("predict", "--checkpoint", "runs/first", *samples, "--backend", "reference")
+    assert (code, err) == (0, "")
+    assert all(sample in out for sample in samples)
+
+
+def test_same_seed_trains_the_same_network(run: Run, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        run("train", *SMALL, "--name", name, "--seed", seed)
+    a, b, c = (checkpoint.load(tmp_path / "runs" / name).model.state_dict() for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["fc.weight"], c["fc.weight"])
+
+
+def test_training_learns(run: Run, tmp_path: Path) -> None:
+    run("train", "--epochs", "8", "--repeats", "1,1,0,0", "--batch-size", "15")
+    rows = summary(tmp_path / "runs" / "demo")
+    assert float(rows[-1]["test_accuracy"]) > 35, "of 10 classes, guessing gets 10%"
+    assert float(rows[-1]["train_loss"]) < 0.75 * float(rows[0]["train_loss"])
+
+
+def test_a_run_is_not_overwritten_unasked(run: Run, tmp_path: Path) -> None:
+    kept = tmp_path / "runs" / "demo" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    code, _, err = run("train", *SMALL)
+    assert (
+        code == 2 and err == "error: runs/demo: exists already; choose another --name, or pass --overwrite\n"
+    )
+    assert kept.exists()
+    assert run("train", *SMALL, "--repeats", "1,1", "--overwrite")[0] == 2
+    assert kept.exists(), "removed for a run that could not start"
+    assert run("train", *SMALL, "--overwrite")[0] == 0
+    assert not kept.exists()
+
+
+def one_line(err: str, *parts: str) -> None:
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err, err
+    for part in parts:
+        assert part in err, err
+
+
+def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, tmp_path: Path) -> None:
+    run("train", *SMALL)
+    Path("text.png").write_text("no image")
+    Path("cut.pt").write_bytes(Path("runs/demo/checkpoint.pt").read_bytes()[:2000])
+    Path("text.pt").write_text("no checkpoint")
+    torch.save({"weights": {}}, "foreign.pt")
+    Image.new("L", (40, 30)).save("wide.png")
+    fine = "runs/demo/samples/digit-3.png"
+    cases = [
+        (("train", "--name", "x", "--repeats", "1,1,1"), "--repeats 1,1,1", "four entries", "got 3"),
+        (("train", "--name", "x", "--repeats", "1,1,1,1,1"), "four entries", "got 5"),
+        (("train", "--name", "x", "--repeats", "1,a,1,1"), "--repeats 1,a,1,1: not whole numbers"),
+        (("train", "--name", "x", "--device", "cuda"), "--device cuda", "try --device auto"),
+        (("train", "--name", "x", "--device", "abacus"), "--device abacus", "try --device auto"),
+        (("train", "--name", "x", "--out", "text.png"), "text.png"),
+        (("evaluate", "runs/none"), "runs/none: no such checkpoint", "resnext train"),
+        (("evaluate", "cut.pt"), "cut.pt: not a checkpoint that can be read", "resnext train"),
+        (("evaluate", "text.pt"), "text.pt: not a checkpoint that can be read"),
+        (("evaluate", "foreign.pt"), "foreign.pt: not a checkpoint of this program"),
+        (("predict", "none.png"), "none.png: no such image"),
+        (("predict", "text.png"), "text.png: not an image that can be read"),
+        (("predict", "wide.png"), "wide.png: 40 x 30 pixels", "takes 28 x 28", "--resize"),
+        (("predict", "runs"), "runs: not an image"),
+        (("predict", "-c", "runs/none", fine), "runs/none: no such checkpoint"),
+        (("summary", "resnext51"), "resnext51: no such variant; choose from resnet50"),
+    ]
+    for arguments, *parts in cases:
+        code, _, err = run(*arguments)
+        assert code == 2, arguments
+        one_line(err, *parts)
+    for arguments in (("train", "--epochs", "0"), ("train", "--backend", "cudnn"), ("predict",), ("fly",)):
+        code, out, err = run(*arguments)
+        assert code == 2 and "Traceback" not in out + err
+
+
+def test_predict_resizes_and_inverts_on_request(run: Run) -> None:
+    run("train", *SMALL)
+    with Image.open("runs/demo/samples/digit-3.png") as image:
+        large = image.resize((56, 56), Image.Resampling.NEAREST)
+    large.point(lambda value: 255 - value).convert("RGB").save("paper.jpg")
+    code, out, err = run("predict", "paper.jpg", "--resize", "--invert")
+    assert (code, err) == (0, "") and "paper.jpg" in out
+    told = data.read_image(Path("paper.jpg"), resize=True, invert=True).double()
+    exact = data.read_image(Path("runs/demo/samples/digit-3.png")).double()
+    assert told.shape == (1, 28, 28) and (told - exact).abs().mean() < 10
+
+
+def test_summary_and_complexity_print_the_papers_tables(run: Run) -> None:
+    code, out, _ = run("summary")
+    assert code == 0
+    for text in ("resnet50", "resnext50_32x4d", "3x3, 128, C=32  x 3", "25,557,032", "25,028,904", "4.230"):
+        assert text in out
+    code, out, _ = run("summary", "resnext29_8x64d", "resnext50_32x4d", "--image-size", "64")
+    assert code == 0 and "34,426,698" in out and out.count("64 x 64 pixels") == 2
+    code, out, _ = run("complexity", "--cardinality", "16")
+    assert code == 0
+    for text in ("71,456", "0.224", "23.9%", "21.2%", "74,752"):
+        assert text in out
+
+
+def test_help_names_every_command(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("train", "evaluate", "predict", "summary", "complexity"):
+        assert command in out
+        code, text, _ = run(command, "--help")
+        assert code == 0 and "Usage" in text
+
+
+def test_interrupted_training_leaves_a_loadable_checkpoint(tmp_path: Path) -> None:
+    """A real Ctrl-C to a real process, in the middle of its first epoch."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "resnext", "train", "--repeats", "1,1,0,0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "PYTHONUNBUFFERED": "1"},
+    )
+    lines = []
+    while not lines or "train loss" not in lines[-1]:
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.stderr.read()
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted: the network so far is in runs/demo/checkpoint.pt" in out and err == ""
+    saved = checkpoint.load(tmp_path / "runs" / "demo")
+    assert 0 < saved.epochs < 12
+    assert saved.model(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+def test_checkpoint_survives_a_death_while_the_next_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = {"repeats": (1, 0, 0, 0), "cardinality": 2, "stem_width": 8, "num_classes": 10}
+    model = checkpoint.ResNeXt(**network)
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, model, network, 1)
+
+    def half(content: dict, file: object) -> None:
+        file.write(b"half a check")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(path, model, network, 2)
+    assert checkpoint.load(path).epochs == 1
+
+
+def test_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"format": checkpoint.FORMAT, "network": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(cli.UserError, match="not a checkpoint that can be read"):
+        checkpoint.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,101 @@
+"""The house: what may import what, what the core needs, and that the README tells the truth."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Outside in: each may import those after it.
+GCONV_ORDER = [
+    "gconv",
+    "gconv.convert",
+    "gconv.explain",
+    "gconv.module",
+    "gconv.functional",
+    "gconv.autograd",
+    "gconv.ops",
+    "gconv.dispatch",
+    "gconv.aten",
+    "gconv.reference",
+    "gconv.geometry",
+]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the project that ``path`` imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            known = {name for name in submodules if (ROOT / (name.replace(".", "/") + ".py")).exists()}
+            found |= known or {node.module}
+    return {name for name in found if name.partition(".")[0] in ("gconv", "resnext", "benchmarks")}
+
+
+def test_gconv_imports_go_one_way() -> None:
+    files = {module_name(path): path for path in (ROOT / "gconv").rglob("*.py")}
+    assert sorted(files) == sorted(GCONV_ORDER)
+    for name, path in files.items():
+        for imported in imports(path):
+            assert imported in GCONV_ORDER, f"{name} imports {imported}"
+            assert GCONV_ORDER.index(imported) > GCONV_ORDER.index(name), f"{name} imports {imported}"
+
+
+def test_resnext_takes_only_the_public_names_of_gconv() -> None:
+    for path in (ROOT / "resnext").rglob("*.py"):
+        assert not {name for name in imports(path) if name.startswith("gconv.")}, path
+
+
+def test_gconv_and_the_model_need_torch_alone() -> None:
+    """Neither Triton nor anything of the ``train`` extra."""
+    code = """
+import sys
+for name in ("triton", "rich", "typer", "matplotlib", "mlxtend", "sklearn", "PIL"):
+    sys.modules[name] = None
+import torch, gconv, resnext, resnext.forms, resnext.complexity
+layer = gconv.GroupConv2d(8, 8, 3, groups=4)
+print(layer(torch.randn(1, 8, 5, 5)).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([1, 8, 3, 3])" in done.stdout
+
+
+def test_command_line_without_its_libraries_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from resnext.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == "error: the command line needs typer: pip install 'gconv[train]'\n"
+
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_python_in_the_readme_runs(code: str) -> None:
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_files_and_pictures_that_the_readme_names_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) > 5
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_make_targets_that_the_readme_names_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z]+)", README)) <= targets

@@ -17,8 +17,8 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 test: .venv/dev.installed  ## run the tests (5 minutes)
 	$(BIN)/python -m pytest -q
 
-bench: .venv/dev.installed  ## time gconv beside F.conv2d and write benchmarks/results/latest.json
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/latest.json
+bench: .venv/dev.installed  ## time gconv beside F.conv2d and write benchmarks/results/cpu/bench.json
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/cpu/bench.json
 
 lint: .venv/dev.installed  ## check style and formatting
 	$(BIN)/ruff check .

@@ -1,0 +1,60 @@
+"""Host time of an eager call: what the checks and the choice of backend add to ``F.conv2d``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import gconv
+
+MOST = 15e-6  # seconds over F.conv2d, on the CPU, without gradients
+CALLS = {
+    "function": lambda x, w, layer: gconv.group_conv2d(x, w, None, 1, 1, 1, 2),
+    "F.conv2d": lambda x, w, layer: F.conv2d(x, w, None, 1, 1, 1, 2),
+    "module": lambda x, w, layer: layer(x),
+}
+
+
+@pytest.fixture
+def operands() -> Iterator[tuple]:
+    """So small that the arithmetic costs next to nothing, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield (
+            torch.randn(1, 4, 3, 3),
+            torch.randn(4, 2, 3, 3),
+            gconv.GroupConv2d(4, 4, 3, padding=1, groups=2, bias=False),
+        )
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.benchmark(group="host time of a call")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_call(benchmark: BenchmarkFixture, operands: tuple, call: Callable) -> None:
+    benchmark(call, *operands)
+
+
+@pytest.mark.benchmark(group="host time over F.conv2d")
+def test_auto_costs_little_over_conv2d(benchmark: BenchmarkFixture, operands: tuple) -> None:
+    """The two in turn, so that a machine that slows down slows both; the median difference of the rounds."""
+
+    def seconds(call: Callable, repeats: int = 300) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call(*operands)
+        return (time.perf_counter() - start) / repeats
+
+    def round_trip() -> float:
+        return seconds(CALLS["function"]) - seconds(CALLS["F.conv2d"])
+
+    round_trip()
+    over = sorted(round_trip() for _ in range(21))
+    benchmark.extra_info["microseconds over F.conv2d"] = [round(over[i] * 1e6, 2) for i in (4, 10, 16)]
+    benchmark.pedantic(CALLS["function"], operands, rounds=100, iterations=10, warmup_rounds=10)
+    assert over[10] <= MOST, f"{over[10] * 1e6:.1f} us over F.conv2d"

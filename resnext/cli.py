@@ -325,4 +325,4 @@ def _print_written(folder: Path) -> None:
         ("checkpoint.pt", f"the network: resnext evaluate {folder}"),
         ("samples/", f"digits to try: resnext predict -c {folder} {folder}/samples/*.png"),
     ):
-        console.print(f"  {name:<14} {what}")
+        console.print(f"  {name:<14} {what}", soft_wrap=True)

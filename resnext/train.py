@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import platform
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -113,7 +115,13 @@ def train(
         The evaluation of the trained network on the 1,000 held-out digits.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"network": asdict(network), "recipe": asdict(recipe), "device": str(device)}
+    versions = {name: version(name) for name in ("gconv", "torch", "numpy")}
+    settings = {
+        "network": asdict(network),
+        "recipe": asdict(recipe),
+        "device": str(device),
+        "versions": {"python": platform.python_version(), **versions},
+    }
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     train_set, test_set = load_mnist5k()
     torch.manual_seed(recipe.seed)
@@ -215,7 +223,7 @@ def _announce(
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),

@@ -62,7 +62,7 @@ class Explanation:
 def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> Explanation:
     """What calling ``layer`` on ``input`` costs in each pass, the memory floor, and which backend runs it.
 
-    Nothing is computed but, once for each device, a copy of 64 MiB, to measure its speed.
+    Nothing is computed but, once for each device, copies of 64 MiB, to measure their speed.
 
     Args:
         layer: a :class:`~gconv.GroupConv2d`, or any ``nn.Conv2d``, explained as if it were converted.
@@ -92,16 +92,21 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
 
 
 @cache
-def copy_speed(device: torch.device, size: int = 64 * 2**20, repeats: int = 5) -> float:
-    """Bytes a second, read plus written, of the fastest of ``repeats`` copies of ``size`` bytes."""
+def copy_speed(device: torch.device, size: int = 64 * 2**20) -> float:
+    """Bytes a second, read plus written, of copying ``size`` bytes on ``device``; the best of three rounds."""
+    if device.type == "meta":
+        raise RuntimeError(
+            "explain measures the speed of a copy on the input's device, and meta holds no data"
+        )
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     synchronize = torch.get_device_module(device).synchronize
-    seconds = []
-    for _ in range(repeats):
+    copies, seconds = 8, []
+    for _ in range(3):
         synchronize()
         start = time.perf_counter()
-        target.copy_(source)
+        for _ in range(copies):
+            target.copy_(source)
         synchronize()
         seconds.append(time.perf_counter() - start)
-    return 2 * size / min(seconds)
+    return 2 * size * copies / min(seconds)

@@ -95,11 +95,7 @@ def train(
     Ctrl-C saves a checkpoint and stops.
     """
     network = _network(repeats, cardinality, base_width)
-    folder = out / name
-    if folder.exists():
-        if not overwrite:
-            raise UserError(f"{folder}: exists already; choose another --name, or pass --overwrite")
-        shutil.rmtree(folder)
+    folder = _new_folder(out, name, overwrite)
     recipe = Recipe(epochs, batch_size, learning_rate, weight_decay, seed)
     start = time.perf_counter()
     try:
@@ -314,6 +310,20 @@ def _network(repeats: str, cardinality: int, base_width: int) -> Network:
     except ValueError as error:
         raise UserError(f"--repeats {repeats}: {error}") from None
     return network
+
+
+def _new_folder(out: Path, name: str, overwrite: bool) -> Path:
+    """The folder of a new run. One of that name is removed if asked, and if it is a run and nothing else."""
+    if Path(name).name != name or name in ("", ".."):
+        raise UserError(f"--name {name}: not the name of a folder; where the folder is made, --out says")
+    folder = out / name
+    if folder.exists():
+        if not overwrite:
+            raise UserError(f"{folder}: exists already; choose another --name, or pass --overwrite")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder}: not a run, so it is not overwritten; choose another --name")
+        shutil.rmtree(folder)
+    return folder
 
 
 def _print_written(folder: Path) -> None:

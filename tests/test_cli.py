@@ -131,8 +131,8 @@ def test_training_learns(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_overwritten_unasked(run: Run, tmp_path: Path) -> None:
+    run("train", *SMALL)
     kept = tmp_path / "runs" / "demo" / "kept"
-    kept.parent.mkdir(parents=True)
     kept.touch()
     code, _, err = run("train", *SMALL)
     assert (
@@ -143,6 +143,17 @@ def test_a_run_is_not_overwritten_unasked(run: Run, tmp_path: Path) -> None:
     assert kept.exists(), "removed for a run that could not start"
     assert run("train", *SMALL, "--overwrite")[0] == 0
     assert not kept.exists()
+
+
+def test_only_a_run_is_ever_removed(run: Run, tmp_path: Path) -> None:
+    kept = tmp_path / "runs" / "thesis" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    for name in ("thesis", ".", "..", "", "../runs", "a/b", str(tmp_path)):
+        code, _, err = run("train", *SMALL, "--overwrite", "--name", name)
+        assert code == 2
+        one_line(err, "not a run" if name == "thesis" else f"--name {name}: not the name of a folder")
+    assert kept.exists()
 
 
 def one_line(err: str, *parts: str) -> None:

@@ -93,7 +93,7 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
 
 @cache
 def copy_speed(device: torch.device, size: int = 64 * 2**20) -> float:
-    """Bytes a second, read plus written, of copying ``size`` bytes on ``device``; the best of three rounds."""
+    """Bytes a second, read plus written, of copying ``size`` bytes on ``device``; the best of 3 rounds."""
     if device.type == "meta":
         raise RuntimeError(
             "explain measures the speed of a copy on the input's device, and meta holds no data"

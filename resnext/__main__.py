@@ -9,10 +9,13 @@ def main() -> None:
     """Runs the command line; says what to install where its libraries are missing."""
     try:
         from resnext import cli
+
+        cli.main()
     except ModuleNotFoundError as error:
         print(f"error: the command line needs {error.name}: pip install 'gconv[train]'", file=sys.stderr)
         sys.exit(2)
-    cli.main()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

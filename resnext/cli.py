@@ -102,7 +102,11 @@ def train(
         with gconv.backend(backend):
             result = run_training(network, recipe, folder, console, _device(device))
     except KeyboardInterrupt:
-        console.print(f"interrupted: the network so far is in {folder / checkpoint.FILE_NAME}")
+        kept = folder / checkpoint.FILE_NAME
+        left = (
+            f"the network so far is in {kept}" if kept.exists() else "before the first step, nothing is kept"
+        )
+        console.print(f"interrupted: {left}")
         raise typer.Exit(130) from None
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
     wrong = int((~result.correct).sum())

@@ -134,10 +134,10 @@ def train(
         optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.2
     )
     rows, done = [], 0
-    console.print(_HEADER, style="bold")
-    with _progress(console) as progress:
-        task = progress.add_task("", total=steps, status="")
-        try:
+    try:
+        console.print(_HEADER, style="bold")
+        with _progress(console) as progress:
+            task = progress.add_task("", total=steps, status="")
             for epoch in range(1, recipe.epochs + 1):
                 batches = _batches(train_set, recipe, epoch, device)
                 for meter in _epoch(model, optimizer, schedule, batches):
@@ -149,10 +149,10 @@ def train(
                 console.print(_ROW.format(**rows[-1]))
                 _write_summary(folder / "summary.csv", rows)
                 checkpoint.save(folder / checkpoint.FILE_NAME, model, settings["network"], epoch)
-        except KeyboardInterrupt:
-            epochs = done / steps * recipe.epochs
-            checkpoint.save(folder / checkpoint.FILE_NAME, model, settings["network"], epochs)
-            raise
+    except KeyboardInterrupt:
+        epochs = done / steps * recipe.epochs
+        checkpoint.save(folder / checkpoint.FILE_NAME, model, settings["network"], epochs)
+        raise
     _draw(folder, rows, test_set, result)
     return result
 

@@ -232,7 +232,7 @@ def test_help_names_every_command(run: Run) -> None:
 
 
 def test_interrupted_training_leaves_a_loadable_checkpoint(tmp_path: Path) -> None:
-    """A real Ctrl-C to a real process, in the middle of its first epoch."""
+    """A real Ctrl-C to a real process, early in its training."""
     process = subprocess.Popen(
         [sys.executable, "-m", "resnext", "train", "--repeats", "1,1,0,0"],
         cwd=tmp_path,
@@ -251,7 +251,7 @@ def test_interrupted_training_leaves_a_loadable_checkpoint(tmp_path: Path) -> No
     assert process.returncode == 130, err
     assert "interrupted: the network so far is in runs/demo/checkpoint.pt" in out and err == ""
     saved = checkpoint.load(tmp_path / "runs" / "demo")
-    assert 0 < saved.epochs < 12
+    assert 0 <= saved.epochs < 12
     assert saved.model(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 
 

@@ -6,4 +6,6 @@ from gconv.explain import Explanation, explain
 from gconv.functional import group_conv2d
 from gconv.module import GroupConv2d
 
+__version__ = "0.1.0"
+
 __all__ = ["ConversionReport", "Explanation", "GroupConv2d", "backend", "convert", "explain", "group_conv2d"]

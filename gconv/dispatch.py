@@ -7,7 +7,7 @@ a :class:`~gconv.geometry.ConvGeometry`. The choice is made here alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 
 from torch import Tensor
@@ -22,8 +22,7 @@ BACKENDS = ("auto", *IMPLEMENTATIONS)
 _current = "auto"
 
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: str) -> AbstractContextManager[None]:
     """Runs the grouped convolutions inside the ``with`` block, and their backward passes, on one backend.
 
     The setting is the process's, like those of ``torch.backends``, not the thread's. A ``backend=`` argument
@@ -35,8 +34,13 @@ def backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: ``name`` is none of them.
     """
-    global _current
     check_backend(name)
+    return _set(name)
+
+
+@contextmanager
+def _set(name: str) -> Iterator[None]:
+    global _current
     previous, _current = _current, name
     try:
         yield

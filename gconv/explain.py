@@ -72,6 +72,8 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
     Raises:
         TypeError, ValueError, RuntimeError: where calling the layer on the input would raise.
     """
+    if not isinstance(layer, nn.Conv2d):
+        raise TypeError(f"layer must be an nn.Conv2d, got {type(layer).__name__}")
     activation = getattr(layer, "activation", None)
     padded, padding = pad_input(layer, input)
     padded, *_, geometry = prepare(

@@ -67,7 +67,7 @@ def group_conv2d(
     name = dispatch.requested(backend)
     if dispatch.choose(name, input) == "aten":
         zeros = "same" if padding == "same" else (geometry.padding.top, geometry.padding.left)
-        output = F.conv2d(input, weight, bias, geometry.stride, zeros, geometry.dilation, groups)
+        output = F.conv2d(input, weight, bias, geometry.stride, zeros, geometry.dilation, geometry.groups)
         return output if activation is None else output.relu_()
     batch = input if input.ndim == 4 else input.unsqueeze(0)
     output = autograd.group_conv(batch, weight, bias, activation, geometry, name)
@@ -89,10 +89,13 @@ def prepare(
     Returns:
         The tensors, in autocast's type where it is on, and the sizes of the call, N = 1 for one image.
     """
-    _check_types(input, weight, bias, groups, activation)
+    _check_types(input, weight, bias, activation)
     input, weight, bias = _autocast(input, weight, bias)
     stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
-    zeros = _padding(padding, weight, stride, dilation)
+    zeros, groups = (
+        _padding(padding, weight, stride, dilation),
+        _integer(groups, "groups must be an int", groups),
+    )
     size = input.shape if input.ndim == 4 else (1, *input.shape)
     geometry = ConvGeometry(size, weight.shape, stride, zeros, dilation, groups)
     _check_sizes(input, weight, bias, geometry)
@@ -105,13 +108,11 @@ def check_activation(activation: Any) -> None:
         raise ValueError(f"activation must be None or 'relu', got {activation!r}")
 
 
-def _check_types(input: Any, weight: Any, bias: Any, groups: Any, activation: Any) -> None:
+def _check_types(input: Any, weight: Any, bias: Any, activation: Any) -> None:
     """What does not depend on any number: types, dimensions, devices, names."""
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if not (isinstance(tensor, Tensor) or (tensor is None and name == "bias")):
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-    if type(groups) is not int:
-        raise TypeError(f"groups must be an int, got {groups!r}")
     check_activation(activation)
     if input.ndim not in (3, 4):
         raise RuntimeError(f"input must be (N, C, H, W) or (C, H, W), got {_size(input)}")
@@ -141,26 +142,30 @@ def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tenso
 
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """(vertical, horizontal) from one number or two, each at least ``least``."""
+    rule = f"{name} must be an int or a pair of ints"
     if isinstance(value, (tuple, list)):
-        numbers = tuple(_integer(name, value, n) for n in value)
+        numbers = tuple(_integer(number, rule, value) for number in value)
         if len(numbers) not in (1, 2):
             raise RuntimeError(f"{name} must be one number or two, got {len(numbers)}: {value!r}")
         pair = (numbers[0], numbers[-1])
     else:
-        number = _integer(name, value, value)
+        number = _integer(value, rule, value)
         pair = (number, number)
     if pair[0] < least or pair[1] < least:
         raise RuntimeError(f"{name} must be at least {least}, got {value!r}")
     return pair
 
 
-def _integer(name: str, value: Any, number: Any) -> int:
-    """``number`` out of the argument ``name=value`` as an int: NumPy's too, but no floats and no bools."""
+def _integer(number: Any, rule: str, value: Any) -> int:
+    """``number`` as an int, NumPy's too, but no float and no bool; else an error: the rule, and what came."""
     if type(number) is int or isinstance(number, torch.SymInt):
         return number
-    if isinstance(number, (bool, str)) or not hasattr(number, "__index__"):
-        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    return operator.index(number)
+    try:
+        if not isinstance(number, bool):
+            return operator.index(number)
+    except TypeError:
+        pass
+    raise TypeError(f"{rule}, got {value!r}")
 
 
 def _padding(
@@ -188,7 +193,10 @@ def _check_sizes(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: C
     if groups < 1:
         raise RuntimeError(f"groups must be at least 1, got {groups}")
     if c % groups:
-        raise RuntimeError(f"in_channels={c} is not divisible by groups={groups}")
+        raise RuntimeError(
+            f"in_channels={c} is not divisible by groups={groups}; "
+            f"weight {_size(weight)} takes {group_in * groups} channels"
+        )
     if k % groups:
         raise RuntimeError(f"out_channels={k} is not divisible by groups={groups}")
     if min(k, group_in, r, s, h, w) < 1:

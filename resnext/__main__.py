@@ -12,7 +12,10 @@ def main() -> None:
 
         cli.main()
     except ModuleNotFoundError as error:
-        print(f"error: the command line needs {error.name}: pip install 'gconv[train]'", file=sys.stderr)
+        print(
+            f"error: the command line needs {error.name}: install gconv with its extra 'train'",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -50,16 +50,18 @@ def load(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
         UserError: missing, cut short, damaged, or of another program.
     """
     path = path / FILE_NAME if path.is_dir() else path
-    train_first = "train one with `python -m resnext train`, or give the path of another"
+    train_first = "train one with `resnext train`, or give the path of another"
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; {train_first}")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for as many kinds of damage
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: not a checkpoint that can be read ({reason}); {train_first}") from None
+    except Exception:  # torch.load raises half a dozen types for as many kinds of damage
+        raise UserError(f"{path}: cut short, damaged, or no checkpoint at all; {train_first}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this program; {train_first}")
-    model = ResNeXt(**content["network"]).to(device)
-    model.load_state_dict(content["weights"])
-    return Checkpoint(model.eval(), content["network"], content["epochs"])
+    try:
+        model = ResNeXt(**content["network"])
+        model.load_state_dict(content["weights"])
+        return Checkpoint(model.to(device).eval(), content["network"], content["epochs"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        raise UserError(f"{path}: its weights and its network do not fit together; {train_first}") from None

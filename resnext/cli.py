@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import torch
 import typer
@@ -34,7 +35,8 @@ app = typer.Typer(
     help="ResNeXt on gconv's grouped convolutions: train one on real digits, use it, take it apart.",
     epilog="Start with `resnext train`, then `resnext evaluate` and `resnext predict runs/demo/samples/*`.",
 )
-console = Console(highlight=False)
+# No markup: a path may hold brackets.
+console = Console(highlight=False, markup=False)
 
 DEMO = Path("runs/demo")
 
@@ -56,6 +58,16 @@ BackendOption = Annotated[
 ]
 
 
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """What holds for every command."""
+    if version:
+        console.print(f"gconv {gconv.__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
 @app.command()
 def train(
     name: Annotated[str, typer.Option(help="The run's name: a folder of it is made in --out.")] = DEMO.name,
@@ -65,21 +77,21 @@ def train(
         int, typer.Option(min=1, help="Passes over the 4,000 training images.")
     ] = Recipe.epochs,
     batch_size: Annotated[
-        int, typer.Option(min=2, max=4000, help="Images in one update.")
+        int, typer.Option(min=2, max=4000, help="Images in one update; a last, smaller batch is left out.")
     ] = Recipe.batch_size,
     learning_rate: Annotated[
         float, typer.Option(min=0, help="The highest rate of the one cycle.")
     ] = Recipe.learning_rate,
     weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's weight decay.")] = Recipe.weight_decay,
     cardinality: Annotated[
-        int, typer.Option(min=1, help="Groups of each 3x3 convolution.")
+        int, typer.Option(min=1, max=4096, help="Groups of each 3x3 convolution.")
     ] = Network.cardinality,
     base_width: Annotated[
-        int, typer.Option(min=1, help="Channels of a group in the first stage.")
+        int, typer.Option(min=1, max=4096, help="Channels of a group in the first stage.")
     ] = Network.base_width,
     repeats: Annotated[str, typer.Option(help="Blocks of each of the four stages.")] = "1,1,1,1",
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the weights, the order and the augmentation.")
+        int, typer.Option(min=0, max=2**31, help="Of the weights, the order and the augmentation.")
     ] = Recipe.seed,
     device: DeviceOption = "auto",
     backend: BackendOption = Backend.auto,
@@ -95,12 +107,13 @@ def train(
     Ctrl-C saves a checkpoint and stops.
     """
     network = _network(repeats, cardinality, base_width)
-    folder = _new_folder(out, name, overwrite)
+    where = _device(device)
     recipe = Recipe(epochs, batch_size, learning_rate, weight_decay, seed)
+    folder = _new_folder(out, name, overwrite)
     start = time.perf_counter()
     try:
         with gconv.backend(backend):
-            result = run_training(network, recipe, folder, console, _device(device))
+            result = run_training(network, recipe, folder, console, where)
     except KeyboardInterrupt:
         kept = folder / checkpoint.FILE_NAME
         left = (
@@ -111,7 +124,7 @@ def train(
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
     wrong = int((~result.correct).sum())
     console.print(
-        f"\n[bold]{result.accuracy:.2f}%[/bold] of {len(result.correct):,} held-out digits right, "
+        f"\n{result.accuracy:.2f}% of {len(result.correct):,} held-out digits right, "
         f"{wrong} wrong, after {minutes} min {seconds} s"
     )
     _print_written(folder)
@@ -119,7 +132,7 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")] = DEMO,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A checkpoint, or the folder of a run.")] = DEMO,
     device: DeviceOption = "auto",
     backend: BackendOption = Backend.auto,
 ) -> None:
@@ -129,7 +142,7 @@ def evaluate(
     _, digits = load_mnist5k()
     with gconv.backend(backend):
         result = run_evaluation(saved.model, digits, where)
-    table = Table(title=f"{run}, after {saved.epochs:g} epochs, on {len(digits):,} held-out digits")
+    table = Table(title=f"{run}, epochs: {saved.epochs:.3g}, on {len(digits):,} held-out digits")
     for heading in ("digit", "images", "right", "accuracy", "mistaken for"):
         table.add_column(heading, justify="left" if heading == "mistaken for" else "right")
     guesses = result.probabilities.argmax(1)
@@ -140,22 +153,29 @@ def evaluate(
         mistaken = ", ".join(f"{CLASSES[i]} ({n})" for i, n in enumerate(wrong.tolist()) if n)
         count = int(of_class.sum())
         table.add_row(name, str(count), str(right), f"{100 * right / count:.1f}%", mistaken)
-    console.print(table)
-    console.print(f"top-1 accuracy [bold]{result.accuracy:.2f}%[/bold], cross-entropy {result.loss:.4f}")
+    _print_table(table)
+    console.print(f"top-1 accuracy {result.accuracy:.2f}%, cross-entropy {result.loss:.4f}")
 
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files: PNG, JPEG, what Pillow reads.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files: PNG, JPEG, what Pillow reads.")
+    ],
     run: Annotated[
         Path, typer.Option("--checkpoint", "-c", help="A checkpoint, or the folder of a run.")
     ] = DEMO,
-    resize: Annotated[bool, typer.Option("--resize", help="Scale images to 28 x 28.")] = False,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Scale images to 28 x 28, black beside what is not square.")
+    ] = False,
     invert: Annotated[bool, typer.Option("--invert", help="For dark digits on a light ground.")] = False,
     device: DeviceOption = "auto",
     backend: BackendOption = Backend.auto,
 ) -> None:
-    """Say which digit is on each IMAGE: light on dark, 28 x 28 pixels, as in RUN/samples."""
+    """Say which digit is on each IMAGE: light on dark, 28 x 28 pixels, as in RUN/samples.
+
+    Colours become grey; what is transparent becomes the ground.
+    """
     where = _device(device)
     saved = checkpoint.load(run, where)
     pixels = torch.stack([read_image(path, resize=resize, invert=invert) for path in images])
@@ -167,16 +187,17 @@ def predict(
         table.add_row(
             str(path), CLASSES[best], f"{thought[best]:.1%}", CLASSES[second], f"{thought[second]:.1%}"
         )
-    console.print(table)
+    _print_table(table)
 
 
 @app.command()
 def summary(
     variants: Annotated[
-        list[str] | None, typer.Argument(help=f"Any of: {', '.join(VARIANTS)}.", metavar="[VARIANT]...")
+        list[str] | None, typer.Argument(help=f"Any of: {', '.join(VARIANTS)}.", metavar="VARIANT")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels of a side; by default 224, 32 for the CIFAR networks.")
+        int | None,
+        typer.Option(min=1, max=2**16, help="Pixels of a side; by default 224, 32 for the CIFAR networks."),
     ] = None,
 ) -> None:
     """Lay networks side by side, stage by stage: output size, blocks, parameters, FLOPs.
@@ -197,7 +218,7 @@ def summary(
         key = (size, *((stage.name, _side(stage)) for stage in stages))
         groups.setdefault(key, {})[name] = stages
     for (size, *_), networks in groups.items():
-        console.print(_structure_table(size, networks))
+        _print_table(_structure_table(size, networks))
 
 
 def _structure_table(size: int, networks: dict[str, list[complexity.Stage]]) -> Table:
@@ -240,8 +261,11 @@ def complexity_(
     the block's parameters and FLOPs (multiply-adds), the 50-layer network's, and the ImageNet top-1 errors
     that the paper reports. All but the errors is counted on the modules themselves.
     """
-    pairs = list(complexity.EQUAL_COMPLEXITY)
-    pairs += [(c, complexity.matching_width(c)) for c in cardinality or () if c not in dict(pairs)]
+    pairs = dict(complexity.EQUAL_COMPLEXITY)
+    try:
+        pairs |= {c: complexity.matching_width(c) for c in cardinality or () if c not in pairs}
+    except ValueError as error:
+        raise UserError(f"--cardinality: {error}, for a block as complex as 32 x 4d") from None
     table = Table(title="cardinality against width, at the complexity of ResNeXt-50 (32 x 4d)")
     headings = (
         "C",
@@ -256,11 +280,11 @@ def complexity_(
     )
     for heading in headings:
         table.add_column(heading, justify="right")
-    for c, d in sorted(pairs):
+    for c, d in sorted(pairs.items()):
         block_parameters, block_flops = complexity.block_complexity(c, d)
         with torch.device("meta"):
             stages = complexity.stages(ResNeXt((3, 4, 6, 3), c, d))
-        errors = complexity.EQUAL_COMPLEXITY.get((c, d))
+        errors = complexity.PAPER_ERRORS.get(c)
         table.add_row(
             str(c),
             str(d),
@@ -271,7 +295,7 @@ def complexity_(
             f"{sum(s.flops for s in stages) / 1e9:.2f}",
             *(f"{error}%" for error in errors or ()),
         )
-    console.print(table)
+    _print_table(table)
     console.print(
         "error 50, error 101: ImageNet top-1 errors at 50 and 101 layers, from the paper, not measured here"
     )
@@ -281,9 +305,15 @@ def main() -> None:
     """Runs the command line; what a person can mend is one line on stderr, and exit code 2."""
     try:
         app()
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _device(name: str) -> torch.device:
@@ -292,9 +322,9 @@ def _device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = re.split(r"\n|\. ", str(error))[0]
         raise UserError(f"--device {name}: {reason}; try --device auto") from None
     return device
 
@@ -328,6 +358,13 @@ def _new_folder(out: Path, name: str, overwrite: bool) -> Path:
             raise UserError(f"{folder}: not a run, so it is not overwritten; choose another --name")
         shutil.rmtree(folder)
     return folder
+
+
+def _print_table(table: Table) -> None:
+    """On a narrow terminal, and in a file, numbers and paths go on in the next line rather than be cut."""
+    for column in table.columns:
+        column.overflow = "fold"
+    console.print(table)
 
 
 def _print_written(folder: Path) -> None:

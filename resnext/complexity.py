@@ -15,14 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resnext.model import Bottleneck, ResNeXt
 
-# (C, d) of table 2 of the paper, with its ImageNet-1K top-1 errors in percent at 50 and 101 layers (table 3).
-EQUAL_COMPLEXITY = {
-    (1, 64): (23.9, 22.0),
-    (2, 40): (23.0, 21.7),
-    (4, 24): (22.6, 21.4),
-    (8, 14): (22.3, 21.3),
-    (32, 4): (22.2, 21.2),
-}
+# Table 2 of the paper: the width d at each cardinality C.
+EQUAL_COMPLEXITY = {1: 64, 2: 40, 4: 24, 8: 14, 32: 4}
+# Table 3 of the paper: ImageNet-1K top-1 errors of those networks in percent, at 50 and at 101 layers.
+PAPER_ERRORS = {1: (23.9, 22.0), 2: (23.0, 21.7), 4: (22.6, 21.4), 8: (22.3, 21.3), 32: (22.2, 21.2)}
 
 
 @dataclass(frozen=True)
@@ -114,14 +110,15 @@ def block_complexity(cardinality: int, width: int) -> tuple[int, int]:
 def matching_width(cardinality: int) -> int:
     """The width d at which a conv2 block of ``cardinality`` C is as complex as ResNeXt's 32 x 4d.
 
-    The positive root of C (512 d + 9 d^2) = parameters of 32 x 4d, rounded, at least 1.
+    The positive root of C (512 d + 9 d^2) = parameters of 32 x 4d, rounded.
 
     Raises:
-        ValueError: ``cardinality`` is below 1.
+        ValueError: ``cardinality`` is below 1, or so high that even d = 1 is more complex.
     """
-    if cardinality < 1:
-        raise ValueError(f"cardinality must be at least 1, got {cardinality}")
     budget, _ = block_complexity(32, 4)
+    narrowest, _ = block_complexity(1, 1)
+    if not 1 <= cardinality <= budget // narrowest:
+        raise ValueError(f"cardinality must be from 1 to {budget // narrowest}, got {cardinality}")
     return max(1, round((-512 + (512**2 + 36 * budget / cardinality) ** 0.5) / 18))
 
 

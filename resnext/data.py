@@ -74,7 +74,7 @@ def read_image(path: Path, *, resize: bool = False, invert: bool = False) -> Ten
 
     Args:
         path: any format that Pillow reads.
-        resize: scale the image to 28 x 28; otherwise it must be of that size.
+        resize: scale the image to 28 x 28, with black beside what is not square; else it must have that size.
         invert: for dark digits on a light ground; the network knows light ones on a dark ground.
 
     Raises:
@@ -82,11 +82,11 @@ def read_image(path: Path, *, resize: bool = False, invert: bool = False) -> Ten
     """
     try:
         with Image.open(path) as file:
-            image = file.convert("L")
+            image = _grey(file, ground="white" if invert else "black")
     except FileNotFoundError:
         raise UserError(f"{path}: no such image; give the path of a PNG or JPEG file") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path}: not an image that can be read ({error}); give a PNG or JPEG file") from None
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        raise UserError(f"{path}: not an image that can be read; give a PNG or JPEG file") from None
     size = (IMAGE_SIZE, IMAGE_SIZE)
     if image.size != size and not resize:
         wide, high = image.size
@@ -94,8 +94,21 @@ def read_image(path: Path, *, resize: bool = False, invert: bool = False) -> Ten
             f"{path}: {wide} x {high} pixels, but this network takes {IMAGE_SIZE} x {IMAGE_SIZE}; "
             "scale the image, or pass --resize"
         )
-    image = image.resize(size, Image.Resampling.LANCZOS) if image.size != size else image
-    return torch.from_numpy(np.array(ImageOps.invert(image) if invert else image)).unsqueeze(0)
+    image = ImageOps.invert(image) if invert else image
+    image = ImageOps.pad(image, size, Image.Resampling.LANCZOS) if image.size != size else image
+    return torch.from_numpy(np.array(image)).unsqueeze(0)
+
+
+def _grey(file: Image.Image, ground: str) -> Image.Image:
+    """``file`` in 8 bits of grey, on the colour ``ground`` where it is transparent."""
+    if file.mode.startswith("I;16"):
+        return Image.fromarray((np.array(file) // 257).astype(np.uint8))
+    if file.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {file.mode} have no known range")
+    if file.has_transparency_data:
+        image = file.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("L")
+    return file.convert("L")
 
 
 def write_image(path: Path, image: Tensor) -> None:

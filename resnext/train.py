@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import platform
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 import gconv
 from resnext import checkpoint, plots
 from resnext.data import CLASSES, IMAGE_SIZE, Digits, augment, load_mnist5k, normalize, write_image
+from resnext.errors import UserError
 from resnext.model import ResNeXt
 
 
@@ -81,6 +82,8 @@ class Meter:
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Counts a batch: its mean loss, its logits (N, classes), its labels (N,)."""
+        if not math.isfinite(loss.item()):
+            raise UserError(f"training diverged, the loss is {loss.item()}; try a lower --learning-rate")
         self.seen += len(labels)
         self.loss_sum += loss.item() * len(labels)
         self.correct += int((logits.argmax(1) == labels).sum())
@@ -113,14 +116,17 @@ def train(
 
     Returns:
         The evaluation of the trained network on the 1,000 held-out digits.
+
+    Raises:
+        UserError: the loss is no longer a number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    versions = {name: version(name) for name in ("gconv", "torch", "numpy")}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "gconv": gconv.__version__}
     settings = {
         "network": asdict(network),
         "recipe": asdict(recipe),
         "device": str(device),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions,
     }
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     train_set, test_set = load_mnist5k()
@@ -130,8 +136,9 @@ def train(
 
     steps = recipe.epochs * (len(train_set) // recipe.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    # With 5 steps OneCycleLR would divide by zero.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.2
+        optimizer, recipe.learning_rate, total_steps=max(steps, 6), pct_start=0.2
     )
     rows, done = [], 0
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ REFUSED = [
     ({"dilation": 0}, RuntimeError, "dilation must be at least 1, got 0"),
     ({"groups": 0}, RuntimeError, "groups must be at least 1, got 0"),
     ({"groups": -2}, RuntimeError, "groups must be at least 1, got -2"),
-    ({"groups": 3}, RuntimeError, "in_channels=4 is not divisible by groups=3"),
+    ({"groups": 3}, RuntimeError, "in_channels=4 is not divisible by groups=3; weight (6, 2, 3, 3) takes 6"),
+    ({"stride": np.array([2, 1])}, TypeError, "stride must be an int or a pair of ints, got array([2, 1])"),
     ({"weight": W[:5]}, RuntimeError, "out_channels=5 is not divisible by groups=2"),
     ({"groups": 1}, RuntimeError, "2 input channels a group, 2 with groups=1, but input (1, 4, 5, 5) has 4"),
     ({"bias": torch.ones(7)}, RuntimeError, "each of the 6 output channels, got (7,)"),
@@ -71,13 +73,20 @@ def test_bad_arguments_raise_with_the_numbers(
 
 def test_unknown_backend_is_refused() -> None:
     for use in (
-        lambda: gconv.group_conv2d(X, W, groups=2, backend="cudnn"),
-        gconv.backend("cudnn").__enter__,
+        partial(gconv.group_conv2d, X, W, groups=2, backend="cudnn"),
+        partial(gconv.backend, "cudnn"),
     ):
         with pytest.raises(
             ValueError, match="backend must be one of 'auto', 'aten', 'reference', got 'cudnn'"
         ):
             use()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("groups", [np.int64(2), torch.tensor(2)], ids=repr)
+def test_groups_are_taken_in_every_form_that_conv2d_takes(groups: object, backend: str) -> None:
+    ours = gconv.group_conv2d(X, W, B, groups=groups, backend=backend)
+    torch.testing.assert_close(ours, F.conv2d(X, W, B, groups=groups))
 
 
 @pytest.mark.parametrize("number", [2, np.int64(2), [2], (2, 2), [2, 2], torch.Size((2, 2))], ids=repr)

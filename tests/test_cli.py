@@ -139,7 +139,8 @@ def test_a_run_is_not_overwritten_unasked(run: Run, tmp_path: Path) -> None:
         code == 2 and err == "error: runs/demo: exists already; choose another --name, or pass --overwrite\n"
     )
     assert kept.exists()
-    assert run("train", *SMALL, "--repeats", "1,1", "--overwrite")[0] == 2
+    for bad in (("--repeats", "1,1"), ("--device", "abacus"), ("--seed", "-1")):
+        assert run("train", *SMALL, *bad, "--overwrite")[0] == 2
     assert kept.exists(), "removed for a run that could not start"
     assert run("train", *SMALL, "--overwrite")[0] == 0
     assert not kept.exists()
@@ -168,6 +169,10 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, tmp_path: 
     Path("cut.pt").write_bytes(Path("runs/demo/checkpoint.pt").read_bytes()[:2000])
     Path("text.pt").write_text("no checkpoint")
     torch.save({"weights": {}}, "foreign.pt")
+    content = torch.load("runs/demo/checkpoint.pt")
+    torch.save({**content, "network": {**content["network"], "cardinality": 4}}, "other.pt")
+    torch.save({"format": checkpoint.FORMAT}, "short.pt")
+    Image.new("F", (28, 28)).save("float.tiff")
     Image.new("L", (40, 30)).save("wide.png")
     fine = "runs/demo/samples/digit-3.png"
     cases = [
@@ -178,13 +183,18 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, tmp_path: 
         (("train", "--name", "x", "--device", "abacus"), "--device abacus", "try --device auto"),
         (("train", "--name", "x", "--out", "text.png"), "text.png"),
         (("evaluate", "runs/none"), "runs/none: no such checkpoint", "resnext train"),
-        (("evaluate", "cut.pt"), "cut.pt: not a checkpoint that can be read", "resnext train"),
-        (("evaluate", "text.pt"), "text.pt: not a checkpoint that can be read"),
+        (("evaluate", "cut.pt"), "cut.pt: cut short, damaged, or no checkpoint", "resnext train"),
+        (("evaluate", "text.pt"), "text.pt: cut short, damaged, or no checkpoint"),
         (("evaluate", "foreign.pt"), "foreign.pt: not a checkpoint of this program"),
+        (("evaluate", "other.pt"), "other.pt: its weights and its network do not fit together"),
+        (("evaluate", "short.pt"), "short.pt: its weights and its network do not fit together"),
         (("predict", "none.png"), "none.png: no such image"),
         (("predict", "text.png"), "text.png: not an image that can be read"),
         (("predict", "wide.png"), "wide.png: 40 x 30 pixels", "takes 28 x 28", "--resize"),
         (("predict", "runs"), "runs: not an image"),
+        (("predict", "float.tiff"), "float.tiff: not an image that can be read"),
+        (("complexity", "--cardinality", "1000"), "cardinality must be from 1 to 134, got 1000"),
+        (("train", "--name", "x", "--learning-rate", "1e30", *SMALL), "diverged", "a lower --learning-rate"),
         (("predict", "-c", "runs/none", fine), "runs/none: no such checkpoint"),
         (("summary", "resnext51"), "resnext51: no such variant; choose from resnet50"),
     ]
@@ -207,6 +217,44 @@ def test_predict_resizes_and_inverts_on_request(run: Run) -> None:
     told = data.read_image(Path("paper.jpg"), resize=True, invert=True).double()
     exact = data.read_image(Path("runs/demo/samples/digit-3.png")).double()
     assert told.shape == (1, 28, 28) and (told - exact).abs().mean() < 10
+
+
+def test_predict_reads_colours_transparency_and_sixteen_bits(run: Run) -> None:
+    run("train", *SMALL)
+    digit = Path("runs/demo/samples/digit-3.png")
+    with Image.open(digit) as image:
+        grey = image.copy()
+    exact = data.read_image(digit)
+    white, black = Image.new("L", grey.size, 255), Image.new("L", grey.size, 0)
+    Image.merge("RGBA", (white, white, white, grey)).save("light.png")
+    Image.merge("LA", (black, grey)).save("dark.png")
+    Image.fromarray(exact[0].numpy().astype("uint16") * 257).save("deep.png")
+    grey.convert("P").save("palette.png")
+    for name, invert in (("light", False), ("dark", True), ("deep", False), ("palette", False)):
+        told = data.read_image(Path(f"{name}.png"), invert=invert)
+        assert (told.int() - exact.int()).abs().amax() <= 1, name
+
+
+def test_predict_keeps_the_proportions_of_what_it_resizes(run: Run) -> None:
+    Image.new("L", (56, 14), 255).save("wide.png")
+    told = data.read_image(Path("wide.png"), resize=True)[0]
+    assert told[11:17].min() > 200 and told[:9].max() == 0 and told[19:].max() == 0
+
+
+def test_names_with_brackets_are_printed_as_they_are(run: Run) -> None:
+    code, out, err = run("train", *SMALL, "--name", "warm[-1] [red]")
+    assert (code, err) == (0, "") and "written to runs/warm[-1] [red]:" in out
+    code, out, err = run("predict", "-c", "runs/warm[-1] [red]", "runs/warm[-1] [red]/samples/digit-1.png")
+    assert (code, err) == (0, "") and "runs/warm[-1] [red]/samples/digit-1.png" in out
+
+
+def test_few_steps_and_narrow_terminals(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for epochs in ("1", "5", "6"):
+        arguments = ("--epochs", epochs, "--batch-size", "300", "--repeats", "1,0,0,0", "--overwrite")
+        assert run("train", *arguments)[0] == 0
+    monkeypatch.setenv("COLUMNS", "50")
+    _, out, _ = run("complexity")
+    assert "…" not in out
 
 
 def test_summary_and_complexity_print_the_papers_tables(run: Run) -> None:
@@ -279,6 +327,6 @@ def test_checkpoint_runs_no_code(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "ran",)
 
     torch.save({"format": checkpoint.FORMAT, "network": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(cli.UserError, match="not a checkpoint that can be read"):
+    with pytest.raises(cli.UserError, match="cut short, damaged"):
         checkpoint.load(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()

@@ -193,6 +193,8 @@ def test_explain_follows_backend_padding_mode_and_plain_layers() -> None:
     assert gconv.explain(layer, torch.randn(8, 6, 5, dtype=torch.float64), backend="aten").backend == "aten"
     with pytest.raises(RuntimeError, match="one dtype"):
         gconv.explain(layer, torch.randn(8, 6, 5))
+    with pytest.raises(TypeError, match=r"layer must be an nn\.Conv2d, got Linear"):
+        gconv.explain(nn.Linear(2, 2), torch.randn(2, 2))
     with pytest.raises(RuntimeError, match="meta holds no data"):
         gconv.explain(layer.to("meta"), torch.empty(8, 6, 5, device="meta", dtype=torch.float64))
 

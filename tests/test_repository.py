@@ -78,7 +78,7 @@ def test_command_line_without_its_libraries_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; from resnext.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr == "error: the command line needs typer: pip install 'gconv[train]'\n"
+    assert done.stderr == "error: the command line needs typer: install gconv with its extra 'train'\n"
 
 
 README = (ROOT / "README.md").read_text()

@@ -196,8 +196,8 @@ def test_paper_facts_of_the_structure_table() -> None:
 
 def test_paper_facts_of_equal_complexity() -> None:
     """Widths, about 70k parameters and 0.22 GFLOPs a block: table 2 of the paper."""
-    assert list(complexity.EQUAL_COMPLEXITY) == [(1, 64), (2, 40), (4, 24), (8, 14), (32, 4)]
-    for c, d in complexity.EQUAL_COMPLEXITY:
+    assert list(complexity.EQUAL_COMPLEXITY.items()) == [(1, 64), (2, 40), (4, 24), (8, 14), (32, 4)]
+    for c, d in complexity.EQUAL_COMPLEXITY.items():
         parameters, flops = complexity.block_complexity(c, d)
         assert complexity.matching_width(c) == d
         assert parameters == c * (256 * d + 9 * d * d + 256 * d)

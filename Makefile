@@ -13,6 +13,7 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 	$(BIN)/python -m resnext train --overwrite
 	$(BIN)/python -m resnext evaluate
 	$(BIN)/python -m resnext predict runs/demo/samples/*.png
+	@echo "look at runs/demo/curves.png and mistakes.png; go on with: . .venv/bin/activate; resnext --help"
 
 test: .venv/dev.installed  ## run the tests (5 minutes)
 	$(BIN)/python -m pytest -q

@@ -69,7 +69,7 @@ class GroupConv2dFunction(Function):
         geometry: ConvGeometry,
         backend: str,
     ) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             return torch.ops.gconv.forward(input, weight, bias, activation, *geometry.settings, backend)
 
     @staticmethod
@@ -117,7 +117,7 @@ class InputGradFunction(Function):
     @staticmethod
     def forward(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
         size, settings = geometry.input_size, geometry.settings
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             return torch.ops.gconv.input_grad(grad_output, weight, size, *settings, backend)
 
     @staticmethod
@@ -159,7 +159,7 @@ class WeightGradFunction(Function):
         grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
     ) -> tuple[Tensor, Tensor]:
         size, settings = geometry.weight_size, geometry.settings
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             return torch.ops.gconv.weight_grad(grad_output, input, size, with_bias, *settings, backend)
 
     @staticmethod
@@ -191,6 +191,10 @@ class WeightGradFunction(Function):
             more, _ = weight_grad(grad_output, input_t, False, ctx.geometry, ctx.backend)
             weight_t = _sum(weight_t, more)
         return weight_t, bias_t
+
+
+# Below the tracking of views as well: an operator's result is its own, whatever views its making took.
+_below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 
 
 def _in_eager_autograd() -> bool:
@@ -250,7 +254,7 @@ def _make_differentiable(operator: Any, with_gradient: Callable[..., Any]) -> No
 
     def autograd_kernel(*args: Any) -> Any:
         if not _gradient_possible():
-            with torch._C._AutoDispatchBelowAutograd():
+            with _below_autograd():
                 return operator(*args)
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(

@@ -89,6 +89,8 @@ def _reason_to_leave(
         return "dense: groups=1"
     if type(module) is not nn.Conv2d:
         return f"its class {type(module).__name__} may do more than nn.Conv2d"
+    if {"forward", "_conv_forward"} & module.__dict__.keys():
+        return "its forward was replaced"
     if filter is not None and not filter(module, name):
         return "the filter left it"
     return None

@@ -76,19 +76,19 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
         raise TypeError(f"layer must be an nn.Conv2d, got {type(layer).__name__}")
     activation = getattr(layer, "activation", None)
     padded, padding = pad_input(layer, input)
-    padded, *_, geometry = prepare(
+    dtype, geometry = prepare(
         padded, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups, activation
     )
     name = dispatch.requested(backend)
     return Explanation(
         layer=repr(layer),
         geometry=geometry,
-        dtype=padded.dtype,
+        dtype=dtype,
         device=padded.device,
         backend=dispatch.choose(name, padded),
         reason=dispatch.reason(name, padded),
         flops=geometry.flops,
-        bytes=geometry.compulsory_bytes(padded.dtype.itemsize),
+        bytes=geometry.compulsory_bytes(dtype.itemsize),
         copy_speed=copy_speed(padded.device),
     )
 

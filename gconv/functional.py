@@ -61,15 +61,15 @@ def group_conv2d(
         return handle_torch_function(
             group_conv2d, tensors, *tensors, stride, padding, dilation, groups, **options
         )
-    input, weight, bias, geometry = prepare(
-        input, weight, bias, stride, padding, dilation, groups, activation
-    )
+    dtype, geometry = prepare(input, weight, bias, stride, padding, dilation, groups, activation)
     name = dispatch.requested(backend)
     if dispatch.choose(name, input) == "aten":
         zeros = "same" if padding == "same" else (geometry.padding.top, geometry.padding.left)
+        # Under autocast F.conv2d casts, and remembers the weights that it cast.
         output = F.conv2d(input, weight, bias, geometry.stride, zeros, geometry.dilation, geometry.groups)
         return output if activation is None else output.relu_()
     batch = input if input.ndim == 4 else input.unsqueeze(0)
+    batch, weight, bias = batch.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     output = autograd.group_conv(batch, weight, bias, activation, geometry, name)
     return output if input.ndim == 4 else output.squeeze(0)
 
@@ -83,14 +83,14 @@ def prepare(
     dilation: int | Sequence[int],
     groups: int,
     activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor | None, ConvGeometry]:
+) -> tuple[torch.dtype, ConvGeometry]:
     """Checks the arguments of :func:`group_conv2d`.
 
     Returns:
-        The tensors, in autocast's type where it is on, and the sizes of the call, N = 1 for one image.
+        The type that the convolution runs in, autocast's where it is on, and the sizes, N = 1 for one image.
     """
     _check_types(input, weight, bias, activation)
-    input, weight, bias = _autocast(input, weight, bias)
+    dtype = _common_dtype(input, weight, bias, activation)
     stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
     zeros, groups = (
         _padding(padding, weight, stride, dilation),
@@ -99,7 +99,7 @@ def prepare(
     size = input.shape if input.ndim == 4 else (1, *input.shape)
     geometry = ConvGeometry(size, weight.shape, stride, zeros, dilation, groups)
     _check_sizes(input, weight, bias, geometry)
-    return input, weight, bias, geometry
+    return dtype, geometry
 
 
 def check_activation(activation: Any) -> None:
@@ -123,21 +123,22 @@ def _check_types(input: Any, weight: Any, bias: Any, activation: Any) -> None:
         raise RuntimeError(f"input, weight and bias must be on one device, got {places}")
 
 
-def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors in autocast's type where it is on, float64 left alone; then their types must be one."""
+def _common_dtype(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> torch.dtype:
+    """The one type that the tensors have once autocast, where it is on, has cast them."""
     device = input.device.type
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    dtypes = [tensor.dtype for tensor in tensors]
     if device != "meta" and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        input, weight, bias = (
-            t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-            for t in (input, weight, bias)
-        )
-    if weight.dtype != input.dtype or (bias is not None and bias.dtype != input.dtype):
-        types = ", ".join(str(t.dtype) for t in (input, weight, bias) if t is not None)
-        raise RuntimeError(f"input, weight and bias must have one dtype, got {types}")
-    if input.dtype == torch.bool or input.layout != torch.strided:
-        raise RuntimeError(f"input must be dense numbers, got {input.dtype} in layout {input.layout}")
-    return input, weight, bias
+        wanted = torch.get_autocast_dtype(device)
+        dtypes = [wanted if d.is_floating_point and d != torch.float64 else d for d in dtypes]
+    dtype = dtypes[0]
+    if dtypes[1] != dtype or dtypes[-1] != dtype:
+        raise RuntimeError(f"input, weight and bias must have one dtype, got {', '.join(map(str, dtypes))}")
+    if dtype == torch.bool or input.layout != torch.strided:
+        raise RuntimeError(f"input must be dense numbers, got {dtype} in layout {input.layout}")
+    if activation is not None and dtype.is_complex:
+        raise RuntimeError(f"activation={activation!r} is not defined on complex numbers, got {dtype}")
+    return dtype
 
 
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:

@@ -88,11 +88,6 @@ class ConvGeometry:
         return self.weight_size[1], self.weight_size[0] // self.groups
 
     @property
-    def symmetric(self) -> bool:
-        """Whether opposite sides are padded alike, so that two numbers say it all."""
-        return self.padding.top == self.padding.bottom and self.padding.left == self.padding.right
-
-    @property
     def flops(self) -> int:
         """Floating-point operations of one pass, a multiply and an add counted as two.
 

@@ -1,8 +1,8 @@
 """The three passes as PyTorch operators: ``torch.ops.gconv.forward``, ``input_grad`` and ``weight_grad``.
 
-As operators they stay whole in a compiled or exported graph, and the choice of backend is made when the graph
-runs. Each has a fake kernel (sizes and strides without data) and a FLOP formula for PyTorch's flop counter.
-:mod:`gconv.autograd` gives them their gradients.
+As operators they stay whole in a compiled or exported graph. Each has a fake kernel (sizes and strides
+without data) and a FLOP formula for PyTorch's flop counter; :mod:`gconv.autograd` gives them their gradients.
+Where "aten" runs every pass, :func:`gconv.group_conv2d` calls ``F.conv2d`` instead, and none of this is used.
 
 Arguments are those that :func:`gconv.group_conv2d` has checked: ``padding`` is (top, bottom, left, right),
 ``activation`` None or "relu", ``backend`` a name of ``gconv.dispatch.BACKENDS``.
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import register_flop_formula
 from gconv import dispatch
 from gconv.geometry import ConvGeometry
 
-_SETTINGS = "int[2] stride, SymInt[4] padding, int[2] dilation, int groups, str backend"
+_SETTINGS = "int[2] stride, SymInt[4] padding, int[2] dilation, SymInt groups, str backend"
 
 # define and impl, not custom_op: a quarter of its host time a call.
 library = torch.library.Library("gconv", "DEF")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ def load(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; {train_first}")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch.load does not look at the checksums
+                raise zipfile.BadZipFile
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception:  # torch.load raises half a dozen types for as many kinds of damage
         raise UserError(f"{path}: cut short, damaged, or no checkpoint at all; {train_first}") from None

@@ -50,7 +50,7 @@ def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stag
         image_size: height and width, or one number for both.
 
     Raises:
-        ValueError: an image too small for the network's strides.
+        ValueError: ``image_size`` is below 1.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1:

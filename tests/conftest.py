@@ -5,6 +5,11 @@ import torch
 from oracle import CASES, PATHS, Case
 
 
+def pytest_configure() -> None:
+    # The tensors are small: a second thread gains nothing, and waits for its core where something else runs.
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param

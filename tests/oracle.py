@@ -52,10 +52,9 @@ def run(path: str, input: Tensor, weight: Tensor, bias: Tensor | None = None, **
         return gconv.group_conv2d(input, weight, bias, **settings, backend=path)
     activation = settings.pop("activation", None)
     arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **settings}
-    input, weight, bias, geometry = functional.prepare(
-        input, weight, bias, activation=activation, **arguments
-    )
-    batch = input if input.ndim == 4 else input.unsqueeze(0)
+    dtype, geometry = functional.prepare(input, weight, bias, activation=activation, **arguments)
+    batch, weight = (input if input.ndim == 4 else input.unsqueeze(0)).to(dtype), weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
     output = autograd.group_conv(batch, weight, bias, activation, geometry, "aten")
     return output if input.ndim == 4 else output.squeeze(0)
 
@@ -70,19 +69,22 @@ def expected(
     return [output.detach(), *torch.autograd.grad(output, [t for t in wide if t is not None], grad.double())]
 
 
-def bounds(case: Case, output: Tensor, dtype: torch.dtype) -> list[float]:
-    """How far output and gradients may be from the truth, for data of deviation 1.
+def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """How far output and gradients may be from the truth, element by element, for data of deviation 1.
 
-    A sum of ``length`` products of deviation 1 is of size sqrt(length); rounding each partial sum once in the
-    type that it is held in, and the result once in ``dtype``, moves it by some epsilons of that size.
+    The result is rounded once to ``dtype``: half an epsilon of its own size, one epsilon here. Before that it
+    is a sum of ``length`` products of deviation 1, held in float32 or wider: each partial sum, of size
+    sqrt(length), is rounded, which adds up to ``length`` epsilons at most. 6: for draws some deviations out.
     """
     k, group_in, r, s = case.weight
-    group_out, pixels = k // case.groups, output.numel() // k
-    lengths = [group_in * r * s, group_out * r * s, pixels, pixels]
+    group_out, pixels = k // case.groups, truth[0].numel() // k
     held = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    narrow, wide = torch.finfo(dtype).eps, torch.finfo(held).eps
-    # 6: the largest of a few thousand normal draws is some 4 deviations out; the rest is slack.
-    return [6 * math.sqrt(n) * (narrow + wide * math.sqrt(n)) + 1e-15 for n in (max(1, n) for n in lengths)]
+    narrow, wide = torch.finfo(dtype), torch.finfo(held)
+    lengths = (group_in * r * s, group_out * r * s, pixels, pixels)
+    return [
+        narrow.eps * (t.abs() + narrow.tiny) + 6 * wide.eps * (n + math.sqrt(n))
+        for t, n in zip(truth, lengths, strict=False)
+    ]
 
 
 CASES = [

@@ -40,6 +40,7 @@ REFUSED = [
     ({"groups": 1}, RuntimeError, "2 input channels a group, 2 with groups=1, but input (1, 4, 5, 5) has 4"),
     ({"bias": torch.ones(7)}, RuntimeError, "each of the 6 output channels, got (7,)"),
     ({"bias": torch.ones(1, 6)}, RuntimeError, "each of the 6 output channels, got (1, 6)"),
+    ({"bias": torch.ones(6, 1)}, RuntimeError, "each of the 6 output channels, got (6, 1)"),
     ({"input": X[0, 0]}, RuntimeError, "input must be (N, C, H, W) or (C, H, W), got (5, 5)"),
     (
         {"weight": W[0]},
@@ -58,6 +59,11 @@ REFUSED = [
     ({"bias": B.to("meta")}, RuntimeError, "on one device, got cpu, cpu, meta"),
     ({"padding": "full"}, ValueError, "padding must be numbers, 'same' or 'valid', got 'full'"),
     ({"padding": "same", "stride": 2}, RuntimeError, "padding='same' needs stride 1, got stride=(2, 2)"),
+    (
+        {"activation": "relu", "input": X.cfloat(), "weight": W.cfloat(), "bias": B.cfloat()},
+        RuntimeError,
+        "activation='relu' is not defined on complex numbers, got torch.complex64",
+    ),
     ({"activation": "gelu"}, ValueError, "activation must be None or 'relu', got 'gelu'"),
 ]
 

@@ -144,9 +144,38 @@ def test_autocast_takes_weights_wider_than_the_input(path: str) -> None:
 
 
 def test_autocast_does_not_narrow_the_sums_of_the_reference() -> None:
-    """Ones that float32 counts one by one, and bfloat16 only up to 256."""
-    x, w = torch.ones(1, 600, 1, 1), torch.ones(2, 300, 1, 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = run("reference", x, w.requires_grad_(), groups=2)
-        y.sum().backward()
-    assert y.dtype == torch.bfloat16 and y.flatten().tolist() == [300.0, 300.0]
+    """Inside the operators it is off: each pass gives the same bits as where it never was on."""
+    case = Case("", (3, 16, 9, 9), (16, 8, 3, 3), {"padding": 1, "groups": 2})
+    results = []
+    for enabled in (False, True):
+        tensors = case.tensors(torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = run("reference", *tensors, **case.settings)
+            grads = torch.autograd.grad(output, tensors, output.detach().sin())
+        results.append([output, *grads])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_autocast_casts_a_weight_once_for_many_calls() -> None:
+    """As for ``F.conv2d``: PyTorch remembers what it cast."""
+    x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 2, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile() as profile:
+        for _ in range(4):
+            run("aten", x.bfloat16(), w, groups=2)
+    casts = [event.count for event in profile.key_averages() if event.key == "aten::_to_copy"]
+    assert casts == [4 + 1], "one of each input, one of the weight"
+
+
+def test_outputs_and_gradients_may_be_changed_in_place(path: str) -> None:
+    """As ``nn.ReLU(inplace=True)`` behind a convolution does."""
+    for size in ((2, 4, 5, 5), (1, 4, 1, 1), (4, 5, 5)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(size, dtype=torch.float64)
+            x = (x.contiguous(memory_format=layout) if x.ndim == 4 else x).requires_grad_()
+            w = torch.randn(1 if size[-1] == 1 else 4, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+            results = []
+            for convolve in (lambda *t, **s: run(path, *t, **s), F.conv2d):
+                y = convolve(x, w, padding=1)
+                y.mul_(2).relu_()
+                results.append([y, *torch.autograd.grad(y.square().sum(), (x, w))])
+            torch.testing.assert_close(*results)

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+import gconv
 from resnext import checkpoint, cli, data, train
 from resnext.__main__ import main
 from resnext.data import Digits
@@ -105,14 +107,96 @@ def test_train_evaluate_predict(run: Run, tmp_path: Path) -> None:
         with Image.open(folder / picture) as image:
             assert image.width > 600 and image.height > 200
 
-    code, out, err = run("evaluate", "runs/first")
-    assert (code, err) == (0, "")
-    assert f"top-1 accuracy {float(rows[-1]['test_accuracy']):.2f}%" in out
+    for row in rows:
+        assert abs(float(row["images_per_second"]) * float(row["seconds"]) / 300 - 1) < 0.01
+        assert 0 < float(row["train_accuracy"]) <= 100 and float(row["train_loss"]) > 1
 
     samples = [f"runs/first/samples/digit-{digit}.png" for digit in range(10)]
     code, out, err = run("predict", "--checkpoint", "runs/first", *samples, "--backend", "reference")
     assert (code, err) == (0, "")
     assert all(sample in out for sample in samples)
+
+
+def cells(out: str) -> list[list[str]]:
+    """The rows of the tables in ``out``."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+
+
+def test_every_number_is_that_of_the_network(run: Run, tmp_path: Path) -> None:
+    """summary.csv, evaluate and predict against the saved weights, run by hand."""
+    run("train", *SMALL, "--batch-size", "20", "--repeats", "1,1,0,0", "--learning-rate", "0.01")
+    saved = checkpoint.load(Path("runs/demo"))
+    assert saved.epochs == 2 and not saved.model.training
+    _, held_out = cli.load_mnist5k()
+    with torch.no_grad():
+        logits = saved.model((held_out.images.float() / 255 - 0.1307) / 0.3081)
+    guesses, labels = logits.argmax(1), held_out.labels
+    loss, accuracy = F.cross_entropy(logits, labels).item(), (guesses == labels).double().mean().item()
+    last = summary(tmp_path / "runs" / "demo")[-1]
+    assert (
+        abs(float(last["test_loss"]) - loss) < 2e-4
+        and abs(float(last["test_accuracy"]) - 100 * accuracy) < 1e-9
+    )
+
+    ran = []
+    original = gconv.GroupConv2d._conv_forward
+
+    def spy(self: gconv.GroupConv2d, x: torch.Tensor, *rest: object) -> torch.Tensor:
+        ran.append(gconv.explain(self, x).backend)
+        return original(self, x, *rest)
+
+    gconv.GroupConv2d._conv_forward = spy
+    _, out, _ = run("evaluate", "--backend", "reference")
+    gconv.GroupConv2d._conv_forward = original
+    assert set(ran) == {"reference"}
+    assert f"top-1 accuracy {100 * accuracy:.2f}%, cross-entropy {loss:.4f}" in out
+    rows = [row for row in cells(out) if row[0].isdigit()]
+    assert [row[0] for row in rows] == [str(digit) for digit in range(10)]
+    for digit, (_, images, right, percent, mistaken) in enumerate(rows):
+        of_class = guesses[labels == digit]
+        assert (int(images), int(right)) == (len(of_class), int((of_class == digit).sum()))
+        assert percent == f"{100 * int(right) / int(images):.1f}%"
+        wrong = {
+            guess: int((of_class == guess).sum()) for guess in of_class.unique().tolist() if guess != digit
+        }
+        assert mistaken == ", ".join(f"{guess} ({count})" for guess, count in wrong.items())
+
+    paths = [f"runs/demo/samples/digit-{digit}.png" for digit in range(10)]
+    _, out, _ = run("predict", *paths)
+    for digit, (path, best, sure, second, less) in enumerate(
+        row for row in cells(out) if "samples" in row[0]
+    ):
+        index = int((labels == digit).nonzero()[0])
+        thought, order = logits[index].softmax(0).sort(descending=True)
+        assert [path, best, second] == [paths[digit], str(int(order[0])), str(int(order[1]))]
+        assert sure == f"{thought[0]:.1%}" and less == f"{thought[1]:.1%}"
+
+
+def test_meter_weighs_batches_by_their_size() -> None:
+    meter = train.Meter()
+    meter.add(torch.tensor(1.0), torch.tensor([[2.0, 1.0]]), torch.tensor([0]))
+    meter.add(torch.tensor(2.0), torch.tensor([[2.0, 1.0]] * 3), torch.tensor([0, 1, 1]))
+    row = meter.row()
+    assert (row["train_loss"], row["train_accuracy"]) == (1.75, 50.0)
+
+
+def test_batches_are_shuffled_anew_each_epoch_and_augmented(digits: tuple[Digits, Digits]) -> None:
+    few = Digits(digits[0].images[:100], torch.arange(100))
+    recipe = train.Recipe(batch_size=30)
+    epochs = [list(train._batches(few, recipe, epoch, torch.device("cpu"))) for epoch in (1, 2)]
+    orders = [torch.cat([labels for _, labels in batches]) for batches in epochs]
+    assert all(len(order) == 90 == len(order.unique()) for order in orders), "an incomplete batch is left out"
+    assert not torch.equal(*orders) and not torch.equal(orders[0], torch.arange(90))
+    plain = data.normalize(few.images[orders[0]])
+    moved = torch.cat([images for images, _ in epochs[0]])
+    assert not torch.isclose(plain, moved).flatten(1).all(1).any(), "an image came through as it was"
+    rows, columns = (
+        torch.stack([(x - x.amin()).sum((1, dim)) @ torch.arange(28.0) for x in (plain, moved)])
+        for dim in (3, 2)
+    )
+    ink = torch.stack([(x - x.amin()).sum((1, 2, 3)) for x in (plain, moved)])
+    for centre in (rows / ink, columns / ink):
+        assert 0.5 < (centre[1] - centre[0]).std() < 3, "moved by some pixels in both directions"
 
 
 def test_same_seed_trains_the_same_network(run: Run, tmp_path: Path) -> None:
@@ -168,6 +252,9 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, tmp_path: 
     Path("text.png").write_text("no image")
     Path("cut.pt").write_bytes(Path("runs/demo/checkpoint.pt").read_bytes()[:2000])
     Path("text.pt").write_text("no checkpoint")
+    flipped = bytearray(Path("runs/demo/checkpoint.pt").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    Path("flipped.pt").write_bytes(flipped)
     torch.save({"weights": {}}, "foreign.pt")
     content = torch.load("runs/demo/checkpoint.pt")
     torch.save({**content, "network": {**content["network"], "cardinality": 4}}, "other.pt")
@@ -184,6 +271,7 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, tmp_path: 
         (("train", "--name", "x", "--out", "text.png"), "text.png"),
         (("evaluate", "runs/none"), "runs/none: no such checkpoint", "resnext train"),
         (("evaluate", "cut.pt"), "cut.pt: cut short, damaged, or no checkpoint", "resnext train"),
+        (("evaluate", "flipped.pt"), "flipped.pt: cut short, damaged, or no checkpoint"),
         (("evaluate", "text.pt"), "text.pt: cut short, damaged, or no checkpoint"),
         (("evaluate", "foreign.pt"), "foreign.pt: not a checkpoint of this program"),
         (("evaluate", "other.pt"), "other.pt: its weights and its network do not fit together"),
@@ -266,8 +354,11 @@ def test_summary_and_complexity_print_the_papers_tables(run: Run) -> None:
     assert code == 0 and "34,426,698" in out and out.count("64 x 64 pixels") == 2
     code, out, _ = run("complexity", "--cardinality", "16")
     assert code == 0
-    for text in ("71,456", "0.224", "23.9%", "21.2%", "74,752"):
-        assert text in out
+    rows = {row[0]: row[1:] for row in cells(out) if row[0].isdigit()}
+    assert rows["1"] == ["64", "64", "69,632", "0.218", "25.6 M", "4.09", "23.9%", "22.0%"]
+    assert rows["8"] == ["14", "112", "71,456", "0.224", "25.6 M", "4.27", "22.3%", "21.3%"]
+    assert rows["16"] == ["8", "128", "74,752", "0.234", "26.4 M", "4.46", "", ""]
+    assert rows["32"] == ["4", "128", "70,144", "0.220", "25.0 M", "4.23", "22.2%", "21.2%"]
 
 
 def test_help_names_every_command(run: Run) -> None:
@@ -287,7 +378,7 @@ def test_interrupted_training_leaves_a_loadable_checkpoint(tmp_path: Path) -> No
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "PYTHONUNBUFFERED": "1"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
     )
     lines = []
     while not lines or "train loss" not in lines[-1]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, export
 
@@ -154,13 +153,16 @@ def test_fx_traces_the_call_as_one_node() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = gconv.GroupConv2d(8, 8, 3, groups=4)
+            self.conv = gconv.GroupConv2d(8, 8, 3, groups=4, activation="relu")
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.relu(self.conv(x))
+            y = self.conv(x)
+            return gconv.group_conv2d(y, self.conv.weight, groups=4, backend="reference")
 
     net = Net()
     traced = torch.fx.symbolic_trace(net)
-    assert gconv.group_conv2d in {node.target for node in traced.graph.nodes}
+    nodes = [node for node in traced.graph.nodes if node.target is gconv.group_conv2d]
+    assert [node.kwargs["activation"] for node in nodes] == ["relu", None]
+    assert [node.kwargs["backend"] for node in nodes] == [None, "reference"]
     x = torch.randn(2, 8, 5, 5)
     torch.testing.assert_close(traced(x), net(x))

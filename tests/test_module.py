@@ -129,25 +129,29 @@ def test_convert_says_what_it_left_and_why() -> None:
             "mine": Scaled(8, 8, 3, groups=2),
             "kept": nn.Conv2d(8, 8, (3, 5), stride=(2, 1), groups=4),
             "done": gconv.GroupConv2d(8, 8, 3, groups=4),
+            "patched": nn.Conv2d(8, 8, 3, groups=2),
             "fast": nn.Conv2d(8, 16, 3, stride=2, dilation=3, groups=4),
         }
     )
+    model["patched"].forward = lambda x: x
     report = gconv.convert(model, filter=lambda module, name: name != "kept")
     assert {layer.name: layer.reason for layer in report.layers} == {
         "dense": "dense: groups=1",
         "mine": "its class Scaled may do more than nn.Conv2d",
         "kept": "the filter left it",
         "done": "is a GroupConv2d already",
+        "patched": "its forward was replaced",
         "fast": "groups=4",
     }
     assert str(report).splitlines() == [
-        "layer  geometry                            result   why",
-        "dense  8 -> 8, 3x3                         left     dense: groups=1",
-        "mine   8 -> 8, 3x3                         left     its class Scaled may do more than nn.Conv2d",
-        "kept   8 -> 8, 3x5, stride (2, 1)          left     the filter left it",
-        "done   8 -> 8, 3x3                         left     is a GroupConv2d already",
-        "fast   8 -> 16, 3x3, stride 2, dilation 3  swapped  groups=4",
-        "1 of 5 convolutions swapped",
+        "layer    geometry                            result   why",
+        "dense    8 -> 8, 3x3                         left     dense: groups=1",
+        "mine     8 -> 8, 3x3                         left     its class Scaled may do more than nn.Conv2d",
+        "kept     8 -> 8, 3x5, stride (2, 1)          left     the filter left it",
+        "done     8 -> 8, 3x3                         left     is a GroupConv2d already",
+        "patched  8 -> 8, 3x3                         left     its forward was replaced",
+        "fast     8 -> 16, 3x3, stride 2, dilation 3  swapped  groups=4",
+        "1 of 6 convolutions swapped",
     ]
     assert not gconv.convert(model, filter=lambda module, name: name != "kept").swapped
 
@@ -179,6 +183,7 @@ def test_explain_counts_flops_bytes_and_the_floor() -> None:
     assert told.bytes == 4 * (2 * 8 * 128 * 56 * 56 + 128 * 4 * 3 * 3)
     assert told.floor == told.bytes / told.copy_speed > 0
     assert (told.backend, told.geometry.channels_per_group) == ("aten", (4, 4))
+    assert gconv.explain(layer.bfloat16(), torch.randn(8, 128, 56, 56).bfloat16()).bytes == told.bytes / 2
     text = str(told)
     assert "GroupConv2d(128, 128" in text and "aten: gconv has no kernel for cpu" in text
     assert "0.2312 GFLOP a pass, 8.99 FLOP a byte" in text and "25.71 MB" in text

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gconv
@@ -103,6 +105,48 @@ def test_network_trains_on_every_backend(backend: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_network_is_what_its_state_dict_and_the_paper_say(stem: str) -> None:
+    """The same function, written down again over the state dict."""
+    model = ResNeXt((2, 1, 1, 0), 4, 2, 7, stem=stem, stem_width=8).double().eval()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) - (0.5 if tensor.ndim > 1 else -0.5))
+    state = model.state_dict()
+
+    def conv_norm(x: Tensor, conv: str, norm: str, **settings: int) -> Tensor:
+        x = F.conv2d(x, state[f"{conv}.weight"], **settings)
+        mean, var, weight, bias = (
+            state[f"{norm}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.batch_norm(x, mean, var, weight, bias)
+
+    x = torch.randn(2, 3, 40, 36, dtype=torch.float64)
+    if stem == "imagenet":
+        y = F.max_pool2d(conv_norm(x, "conv1", "bn1", stride=2, padding=3).relu(), 3, 2, 1)
+    else:
+        y = conv_norm(x, "conv1", "bn1", padding=1).relu()
+    for stage, blocks in enumerate(model.repeats):
+        for i in range(blocks):
+            name, stride = f"layer{stage + 1}.{i}", 2 if stage and not i else 1
+            z = conv_norm(y, f"{name}.conv1", f"{name}.bn1").relu()
+            z = conv_norm(z, f"{name}.conv2", f"{name}.bn2", stride=stride, padding=1, groups=4).relu()
+            z = conv_norm(z, f"{name}.conv3", f"{name}.bn3")
+            if i == 0:
+                y = conv_norm(y, f"{name}.downsample.0", f"{name}.downsample.1", stride=stride)
+            y = (y + z).relu()
+    truth = y.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+    torch.testing.assert_close(model(x), truth)
+
+
+def test_weights_start_at_the_deviation_of_he() -> None:
+    """sqrt(2 / fan out), over the outputs that a weight reaches in its own group."""
+    model = ResNeXt((1, 1, 1, 1), 2, 32, stem_width=32)
+    for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
+        fan_out = conv.out_channels * conv.weight[0, 0].numel()
+        assert abs(conv.weight.std() / math.sqrt(2 / fan_out) - 1) < 0.1
+
+
 def test_output_sizes_of_both_stems() -> None:
     for stem, size in (("imagenet", (1, 256, 2, 2)), ("small", (1, 256, 8, 8))):
         model = ResNeXt((1, 1, 1, 1), 4, 2, 7, stem=stem, stem_width=8).eval()
@@ -192,6 +236,7 @@ def test_paper_facts_of_the_structure_table() -> None:
         assert abs(sum(s.parameters for s in stages) / 1e6 - parameters) < 0.06
         assert abs(sum(s.flops for s in stages) / 1e9 - flops) < 0.05
     assert stages[1].layers == ("1x1, 128", "3x3, 128, C=32", "1x1, 256")
+    assert stages[2].layers == ("1x1, 256", "3x3, 256, C=32", "1x1, 512"), "of the blocks without a stride"
 
 
 def test_paper_facts_of_equal_complexity() -> None:

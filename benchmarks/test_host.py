@@ -42,7 +42,7 @@ def test_call(benchmark: BenchmarkFixture, operands: tuple, call: Callable) -> N
 
 @pytest.mark.benchmark(group="host time over F.conv2d")
 def test_auto_costs_little_over_conv2d(benchmark: BenchmarkFixture, operands: tuple) -> None:
-    """The two in turn, so that a machine that slows down slows both; the median difference of the rounds."""
+    """The two in turn, the fastest round of each: what else the machine does can only add to a round."""
 
     def seconds(call: Callable, repeats: int = 300) -> float:
         start = time.perf_counter()
@@ -50,11 +50,12 @@ def test_auto_costs_little_over_conv2d(benchmark: BenchmarkFixture, operands: tu
             call(*operands)
         return (time.perf_counter() - start) / repeats
 
-    def round_trip() -> float:
-        return seconds(CALLS["function"]) - seconds(CALLS["F.conv2d"])
-
-    round_trip()
-    over = sorted(round_trip() for _ in range(21))
-    benchmark.extra_info["microseconds over F.conv2d"] = [round(over[i] * 1e6, 2) for i in (4, 10, 16)]
+    rounds = [(seconds(CALLS["function"]), seconds(CALLS["F.conv2d"])) for _ in range(25)]
+    ours, theirs = map(min, zip(*rounds, strict=True))
+    differences = sorted(a - b for a, b in rounds)
+    benchmark.extra_info["microseconds over F.conv2d"] = {
+        "fastest rounds": round((ours - theirs) * 1e6, 2),
+        "quartiles of all rounds": [round(differences[i] * 1e6, 2) for i in (6, 12, 18)],
+    }
     benchmark.pedantic(CALLS["function"], operands, rounds=100, iterations=10, warmup_rounds=10)
-    assert over[10] <= MOST, f"{over[10] * 1e6:.1f} us over F.conv2d"
+    assert ours - theirs <= MOST, f"{(ours - theirs) * 1e6:.1f} us over F.conv2d"

@@ -94,7 +94,7 @@ def prepare(
     stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
     zeros, groups = (
         _padding(padding, weight, stride, dilation),
-        _integer(groups, "groups must be an int", groups),
+        _integer(groups, "groups", groups, "an int"),
     )
     size = input.shape if input.ndim == 4 else (1, *input.shape)
     geometry = ConvGeometry(size, weight.shape, stride, zeros, dilation, groups)
@@ -110,9 +110,11 @@ def check_activation(activation: Any) -> None:
 
 def _check_types(input: Any, weight: Any, bias: Any, activation: Any) -> None:
     """What does not depend on any number: types, dimensions, devices, names."""
-    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
-        if not (isinstance(tensor, Tensor) or (tensor is None and name == "bias")):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
+    if not (tensors and (bias is None or isinstance(bias, Tensor))):
+        named = {"input": input, "weight": weight, **({} if bias is None else {"bias": bias})}
+        name, value = next((n, v) for n, v in named.items() if not isinstance(v, Tensor))
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
     check_activation(activation)
     if input.ndim not in (3, 4):
         raise RuntimeError(f"input must be (N, C, H, W) or (C, H, W), got {_size(input)}")
@@ -125,15 +127,15 @@ def _check_types(input: Any, weight: Any, bias: Any, activation: Any) -> None:
 
 def _common_dtype(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> torch.dtype:
     """The one type that the tensors have once autocast, where it is on, has cast them."""
-    device = input.device.type
-    tensors = (input, weight) if bias is None else (input, weight, bias)
-    dtypes = [tensor.dtype for tensor in tensors]
+    dtypes = (input.dtype, weight.dtype, input.dtype if bias is None else bias.dtype)
+    device = "cpu" if input.is_cpu else input.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         wanted = torch.get_autocast_dtype(device)
-        dtypes = [wanted if d.is_floating_point and d != torch.float64 else d for d in dtypes]
-    dtype = dtypes[0]
-    if dtypes[1] != dtype or dtypes[-1] != dtype:
-        raise RuntimeError(f"input, weight and bias must have one dtype, got {', '.join(map(str, dtypes))}")
+        dtypes = tuple(wanted if d.is_floating_point and d != torch.float64 else d for d in dtypes)
+    dtype, of_weight, of_bias = dtypes
+    if of_weight != dtype or of_bias != dtype:
+        types = ", ".join(map(str, dtypes if bias is not None else dtypes[:2]))
+        raise RuntimeError(f"input, weight and bias must have one dtype, got {types}")
     if dtype == torch.bool or input.layout != torch.strided:
         raise RuntimeError(f"input must be dense numbers, got {dtype} in layout {input.layout}")
     if activation is not None and dtype.is_complex:
@@ -143,22 +145,21 @@ def _common_dtype(input: Tensor, weight: Tensor, bias: Tensor | None, activation
 
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """(vertical, horizontal) from one number or two, each at least ``least``."""
-    rule = f"{name} must be an int or a pair of ints"
     if isinstance(value, (tuple, list)):
-        numbers = tuple(_integer(number, rule, value) for number in value)
+        numbers = tuple(_integer(number, name, value) for number in value)
         if len(numbers) not in (1, 2):
             raise RuntimeError(f"{name} must be one number or two, got {len(numbers)}: {value!r}")
         pair = (numbers[0], numbers[-1])
     else:
-        number = _integer(value, rule, value)
+        number = _integer(value, name, value)
         pair = (number, number)
     if pair[0] < least or pair[1] < least:
         raise RuntimeError(f"{name} must be at least {least}, got {value!r}")
     return pair
 
 
-def _integer(number: Any, rule: str, value: Any) -> int:
-    """``number`` as an int, NumPy's too, but no float and no bool; else an error: the rule, and what came."""
+def _integer(number: Any, name: str, value: Any, rule: str = "an int or a pair of ints") -> int:
+    """``number`` out of the argument ``name=value`` as an int: NumPy's too, but no float and no bool."""
     if type(number) is int or isinstance(number, torch.SymInt):
         return number
     try:
@@ -166,7 +167,7 @@ def _integer(number: Any, rule: str, value: Any) -> int:
             return operator.index(number)
     except TypeError:
         pass
-    raise TypeError(f"{rule}, got {value!r}")
+    raise TypeError(f"{name} must be {rule}, got {value!r}")
 
 
 def _padding(

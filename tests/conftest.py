@@ -4,6 +4,8 @@ import pytest
 import torch
 from oracle import CASES, PATHS, Case
 
+from resnext.data import Digits, load_mnist5k
+
 
 def pytest_configure() -> None:
     # The tensors are small: a second thread gains nothing, and waits for its core where something else runs.
@@ -23,3 +25,8 @@ def path(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[Digits, Digits]:
+    return load_mnist5k()

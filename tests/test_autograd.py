@@ -28,23 +28,13 @@ pytestmark = [
 
 @small_cases
 @activations
-def test_gradcheck(case: Case, path: str, activation: str | None) -> None:
+def test_gradcheck_and_gradgradcheck(case: Case, path: str, activation: str | None) -> None:
     tensors = [t for t in case.tensors() if t is not None]
 
     def convolve(*tensors: Tensor) -> Tensor:
         return run(path, *tensors, **case.settings, activation=activation)
 
     assert torch.autograd.gradcheck(convolve, tensors, check_forward_ad=True, check_batched_grad=True)
-
-
-@small_cases
-@activations
-def test_gradgradcheck(case: Case, path: str, activation: str | None) -> None:
-    tensors = [t for t in case.tensors() if t is not None]
-
-    def convolve(*tensors: Tensor) -> Tensor:
-        return run(path, *tensors, **case.settings, activation=activation)
-
     assert torch.autograd.gradgradcheck(convolve, tensors, check_fwd_over_rev=path != "aten")
 
 

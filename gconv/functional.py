@@ -92,10 +92,8 @@ def prepare(
     _check_types(input, weight, bias, activation)
     dtype = _common_dtype(input, weight, bias, activation)
     stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
-    zeros, groups = (
-        _padding(padding, weight, stride, dilation),
-        _integer(groups, "groups", groups, "an int"),
-    )
+    zeros = _padding(padding, weight, stride, dilation)
+    groups = _integer(groups, "groups", groups, "an int")
     size = input.shape if input.ndim == 4 else (1, *input.shape)
     geometry = ConvGeometry(size, weight.shape, stride, zeros, dilation, groups)
     _check_sizes(input, weight, bias, geometry)

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from gconv import aten, reference
+from gconv.geometry import ConvGeometry
 
-IMPLEMENTATIONS: dict[str, ModuleType] = {"aten": aten, "reference": reference}
+IMPLEMENTATIONS = {"triton": "gconv.kernels", "aten": "gconv.aten", "reference": "gconv.reference"}
 BACKENDS = ("auto", *IMPLEMENTATIONS)
+PASSES = ("forward", "input_grad", "weight_grad")
+
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+TRITON_INSTALLED = find_spec("triton") is not None
+MOST_PIXELS = 2**31 - 2**10  # kernels number pixels and weights with 32 bits, whole tiles of them
 
 # A plain global: torch.compile guards on it and compiles anew when it changes. It cannot trace a ContextVar,
 # and it does not guard on thread-local state.
@@ -29,7 +38,8 @@ def backend(name: str) -> AbstractContextManager[None]:
     of the call goes before it.
 
     Args:
-        name: "auto" takes the fastest, "aten" is PyTorch's own convolution, "reference" is readable PyTorch.
+        name: "auto" takes the fastest, "triton" is gconv's kernels, "aten" is PyTorch's own convolution,
+            "reference" is readable PyTorch.
 
     Raises:
         ValueError: ``name`` is none of them.
@@ -62,18 +72,95 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
 
 
-def choose(name: str, input: Tensor) -> str:
-    """Who runs a convolution of ``input`` where ``name`` was requested: a key of ``IMPLEMENTATIONS``."""
-    return "aten" if name == "auto" else name
+def aten_alone(name: str, input: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> bool:
+    """Whether all passes of a call run on "aten", so that ``F.conv2d`` itself can take it.
+
+    Raises:
+        RuntimeError: "triton" was asked for and cannot run.
+    """
+    if name == "auto":
+        return input.is_cpu or not _kernels_could_pay(input, dtype, geometry)
+    if name == "triton" and not torch.compiler.is_compiling():
+        _require_triton(input, dtype, geometry)  # else when the compiled graph runs
+    return name == "aten"
 
 
-def reason(name: str, input: Tensor) -> str:
-    """Why :func:`choose` chose what it did, in words."""
+def decide(name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> tuple[str, str]:
+    """Who runs one pass where backend ``name`` was requested, and why in words.
+
+    Args:
+        name: of ``BACKENDS``.
+        pass_: of ``PASSES``.
+        operand: x or dy, whichever the pass reads first.
+        dtype: what the pass runs in.
+
+    Raises:
+        RuntimeError: "triton" was asked for and cannot run.
+    """
+    if name == "triton":
+        _require_triton(operand, dtype, geometry)
     if name != "auto":
-        return "asked for"
-    return f"gconv has no kernel for {input.device.type}, PyTorch's own is the fastest"
+        return name, "asked for"
+    if not operand.is_cuda:
+        return "aten", f"gconv has no kernel for {operand.device.type}, PyTorch's own is the fastest"
+    if problem := _problem(operand, dtype, geometry):
+        return "aten", problem
+    if not _channels_last(operand):
+        return "aten", "the tensors are contiguous, and gconv's kernels are channels_last"
+    if not import_module(IMPLEMENTATIONS["triton"]).pays(pass_, geometry, dtype, operand.device):
+        return "aten", "gconv's kernels are not known to be faster for this geometry"
+    return "triton", "the kernel moves each byte of the activations once"
 
 
-def implementation(name: str, input: Tensor) -> ModuleType:
-    """The module that runs a pass over ``input`` where backend ``name`` was requested."""
-    return IMPLEMENTATIONS[choose(name, input)]
+def implementation(name: str, pass_: str, operand: Tensor, geometry: ConvGeometry) -> ModuleType:
+    """The module that runs a pass, as :func:`decide` decides it."""
+    return import_module(IMPLEMENTATIONS[decide(name, pass_, operand, operand.dtype, geometry)[0]])
+
+
+def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> bool:
+    """Whether :func:`decide` might take "triton" for some pass. Cheap, and traceable by Dynamo."""
+    grouped = input.is_cuda and TRITON_INSTALLED and geometry.groups > 1
+    return grouped and dtype in TRITON_DTYPES and _channels_last(input)
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    """Whether the channels are side by side in memory."""
+    return tensor.stride(-3) == 1
+
+
+def _require_triton(operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> None:
+    if problem := _problem(operand, dtype, geometry):
+        raise RuntimeError(f"backend='triton' cannot run here: {problem}")
+
+
+def _problem(operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> str | None:
+    """Why the kernels cannot run, None where they can."""
+    if not TRITON_INSTALLED:
+        return "Triton is not installed; pip install triton"
+    if problem := _device_problem(operand.device):
+        return problem
+    if dtype not in TRITON_DTYPES:
+        return f"the kernels take float16, bfloat16 and float32, got {dtype}"
+    (n, _, h, w), (_, _, p, q), (k, cg, r, s) = geometry.input_size, geometry.output_size, geometry.weight_size
+    if max(n * h * w, n * p * q, k * cg * r * s) > MOST_PIXELS:
+        return f"the kernels take at most {MOST_PIXELS} pixels and as many weights, got input {geometry.input_size}"
+    return None
+
+
+@cache
+def _device_problem(device: torch.device) -> str | None:
+    """Why the kernels cannot run on ``device``, None where they can. Meta tensors are never run."""
+    if device.type == "cuda":
+        old = torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
+        return "the kernels need compute capability 8.0 or newer" if old else None
+    if device.type == "meta" or (device.type == "cpu" and _interpreted()):
+        return None
+    return (
+        f"the kernels need a CUDA or ROCm device, got {device.type}; "
+        "TRITON_INTERPRET=1 in the environment runs them on the CPU, slowly, to test them"
+    )
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs in its interpreter: decided once, when the kernels are first imported."""
+    return import_module("gconv.kernels.packing").INTERPRETED.value

@@ -23,8 +23,10 @@ class Explanation:
         layer: the layer's repr.
         geometry: the sizes of the call.
         dtype, device: of the call.
-        backend: who runs it: "aten" or "reference".
+        backend: who runs the forward pass: "triton", "aten" or "reference".
         reason: why that one.
+        passes: who runs each pass: "aten", "reference", or "triton" with kernel and tile.
+        copies: what is copied to another layout around the kernels, None where nothing is.
         flops: floating-point operations of one pass, a multiply and an add counted as two.
         bytes: bytes that a pass cannot avoid moving: x, w and y once each.
         copy_speed: bytes a second, read plus written, of a large copy measured on the device.
@@ -36,6 +38,8 @@ class Explanation:
     device: torch.device
     backend: str
     reason: str
+    passes: dict[str, str]
+    copies: str | None
     flops: int
     bytes: int
     copy_speed: float
@@ -52,11 +56,14 @@ class Explanation:
             "call": f"{sizes[0]} -> {sizes[1]}, {self.dtype}, on {self.device}",
             "groups": f"{self.geometry.groups}, of {cg} channels in and {kg} out",
             "backend": f"{self.backend}: {self.reason}",
+            **(self.passes if len({*self.passes.values()}) > 1 else {}),
+            **({} if self.copies is None else {"copies": self.copies}),
             "work": f"{self.flops / 1e9:.4g} GFLOP a pass, {self.flops / self.bytes:.3g} FLOP a byte",
             "traffic": f"{self.bytes / 1e6:.4g} MB a pass at the least: x, w and y once each",
             "floor": f"{self.floor * 1e6:.4g} us a pass, at the {self.copy_speed / 1e9:.4g} GB/s of a copy",
         }
-        return "\n".join([self.layer, *(f"  {name:<8} {text}" for name, text in rows.items())])
+        width = max(map(len, rows))
+        return "\n".join([self.layer, *(f"  {name:<{width}}  {text}" for name, text in rows.items())])
 
 
 def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> Explanation:
@@ -80,17 +87,37 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
         padded, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups, activation
     )
     name = dispatch.requested(backend)
+    decisions = {p: dispatch.decide(name, p, padded, dtype, geometry) for p in dispatch.PASSES}
+    chosen, reason = decisions["forward"]
     return Explanation(
         layer=repr(layer),
         geometry=geometry,
         dtype=dtype,
         device=padded.device,
-        backend=dispatch.choose(name, padded),
-        reason=dispatch.reason(name, padded),
+        backend=chosen,
+        reason=reason,
+        passes={p: _describe(p, who, dtype, padded.device, geometry) for p, (who, _) in decisions.items()},
+        copies=_copies(decisions, padded),
         flops=geometry.flops,
         bytes=geometry.compulsory_bytes(dtype.itemsize),
         copy_speed=copy_speed(padded.device),
     )
+
+
+def _describe(pass_: str, backend: str, dtype: torch.dtype, device: torch.device, geometry: ConvGeometry) -> str:
+    """Who runs a pass, with kernel and tile where there are any."""
+    if backend != "triton":
+        return backend
+    from gconv import kernels
+
+    return f"triton: {kernels.tile_of(pass_, geometry, dtype, device)}"
+
+
+def _copies(decisions: dict[str, tuple[str, str]], input: Tensor) -> str | None:
+    """What the kernels, which are channels_last, copy where the tensors are contiguous."""
+    if input.stride(-3) == 1 or all(backend != "triton" for backend, _ in decisions.values()):
+        return None
+    return "the input is contiguous: each pass copies it to channels_last and its result back"
 
 
 @cache

@@ -44,7 +44,8 @@ def group_conv2d(
         dilation: distance between taps, one number, or (vertical, horizontal); at least 1.
         groups: C and K are split into this many independent convolutions.
         activation: None, or "relu", applied to the result.
-        backend: "auto", "aten" or "reference"; None takes that of the enclosing ``with gconv.backend(...)``.
+        backend: "auto", "triton", "aten" or "reference"; None takes that of the enclosing
+            ``with gconv.backend(...)``.
 
     Returns:
         (N, K, P, Q), or (K, P, Q) for one image, channels_last where input or weight is. The height P is
@@ -53,7 +54,8 @@ def group_conv2d(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: an unknown activation, backend or padding name.
-        RuntimeError: numbers, shapes, dtypes or devices that don't fit together, as ``F.conv2d`` raises.
+        RuntimeError: numbers, shapes, dtypes or devices that don't fit together, as ``F.conv2d`` raises; or
+            ``backend="triton"`` where it cannot run.
     """
     if has_torch_function_variadic(input, weight, bias):
         tensors = (input, weight, bias)
@@ -63,7 +65,7 @@ def group_conv2d(
         )
     dtype, geometry = prepare(input, weight, bias, stride, padding, dilation, groups, activation)
     name = dispatch.requested(backend)
-    if dispatch.choose(name, input) == "aten":
+    if dispatch.aten_alone(name, input, dtype, geometry):
         zeros = "same" if padding == "same" else (geometry.padding.top, geometry.padding.left)
         # Under autocast F.conv2d casts, and remembers the weights that it cast.
         output = F.conv2d(input, weight, bias, geometry.stride, zeros, geometry.dilation, geometry.groups)

@@ -47,7 +47,7 @@ def forward(
 ) -> Tensor:
     """y (N, K, P, Q): channels_last where input or weight is, else contiguous, as ``F.conv2d`` decides it."""
     geometry = ConvGeometry.of(input.shape, weight.shape, stride, padding, dilation, groups)
-    run = dispatch.implementation(backend, input)
+    run = dispatch.implementation(backend, "forward", input, geometry)
     with _no_autocast(input):
         output = run.forward(input, weight, bias, geometry, activation)
     return _arrange(output, _layout(input, weight))
@@ -65,7 +65,7 @@ def input_grad(
 ) -> Tensor:
     """dx (N, C, H, W): channels_last where grad_output or weight is, else contiguous."""
     geometry = ConvGeometry.of(input_size, weight.shape, stride, padding, dilation, groups)
-    run = dispatch.implementation(backend, grad_output)
+    run = dispatch.implementation(backend, "input_grad", grad_output, geometry)
     with _no_autocast(grad_output):
         grad = run.input_grad(grad_output, weight, geometry)
     return _arrange(grad, _layout(grad_output, weight))
@@ -87,7 +87,7 @@ def weight_grad(
     dw is channels_last where grad_output or input is, else contiguous.
     """
     geometry = ConvGeometry.of(input.shape, weight_size, stride, padding, dilation, groups)
-    run = dispatch.implementation(backend, input)
+    run = dispatch.implementation(backend, "weight_grad", input, geometry)
     with _no_autocast(input):
         weight, bias = run.weight_grad(grad_output, input, geometry, with_bias)
     weight = _arrange(weight, _layout(grad_output, input))

@@ -1,0 +1,39 @@
+"""What the kernels need to know of the machine they run on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A processor of tensors.
+
+    Args:
+        kind: "cuda", "hip", or "cpu" for Triton's interpreter.
+        name: as its driver calls it.
+        processors: streaming multiprocessors or compute units.
+    """
+
+    kind: str
+    name: str
+    processors: int
+
+
+@cache
+def device_of(device: torch.device) -> Device:
+    """The description of a torch device."""
+    if device.type != "cuda":
+        return Device("cpu", "interpreter", 2)
+    properties = torch.cuda.get_device_properties(device)
+    kind = "cuda" if torch.version.hip is None else "hip"
+    return Device(kind, properties.name, properties.multi_processor_count)
+
+
+def float32_precision() -> str:
+    """How ``F.conv2d`` would multiply float32 on a GPU now: "tf32", or "ieee" in full."""
+    allowed = torch.version.hip is None and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return "tf32" if allowed else "ieee"

@@ -1,0 +1,229 @@
+"""The forward pass: kernels, then their launcher, which the input gradient uses too."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels import tiles
+from gconv.kernels.correlation import Correlation
+from gconv.kernels.depthwise import depthwise_kernel, depthwise_slide_kernel
+from gconv.kernels.launch import Launch, Operands, channels_last, empty_channels_last
+from gconv.kernels.packing import (
+    dot,
+    dot_row,
+    finish,
+    load_row,
+    load_taps,
+    load_tile,
+    locate_channels,
+    locate_columns,
+    locate_weights,
+    mask_columns,
+    store_tile,
+)
+
+# Plain counts, whose divisibility tells the compiler nothing: one binary serves them all.
+COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "rows", "top", "left"]
+WEIGHTS = ["w_0", "w_g", "w_i", "w_o", "w_r", "w_s"]
+
+
+@triton.jit(do_not_specialize=COUNTS + WEIGHTS)
+def slide_kernel(
+    p_x, p_w, p_bias, p_y,
+    packs, groups, columns, H, W, P, Q, rows, top, left, step_w, tap_w,
+    x_n, x_h, x_w, y_w, w_0, w_g, w_i, w_o, w_r, w_s,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
+    BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """3x3, vertical stride 1 or 2: slides down the rows of x and loads each once for every output it feeds.
+
+        y[p] = x[p STRIDE - top] w[0] + x[p STRIDE - top + 1] w[1] + x[p STRIDE - top + 2] w[2]
+
+    where x[h] w[r] sums three taps, column-shifted loads of the row that meet in L1.
+
+    Grid: packs of channels, fastest, so that neighbours complete each other's cache lines; tiles of BM
+    columns; chunks of ``rows`` output rows.
+
+    In registers: the nine weight tiles [BI, BO], one row's three x tiles [BM, BI], and the sums [BM, BO] of
+    the outputs that the row feeds: three at stride 1, which move up as the rows move down, two at stride 2.
+    """
+    i_pack = tl.program_id(0) % packs
+    i_m = tl.program_id(0) // packs % tl.cdiv(columns, BM)
+    first = tl.program_id(0) // packs // tl.cdiv(columns, BM) * rows
+    end = tl.minimum(first + rows, P)
+
+    n, image, q, m_column = locate_columns(i_m, columns, Q, BM, WIDE)
+    c, m_c = locate_channels(i_pack, 0, groups, CI, G, BI)
+    k, m_k = locate_channels(i_pack, 0, groups, CO, G, BO)
+    o_w, m_w = locate_weights(i_pack, 0, 0, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
+    p_w += w_0 + o_w
+    w0 = load_taps(p_w, w_s, m_w)
+    w1 = load_taps(p_w + w_r, w_s, m_w)
+    w2 = load_taps(p_w + 2 * w_r, w_s, m_w)
+
+    j = q * step_w - left
+    m_x = mask_columns(j, tap_w, W, m_column)
+    o_x = (image * x_n + j * x_w)[:, None] + c[None, :]
+    o_y = ((image * P * Q + q) * y_w)[:, None] + k[None, :]
+    h0 = first * STRIDE - top
+    p_x += n * x_n + h0.to(tl.int64) * x_h
+    if STRIDE == 1:
+        p_y += (n * P + first - 2) * Q * y_w
+        last = tl.zeros([BM, BO], tl.float32)
+        middle = tl.zeros([BM, BO], tl.float32)
+        for h in range(h0, end - top + 2):
+            x = load_row(p_x, o_x, tap_w * x_w, m_x, (h >= 0) & (h < H), m_c, FULL)
+            done = dot_row(x, w2, last, PRECISION)
+            last = dot_row(x, w1, middle, PRECISION)
+            middle = dot_row(x, w0, tl.zeros([BM, BO], tl.float32), PRECISION)
+            done = finish(done, p_bias, k, m_k, BIAS, RELU)
+            store_tile(p_y, o_y, done, m_column & (h >= h0 + 2), m_k, FULL)
+            p_x += x_h
+            p_y += Q * y_w
+    else:
+        p_y += (n * P + first - 1) * Q * y_w
+        acc = tl.zeros([BM, BO], tl.float32)
+        for h in range(h0, 2 * end - top + 2, 2):
+            x = load_row(p_x, o_x, tap_w * x_w, m_x, (h >= 0) & (h < H), m_c, FULL)
+            done = dot_row(x, w2, acc, PRECISION)
+            acc = dot_row(x, w0, tl.zeros([BM, BO], tl.float32), PRECISION)
+            done = finish(done, p_bias, k, m_k, BIAS, RELU)
+            store_tile(p_y, o_y, done, m_column & (h >= h0 + 2), m_k, FULL)
+            x = load_row(p_x + x_h, o_x, tap_w * x_w, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
+            acc = dot_row(x, w1, acc, PRECISION)
+            p_x += 2 * x_h
+            p_y += Q * y_w
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def taps_kernel(
+    p_x, p_w, p_bias, p_y,
+    packs, groups, columns, H, W, P, Q, top, left,
+    x_n, x_h, x_w, y_w, w_0, w_g, w_i, w_o, w_r, w_s,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STEP_H: tl.constexpr, STEP_W: tl.constexpr, DIVISOR_H: tl.constexpr, DIVISOR_W: tl.constexpr,
+    TAP_H: tl.constexpr, TAP_W: tl.constexpr,
+    BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Any geometry: one matrix product for each tap and block of input channels, summed in order.
+
+    The equation is :class:`~gconv.kernels.correlation.Correlation`'s.
+
+    Grid: packs of channels, fastest; blocks of BO outputs of a pack; tiles of BM pixels, numbered through
+    images, rows and columns.
+
+    In registers: the sums [BM, BO]. The tiles of x [BM, BI] and of the weights [BI, BO] stream past.
+    """
+    OUTPUT_BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
+    INPUT_BLOCKS: tl.constexpr = (G * CI + BI - 1) // BI
+    i_pack = tl.program_id(0) % packs
+    i_o = tl.program_id(0) // packs % OUTPUT_BLOCKS
+    i_m = tl.program_id(0) // packs // OUTPUT_BLOCKS
+
+    n, image, pixel, m_pixel = locate_columns(i_m, columns, P * Q, BM, WIDE)
+    p, q = pixel // Q, pixel % Q
+    if WIDE:
+        p, q = p.to(tl.int64), q.to(tl.int64)
+    k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
+    p_x += n * x_n
+    acc = tl.zeros([BM, BO], tl.float32)
+    for t in range(R * S * INPUT_BLOCKS):
+        i_i, s, r = t % INPUT_BLOCKS, t // INPUT_BLOCKS % S, t // INPUT_BLOCKS // S
+        c, m_c = locate_channels(i_pack, i_i, groups, CI, G, BI)
+        h = p * STEP_H + r * TAP_H - top
+        w = q * STEP_W + s * TAP_W - left
+        m_x = m_pixel & (h >= 0) & (w >= 0)
+        if DIVISOR_H * DIVISOR_W > 1:
+            m_x = m_x & (h % DIVISOR_H == 0) & (w % DIVISOR_W == 0)
+            h, w = h // DIVISOR_H, w // DIVISOR_W
+        m_x = m_x & (h < H) & (w < W)
+        x = load_tile(p_x, (image * x_n + h * x_h + w * x_w)[:, None] + c[None, :], m_x, m_c, FULL)
+        o_w, m_w = locate_weights(i_pack, i_i, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
+        acc = dot(x, tl.load(p_w + w_0 + r * w_r + s * w_s + o_w, m_w, 0.0), acc, PRECISION)
+
+    acc = finish(acc, p_bias, k, m_k, BIAS, RELU)
+    o_y = (tl.arange(0, BM) * y_w)[:, None] + k[None, :]
+    store_tile(p_y + i_m.to(tl.int64) * BM * y_w, o_y, acc, m_pixel, m_k, FULL)
+
+
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, activation: str | None
+) -> Tensor:
+    """y (N, K, P, Q), channels_last, from input (N, C, H, W), weight (K, C / groups, R, S) and bias (K,)."""
+    x = channels_last(input)
+    y = empty_channels_last(geometry.output_size, x)
+    if y.numel():
+        plan = plan_forward(geometry, Operands.of(x, weight), bias is not None, activation == "relu")
+        plan(x, weight, x if bias is None else bias, y)
+    return y
+
+
+@cache
+def plan_forward(geometry: ConvGeometry, operands: Operands, bias: bool, relu: bool) -> Launch:
+    """How the forward pass of ``geometry`` runs on x and weight as ``operands`` describes them."""
+    correlation = Correlation.forward(geometry)
+    tile = tiles.correlation_tile(correlation, operands.dtype, operands.precision, operands.device)
+    return plan_correlation(correlation, tile, operands, bias, relu)
+
+
+def plan_correlation(
+    correlation: Correlation, tile: tiles.Tile, operands: Operands, bias: bool = False, relu: bool = False
+) -> Launch:
+    """The launch of a correlation in ``tile``: kernel, grid and arguments."""
+    c, values = correlation, correlation_values(correlation, tile, operands)
+    values |= {"BIAS": bias, "RELU": relu, "step_w": c.step[1], "tap_w": c.dilation[1]}
+    chunks = -(-c.output[0] // values["rows"])
+    programs = values["packs"] * chunks * -(-values["columns"] // tile.pixels)
+    if tile.kernel == "slide":
+        return Launch.of(slide_kernel, programs, values | {"STRIDE": c.step[0]}, tile)
+    values |= {"R": c.kernel[0], "S": c.kernel[1], "TAP_H": c.dilation[0], "TAP_W": c.dilation[1]}
+    values |= {"STEP_H": c.step[0], "STEP_W": c.step[1]}
+    values |= {"DIVISOR_H": c.divisor[0], "DIVISOR_W": c.divisor[1]}
+    if tile.depthwise:
+        kernel = depthwise_slide_kernel if tile.kernel == "depthwise-slide" else depthwise_kernel
+        return Launch.of(kernel, programs, values, tile)
+    (n, _, _), (p, q) = c.size, c.output
+    programs = values["packs"] * -(-tile.groups * c.outputs // tile.outputs) * -(-n * p * q // tile.pixels)
+    return Launch.of(taps_kernel, programs, values | {"columns": n * p * q}, tile)
+
+
+def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Operands) -> dict[str, Any]:
+    """The arguments that the kernels of a correlation have in common, by name."""
+    c, (n, h, w), (p, q) = correlation, correlation.size, correlation.output
+    channels = c.groups * c.outputs
+    packs = -(-c.groups // (tile.outputs if tile.depthwise else tile.groups))
+    strides = operands.first
+    return {
+        "packs": packs,
+        "groups": c.groups,
+        "columns": n * q,
+        "H": h,
+        "W": w,
+        "P": p,
+        "Q": q,
+        "rows": tiles.rows_in_chunk(p, packs * -(-n * q // tile.pixels), operands.device),
+        "top": c.top,
+        "left": c.left,
+        "x_n": strides[0],
+        "x_h": strides[2],
+        "x_w": strides[3],
+        "y_w": channels,
+        **dict(zip(WEIGHTS, c.weight_strides(operands.second), strict=True)),
+        "CI": c.inputs,
+        "CO": c.outputs,
+        "G": tile.groups,
+        "PRECISION": operands.precision,
+        "FULL": tiles.fills(tile, c.groups, c.inputs, c.outputs),
+        "WIDE": tiles.is_wide(tile, q, (strides[0], p * q * channels), (h * strides[2], w * strides[3])),
+        "BM": tile.pixels,
+        "BI": tile.inputs,
+        "BO": tile.outputs,
+    }

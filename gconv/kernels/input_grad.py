@@ -1,0 +1,134 @@
+"""The input gradient: the forward kernels on dy, and a kernel for stride 2."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels import tiles
+from gconv.kernels.correlation import Correlation
+from gconv.kernels.forward import COUNTS, WEIGHTS, correlation_values, plan_correlation
+from gconv.kernels.launch import Launch, Operands, channels_last, empty_channels_last
+from gconv.kernels.packing import (
+    dot,
+    load_tile,
+    load_taps,
+    locate_channels,
+    locate_columns,
+    locate_weights,
+    store_tile,
+)
+
+
+@triton.jit(do_not_specialize=[*COUNTS, *WEIGHTS, "pairs_h", "pairs_w", "above", "before"])
+def residue_kernel(
+    p_x, p_w, p_y,
+    packs, groups, columns, H, W, P, Q, rows, top, left, pairs_h, pairs_w, above, before,
+    x_n, x_h, x_w, y_w, w_0, w_g, w_i, w_o, w_r, w_s,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr,
+    PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """3x3, divided by 2: rows and columns of y in pairs, each residue with the taps that meet it.
+
+    x is dy, y is dx, and w the flipped weights. With a = (p - top) / 2 and b = (q - left) / 2 the pair of rows
+    2a + top, 2a + 1 + top and the pair of columns 2b + left, 2b + 1 + left are
+
+        even, even   x[a, b] w[0, 0] + x[a, b + 1] w[0, 2] + x[a + 1, b] w[2, 0] + x[a + 1, b + 1] w[2, 2]
+        even, odd                      x[a, b + 1] w[0, 1]                       + x[a + 1, b + 1] w[2, 1]
+        odd, even                                            x[a + 1, b] w[1, 0] + x[a + 1, b + 1] w[1, 2]
+        odd, odd                                                                   x[a + 1, b + 1] w[1, 1]
+
+    Grid: packs of channels, fastest; tiles of BM column pairs; chunks of ``rows`` row pairs.
+
+    In registers: the nine weight tiles [BI, BO], two x tiles [BM, BI] of one row, the sums [BM, BO] of the four
+    outputs that the row completes and of the two that it begins.
+    """
+    i_pack = tl.program_id(0) % packs
+    i_m = tl.program_id(0) // packs % tl.cdiv(columns, BM)
+    first = tl.program_id(0) // packs // tl.cdiv(columns, BM) * rows + above
+    end = tl.minimum(first + rows, above + pairs_h)
+
+    n, image, pair, m_column = locate_columns(i_m, columns, pairs_w, BM, WIDE)
+    c, m_c = locate_channels(i_pack, 0, groups, CI, G, BI)
+    k, m_k = locate_channels(i_pack, 0, groups, CO, G, BO)
+    o_w, m_w = locate_weights(i_pack, 0, 0, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
+    p_w += w_0 + o_w
+    w0 = load_taps(p_w, w_s, m_w)
+    w1 = load_taps(p_w + w_r, w_s, m_w)
+    w2 = load_taps(p_w + 2 * w_r, w_s, m_w)
+
+    b = pair + before
+    m_left = m_column & (b >= 0) & (b < W)
+    m_right = m_column & (b + 1 >= 0) & (b + 1 < W)
+    o_x = (image * x_n + b * x_w)[:, None] + c[None, :]
+    q = 2 * b + left
+    m_even = m_column & (q >= 0) & (q < Q)
+    m_odd = m_column & (q + 1 >= 0) & (q + 1 < Q)
+    o_y = ((image * P * Q + q) * y_w)[:, None] + k[None, :]
+    p_x += n * x_n + first.to(tl.int64) * x_h
+    p_y += (n * P + 2 * (first - 1) + top) * Q * y_w
+
+    even = tl.zeros([BM, BO], tl.float32)
+    odd = tl.zeros([BM, BO], tl.float32)
+    for a in range(first, end + 1):
+        inside = (a >= 0) & (a < H)
+        x0 = load_tile(p_x, o_x, m_left & inside, m_c, FULL)
+        x1 = load_tile(p_x, o_x + x_w, m_right & inside, m_c, FULL)
+        p = 2 * (a - 1) + top
+        above_row = (a > first) & (p >= 0) & (p < P)
+        below_row = (a > first) & (p + 1 >= 0) & (p + 1 < P)
+        even = dot(x1, w2[2], dot(x0, w2[0], even, PRECISION), PRECISION)
+        store_tile(p_y, o_y, even, m_even & above_row, m_k, FULL)
+        odd = dot(x1, w2[1], odd, PRECISION)
+        store_tile(p_y, o_y + y_w, odd, m_odd & above_row, m_k, FULL)
+        zero = tl.zeros([BM, BO], tl.float32)
+        below = dot(x1, w1[2], dot(x0, w1[0], zero, PRECISION), PRECISION)
+        store_tile(p_y + Q * y_w, o_y, below, m_even & below_row, m_k, FULL)
+        below = dot(x1, w1[1], zero, PRECISION)
+        store_tile(p_y + Q * y_w, o_y + y_w, below, m_odd & below_row, m_k, FULL)
+        even = dot(x1, w0[2], dot(x0, w0[0], zero, PRECISION), PRECISION)
+        odd = dot(x1, w0[1], zero, PRECISION)
+        p_x += x_h
+        p_y += 2 * Q * y_w
+
+
+def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """dx (N, C, H, W), channels_last, from grad_output (N, K, P, Q) and weight (K, C / groups, R, S)."""
+    dy = channels_last(grad_output)
+    dx = empty_channels_last(geometry.input_size, dy)
+    if dx.numel():
+        plan = plan_input_grad(geometry, Operands.of(dy, weight))
+        if plan.tile.kernel == "residue":
+            plan(dy, weight, dx)
+        else:
+            plan(dy, weight, dy, dx)
+    return dx
+
+
+@cache
+def plan_input_grad(geometry: ConvGeometry, operands: Operands) -> Launch:
+    """How the input gradient of ``geometry`` runs on dy and weight as ``operands`` describes them."""
+    correlation = Correlation.input_grad(geometry)
+    tile = tiles.correlation_tile(correlation, operands.dtype, operands.precision, operands.device)
+    if tile.kernel != "residue":
+        return plan_correlation(correlation, tile, operands)
+    n, _, _ = correlation.size
+    above, pairs_h = pairs(correlation.output[0], correlation.top)
+    before, pairs_w = pairs(correlation.output[1], correlation.left)
+    values = correlation_values(correlation, tile, operands)
+    column_tiles = -(-n * pairs_w // tile.pixels)
+    rows = tiles.rows_in_chunk(pairs_h, values["packs"] * column_tiles, operands.device)
+    values |= {"above": above, "pairs_h": pairs_h, "before": before, "pairs_w": pairs_w}
+    values |= {"columns": n * pairs_w, "rows": rows}
+    return Launch.of(residue_kernel, values["packs"] * column_tiles * -(-pairs_h // rows), values, tile)
+
+
+def pairs(length: int, offset: int) -> tuple[int, int]:
+    """The first a, and how many, so that all of 0 .. length - 1 are 2a + offset or 2a + 1 + offset."""
+    first = -offset // 2
+    return first, (length - 1 - offset) // 2 - first + 1

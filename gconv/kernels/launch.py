@@ -1,0 +1,77 @@
+"""From tensors and a plan to a running kernel."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gconv.kernels.device import Device, device_of, float32_precision
+from gconv.kernels.tiles import Tile
+
+
+class Operands(NamedTuple):
+    """What a plan needs to know of the two tensors that a pass multiplies.
+
+    Args:
+        first, second: their strides.
+        dtype: that of both.
+        precision: how float32 is multiplied, "tf32" or "ieee".
+        device: where they are.
+    """
+
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+    dtype: torch.dtype
+    precision: str
+    device: Device
+
+    @classmethod
+    def of(cls, first: Tensor, second: Tensor) -> Operands:
+        """The description of two tensors, under PyTorch's present settings."""
+        precision = float32_precision() if first.dtype == torch.float32 else "ieee"
+        return cls(first.stride(), second.stride(), first.dtype, precision, device_of(first.device))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Launch:
+    """A kernel and all that it is started with but the tensors; made once for each geometry.
+
+    Args:
+        kernel: the ``triton.jit`` function.
+        programs: size of the grid, which has one axis.
+        arguments: those that follow the tensors, by name.
+        tile: what the kernel works in.
+    """
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    tile: Tile
+
+    @classmethod
+    def of(cls, kernel: Any, programs: int, values: dict[str, Any], tile: Tile) -> Launch:
+        """Takes from ``values`` what the kernel has an argument for."""
+        return cls(kernel, programs, {name: values[name] for name in kernel.arg_names if name in values}, tile)
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Starts the kernel on the device of ``tensors``."""
+        device = tensors[0].device
+        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+        with torch.cuda.device(device) if elsewhere else nullcontext():
+            self.kernel[(self.programs,)](*tensors, **self.arguments, **self.tile.options)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """``tensor``, copied only if its channels are not side by side in memory."""
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def empty_channels_last(size: tuple[int, ...], like: Tensor) -> Tensor:
+    """An uninitialised tensor (N, C, H, W) with the channels side by side."""
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

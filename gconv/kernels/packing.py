@@ -1,0 +1,125 @@
+"""What the kernels share: columns of pixels, packs of groups, and the products of their tiles.
+
+Names in kernels: ``p_`` a pointer, ``o_`` offsets from it, ``m_`` a mask, ``i_`` the index of a program or a
+loop; BM, BI, BO the sides of a tile (pixels, inputs, outputs), powers of two; ``# [BM, BI]`` a tile's shape.
+"""
+
+import triton
+import triton.language as tl
+from triton import knobs
+
+# The interpreter multiplies the bit patterns of bfloat16; it gets float32 instead, which the sums are in.
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b, in float32; PRECISION ("tf32" or "ieee") is how float32 operands are multiplied."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def locate_columns(i_m, columns, Q, BM: tl.constexpr, WIDE: tl.constexpr):
+    """A tile of columns: its first image, then how far on the image of each is, its q, its mask  # [BM]
+
+    The columns of all images stand side by side, so that narrow images (14 pixels, 7) waste no lanes.
+    """
+    m = i_m * BM + tl.arange(0, BM)
+    first = i_m * BM // Q
+    image = m // Q - first
+    if WIDE:
+        image = image.to(tl.int64)
+    return first.to(tl.int64), image, m % Q, m < columns
+
+
+@triton.jit
+def locate_channels(i_pack, i_block, groups, CHANNELS: tl.constexpr, G: tl.constexpr, B: tl.constexpr):
+    """Channels of block ``i_block`` of a pack of G groups of CHANNELS each, and which of them exist  # [B]"""
+    lane = i_block * B + tl.arange(0, B)
+    channel = i_pack * (G * CHANNELS) + lane
+    if G == 1:
+        return channel, lane < CHANNELS
+    return channel, (lane < G * CHANNELS) & (channel < groups * CHANNELS)
+
+
+@triton.jit
+def locate_weights(
+    i_pack, i_i, i_o, groups, w_g, w_i, w_o,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Offsets and mask of a block-diagonal tile in the compact weights  # [BI, BO]
+
+    Entry (i, o) is the weight from input i to output o of the pack where both are in one group. Elsewhere it
+    is zero; these zeros are masked loads, they are never in memory.
+    """
+    i = i_i * BI + tl.arange(0, BI)
+    o = i_o * BO + tl.arange(0, BO)
+    if G == 1:
+        return i_pack * w_g + (i * w_i)[:, None] + (o * w_o)[None, :], (i < CI)[:, None] & (o < CO)[None, :]
+    g = i // CI
+    group = i_pack * G + g
+    offset = (group * w_g + (i % CI) * w_i)[:, None] + ((o % CO) * w_o)[None, :]
+    return offset, (g[:, None] == (o // CO)[None, :]) & ((g < G) & (group < groups))[:, None]
+
+
+@triton.jit
+def load_tile(p, offset, m_pixel, m_channel, FULL: tl.constexpr):
+    """Pixels x channels, zero where a mask is off. FULL: all channels exist, the pixels' mask is enough."""
+    if FULL:
+        return tl.load(p + offset, mask=m_pixel[:, None], other=0.0)
+    return tl.load(p + offset, mask=m_pixel[:, None] & m_channel[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(p, offset, tile, m_pixel, m_channel, FULL: tl.constexpr):
+    """The counterpart of :func:`load_tile`; rounds to the type in memory."""
+    tile = tile.to(p.dtype.element_ty)
+    if FULL:
+        tl.store(p + offset, tile, mask=m_pixel[:, None])
+    else:
+        tl.store(p + offset, tile, mask=m_pixel[:, None] & m_channel[None, :])
+
+
+@triton.jit
+def mask_columns(j, step, W, m_column):
+    """Which columns lie in the image, for each of three taps ``step`` pixels apart that start at ``j``."""
+    return (
+        m_column & (j >= 0) & (j < W),
+        m_column & (j + step >= 0) & (j + step < W),
+        m_column & (j + 2 * step >= 0) & (j + 2 * step < W),
+    )
+
+
+@triton.jit
+def load_row(p, offset, step, m_columns, inside, m_channel, FULL: tl.constexpr):
+    """What the three taps of a kernel row meet in one row of the image, each  # [BM, B]"""
+    x0 = load_tile(p, offset, m_columns[0] & inside, m_channel, FULL)
+    x1 = load_tile(p, offset + step, m_columns[1] & inside, m_channel, FULL)
+    x2 = load_tile(p, offset + 2 * step, m_columns[2] & inside, m_channel, FULL)
+    return x0, x1, x2
+
+
+@triton.jit
+def load_taps(p, step, mask):
+    """The weights of a kernel row's three taps, each  # [BI, BO]"""
+    return tl.load(p, mask, 0.0), tl.load(p + step, mask, 0.0), tl.load(p + 2 * step, mask, 0.0)
+
+
+@triton.jit
+def dot_row(x, w, acc, PRECISION: tl.constexpr):
+    """acc + x[0] @ w[0] + x[1] @ w[1] + x[2] @ w[2]  # [BM, BO]"""
+    acc = dot(x[0], w[0], acc, PRECISION)
+    acc = dot(x[1], w[1], acc, PRECISION)
+    return dot(x[2], w[2], acc, PRECISION)
+
+
+@triton.jit
+def finish(acc, p_bias, channel, m_channel, BIAS: tl.constexpr, RELU: tl.constexpr):
+    """The epilogue: bias and ReLU on the float32 sums. NaN stays NaN, as in PyTorch's ReLU."""
+    if BIAS:
+        acc += tl.load(p_bias + channel, mask=m_channel, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        acc = tl.where(acc < 0, 0.0, acc)
+    return acc

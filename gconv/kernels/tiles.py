@@ -1,0 +1,254 @@
+"""Which kernel runs a geometry, and in tiles of what size: measured where it was measured, else by rule.
+
+The rules come from register counts, which ``python -m gconv.kernels`` prints: the largest tile that keeps its
+weights and sums in registers, with enough of them left that other programs hide the latency of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels.correlation import Correlation
+from gconv.kernels.device import Device
+
+LANES = 16  # the least inner length of a product of 16-bit tiles on tensor cores
+SLIDE_LANES = 32  # from here up nine weight tiles no longer fit the registers
+RESIDENT = 8  # programs that a processor keeps at once, about: 16 warps of 100 registers
+DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
+WORKSPACE = 32 * 2**20  # bytes that the weight gradient's partial sums may take
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A kernel's tile.
+
+    Args:
+        kernel: "slide", "residue", "taps", "depthwise-slide" or "depthwise".
+        groups: groups in a pack, which share a tile.
+        pixels, inputs, outputs: the tile's sides, powers of two.
+        warps: warps of a program.
+        stages: tiles in flight to shared memory. 1 keeps loads in L1, where neighbouring taps meet.
+        registers: the most that a thread may use. Given, ptxas doesn't spill a few to fit one more program.
+    """
+
+    kernel: str
+    groups: int
+    pixels: int
+    inputs: int
+    outputs: int
+    warps: int
+    stages: int = 1
+    registers: int | None = None
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether its channels are groups of one."""
+        return self.kernel.startswith("depthwise")
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """For Triton's compiler. ``maxnreg`` is known on NVIDIA's alone."""
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
+
+    def __str__(self) -> str:
+        lanes = f"{self.inputs}" if self.depthwise else f"{self.inputs} -> {self.outputs}"
+        packed = f", {self.groups} groups a tile" if self.groups > 1 else ""
+        warps = "1 warp" if self.warps == 1 else f"{self.warps} warps"
+        return f"{self.kernel}, {self.pixels} pixels x {lanes} channels{packed}, {warps}"
+
+
+def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """The tile of "forward", "input_grad" or "weight_grad"."""
+    if pass_ == "weight_grad":
+        return weight_grad_tile(geometry, dtype, precision, device)
+    make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
+    return correlation_tile(make(geometry), dtype, precision, device)
+
+
+def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """The tile of the forward pass, or of the input gradient."""
+    measured = measured_tile(correlation_key(correlation, dtype), device)
+    if measured is not None:
+        return measured
+    if correlation.inputs == correlation.outputs == 1:
+        return depthwise_tile(correlation)
+    slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
+    if fits_registers(correlation.inputs, correlation.outputs, dtype, precision, device) and slides:
+        if correlation.divisor == (1, 1) and correlation.step[0] in (1, 2):
+            return slide_tile("slide", correlation.inputs, correlation.outputs)
+        if correlation.divisor == (2, 2) and correlation.dilation == (1, 1):
+            return slide_tile("residue", correlation.inputs, correlation.outputs)
+    return taps_tile(correlation.inputs, correlation.outputs, dtype, precision, device)
+
+
+def weight_grad_tile(geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """The tile of the weight gradient: ``inputs`` and ``outputs`` are the sides of its sums."""
+    measured = measured_tile(weight_grad_key(geometry, dtype), device)
+    if measured is not None:
+        return measured
+    cg, kg = geometry.channels_per_group
+    if cg == kg == 1:
+        return depthwise_weight_tile(geometry)
+    slides = geometry.weight_size[2:] == (3, 3) and geometry.stride[0] in (1, 2) and geometry.dilation[0] == 1
+    if slides and fits_registers(cg, kg, dtype, precision, device):
+        return slide_weight_tile(cg, kg, dtype, device)
+    return taps_weight_tile(cg, kg, dtype, precision, device)
+
+
+def groups_in_pack(inputs: int, outputs: int) -> int:
+    """Groups that share a tile: as many as its sixteen lanes hold, one where a group fills them."""
+    return max(1, LANES // max(inputs, outputs))
+
+
+def lanes(channels: int, most: int) -> int:
+    """Lanes for ``channels`` channels: a power of two, sixteen at least."""
+    return min(most, max(LANES, power_of_two(channels)))
+
+
+def fills(tile: Tile, groups: int, inputs: int, outputs: int) -> bool:
+    """Whether every lane of every tile is a channel, so that kernels need no masks along channels."""
+    if tile.depthwise:
+        return groups % tile.outputs == 0
+    whole = tile.groups * inputs % tile.inputs == 0 and tile.groups * outputs % tile.outputs == 0
+    return whole and groups % tile.groups == 0
+
+
+def all_registers(device: Device) -> int | None:
+    """The most registers of a thread, where the compiler can be told."""
+    return 255 if device.kind == "cuda" else None
+
+
+def is_wide(tile: Tile, columns: int, images: tuple[int, ...], extents: tuple[int, ...]) -> bool:
+    """Whether offsets within a tile may pass 2^31, with ``columns`` columns an image, taken singly or in pairs.
+
+    ``images`` are the strides from one image to the next, ``extents`` of an image along each axis.
+    """
+    return max((2 * tile.pixels // columns + 2) * max(images), *extents) >= 2**31
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is no less than ``number``."""
+    return 1 << (number - 1).bit_length()
+
+
+def uses_tensor_cores(dtype: torch.dtype, precision: str, device: Device) -> bool:
+    """Full float32 products run on AMD's matrix cores; on NVIDIA's multiply-add units they cost registers."""
+    return dtype.itemsize == 2 or precision == "tf32" or device.kind == "hip"
+
+
+def fits_registers(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> bool:
+    """Whether the nine taps' tiles stay in registers, as the kernels that slide over rows need it."""
+    return max(inputs, outputs) <= SLIDE_LANES and uses_tensor_cores(dtype, precision, device)
+
+
+def slide_tile(kernel: str, inputs: int, outputs: int) -> Tile:
+    """Two warps, so that Triton keeps to mma.sync, which beats wgmma on tiles this narrow."""
+    groups = groups_in_pack(inputs, outputs)
+    side_i, side_o = lanes(groups * inputs, SLIDE_LANES), lanes(groups * outputs, SLIDE_LANES)
+    pixels = 64 if max(side_i, side_o) == LANES else 32
+    return Tile(kernel, groups, pixels, side_i, side_o, warps=2)
+
+
+def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """A matrix product's tile, as large as the group allows; smaller where it runs on multiply-add units."""
+    groups = groups_in_pack(inputs, outputs)
+    if not uses_tensor_cores(dtype, precision, device):
+        return Tile("taps", groups, 64, LANES, lanes(groups * outputs, 32), warps=4, stages=2)
+    side_i, side_o = lanes(groups * inputs, 128 // dtype.itemsize), lanes(groups * outputs, 128)
+    pixels = 64 if side_o == LANES else 128
+    return Tile("taps", groups, pixels, side_i, side_o, warps=4, stages=2, registers=all_registers(device))
+
+
+def slide_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, device: Device) -> Tile:
+    """Nine sums [outputs, inputs] in the registers of one or two warps; blocks of a pack share its rows in L2."""
+    groups = groups_in_pack(inputs, outputs)
+    side_o = lanes(groups * outputs, 32)
+    pixels, warps = 64 // dtype.itemsize, side_o // LANES
+    return Tile("slide", groups, pixels, LANES, side_o, warps, registers=all_registers(device))
+
+
+def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """One tap's sums, as large as the group allows."""
+    groups = groups_in_pack(inputs, outputs)
+    most = 64 if uses_tensor_cores(dtype, precision, device) else 32
+    side_i, side_o = lanes(groups * inputs, most), lanes(groups * outputs, most)
+    return Tile("taps", groups, 64 if dtype.itemsize == 2 else 32, side_i, side_o, warps=4, stages=2)
+
+
+def depthwise_tile(correlation: Correlation) -> Tile:
+    """Multiply-adds, no product of tiles. Where it slides, so few pixels that all taps' weights fit."""
+    channels, taps = min(64, power_of_two(correlation.groups)), math.prod(correlation.kernel)
+    slides = correlation.step[0] == correlation.dilation[0] == 1 and correlation.divisor == (1, 1)
+    if slides and taps <= DEPTHWISE_TAPS:
+        return Tile("depthwise-slide", 1, 16 if taps <= 25 else 8, channels, channels, warps=4)
+    return Tile("depthwise", 1, 16, channels, channels, warps=4)
+
+
+def depthwise_weight_tile(geometry: ConvGeometry) -> Tile:
+    """Where it slides, so few pixels that all taps' sums fit. Else the taps are a third axis of the tile."""
+    taps = math.prod(geometry.weight_size[2:])
+    if geometry.stride[0] == geometry.dilation[0] == 1 and taps <= DEPTHWISE_TAPS:
+        channels = min(64, power_of_two(geometry.groups))
+        return Tile("depthwise-slide", 1, 8 if taps <= 25 else 4, channels, channels, warps=4)
+    channels = max(1, min(32, power_of_two(geometry.groups), 2048 // power_of_two(taps)))
+    pixels = max(1, 2048 // channels // power_of_two(taps))
+    return Tile("depthwise", 1, pixels, channels, channels, warps=4)
+
+
+def rows_in_chunk(rows: int, programs_a_chunk: int, device: Device) -> int:
+    """Output rows that a program slides over: all, unless that leaves processors idle.
+
+    A chunk loads two rows more than it has, so it has at least four.
+    """
+    chunks = -(-RESIDENT * device.processors // programs_a_chunk)
+    return max(min(rows, 4), -(-rows // chunks))
+
+
+def splits_of(items: int, programs_a_split: int, bytes_a_split: int, device: Device) -> int:
+    """Into how many partial sums the weight gradient splits ``items`` pieces of work.
+
+    Enough for two waves of programs, within the workspace, and so that each gets about as many items.
+    """
+    wanted = -(-2 * RESIDENT * device.processors // programs_a_split)
+    splits = max(1, min(items, wanted, WORKSPACE // bytes_a_split))
+    return -(-items // -(-items // splits))
+
+
+def correlation_key(correlation: Correlation, dtype: torch.dtype) -> str:
+    """Names a forward pass or an input gradient in a measured table; batches by their power of two."""
+    c = correlation
+    n, h, w = c.size
+    name = "input_grad" if c.transposed else "forward"
+    sizes = f"{c.groups}x{c.inputs}->{c.outputs}, {c.kernel}, {c.step}/{c.divisor}, {c.dilation}"
+    return f"{name}: {power_of_two(max(n, 1))}x{h}x{w}, {sizes}, {str(dtype)[6:]}"
+
+
+def weight_grad_key(geometry: ConvGeometry, dtype: torch.dtype) -> str:
+    """Names a weight gradient in a measured table; batches by their power of two."""
+    n, _, h, w = geometry.input_size
+    cg, kg = geometry.channels_per_group
+    sizes = f"{geometry.groups}x{cg}->{kg}, {geometry.weight_size[2:]}, {geometry.stride}, {geometry.dilation}"
+    return f"weight_grad: {power_of_two(max(n, 1))}x{h}x{w}, {sizes}, {str(dtype)[6:]}"
+
+
+def measured_tile(key: str, device: Device) -> Tile | None:
+    """The tile that was measured to be the fastest for ``key`` on ``device``, None where none was."""
+    entry = measured_table(device.name).get(key)
+    return None if entry is None else Tile(**entry)
+
+
+@cache
+def measured_table(device_name: str) -> dict[str, dict]:
+    """What ``measured/NAME.json`` says: keys as above, each with the fields of a :class:`Tile`."""
+    name = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    path = Path(__file__).parent / "measured" / f"{name}.json"
+    return json.loads(path.read_text())["tiles"] if path.exists() else {}

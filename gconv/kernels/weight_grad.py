@@ -1,0 +1,299 @@
+"""The weight and bias gradients: partial sums over slices of the batch, then their sum in fixed order."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels import tiles
+from gconv.kernels.depthwise import depthwise_slide_weight_kernel, depthwise_weight_kernel
+from gconv.kernels.launch import Launch, Operands, channels_last
+from gconv.kernels.packing import (
+    dot,
+    load_row,
+    load_tile,
+    locate_channels,
+    locate_columns,
+    mask_columns,
+)
+
+COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "rows", "top", "left", "splits"]
+
+
+@triton.jit
+def add_row(sums, dy, x, PRECISION: tl.constexpr):
+    """The sums of a kernel row's three taps, each + dy.T @ x  # [BO, BI]"""
+    dy = tl.trans(dy)
+    s0 = dot(dy, x[0], sums[0], PRECISION)
+    s1 = dot(dy, x[1], sums[1], PRECISION)
+    s2 = dot(dy, x[2], sums[2], PRECISION)
+    return s0, s1, s2
+
+
+@triton.jit
+def locate_sums(
+    i_pack, i_i, i_o, groups,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Offsets of a tile's diagonal blocks in sums laid out (K, C / groups), and their mask  # [BO, BI]"""
+    i = i_i * BI + tl.arange(0, BI)
+    k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
+    o = i_o * BO + tl.arange(0, BO)
+    m = ((o // CO)[:, None] == (i // CI)[None, :]) & m_k[:, None]
+    return (k * CI)[:, None] + (i % CI)[None, :], m
+
+
+@triton.jit
+def store_row(p, offset, step, sums, mask):
+    """The sums of a kernel row's three taps, ``step`` numbers apart."""
+    tl.store(p + offset, sums[0], mask)
+    tl.store(p + step + offset, sums[1], mask)
+    tl.store(p + 2 * step + offset, sums[2], mask)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def slide_weight_kernel(
+    p_dy, p_x, p_sums,
+    packs, groups, columns, H, W, P, Q, rows, top, left, splits, step_w, tap_w,
+    dy_n, dy_h, dy_w, x_n, x_h, x_w,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Partial sums for 3x3, vertical stride 1 or 2: slides down the rows of dy and x and loads each once.
+
+        sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, p STRIDE - top + r, q step_w - left + s]
+
+    Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; splits, each of which takes every
+    ``splits``-th piece of work, a tile of BM columns by a chunk of ``rows`` rows.
+
+    In registers: the nine sums [BO, BI], one row's three x tiles [BM, BI], and the dy tiles [BM, BO] that meet it:
+    three at stride 1, which move up as the rows move down, two at stride 2.
+    """
+    OUTPUT_BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
+    INPUT_BLOCKS: tl.constexpr = (G * CI + BI - 1) // BI
+    i_pack = tl.program_id(0) % packs
+    i_o = tl.program_id(0) // packs % OUTPUT_BLOCKS
+    i_i = tl.program_id(0) // packs // OUTPUT_BLOCKS % INPUT_BLOCKS
+    i_split = tl.program_id(0) // packs // (OUTPUT_BLOCKS * INPUT_BLOCKS)
+
+    c, m_c = locate_channels(i_pack, i_i, groups, CI, G, BI)
+    k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
+    zero = tl.zeros([BO, BI], tl.float32)
+    sums0 = (zero, zero, zero)
+    sums1 = (zero, zero, zero)
+    sums2 = (zero, zero, zero)
+    bias = tl.zeros([BM, BO], tl.float32)
+    for item in range(i_split, tl.cdiv(columns, BM) * tl.cdiv(P, rows), splits):
+        first = item // tl.cdiv(columns, BM) * rows
+        end = tl.minimum(first + rows, P)
+        n, image, q, m_column = locate_columns(item % tl.cdiv(columns, BM), columns, Q, BM, WIDE)
+        j = q * step_w - left
+        m_x = mask_columns(j, tap_w, W, m_column)
+        o_x = (image * x_n + j * x_w)[:, None] + c[None, :]
+        o_dy = (image * dy_n + q * dy_w)[:, None] + k[None, :]
+        h0 = first * STRIDE - top
+        p_row = p_x + n * x_n + h0.to(tl.int64) * x_h
+        p_grad = p_dy + n * dy_n + first.to(tl.int64) * dy_h
+        dy1 = tl.zeros([BM, BO], p_dy.dtype.element_ty)
+        dy2 = tl.zeros([BM, BO], p_dy.dtype.element_ty)
+        for h in range(h0, end * STRIDE - top + 2, STRIDE):
+            dy0 = load_tile(p_grad, o_dy, m_column & (h < end * STRIDE - top), m_k, FULL)
+            x = load_row(p_row, o_x, tap_w * x_w, m_x, (h >= 0) & (h < H), m_c, FULL)
+            sums0 = add_row(sums0, dy0, x, PRECISION)
+            if STRIDE == 1:
+                sums1 = add_row(sums1, dy1, x, PRECISION)
+                sums2 = add_row(sums2, dy2, x, PRECISION)
+                dy2 = dy1
+            else:
+                sums2 = add_row(sums2, dy1, x, PRECISION)
+                x = load_row(p_row + x_h, o_x, tap_w * x_w, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
+                sums1 = add_row(sums1, dy0, x, PRECISION)
+            dy1 = dy0
+            if BIAS:
+                bias += dy0.to(tl.float32)
+            p_grad += dy_h
+            p_row += STRIDE * x_h
+
+    o_sums, m_sums = locate_sums(i_pack, i_i, i_o, groups, CI, CO, G, BI, BO)
+    size = groups * CO * CI
+    p_sums += i_split.to(tl.int64) * (9 * size + BIAS * groups * CO)
+    store_row(p_sums, o_sums, size, sums0, m_sums)
+    store_row(p_sums + 3 * size, o_sums, size, sums1, m_sums)
+    store_row(p_sums + 6 * size, o_sums, size, sums2, m_sums)
+    if BIAS:
+        tl.store(p_sums + 9 * size + k, tl.sum(bias, 0), m_k & (i_i == 0))
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def taps_weight_kernel(
+    p_dy, p_x, p_sums,
+    packs, groups, columns, H, W, P, Q, top, left, splits,
+    dy_n, dy_h, dy_w, x_n, x_h, x_w,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STEP_H: tl.constexpr, STEP_W: tl.constexpr, TAP_H: tl.constexpr, TAP_W: tl.constexpr,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Partial sums for any geometry, one tap a program.
+
+        sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, p STEP_H + r TAP_H - top, ...]
+
+    Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; taps; splits, each of which takes
+    every ``splits``-th tile of BM pixels, numbered through images, rows and columns.
+
+    In registers: the tap's sums [BO, BI]. The tiles of dy [BM, BO] and x [BM, BI] stream past.
+    """
+    OUTPUT_BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
+    INPUT_BLOCKS: tl.constexpr = (G * CI + BI - 1) // BI
+    i_pack = tl.program_id(0) % packs
+    i_block = tl.program_id(0) // packs
+    i_o = i_block % OUTPUT_BLOCKS
+    i_i = i_block // OUTPUT_BLOCKS % INPUT_BLOCKS
+    i_tap = i_block // (OUTPUT_BLOCKS * INPUT_BLOCKS) % (R * S)
+    i_split = i_block // (OUTPUT_BLOCKS * INPUT_BLOCKS * R * S)
+
+    c, m_c = locate_channels(i_pack, i_i, groups, CI, G, BI)
+    k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
+    sums = tl.zeros([BO, BI], tl.float32)
+    bias = tl.zeros([BO], tl.float32)
+    for i_m in range(i_split, tl.cdiv(columns, BM), splits):
+        n, image, pixel, m_pixel = locate_columns(i_m, columns, P * Q, BM, WIDE)
+        p, q = pixel // Q, pixel % Q
+        if WIDE:
+            p, q = p.to(tl.int64), q.to(tl.int64)
+        h = p * STEP_H + i_tap // S * TAP_H - top
+        w = q * STEP_W + i_tap % S * TAP_W - left
+        m_x = m_pixel & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        o_dy = (image * dy_n + p * dy_h + q * dy_w)[:, None] + k[None, :]
+        o_x = (image * x_n + h * x_h + w * x_w)[:, None] + c[None, :]
+        dy = load_tile(p_dy + n * dy_n, o_dy, m_pixel, m_k, FULL)
+        x = load_tile(p_x + n * x_n, o_x, m_x, m_c, FULL)
+        sums = dot(tl.trans(dy), x, sums, PRECISION)
+        if BIAS:
+            bias += tl.sum(dy.to(tl.float32), 0)
+
+    o_sums, m_sums = locate_sums(i_pack, i_i, i_o, groups, CI, CO, G, BI, BO)
+    size = groups * CO * CI
+    p_sums += i_split.to(tl.int64) * (R * S * size + BIAS * groups * CO)
+    tl.store(p_sums + i_tap * size + o_sums, sums, m_sums)
+    if BIAS:
+        tl.store(p_sums + R * S * size + k, bias, m_k & (i_i == 0) & (i_tap == 0))
+
+
+@triton.jit(do_not_specialize=["splits", "size", "weights", "K", "CI", "S", "dw_k", "dw_c", "dw_r", "dw_s"])
+def reduce_kernel(
+    p_sums, p_dw, p_db, splits, size, weights, K, CI, S, dw_k, dw_c, dw_r, dw_s,
+    BS: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    """dw and db = the partial sums, added up over the splits in fixed order and rounded once.
+
+    Grid: tiles of BE of the ``size`` sums: ``weights`` of them laid out (R, S, K, C / groups), then the K of
+    the bias. In registers: BS running totals of each, [BS, BE], added up at the end.
+    """
+    e = tl.program_id(0) * BE + tl.arange(0, BE)
+    split = tl.arange(0, BS)
+    total = tl.zeros([BS, BE], tl.float32)
+    for start in range(0, splits, BS):
+        o = (start + split).to(tl.int64)[:, None] * size + e[None, :]
+        total += tl.load(p_sums + o, (start + split < splits)[:, None] & (e < size)[None, :], 0.0)
+    total = tl.sum(total, 0).to(p_dw.dtype.element_ty)
+    tap, k, c = e // (K * CI), e // CI % K, e % CI
+    tl.store(p_dw + k * dw_k + c * dw_c + tap // S * dw_r + tap % S * dw_s, total, e < weights)
+    tl.store(p_db + (e - weights), total, (e >= weights) & (e < size))
+
+
+REDUCTION = tiles.Tile("reduce", groups=1, pixels=16, inputs=64, outputs=64, warps=4)
+
+
+def weight_grad(
+    grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """dw (K, C / groups, R, S) and, if asked, dbias (K,), from grad_output (N, K, P, Q) and input."""
+    dy, x = channels_last(grad_output), channels_last(input)
+    layout = torch.channels_last if dy is grad_output or x is input else torch.contiguous_format
+    dw = torch.zeros(geometry.weight_size, dtype=x.dtype, device=x.device).to(memory_format=layout)
+    db = dw.new_zeros(geometry.weight_size[0] if with_bias else 0)
+    if dy.numel():
+        plan, splits, size = plan_weight_grad(geometry, Operands.of(dy, x), with_bias)
+        sums = torch.empty((splits, size), dtype=torch.float32, device=x.device)
+        plan(dy, x, sums)
+        plan_reduce(geometry, splits, size, dw.stride())(sums, dw, db)
+    return dw, db if with_bias else None
+
+
+@cache
+def plan_weight_grad(
+    geometry: ConvGeometry, operands: Operands, with_bias: bool
+) -> tuple[Launch, int, int]:
+    """How the partial sums of ``geometry`` are made from dy and x as ``operands`` describes them.
+
+    Returns:
+        The launch; how many partial sums there are of each number; how many numbers.
+    """
+    tile = tiles.weight_grad_tile(geometry, operands.dtype, operands.precision, operands.device)
+    (n, _, h, w), (_, _, p, q) = geometry.input_size, geometry.output_size
+    (k, _, r, s), (cg, kg), groups = geometry.weight_size, geometry.channels_per_group, geometry.groups
+    size = k * (cg * r * s + with_bias)
+    columns = n * p * q if tile.kernel == "taps" else n * q
+    column_tiles = -(-columns // tile.pixels)
+    if tile.depthwise:
+        programs = -(-groups // tile.outputs)
+        packs = programs
+    else:
+        packs = -(-groups // tile.groups)
+        programs = packs * -(-tile.groups * kg // tile.outputs) * -(-tile.groups * cg // tile.inputs)
+        programs *= r * s if tile.kernel == "taps" else 1
+    rows = p if tile.kernel == "taps" else tiles.rows_in_chunk(p, programs * column_tiles, operands.device)
+    items = column_tiles * -(-p // rows)
+    splits = tiles.splits_of(items, programs, 4 * size, operands.device)
+    (dy_n, _, dy_h, dy_w), (x_n, _, x_h, x_w) = operands.first, operands.second
+    values = {
+        "packs": packs,
+        "groups": groups,
+        "columns": columns,
+        "H": h,
+        "W": w,
+        "P": p,
+        "Q": q,
+        "rows": rows,
+        "top": geometry.padding.top,
+        "left": geometry.padding.left,
+        "splits": splits,
+        "step_w": geometry.stride[1],
+        "tap_w": geometry.dilation[1],
+        **{"dy_n": dy_n, "dy_h": dy_h, "dy_w": dy_w, "x_n": x_n, "x_h": x_h, "x_w": x_w},
+        **{"CI": cg, "CO": kg, "G": tile.groups, "STRIDE": geometry.stride[0], "R": r, "S": s},
+        **{"STEP_H": geometry.stride[0], "STEP_W": geometry.stride[1]},
+        **{"TAP_H": geometry.dilation[0], "TAP_W": geometry.dilation[1]},
+        "BIAS": with_bias,
+        "PRECISION": operands.precision,
+        "FULL": tiles.fills(tile, groups, cg, kg),
+        "WIDE": tiles.is_wide(tile, q, (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)),
+        **{"BM": tile.pixels, "BI": tile.inputs, "BO": tile.outputs, "BT": tiles.power_of_two(r * s)},
+    }
+    kernel = KERNELS[tile.kernel]
+    return Launch.of(kernel, programs * splits, values, tile), splits, size
+
+
+KERNELS = {
+    "slide": slide_weight_kernel,
+    "taps": taps_weight_kernel,
+    "depthwise-slide": depthwise_slide_weight_kernel,
+    "depthwise": depthwise_weight_kernel,
+}
+
+
+@cache
+def plan_reduce(geometry: ConvGeometry, splits: int, size: int, strides: tuple[int, ...]) -> Launch:
+    """How the partial sums become dw, of ``strides``, and db."""
+    k, cg, r, s = geometry.weight_size
+    values = {"splits": splits, "size": size, "weights": k * cg * r * s, "CI": cg, "K": k, "S": s}
+    values |= {"dw_k": strides[0], "dw_c": strides[1], "dw_r": strides[2], "dw_s": strides[3]}
+    values |= {"BS": REDUCTION.pixels, "BE": REDUCTION.outputs}
+    return Launch.of(reduce_kernel, -(-size // REDUCTION.outputs), values, REDUCTION)

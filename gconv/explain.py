@@ -108,9 +108,9 @@ def _describe(pass_: str, backend: str, dtype: torch.dtype, device: torch.device
     """Who runs a pass, with kernel and tile where there are any."""
     if backend != "triton":
         return backend
-    from gconv import kernels
+    from gconv.kernels import tile_of  # imports Triton
 
-    return f"triton: {kernels.tile_of(pass_, geometry, dtype, device)}"
+    return f"triton: {tile_of(pass_, geometry, dtype, device)}"
 
 
 def _copies(decisions: dict[str, tuple[str, str]], input: Tensor) -> str | None:

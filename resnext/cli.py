@@ -45,6 +45,7 @@ class Backend(StrEnum):
     """The choices of --backend."""
 
     auto = "auto"
+    triton = "triton"
     aten = "aten"
     reference = "reference"
 

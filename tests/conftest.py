@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
-from oracle import CASES, PATHS, Case
 
-from resnext.data import Digits, load_mnist5k
+# Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
+from oracle import CASES, PATHS, Case  # noqa: E402
+
+from resnext.data import Digits, load_mnist5k  # noqa: E402
 
 
 def pytest_configure() -> None:

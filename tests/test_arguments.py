@@ -83,7 +83,7 @@ def test_unknown_backend_is_refused() -> None:
         partial(gconv.backend, "cudnn"),
     ):
         with pytest.raises(
-            ValueError, match="backend must be one of 'auto', 'aten', 'reference', got 'cudnn'"
+            ValueError, match="backend must be one of 'auto', 'triton', 'aten', 'reference', got 'cudnn'"
         ):
             use()
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gconv
-from gconv import dispatch
+from gconv import dispatch, reference
 
 LAYERS = {
     "plain": {"padding": 1, "groups": 4},
@@ -217,13 +217,13 @@ def test_backend_nests_and_comes_back_after_an_error() -> None:
 def test_backward_runs_where_forward_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside the ``with`` block too, and in another thread."""
     ran: list[str] = []
-    original = dispatch.IMPLEMENTATIONS["reference"].input_grad
+    original = reference.input_grad
 
     def spy(*args: Tensor) -> Tensor:
         ran.append("reference")
         return original(*args)
 
-    monkeypatch.setattr(dispatch.IMPLEMENTATIONS["reference"], "input_grad", spy)
+    monkeypatch.setattr(reference, "input_grad", spy)
     x = torch.randn(1, 4, 5, 5, requires_grad=True)
     with gconv.backend("reference"):
         y = gconv.group_conv2d(x, torch.randn(4, 2, 3, 3), groups=2)

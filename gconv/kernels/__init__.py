@@ -8,12 +8,13 @@ import torch
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
+from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import device_of, float32_precision
 from gconv.kernels.forward import forward
 from gconv.kernels.input_grad import input_grad
 from gconv.kernels.weight_grad import weight_grad
 
-__all__ = ["forward", "input_grad", "pays", "tile_of", "weight_grad"]
+__all__ = ["Correlation", "forward", "input_grad", "pays", "tile_of", "weight_grad"]
 
 
 def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: torch.device) -> tiles.Tile:

@@ -29,7 +29,7 @@ from gconv.kernels.packing import (
 )
 
 # Plain counts, whose divisibility tells the compiler nothing: one binary serves them all.
-COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "rows", "top", "left"]
+COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "rows", "top", "left", "x_n", "x_h", "x_w", "y_w"]
 WEIGHTS = ["w_0", "w_g", "w_i", "w_o", "w_r", "w_s"]
 
 
@@ -40,7 +40,7 @@ def slide_kernel(
     x_n, x_h, x_w, y_w, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
     BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """3x3, vertical stride 1 or 2: slides down the rows of x and loads each once for every output it feeds.
 
@@ -70,36 +70,37 @@ def slide_kernel(
 
     j = q * step_w - left
     m_x = mask_columns(j, tap_w, W, m_column)
-    o_x = (image * x_n + j * x_w)[:, None] + c[None, :]
-    o_y = ((image * P * Q + q) * y_w)[:, None] + k[None, :]
+    o_x = ((image * x_n + j * x_w) * UNIT)[:, None] + c[None, :]
+    o_y = ((image * P * Q + q) * y_w * UNIT)[:, None] + k[None, :]
     h0 = first * STRIDE - top
-    p_x += n * x_n + h0.to(tl.int64) * x_h
+    p_x += (n * x_n + h0.to(tl.int64) * x_h) * UNIT
+    step = tap_w * x_w * UNIT
     if STRIDE == 1:
-        p_y += (n * P + first - 2) * Q * y_w
+        p_y += (n * P + first - 2) * Q * y_w * UNIT
         last = tl.zeros([BM, BO], tl.float32)
         middle = tl.zeros([BM, BO], tl.float32)
         for h in range(h0, end - top + 2):
-            x = load_row(p_x, o_x, tap_w * x_w, m_x, (h >= 0) & (h < H), m_c, FULL)
+            x = load_row(p_x, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
             done = dot_row(x, w2, last, PRECISION)
             last = dot_row(x, w1, middle, PRECISION)
             middle = dot_row(x, w0, tl.zeros([BM, BO], tl.float32), PRECISION)
             done = finish(done, p_bias, k, m_k, BIAS, RELU)
             store_tile(p_y, o_y, done, m_column & (h >= h0 + 2), m_k, FULL)
-            p_x += x_h
-            p_y += Q * y_w
+            p_x += x_h * UNIT
+            p_y += Q * y_w * UNIT
     else:
-        p_y += (n * P + first - 1) * Q * y_w
+        p_y += (n * P + first - 1) * Q * y_w * UNIT
         acc = tl.zeros([BM, BO], tl.float32)
         for h in range(h0, 2 * end - top + 2, 2):
-            x = load_row(p_x, o_x, tap_w * x_w, m_x, (h >= 0) & (h < H), m_c, FULL)
+            x = load_row(p_x, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
             done = dot_row(x, w2, acc, PRECISION)
             acc = dot_row(x, w0, tl.zeros([BM, BO], tl.float32), PRECISION)
             done = finish(done, p_bias, k, m_k, BIAS, RELU)
             store_tile(p_y, o_y, done, m_column & (h >= h0 + 2), m_k, FULL)
-            x = load_row(p_x + x_h, o_x, tap_w * x_w, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
+            x = load_row(p_x + x_h * UNIT, o_x, step, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
             acc = dot_row(x, w1, acc, PRECISION)
-            p_x += 2 * x_h
-            p_y += Q * y_w
+            p_x += 2 * x_h * UNIT
+            p_y += Q * y_w * UNIT
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -111,7 +112,7 @@ def taps_kernel(
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, DIVISOR_H: tl.constexpr, DIVISOR_W: tl.constexpr,
     TAP_H: tl.constexpr, TAP_W: tl.constexpr,
     BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Any geometry: one matrix product for each tap and block of input channels, summed in order.
 
@@ -133,7 +134,7 @@ def taps_kernel(
     if WIDE:
         p, q = p.to(tl.int64), q.to(tl.int64)
     k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
-    p_x += n * x_n
+    p_x += n * x_n * UNIT
     acc = tl.zeros([BM, BO], tl.float32)
     for t in range(R * S * INPUT_BLOCKS):
         i_i, s, r = t % INPUT_BLOCKS, t // INPUT_BLOCKS % S, t // INPUT_BLOCKS // S
@@ -145,13 +146,14 @@ def taps_kernel(
             m_x = m_x & (h % DIVISOR_H == 0) & (w % DIVISOR_W == 0)
             h, w = h // DIVISOR_H, w // DIVISOR_W
         m_x = m_x & (h < H) & (w < W)
-        x = load_tile(p_x, (image * x_n + h * x_h + w * x_w)[:, None] + c[None, :], m_x, m_c, FULL)
+        o_x = ((image * x_n + h * x_h + w * x_w) * UNIT)[:, None] + c[None, :]
+        x = load_tile(p_x, o_x, m_x, m_c, FULL)
         o_w, m_w = locate_weights(i_pack, i_i, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
         acc = dot(x, tl.load(p_w + w_0 + r * w_r + s * w_s + o_w, m_w, 0.0), acc, PRECISION)
 
     acc = finish(acc, p_bias, k, m_k, BIAS, RELU)
-    o_y = (tl.arange(0, BM) * y_w)[:, None] + k[None, :]
-    store_tile(p_y + i_m.to(tl.int64) * BM * y_w, o_y, acc, m_pixel, m_k, FULL)
+    o_y = (tl.arange(0, BM) * y_w * UNIT)[:, None] + k[None, :]
+    store_tile(p_y + i_m.to(tl.int64) * BM * y_w * UNIT, o_y, acc, m_pixel, m_k, FULL)
 
 
 def forward(
@@ -162,7 +164,7 @@ def forward(
     y = empty_channels_last(geometry.output_size, x)
     if y.numel():
         plan = plan_forward(geometry, Operands.of(x, weight), bias is not None, activation == "relu")
-        plan(x, weight, x if bias is None else bias, y)
+        plan(x, weight, x if bias is None else bias.contiguous(), y)
     return y
 
 
@@ -201,6 +203,7 @@ def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Ope
     channels = c.groups * c.outputs
     packs = -(-c.groups // (tile.outputs if tile.depthwise else tile.groups))
     strides = operands.first
+    unit = tiles.common_unit(strides[0], strides[2], strides[3], channels)
     return {
         "packs": packs,
         "groups": c.groups,
@@ -212,10 +215,10 @@ def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Ope
         "rows": tiles.rows_in_chunk(p, packs * -(-n * q // tile.pixels), operands.device),
         "top": c.top,
         "left": c.left,
-        "x_n": strides[0],
-        "x_h": strides[2],
-        "x_w": strides[3],
-        "y_w": channels,
+        "x_n": strides[0] // unit,
+        "x_h": strides[2] // unit,
+        "x_w": strides[3] // unit,
+        "y_w": channels // unit,
         **dict(zip(WEIGHTS, c.weight_strides(operands.second), strict=True)),
         "CI": c.inputs,
         "CO": c.outputs,
@@ -223,6 +226,7 @@ def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Ope
         "PRECISION": operands.precision,
         "FULL": tiles.fills(tile, c.groups, c.inputs, c.outputs),
         "WIDE": tiles.is_wide(tile, q, (strides[0], p * q * channels), (h * strides[2], w * strides[3])),
+        "UNIT": unit,
         "BM": tile.pixels,
         "BI": tile.inputs,
         "BO": tile.outputs,

@@ -31,7 +31,7 @@ def residue_kernel(
     x_n, x_h, x_w, y_w, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr,
     PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """3x3, divided by 2: rows and columns of y in pairs, each residue with the taps that meet it.
 
@@ -65,36 +65,36 @@ def residue_kernel(
     b = pair + before
     m_left = m_column & (b >= 0) & (b < W)
     m_right = m_column & (b + 1 >= 0) & (b + 1 < W)
-    o_x = (image * x_n + b * x_w)[:, None] + c[None, :]
+    o_x = ((image * x_n + b * x_w) * UNIT)[:, None] + c[None, :]
     q = 2 * b + left
     m_even = m_column & (q >= 0) & (q < Q)
     m_odd = m_column & (q + 1 >= 0) & (q + 1 < Q)
-    o_y = ((image * P * Q + q) * y_w)[:, None] + k[None, :]
-    p_x += n * x_n + first.to(tl.int64) * x_h
-    p_y += (n * P + 2 * (first - 1) + top) * Q * y_w
+    o_y = ((image * P * Q + q) * y_w * UNIT)[:, None] + k[None, :]
+    p_x += (n * x_n + first.to(tl.int64) * x_h) * UNIT
+    p_y += (n * P + 2 * (first - 1) + top) * Q * y_w * UNIT
 
     even = tl.zeros([BM, BO], tl.float32)
     odd = tl.zeros([BM, BO], tl.float32)
     for a in range(first, end + 1):
         inside = (a >= 0) & (a < H)
         x0 = load_tile(p_x, o_x, m_left & inside, m_c, FULL)
-        x1 = load_tile(p_x, o_x + x_w, m_right & inside, m_c, FULL)
+        x1 = load_tile(p_x, o_x + x_w * UNIT, m_right & inside, m_c, FULL)
         p = 2 * (a - 1) + top
         above_row = (a > first) & (p >= 0) & (p < P)
         below_row = (a > first) & (p + 1 >= 0) & (p + 1 < P)
         even = dot(x1, w2[2], dot(x0, w2[0], even, PRECISION), PRECISION)
         store_tile(p_y, o_y, even, m_even & above_row, m_k, FULL)
         odd = dot(x1, w2[1], odd, PRECISION)
-        store_tile(p_y, o_y + y_w, odd, m_odd & above_row, m_k, FULL)
+        store_tile(p_y, o_y + y_w * UNIT, odd, m_odd & above_row, m_k, FULL)
         zero = tl.zeros([BM, BO], tl.float32)
         below = dot(x1, w1[2], dot(x0, w1[0], zero, PRECISION), PRECISION)
-        store_tile(p_y + Q * y_w, o_y, below, m_even & below_row, m_k, FULL)
+        store_tile(p_y + Q * y_w * UNIT, o_y, below, m_even & below_row, m_k, FULL)
         below = dot(x1, w1[1], zero, PRECISION)
-        store_tile(p_y + Q * y_w, o_y + y_w, below, m_odd & below_row, m_k, FULL)
+        store_tile(p_y + Q * y_w * UNIT, o_y + y_w * UNIT, below, m_odd & below_row, m_k, FULL)
         even = dot(x1, w0[2], dot(x0, w0[0], zero, PRECISION), PRECISION)
         odd = dot(x1, w0[1], zero, PRECISION)
-        p_x += x_h
-        p_y += 2 * Q * y_w
+        p_x += x_h * UNIT
+        p_y += 2 * Q * y_w * UNIT
 
 
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:

@@ -19,6 +19,7 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 
+MEASURED = Path(__file__).parent / "measured"
 LANES = 16  # the least inner length of a product of 16-bit tiles on tensor cores
 SLIDE_LANES = 32  # from here up nine weight tiles no longer fit the registers
 RESIDENT = 8  # programs that a processor keeps at once, about: 16 warps of 100 registers
@@ -97,7 +98,7 @@ def weight_grad_tile(geometry: ConvGeometry, dtype: torch.dtype, precision: str,
         return measured
     cg, kg = geometry.channels_per_group
     if cg == kg == 1:
-        return depthwise_weight_tile(geometry)
+        return depthwise_weight_tile(geometry, device)
     slides = geometry.weight_size[2:] == (3, 3) and geometry.stride[0] in (1, 2) and geometry.dilation[0] == 1
     if slides and fits_registers(cg, kg, dtype, precision, device):
         return slide_weight_tile(cg, kg, dtype, device)
@@ -125,6 +126,11 @@ def fills(tile: Tile, groups: int, inputs: int, outputs: int) -> bool:
 def all_registers(device: Device) -> int | None:
     """The most registers of a thread, where the compiler can be told."""
     return 255 if device.kind == "cuda" else None
+
+
+def common_unit(*strides: int) -> int:
+    """What divides all ``strides``, up to 16: kernels get them in units, which tells how loads are aligned."""
+    return math.gcd(LANES, *strides)
 
 
 def is_wide(tile: Tile, columns: int, images: tuple[int, ...], extents: tuple[int, ...]) -> bool:
@@ -163,9 +169,8 @@ def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, dev
     groups = groups_in_pack(inputs, outputs)
     if not uses_tensor_cores(dtype, precision, device):
         return Tile("taps", groups, 64, LANES, lanes(groups * outputs, 32), warps=4, stages=2)
-    side_i, side_o = lanes(groups * inputs, 128 // dtype.itemsize), lanes(groups * outputs, 128)
-    pixels = 64 if side_o == LANES else 128
-    return Tile("taps", groups, pixels, side_i, side_o, warps=4, stages=2, registers=all_registers(device))
+    side_i, side_o = lanes(groups * inputs, 64 // dtype.itemsize), lanes(groups * outputs, 64)
+    return Tile("taps", groups, 64, side_i, side_o, warps=4, stages=2, registers=all_registers(device))
 
 
 def slide_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, device: Device) -> Tile:
@@ -193,15 +198,16 @@ def depthwise_tile(correlation: Correlation) -> Tile:
     return Tile("depthwise", 1, 16, channels, channels, warps=4)
 
 
-def depthwise_weight_tile(geometry: ConvGeometry) -> Tile:
+def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
     """Where it slides, so few pixels that all taps' sums fit. Else the taps are a third axis of the tile."""
     taps = math.prod(geometry.weight_size[2:])
     if geometry.stride[0] == geometry.dilation[0] == 1 and taps <= DEPTHWISE_TAPS:
         channels = min(64, power_of_two(geometry.groups))
-        return Tile("depthwise-slide", 1, 8 if taps <= 25 else 4, channels, channels, warps=4)
+        pixels = 8 if taps <= 25 else 4
+        return Tile("depthwise-slide", 1, pixels, channels, channels, warps=4, registers=all_registers(device))
     channels = max(1, min(32, power_of_two(geometry.groups), 2048 // power_of_two(taps)))
     pixels = max(1, 2048 // channels // power_of_two(taps))
-    return Tile("depthwise", 1, pixels, channels, channels, warps=4)
+    return Tile("depthwise", 1, pixels, channels, channels, warps=4, registers=all_registers(device))
 
 
 def rows_in_chunk(rows: int, programs_a_chunk: int, device: Device) -> int:
@@ -250,5 +256,5 @@ def measured_tile(key: str, device: Device) -> Tile | None:
 def measured_table(device_name: str) -> dict[str, dict]:
     """What ``measured/NAME.json`` says: keys as above, each with the fields of a :class:`Tile`."""
     name = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
-    path = Path(__file__).parent / "measured" / f"{name}.json"
+    path = MEASURED / f"{name}.json"
     return json.loads(path.read_text())["tiles"] if path.exists() else {}

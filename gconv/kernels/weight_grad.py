@@ -23,6 +23,7 @@ from gconv.kernels.packing import (
 )
 
 COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "rows", "top", "left", "splits"]
+STRIDES = ["dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w"]
 
 
 @triton.jit
@@ -56,14 +57,14 @@ def store_row(p, offset, step, sums, mask):
     tl.store(p + 2 * step + offset, sums[2], mask)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=COUNTS + STRIDES)
 def slide_weight_kernel(
     p_dy, p_x, p_sums,
     packs, groups, columns, H, W, P, Q, rows, top, left, splits, step_w, tap_w,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
     BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums for 3x3, vertical stride 1 or 2: slides down the rows of dy and x and loads each once.
 
@@ -89,22 +90,23 @@ def slide_weight_kernel(
     sums1 = (zero, zero, zero)
     sums2 = (zero, zero, zero)
     bias = tl.zeros([BM, BO], tl.float32)
+    step = tap_w * x_w * UNIT
     for item in range(i_split, tl.cdiv(columns, BM) * tl.cdiv(P, rows), splits):
         first = item // tl.cdiv(columns, BM) * rows
         end = tl.minimum(first + rows, P)
         n, image, q, m_column = locate_columns(item % tl.cdiv(columns, BM), columns, Q, BM, WIDE)
         j = q * step_w - left
         m_x = mask_columns(j, tap_w, W, m_column)
-        o_x = (image * x_n + j * x_w)[:, None] + c[None, :]
-        o_dy = (image * dy_n + q * dy_w)[:, None] + k[None, :]
+        o_x = ((image * x_n + j * x_w) * UNIT)[:, None] + c[None, :]
+        o_dy = ((image * dy_n + q * dy_w) * UNIT)[:, None] + k[None, :]
         h0 = first * STRIDE - top
-        p_row = p_x + n * x_n + h0.to(tl.int64) * x_h
-        p_grad = p_dy + n * dy_n + first.to(tl.int64) * dy_h
+        p_row = p_x + (n * x_n + h0.to(tl.int64) * x_h) * UNIT
+        p_grad = p_dy + (n * dy_n + first.to(tl.int64) * dy_h) * UNIT
         dy1 = tl.zeros([BM, BO], p_dy.dtype.element_ty)
         dy2 = tl.zeros([BM, BO], p_dy.dtype.element_ty)
         for h in range(h0, end * STRIDE - top + 2, STRIDE):
             dy0 = load_tile(p_grad, o_dy, m_column & (h < end * STRIDE - top), m_k, FULL)
-            x = load_row(p_row, o_x, tap_w * x_w, m_x, (h >= 0) & (h < H), m_c, FULL)
+            x = load_row(p_row, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
             sums0 = add_row(sums0, dy0, x, PRECISION)
             if STRIDE == 1:
                 sums1 = add_row(sums1, dy1, x, PRECISION)
@@ -112,13 +114,13 @@ def slide_weight_kernel(
                 dy2 = dy1
             else:
                 sums2 = add_row(sums2, dy1, x, PRECISION)
-                x = load_row(p_row + x_h, o_x, tap_w * x_w, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
+                x = load_row(p_row + x_h * UNIT, o_x, step, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
                 sums1 = add_row(sums1, dy0, x, PRECISION)
             dy1 = dy0
             if BIAS:
                 bias += dy0.to(tl.float32)
-            p_grad += dy_h
-            p_row += STRIDE * x_h
+            p_grad += dy_h * UNIT
+            p_row += STRIDE * x_h * UNIT
 
     o_sums, m_sums = locate_sums(i_pack, i_i, i_o, groups, CI, CO, G, BI, BO)
     size = groups * CO * CI
@@ -130,7 +132,7 @@ def slide_weight_kernel(
         tl.store(p_sums + 9 * size + k, tl.sum(bias, 0), m_k & (i_i == 0))
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=COUNTS + STRIDES)
 def taps_weight_kernel(
     p_dy, p_x, p_sums,
     packs, groups, columns, H, W, P, Q, top, left, splits,
@@ -138,7 +140,7 @@ def taps_weight_kernel(
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, TAP_H: tl.constexpr, TAP_W: tl.constexpr,
     BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums for any geometry, one tap a program.
 
@@ -170,10 +172,10 @@ def taps_weight_kernel(
         h = p * STEP_H + i_tap // S * TAP_H - top
         w = q * STEP_W + i_tap % S * TAP_W - left
         m_x = m_pixel & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        o_dy = (image * dy_n + p * dy_h + q * dy_w)[:, None] + k[None, :]
-        o_x = (image * x_n + h * x_h + w * x_w)[:, None] + c[None, :]
-        dy = load_tile(p_dy + n * dy_n, o_dy, m_pixel, m_k, FULL)
-        x = load_tile(p_x + n * x_n, o_x, m_x, m_c, FULL)
+        o_dy = ((image * dy_n + p * dy_h + q * dy_w) * UNIT)[:, None] + k[None, :]
+        o_x = ((image * x_n + h * x_h + w * x_w) * UNIT)[:, None] + c[None, :]
+        dy = load_tile(p_dy + n * dy_n * UNIT, o_dy, m_pixel, m_k, FULL)
+        x = load_tile(p_x + n * x_n * UNIT, o_x, m_x, m_c, FULL)
         sums = dot(tl.trans(dy), x, sums, PRECISION)
         if BIAS:
             bias += tl.sum(dy.to(tl.float32), 0)
@@ -217,9 +219,11 @@ def weight_grad(
     """dw (K, C / groups, R, S) and, if asked, dbias (K,), from grad_output (N, K, P, Q) and input."""
     dy, x = channels_last(grad_output), channels_last(input)
     layout = torch.channels_last if dy is grad_output or x is input else torch.contiguous_format
-    dw = torch.zeros(geometry.weight_size, dtype=x.dtype, device=x.device).to(memory_format=layout)
-    db = dw.new_zeros(geometry.weight_size[0] if with_bias else 0)
-    if dy.numel():
+    dw = torch.empty(geometry.weight_size, dtype=x.dtype, device=x.device, memory_format=layout)
+    db = dw.new_empty(geometry.weight_size[0] if with_bias else 0)
+    if not dy.numel():
+        dw.zero_(), db.zero_()
+    else:
         plan, splits, size = plan_weight_grad(geometry, Operands.of(dy, x), with_bias)
         sums = torch.empty((splits, size), dtype=torch.float32, device=x.device)
         plan(dy, x, sums)
@@ -253,6 +257,7 @@ def plan_weight_grad(
     items = column_tiles * -(-p // rows)
     splits = tiles.splits_of(items, programs, 4 * size, operands.device)
     (dy_n, _, dy_h, dy_w), (x_n, _, x_h, x_w) = operands.first, operands.second
+    unit = tiles.common_unit(dy_n, dy_h, dy_w, x_n, x_h, x_w)
     values = {
         "packs": packs,
         "groups": groups,
@@ -267,7 +272,8 @@ def plan_weight_grad(
         "splits": splits,
         "step_w": geometry.stride[1],
         "tap_w": geometry.dilation[1],
-        **{"dy_n": dy_n, "dy_h": dy_h, "dy_w": dy_w, "x_n": x_n, "x_h": x_h, "x_w": x_w},
+        **{"dy_n": dy_n // unit, "dy_h": dy_h // unit, "dy_w": dy_w // unit},
+        **{"x_n": x_n // unit, "x_h": x_h // unit, "x_w": x_w // unit, "UNIT": unit},
         **{"CI": cg, "CO": kg, "G": tile.groups, "STRIDE": geometry.stride[0], "R": r, "S": s},
         **{"STEP_H": geometry.stride[0], "STEP_W": geometry.stride[1]},
         **{"TAP_H": geometry.dilation[0], "TAP_W": geometry.dilation[1]},

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test matrix gpu kernels bench lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,17 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 	@echo "look at runs/demo/curves.png and mistakes.png; go on with: . .venv/bin/activate; resnext --help"
 
 test: .venv/dev.installed  ## run the tests (5 minutes)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --benchmark-disable
+
+matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (10 minutes)
+	$(BIN)/python -m pytest -q -m matrix
+
+kernels: .venv/dev.installed  ## print registers, spills and instructions of every kernel, for five GPUs (2 minutes)
+	$(BIN)/python -m gconv.kernels
+
+gpu: .venv/dev.installed  ## test and time the kernels on the GPU that is here
+	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python -m pytest benchmarks -m gpu --benchmark-only --benchmark-json=benchmarks/results/gpu.json
 
 bench: .venv/dev.installed  ## time gconv beside F.conv2d and write benchmarks/results/cpu/bench.json
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/cpu/bench.json
@@ -36,6 +46,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "gconv needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
+
+.venv/triton-3.6: | .venv/dev.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part triton==3.6.0
+	mv $@.part $@
 
 .venv/train.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing gconv and what training needs into .venv (a minute or two)"

@@ -85,7 +85,9 @@ def aten_alone(name: str, input: Tensor, dtype: torch.dtype, geometry: ConvGeome
     return name == "aten"
 
 
-def decide(name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> tuple[str, str]:
+def decide(
+    name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry
+) -> tuple[str, str]:
     """Who runs one pass where backend ``name`` was requested, and why in words.
 
     Args:
@@ -141,9 +143,13 @@ def _problem(operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> str
         return problem
     if dtype not in TRITON_DTYPES:
         return f"the kernels take float16, bfloat16 and float32, got {dtype}"
-    (n, _, h, w), (_, _, p, q), (k, cg, r, s) = geometry.input_size, geometry.output_size, geometry.weight_size
+    (n, _, h, w), (_, _, p, q), (k, cg, r, s) = (
+        geometry.input_size,
+        geometry.output_size,
+        geometry.weight_size,
+    )
     if max(n * h * w, n * p * q, k * cg * r * s) > MOST_PIXELS:
-        return f"the kernels take at most {MOST_PIXELS} pixels and as many weights, got input {geometry.input_size}"
+        return f"the kernels take at most {MOST_PIXELS} pixels and weights, got input {geometry.input_size}"
     return None
 
 

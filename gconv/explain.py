@@ -104,7 +104,9 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
     )
 
 
-def _describe(pass_: str, backend: str, dtype: torch.dtype, device: torch.device, geometry: ConvGeometry) -> str:
+def _describe(
+    pass_: str, backend: str, dtype: torch.dtype, device: torch.device, geometry: ConvGeometry
+) -> str:
     """Who runs a pass, with kernel and tile where there are any."""
     if backend != "triton":
         return backend

@@ -8,9 +8,9 @@ import torch
 # Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-from oracle import CASES, PATHS, Case  # noqa: E402
+from oracle import CASES, PATHS, Case
 
-from resnext.data import Digits, load_mnist5k  # noqa: E402
+from resnext.data import Digits, load_mnist5k
 
 
 def pytest_configure() -> None:

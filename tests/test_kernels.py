@@ -1,7 +1,6 @@
 """The kernels themselves, in Triton's interpreter: every family, in every type, against float64.
 
-Operands lie inside NaN, so that a read outside them shows, and whatever is allocated starts as NaN, so that an
-element that is never written shows.
+What they allocate starts as NaN, so that an element that is never written shows.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from families import FAMILIES, SAME, check_kernels, geometry_of, kernel_results
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Case, bounds, expected
+from oracle import Case
 from torch import Tensor
 
-from gconv import functional, kernels
+from gconv import kernels
 from gconv.geometry import ConvGeometry
 from gconv.kernels import launch, tiles
 from gconv.kernels.correlation import Correlation
@@ -29,44 +29,11 @@ from gconv.kernels.weight_grad import plan_weight_grad
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
-    pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"),
+    pytest.mark.skipif(
+        os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
+    ),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-SAME = {"padding": 1}
-
-# Group widths 1 to dense, powers of two and not, equal and unequal, and each kernel at its edges.
-FAMILIES = [
-    Case("slide, width 4", (3, 16, 9, 7), (16, 4, 3, 3), {**SAME, "groups": 4}),
-    Case("slide, one tile and a bit", (5, 16, 3, 14), (16, 8, 3, 3), {**SAME, "groups": 2}),
-    Case("slide, no padding, wide step", (2, 8, 6, 9), (8, 4, 3, 3), {"stride": (1, 2), "groups": 2}),
-    Case("slide, more padding than kernel", (1, 8, 3, 3), (8, 4, 3, 3), {"padding": 4, "groups": 2}),
-    Case("slide, dilated along rows", (1, 8, 5, 9), (8, 4, 3, 3), {"dilation": (1, 2), "groups": 2}),
-    Case("slide, width 3 to 5", (2, 18, 5, 5), (30, 3, 3, 3), {**SAME, "groups": 6}),
-    Case("slide, width 13", (1, 26, 5, 5), (26, 13, 3, 3), {**SAME, "groups": 2}),
-    Case("slide, width 24", (1, 48, 5, 5), (48, 24, 3, 3), {**SAME, "groups": 2}),
-    Case("slide, width 32", (1, 32, 5, 5), (32, 32, 3, 3), SAME),
-    Case("slide, width 1 to 4", (2, 6, 5, 5), (24, 1, 3, 3), {**SAME, "groups": 6}),
-    Case("stride 2, even", (2, 8, 10, 10), (8, 4, 3, 3), {**SAME, "stride": 2, "groups": 2}),
-    Case("stride 2, odd", (2, 8, 9, 11), (8, 4, 3, 3), {**SAME, "stride": 2, "groups": 2}),
-    Case("stride 2, no padding, rest", (1, 8, 10, 8), (8, 2, 3, 3), {"stride": 2, "groups": 4}),
-    Case("stride 2, width 24 to 8", (1, 24, 7, 7), (8, 24, 3, 3), {**SAME, "stride": 2}),
-    Case("stride 2, padding 3", (1, 8, 6, 5), (8, 4, 3, 3), {"padding": 3, "stride": 2, "groups": 2}),
-    Case("stride 2 by 1", (1, 8, 7, 6), (8, 4, 3, 3), {**SAME, "stride": (2, 1), "groups": 2}),
-    Case("taps, 1x1", (2, 32, 5, 5), (16, 16, 1, 1), {"groups": 2}),
-    Case("taps, 5x5, stride 3", (1, 12, 9, 8), (12, 6, 5, 5), {"padding": 2, "stride": 3, "groups": 2}),
-    Case("taps, 2x4, same", (1, 12, 5, 6), (12, 6, 2, 4), {"padding": "same", "groups": 2}),
-    Case("taps, dilated", (1, 8, 8, 8), (8, 4, 3, 3), {"padding": 3, "dilation": 3, "groups": 2}),
-    Case("taps, width 56", (1, 112, 4, 4), (112, 56, 2, 3), {**SAME, "groups": 2}),
-    Case("taps, width 72 to 40", (1, 72, 4, 4), (40, 72, 3, 1), {}),
-    Case("taps, width 112", (1, 112, 3, 4), (112, 112, 1, 2), {}),
-    Case("taps, width 264", (1, 264, 3, 3), (264, 264, 1, 1), {}),
-    Case("depthwise", (2, 20, 6, 9), (20, 1, 3, 3), {**SAME, "groups": 20}),
-    Case("depthwise, 70 channels", (1, 70, 4, 4), (70, 1, 3, 3), {**SAME, "groups": 70}),
-    Case("depthwise, 7x7", (1, 6, 8, 8), (6, 1, 7, 7), {"padding": 3, "groups": 6}),
-    Case("depthwise, stride 2", (2, 6, 7, 8), (6, 1, 3, 3), {**SAME, "stride": 2, "groups": 6}),
-    Case("depthwise, dilated", (1, 6, 7, 8), (6, 1, 3, 2), {"dilation": (2, 1), "groups": 6}),
-    Case("depthwise, 9x8, beyond the registers", (1, 3, 9, 8), (3, 1, 9, 8), {"padding": 2, "groups": 3}),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +48,14 @@ def family(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
-ONE_OF_EACH = ("slide, width 4", "stride 2, odd", "taps, 5x5, stride 3", "taps, width 56", "depthwise", "depthwise, dilated")
+ONE_OF_EACH = (
+    "slide, width 4",
+    "stride 2, odd",
+    "taps, 5x5, stride 3",
+    "taps, width 56",
+    "depthwise",
+    "depthwise, dilated",
+)
 
 
 @pytest.fixture(params=[case for case in FAMILIES if case.name in ONE_OF_EACH], ids=lambda case: case.name)
@@ -90,51 +64,9 @@ def one_of_each(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
-def geometry_of(case: Case) -> ConvGeometry:
-    x, w, _ = case.tensors(torch.float32)
-    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **case.settings}
-    return functional.prepare(x, w, None, activation=None, **arguments)[1]
-
-
-def inside_nan(tensor: Tensor) -> Tensor:
-    """The same numbers, channels_last, as a window of a larger tensor of NaN."""
-    wide = torch.full([size + 2 for size in tensor.shape], torch.nan, dtype=tensor.dtype)
-    window = wide.contiguous(memory_format=torch.channels_last)[tuple([slice(1, -1)] * 4)]
-    return window.copy_(tensor)
-
-
-def every_other(tensor: Tensor) -> Tensor:
-    """The same numbers with a NaN after each."""
-    return torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)[..., 0]
-
-
-def run_passes(case: Case, dtype: torch.dtype, relu: bool = False) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Result, truth and bound of each pass."""
-    tensors, geometry = case.tensors(dtype), geometry_of(case)
-    x, w = (inside_nan(t.detach()) for t in tensors[:2])
-    bias = None if tensors[2] is None else every_other(tensors[2].detach())
-    grad = torch.randn(geometry.output_size, dtype=torch.float64).to(dtype)
-    dy = inside_nan(grad)
-    dw, db = kernels.weight_grad(dy, x, geometry, bias is not None)
-    results = [kernels.forward(x, w, bias, geometry, "relu" if relu else None)]
-    results += [kernels.input_grad(dy, w, geometry), dw] + ([] if db is None else [db])
-    truth = expected(case, tensors, grad)
-    truth[0] = truth[0].relu() if relu else truth[0]
-    limits = bounds(case, truth, dtype)
-    names = ("output", "input gradient", "weight gradient", "bias gradient")
-    return dict(zip(names, zip(results, truth, limits, strict=True), strict=False))
-
-
-def check(case: Case, dtype: torch.dtype, relu: bool = False) -> None:
-    for name, (result, right, bound) in run_passes(case, dtype, relu).items():
-        assert result.dtype == dtype and result.shape == right.shape, name
-        wrong = ~((result.double() - right).abs() <= bound)
-        assert not wrong.any(), f"{name}: {wrong.sum()} of {wrong.numel()} beyond the bound"
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_family_matches_float64(family: Case, dtype: torch.dtype) -> None:
-    check(family, dtype)
+    check_kernels(family, dtype)
 
 
 @pytest.mark.parametrize("kernel", ["slide", "residue", "taps", "depthwise-slide", "depthwise"])
@@ -145,9 +77,11 @@ def test_the_families_cover_every_kernel(kernel: str) -> None:
     assert kernel in used
 
 
-@pytest.mark.parametrize("name", ["slide, width 4", "stride 2, odd", "taps, 1x1", "depthwise", "depthwise, stride 2"])
+@pytest.mark.parametrize(
+    "name", ["slide, width 4", "stride 2, odd", "taps, 1x1", "depthwise", "depthwise, stride 2"]
+)
 def test_relu_in_the_epilogue(name: str) -> None:
-    check(next(case for case in FAMILIES if case.name == name), torch.float16, relu=True)
+    check_kernels(next(case for case in FAMILIES if case.name == name), torch.float16, relu=True)
 
 
 def test_relu_keeps_nan_and_gives_no_negative_number() -> None:
@@ -186,24 +120,31 @@ def test_any_geometry_matches_float64(kernel: str, monkeypatch: pytest.MonkeyPat
     """100 drawn of each kind, on a device of few and of many processors: rows whole and in chunks."""
 
     @settings(max_examples=100, deadline=None, derandomize=True)
-    @given(geometries(kernel), st.sampled_from(DTYPES), st.sampled_from([1, 132]), st.sampled_from(["tf32", "ieee"]))
+    @given(
+        geometries(kernel),
+        st.sampled_from(DTYPES),
+        st.sampled_from([1, 132]),
+        st.sampled_from(["tf32", "ieee"]),
+    )
     def run(case: Case, dtype: torch.dtype, processors: int, precision: str) -> None:
         monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "interpreter", processors))
         monkeypatch.setattr(launch, "float32_precision", lambda: precision)
-        check(case, dtype)
+        check_kernels(case, dtype)
 
     run()
 
 
 def test_rows_in_chunks_match_float64(one_of_each: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "interpreter", 132))
-    check(one_of_each, torch.float16)
+    check_kernels(one_of_each, torch.float16)
 
 
 def test_offsets_of_64_bits_match_float64(one_of_each: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "is_wide", lambda *_: True)
-    monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "wide", 2))  # past the plans that are kept
-    check(one_of_each, torch.float32)
+    monkeypatch.setattr(
+        launch, "device_of", lambda _: Device("cpu", "wide", 2)
+    )  # past the plans that are kept
+    check_kernels(one_of_each, torch.float32)
 
 
 def test_offsets_are_64_bits_where_a_tile_may_pass_31(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,9 +156,9 @@ def test_offsets_are_64_bits_where_a_tile_may_pass_31(monkeypatch: pytest.Monkey
 
 def test_two_runs_are_bit_equal(one_of_each: Case) -> None:
     torch.manual_seed(1)
-    first = run_passes(one_of_each, torch.float16)
+    first = kernel_results(one_of_each, torch.float16)
     torch.manual_seed(1)
-    for name, (result, _, _) in run_passes(one_of_each, torch.float16).items():
+    for name, (result, _, _) in kernel_results(one_of_each, torch.float16).items():
         assert torch.equal(result, first[name][0]), name
 
 

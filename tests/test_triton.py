@@ -1,4 +1,4 @@
-"""``backend="triton"`` as a user asks for it: gradients, operators, graphs, layouts; and where it can't run."""
+"""``backend="triton"`` as a user asks for it: gradients, operators, graphs, layouts, refusals."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ def test_compiled_graph_holds_the_operators(dynamic: bool) -> None:
 @interpreted
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_results_lie_as_those_of_conv2d(layout: torch.memory_format) -> None:
-    x, w, _ = (t if t is None else t.detach().to(memory_format=layout) for t in (*CASE.tensors(torch.float32)[:2], None))
+    x, w, _ = (
+        t if t is None else t.detach().to(memory_format=layout)
+        for t in (*CASE.tensors(torch.float32)[:2], None)
+    )
     x, w = x.requires_grad_(), w.requires_grad_()
     results = []
     for convolve in (triton, F.conv2d):
@@ -120,7 +123,9 @@ def test_explain_names_kernel_tile_and_copies() -> None:
     assert told.passes["forward"].startswith("triton: slide, 64 pixels x 16 -> 16 channels, 4 groups a tile")
     assert told.passes["input_grad"].startswith("triton: residue")
     assert "copies it to channels_last" in told.copies and told.copies in str(told)
-    assert gconv.explain(layer, x.contiguous(memory_format=torch.channels_last), backend="triton").copies is None
+    assert (
+        gconv.explain(layer, x.contiguous(memory_format=torch.channels_last), backend="triton").copies is None
+    )
     assert gconv.explain(layer, x).passes == dict.fromkeys(dispatch.PASSES, "aten")
 
 
@@ -169,7 +174,12 @@ def on_gpu(channels_last: bool = True, **changes: object) -> SimpleNamespace:
     ids=["narrow groups", "tf32", "contiguous", "float64", "5x5", "dense"],
 )
 def test_auto_takes_the_kernels_where_they_move_each_byte_once(
-    weight: tuple, groups: int, dtype: torch.dtype, channels_last: bool, takes: str, monkeypatch: pytest.MonkeyPatch
+    weight: tuple,
+    groups: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    takes: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dispatch, "_device_problem", lambda device: None)
     from gconv import kernels

@@ -14,18 +14,18 @@ from multiprocessing import get_context
 import triton
 
 from gconv.kernels import compiled
-from gconv.kernels.compiled import DTYPES, NETWORKS, TARGETS, Job, Kernel
+from gconv.kernels.compiled import DTYPES, NETWORKS, TARGETS, Kernel
 
 DESCRIPTION = """\
-Compiles every kernel, in every tile that it is launched in for the grouped layers of some networks at batch 256,
-and prints what the compiler made of it. Needs no GPU.
+Compiles every kernel, in every tile that it is launched in for the grouped layers of some networks at batch
+256, and prints what the compiler made of it. Needs no GPU.
 
   registers    of a thread; 65,536 of them over those of a program is how many programs a processor keeps
   spills       bytes of a thread's that did not fit into registers: 0, or the tile is too large
   shared       bytes of shared memory of a program
-  per output   warp instructions in the main loop for each output, or element of dy in the weight gradient. A
-               processor of NVIDIA's issues 4 a cycle: on an H200, 0.3 an output in 16 bits take a third of the time
-               that the memory takes for it.
+  per output   warp instructions in the main loop for each output, or element of dy in the weight gradient.
+               A processor of NVIDIA's issues 4 a cycle: on an H200, 0.3 an output in 16 bits take a third of
+               the time that the memory takes for it.
 """
 
 
@@ -49,23 +49,35 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m gconv.kernels", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m gconv.kernels",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     several = {"nargs": "+", "metavar": "NAME"}
     parser.add_argument(
-        "--targets", **several, choices=TARGETS, default=TARGETS, help=f"of {', '.join(TARGETS)}; default: all"
+        "--targets",
+        **several,
+        choices=TARGETS,
+        default=TARGETS,
+        help=f"of {', '.join(TARGETS)}; default: all",
     )
     parser.add_argument(
-        "--networks", **several, choices=NETWORKS, default=NETWORKS, help=f"of {', '.join(NETWORKS)}; default: all"
+        "--networks",
+        **several,
+        choices=NETWORKS,
+        default=NETWORKS,
+        help=f"of {', '.join(NETWORKS)}; default: all",
     )
     parser.add_argument(
         "--dtypes",
         **several,
         choices=DTYPES,
         default=["float16"],
-        help=f"of {', '.join(DTYPES)}, tf32 being float32 as F.conv2d multiplies it by default; default: float16",
+        help=f"of {', '.join(DTYPES)} (tf32: float32 as F.conv2d multiplies it by default); default: float16",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, with the layers that each kernel runs")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, with the layers that each kernel runs"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each core")
     return parser
 
@@ -77,25 +89,45 @@ def _compile_all(arguments: argparse.Namespace) -> Iterator[Kernel]:
         running = [pool.submit(compiled.compile_job, job, layers) for job, layers in jobs.items()]
         for done, future in enumerate(as_completed(running), 1):
             if sys.stderr.isatty():
-                print(f"\r{done} of {len(jobs)} compiled", end="\n" if done == len(jobs) else "", file=sys.stderr)
+                print(
+                    f"\r{done} of {len(jobs)} compiled",
+                    end="\n" if done == len(jobs) else "",
+                    file=sys.stderr,
+                )
             yield future.result()
 
 
 def _order(kernel: Kernel) -> tuple:
-    return TARGETS.index(kernel.target), list(DTYPES).index(kernel.dtype), kernel.name, kernel.tile, kernel.layers
+    return (
+        TARGETS.index(kernel.target),
+        list(DTYPES).index(kernel.dtype),
+        kernel.name,
+        kernel.tile,
+        kernel.layers,
+    )
 
 
 def _table(kernels: list[Kernel]) -> str:
     """Columns as wide as they need; numbers to the right."""
     head = ("target", "type", "kernel", "tile", "registers", "spills", "shared", "per output")
     rows = [
-        (k.target, k.dtype, k.name, k.tile, *map(str, (k.registers, k.spills, k.shared)), _number(k.per_output))
+        (
+            k.target,
+            k.dtype,
+            k.name,
+            k.tile,
+            *map(str, (k.registers, k.spills, k.shared)),
+            _number(k.per_output),
+        )
         for k in kernels
     ]
     rows = list(dict.fromkeys(rows))
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
-        "  ".join(cell.rjust(w) if i > 3 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.rjust(w) if i > 3 else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in (head, *rows)
     ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

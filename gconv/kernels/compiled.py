@@ -1,6 +1,7 @@
-"""What the compiler makes of the kernels, for any GPU, on any machine: registers, spills, shared memory, code.
+"""What the compiler makes of the kernels, for any GPU, on any machine.
 
-Nothing here runs a kernel or needs a GPU: Triton brings assembler and disassembler for NVIDIA's, LLVM for AMD's.
+Nothing here runs a kernel or needs a GPU: Triton brings assembler and disassembler for NVIDIA's, LLVM for
+AMD's.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from gconv.kernels.launch import Launch, Operands
 from gconv.kernels.weight_grad import plan_reduce, plan_weight_grad
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
-# Channels, groups, output size and kernel size of each grouped layer. 3x3 layers past the first stage come with
-# stride 1 and 2, for the stage's first block.
+# Channels, groups, output size and kernel size of each grouped layer. 3x3 layers past the first stage come
+# with stride 1 and 2, for the stage's first block.
 NETWORKS = {
     "resnext50_32x4d": [(128 * 2**i, 32, 56 >> i, 3) for i in range(4)],
     "resnext101_32x8d": [(256 * 2**i, 32, 56 >> i, 3) for i in range(4)],
@@ -111,7 +112,13 @@ def find_jobs(
                 for pass_ in PASSES:
                     for index, launch in enumerate(_launches(target, dtype, pass_, geometry)):
                         job = Job(target, dtype, pass_, geometry, index)
-                        key = (target, dtype, launch.kernel.__name__, launch.tile, *map(str, _specialise(launch, dtype)))
+                        key = (
+                            target,
+                            dtype,
+                            launch.kernel.__name__,
+                            launch.tile,
+                            *map(str, _specialise(launch, dtype)),
+                        )
                         found.setdefault(key, (job, []))[1].append(f"{name}: {pass_}")
     return {job: tuple(names) for job, names in found.values()}
 
@@ -136,7 +143,7 @@ def compile_job(job: Job, layers: tuple[str, ...] = ()) -> Kernel:
 
 
 def main_loop(listing: list[str]) -> list[str]:
-    """The instructions of the longest innermost loop; ``listing`` is labels, ending in a colon, and instructions."""
+    """The instructions of the longest innermost loop of a listing, whose labels end in a colon."""
     labels: dict[str, int] = {}
     loops = []
     for i, line in enumerate(listing):
@@ -177,7 +184,7 @@ def _strides(size: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _specialise(launch: Launch, dtype: str) -> tuple[dict[str, str], dict[str, Any], dict[tuple, list]]:
-    """Signature, constants and attributes, as Triton's just-in-time compiler derives them from the arguments."""
+    """Signature, constants and attributes, as Triton derives them from the arguments when it launches."""
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, launch.arguments.get(parameter.name)
@@ -207,7 +214,11 @@ def _outputs_a_turn(launch: Launch) -> float:
     """Outputs, or elements of dy, that one turn of the main loop stands for."""
     tile, values = launch.tile, launch.arguments
     if tile.kernel == "taps" and "p_y" in launch.kernel.arg_names:
-        return tile.pixels * tile.outputs / (values["R"] * values["S"] * -(-tile.groups * values["CI"] // tile.inputs))
+        return (
+            tile.pixels
+            * tile.outputs
+            / (values["R"] * values["S"] * -(-tile.groups * values["CI"] // tile.inputs))
+        )
     return tile.pixels * tile.outputs * (4 if tile.kernel == "residue" else 1)
 
 

@@ -1,4 +1,4 @@
-"""What the forward kernels compute: a correlation, of which both the forward pass and the input gradient are one."""
+"""What the forward kernels compute: correlations, which the forward pass and the input gradient both are."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Correlation:
         kernel: (R, S).
         step, divisor, dilation: (vertical, horizontal).
         top, left: zeros around x. May be negative: rows and columns that are skipped.
-        transposed: weights are stored as (outputs, inputs) for the forward pass; this swaps the two and flips the
-            taps.
+        transposed: weights are stored as (outputs, inputs) for the forward pass; this swaps the two and flips
+            the taps.
     """
 
     size: tuple[int, int, int]

@@ -59,14 +59,14 @@ def depthwise_slide_kernel(
     BIAS: tl.constexpr, RELU: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
     UNIT: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Vertical stride and dilation 1: slides down the rows of x and loads each once for the R outputs it feeds.
+    """Vertical stride and dilation 1: slides down the rows of x, each loaded once for the R outputs it feeds.
 
         y[p] = sum over r, s of x[p - top + r, q step_w - left + s tap_w] w[r, s], elementwise along channels
 
     Grid: blocks of BO channels, fastest; tiles of BM columns; chunks of ``rows`` output rows.
 
-    In registers: the R S weights of the channels, and the sums [BM, BO] of R outputs, which move up as the rows
-    move down.
+    In registers: the R S weights of the channels, and the sums [BM, BO] of R outputs, which move up as the
+    rows move down.
     """
     i_pack = tl.program_id(0) % packs
     i_m = tl.program_id(0) // packs % tl.cdiv(columns, BM)
@@ -96,7 +96,7 @@ def depthwise_slide_kernel(
             sums = add_products(sums, x, weights, s, S)
         done = finish(sums[R - 1], p_bias, c, m_c, BIAS, RELU)
         store_tile(p_y, o_y, done, m_column & (h >= h0 + R - 1), m_c, FULL)
-        sums = (zero,) + sums[:-1]  # noqa: RUF005, Triton has no unpacking
+        sums = (zero,) + sums[:-1]
         p_x += x_h * UNIT
         p_y += Q * y_w * UNIT
 
@@ -111,13 +111,14 @@ def depthwise_slide_weight_kernel(
 ):  # fmt: skip
     """Partial sums of the weight gradient, vertical stride and dilation 1.
 
-        sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, p - top + r, q step_w - left + s tap_w]
+        sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, h, w]
+        where  h = p - top + r,  w = q step_w - left + s tap_w
 
-    Grid: blocks of BO channels, fastest; splits, each of which takes every ``splits``-th piece of work, a tile of
-    BM columns by a chunk of ``rows`` rows.
+    Grid: blocks of BO channels, fastest; splits, each of which takes every ``splits``-th piece of work, a
+    tile of BM columns by a chunk of ``rows`` rows.
 
-    In registers: R S sums [BM, BO], added up over the columns at the end, and R rows of dy, which move up as the
-    rows move down.
+    In registers: R S sums [BM, BO], added up over the columns at the end, and R rows of dy, which move up as
+    the rows move down.
     """
     i_pack = tl.program_id(0) % packs
     i_split = tl.program_id(0) // packs
@@ -138,7 +139,7 @@ def depthwise_slide_weight_kernel(
         dy = repeat(zero, R)
         for h in range(h0, end - top + R - 1):
             dy0 = load_tile(p_grad, o_dy, m_column & (h < end - top), m_c, FULL).to(tl.float32)
-            dy = (dy0,) + dy[:-1]  # noqa: RUF005, Triton has no unpacking
+            dy = (dy0,) + dy[:-1]
             if BIAS:
                 bias += dy0
             for s in tl.static_range(S):

@@ -15,8 +15,8 @@ from gconv.kernels.forward import COUNTS, WEIGHTS, correlation_values, plan_corr
 from gconv.kernels.launch import Launch, Operands, channels_last, empty_channels_last
 from gconv.kernels.packing import (
     dot,
-    load_tile,
     load_taps,
+    load_tile,
     locate_channels,
     locate_columns,
     locate_weights,
@@ -35,8 +35,8 @@ def residue_kernel(
 ):  # fmt: skip
     """3x3, divided by 2: rows and columns of y in pairs, each residue with the taps that meet it.
 
-    x is dy, y is dx, and w the flipped weights. With a = (p - top) / 2 and b = (q - left) / 2 the pair of rows
-    2a + top, 2a + 1 + top and the pair of columns 2b + left, 2b + 1 + left are
+    x is dy, y is dx, and w the flipped weights. Rows 2a + top and 2a + 1 + top are a pair, even and odd, and
+    so are columns 2b + left and 2b + 1 + left:
 
         even, even   x[a, b] w[0, 0] + x[a, b + 1] w[0, 2] + x[a + 1, b] w[2, 0] + x[a + 1, b + 1] w[2, 2]
         even, odd                      x[a, b + 1] w[0, 1]                       + x[a + 1, b + 1] w[2, 1]
@@ -45,8 +45,8 @@ def residue_kernel(
 
     Grid: packs of channels, fastest; tiles of BM column pairs; chunks of ``rows`` row pairs.
 
-    In registers: the nine weight tiles [BI, BO], two x tiles [BM, BI] of one row, the sums [BM, BO] of the four
-    outputs that the row completes and of the two that it begins.
+    In registers: the nine weight tiles [BI, BO], two x tiles [BM, BI] of one row, the sums [BM, BO] of the
+    four outputs that the row completes and of the two that it begins.
     """
     i_pack = tl.program_id(0) % packs
     i_m = tl.program_id(0) // packs % tl.cdiv(columns, BM)

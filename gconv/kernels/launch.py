@@ -55,7 +55,9 @@ class Launch:
     @classmethod
     def of(cls, kernel: Any, programs: int, values: dict[str, Any], tile: Tile) -> Launch:
         """Takes from ``values`` what the kernel has an argument for."""
-        return cls(kernel, programs, {name: values[name] for name in kernel.arg_names if name in values}, tile)
+        return cls(
+            kernel, programs, {name: values[name] for name in kernel.arg_names if name in values}, tile
+        )
 
     def __call__(self, *tensors: Tensor) -> None:
         """Starts the kernel on the device of ``tensors``."""

@@ -129,14 +129,18 @@ def all_registers(device: Device) -> int | None:
 
 
 def common_unit(*strides: int) -> int:
-    """What divides all ``strides``, up to 16: kernels get them in units, which tells how loads are aligned."""
+    """What divides all ``strides``, up to 16: in such units kernels get them, which tells how loads align."""
     return math.gcd(LANES, *strides)
 
 
 def is_wide(tile: Tile, columns: int, images: tuple[int, ...], extents: tuple[int, ...]) -> bool:
-    """Whether offsets within a tile may pass 2^31, with ``columns`` columns an image, taken singly or in pairs.
+    """Whether offsets within a tile may pass 2^31.
 
-    ``images`` are the strides from one image to the next, ``extents`` of an image along each axis.
+    Args:
+        tile: whose pixels may be pairs of columns.
+        columns: of an image.
+        images: strides from one image to the next.
+        extents: of an image along each axis.
     """
     return max((2 * tile.pixels // columns + 2) * max(images), *extents) >= 2**31
 
@@ -174,7 +178,7 @@ def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, dev
 
 
 def slide_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, device: Device) -> Tile:
-    """Nine sums [outputs, inputs] in the registers of one or two warps; blocks of a pack share its rows in L2."""
+    """Nine sums [outputs, inputs] in the registers of one or two warps; a pack's blocks meet its rows in L2."""
     groups = groups_in_pack(inputs, outputs)
     side_o = lanes(groups * outputs, 32)
     pixels, warps = 64 // dtype.itemsize, side_o // LANES
@@ -204,7 +208,9 @@ def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
     if geometry.stride[0] == geometry.dilation[0] == 1 and taps <= DEPTHWISE_TAPS:
         channels = min(64, power_of_two(geometry.groups))
         pixels = 8 if taps <= 25 else 4
-        return Tile("depthwise-slide", 1, pixels, channels, channels, warps=4, registers=all_registers(device))
+        return Tile(
+            "depthwise-slide", 1, pixels, channels, channels, warps=4, registers=all_registers(device)
+        )
     channels = max(1, min(32, power_of_two(geometry.groups), 2048 // power_of_two(taps)))
     pixels = max(1, 2048 // channels // power_of_two(taps))
     return Tile("depthwise", 1, pixels, channels, channels, warps=4, registers=all_registers(device))
@@ -242,7 +248,9 @@ def weight_grad_key(geometry: ConvGeometry, dtype: torch.dtype) -> str:
     """Names a weight gradient in a measured table; batches by their power of two."""
     n, _, h, w = geometry.input_size
     cg, kg = geometry.channels_per_group
-    sizes = f"{geometry.groups}x{cg}->{kg}, {geometry.weight_size[2:]}, {geometry.stride}, {geometry.dilation}"
+    sizes = (
+        f"{geometry.groups}x{cg}->{kg}, {geometry.weight_size[2:]}, {geometry.stride}, {geometry.dilation}"
+    )
     return f"weight_grad: {power_of_two(max(n, 1))}x{h}x{w}, {sizes}, {str(dtype)[6:]}"
 
 

@@ -68,13 +68,14 @@ def slide_weight_kernel(
 ):  # fmt: skip
     """Partial sums for 3x3, vertical stride 1 or 2: slides down the rows of dy and x and loads each once.
 
-        sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, p STRIDE - top + r, q step_w - left + s]
+        sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, h, w]
+        where  h = p STRIDE - top + r,  w = q step_w - left + s tap_w
 
-    Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; splits, each of which takes every
-    ``splits``-th piece of work, a tile of BM columns by a chunk of ``rows`` rows.
+    Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; splits, each of which takes
+    every ``splits``-th piece of work, a tile of BM columns by a chunk of ``rows`` rows.
 
-    In registers: the nine sums [BO, BI], one row's three x tiles [BM, BI], and the dy tiles [BM, BO] that meet it:
-    three at stride 1, which move up as the rows move down, two at stride 2.
+    In registers: the nine sums [BO, BI], one row's three x tiles [BM, BI], and the dy tiles [BM, BO] that
+    meet it: three at stride 1, which move up as the rows move down, two at stride 2.
     """
     OUTPUT_BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     INPUT_BLOCKS: tl.constexpr = (G * CI + BI - 1) // BI
@@ -146,8 +147,8 @@ def taps_weight_kernel(
 
         sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, p STEP_H + r TAP_H - top, ...]
 
-    Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; taps; splits, each of which takes
-    every ``splits``-th tile of BM pixels, numbered through images, rows and columns.
+    Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; taps; splits, each of which
+    takes every ``splits``-th tile of BM pixels, numbered through images, rows and columns.
 
     In registers: the tap's sums [BO, BI]. The tiles of dy [BM, BO] and x [BM, BI] stream past.
     """
@@ -232,9 +233,7 @@ def weight_grad(
 
 
 @cache
-def plan_weight_grad(
-    geometry: ConvGeometry, operands: Operands, with_bias: bool
-) -> tuple[Launch, int, int]:
+def plan_weight_grad(geometry: ConvGeometry, operands: Operands, with_bias: bool) -> tuple[Launch, int, int]:
     """How the partial sums of ``geometry`` are made from dy and x as ``operands`` describes them.
 
     Returns:

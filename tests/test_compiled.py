@@ -1,0 +1,94 @@
+"""What the compiler makes of the kernels, for GPUs that need not be there: no spills, few instructions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gconv.kernels import compiled
+
+ROOT = Path(__file__).parent.parent
+NVIDIA = [target for target in compiled.TARGETS if target.startswith("sm_")]
+TRITONS = {"installed": None, "3.6": ROOT / ".venv" / "triton-3.6"}  # `make matrix` fetches the second
+
+
+def table(*options: str, triton: Path | None = None) -> dict:
+    """What ``python -m gconv.kernels`` finds, with the installed Triton or the one in a folder."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(triton or "")}
+    command = [sys.executable, "-m", "gconv.kernels", "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode in (0, 1), done.stderr
+    return json.loads(done.stdout)
+
+
+def spilling(kernels: list[dict]) -> list[dict]:
+    return [kernel for kernel in kernels if kernel["spills"] and kernel["target"] in NVIDIA]
+
+
+def test_resnext50_kernels_spill_nothing_and_take_few_instructions() -> None:
+    kernels = table("--networks", "resnext50_32x4d", "--targets", *NVIDIA)["kernels"]
+    assert {kernel["target"] for kernel in kernels} == set(NVIDIA)
+    assert not spilling(kernels)
+    first_layer = {
+        layer.rpartition(": ")[2]: kernel["per_output"]
+        for kernel in kernels
+        for layer in kernel["layers"]
+        if kernel["target"] == "sm_90" and layer.startswith("128/32") and kernel["name"] != "reduce_kernel"
+    }
+    assert first_layer["forward"] <= 0.30
+    assert first_layer["input_grad"] <= 0.30
+    assert first_layer["weight_grad"] <= 0.60
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("triton", TRITONS.values(), ids=TRITONS)
+@pytest.mark.parametrize("dtype", compiled.DTYPES)
+def test_every_tile_spills_nothing(dtype: str, triton: Path | None) -> None:
+    if triton is not None and not triton.exists():
+        pytest.skip(f"no Triton in {triton}: make matrix")
+    found = table("--dtypes", dtype, triton=triton)
+    assert triton is None or found["triton"].startswith("3.6.")
+    assert {kernel["target"] for kernel in found["kernels"]} == set(compiled.TARGETS)
+    assert not spilling(found["kernels"])
+
+
+def test_main_loop_is_the_longest_innermost_one() -> None:
+    listing = [
+        ".L_x_0:",
+        "MOV",
+        ".L_x_1:",
+        "HMMA",
+        "LDG",
+        "@P0 BRA (.L_x_1)",
+        ".L_x_2:",
+        "@P1 BRA (.L_x_2)",
+        "BRA (.L_x_0)",
+    ]
+    assert compiled.main_loop(listing) == ["HMMA", "LDG", "@P0 BRA (.L_x_1)"]
+    assert compiled.main_loop(["MOV", "EXIT"]) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--targets", "sm_91"], "invalid choice: 'sm_91'"),
+        (["--dtypes", "float64"], "invalid choice: 'float64'"),
+    ],
+)
+def test_wrong_names_are_refused(options: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "gconv.kernels", *options]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_interpreter_compiles_nothing_and_says_so() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "gconv.kernels"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: TRITON_INTERPRET is set")

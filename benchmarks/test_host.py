@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import gconv
+from gconv import kernels
+from gconv.geometry import ConvGeometry
+from gconv.kernels.launch import Launch
 
 MOST = 15e-6  # seconds over F.conv2d, on the CPU, without gradients
 CALLS = {
@@ -38,6 +41,23 @@ def operands() -> Iterator[tuple]:
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_call(benchmark: BenchmarkFixture, operands: tuple, call: Callable) -> None:
     benchmark(call, *operands)
+
+
+@pytest.mark.benchmark(group="host time of the kernels, up to the launch")
+@pytest.mark.parametrize("pass_", ["forward", "input_grad", "weight_grad"])
+def test_kernels_up_to_the_launch(
+    benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, pass_: str
+) -> None:
+    """All that a pass does but start its kernels: layouts, the plan, which is kept, the result's memory."""
+    monkeypatch.setattr(Launch, "__call__", lambda self, *tensors: None)
+    x, w = (torch.randn(s).to(memory_format=torch.channels_last) for s in ((1, 16, 3, 3), (16, 4, 3, 3)))
+    geometry = ConvGeometry.of(x.shape, w.shape, (1, 1), (1, 1, 1, 1), (1, 1), 4)
+    arguments = {
+        "forward": (x, w, None, geometry, None),
+        "input_grad": (x, w, geometry),
+        "weight_grad": (x, x, geometry, False),
+    }
+    benchmark(getattr(kernels, pass_), *arguments[pass_])
 
 
 @pytest.mark.benchmark(group="host time over F.conv2d")

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -55,7 +56,9 @@ DeviceOption = Annotated[
 ]
 BackendOption = Annotated[
     Backend,
-    typer.Option(help="Who runs the grouped convolutions: the fastest, PyTorch, or readable PyTorch."),
+    typer.Option(
+        help="Who runs the grouped convolutions: the fastest, Triton kernels, PyTorch, or readable PyTorch."
+    ),
 ]
 
 
@@ -110,10 +113,11 @@ def train(
     network = _network(repeats, cardinality, base_width)
     where = _device(device)
     recipe = Recipe(epochs, batch_size, learning_rate, weight_decay, seed)
+    running = _backend(backend, where)
     folder = _new_folder(out, name, overwrite)
     start = time.perf_counter()
     try:
-        with gconv.backend(backend):
+        with running:
             result = run_training(network, recipe, folder, console, where)
     except KeyboardInterrupt:
         kept = folder / checkpoint.FILE_NAME
@@ -141,7 +145,7 @@ def evaluate(
     where = _device(device)
     saved = checkpoint.load(run, where)
     _, digits = load_mnist5k()
-    with gconv.backend(backend):
+    with _backend(backend, where):
         result = run_evaluation(saved.model, digits, where)
     table = Table(title=f"{run}, epochs: {saved.epochs:.3g}, on {len(digits):,} held-out digits")
     for heading in ("digit", "images", "right", "accuracy", "mistaken for"):
@@ -180,7 +184,7 @@ def predict(
     where = _device(device)
     saved = checkpoint.load(run, where)
     pixels = torch.stack([read_image(path, resize=resize, invert=invert) for path in images])
-    with gconv.backend(backend), torch.inference_mode():
+    with _backend(backend, where), torch.inference_mode():
         probabilities = saved.model(normalize(pixels.to(where))).softmax(1).cpu()
     table = Table("image", "digit", "sure", "next", "sure")
     for path, thought in zip(images, probabilities, strict=True):
@@ -328,6 +332,16 @@ def _device(name: str) -> torch.device:
         reason = re.split(r"\n|\. ", str(error))[0]
         raise UserError(f"--device {name}: {reason}; try --device auto") from None
     return device
+
+
+def _backend(name: str, device: torch.device) -> AbstractContextManager[None]:
+    """``gconv.backend(name)``, once it is known to run on ``device``: shown on a batch of no images."""
+    images, weight = torch.zeros(0, 2, 3, 3, device=device), torch.zeros(2, 1, 3, 3, device=device)
+    try:
+        gconv.group_conv2d(images, weight, groups=2, backend=name)
+    except RuntimeError as error:
+        raise UserError(f"--backend {name}: {str(error).partition(': ')[2]}") from None
+    return gconv.backend(name)
 
 
 def _network(repeats: str, cardinality: int, base_width: int) -> Network:

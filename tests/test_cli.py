@@ -335,3 +335,12 @@ def test_interrupted_training_leaves_a_loadable_checkpoint(tmp_path: Path) -> No
     saved = checkpoint.load(tmp_path / "runs" / "demo")
     assert 0 <= saved.epochs < 12
     assert saved.model(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+def test_a_backend_that_cannot_run_here_is_refused_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gconv.dispatch.TRITON_INSTALLED", False)
+    code, _, err = run("train", "--name", "x", "--backend", "triton", *SMALL)
+    assert code == 2 and err == "error: --backend triton: Triton is not installed; pip install triton\n"
+    assert not Path("runs/x").exists()

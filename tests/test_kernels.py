@@ -199,7 +199,7 @@ def test_measured_tiles_go_before_rules(monkeypatch: pytest.MonkeyPatch, tmp_pat
     device = Device("cuda", "NVIDIA Test-1", 132)
     rule = tiles.tile_of("forward", geometry, torch.float16, "ieee", device)
     measured = dataclasses.replace(rule, pixels=128, warps=4)
-    key = tiles.correlation_key(Correlation.forward(geometry), torch.float16)
+    key = tiles.correlation_key(Correlation.forward(geometry), torch.float16, "ieee")
     monkeypatch.setattr(tiles, "MEASURED", tmp_path)
     (tmp_path / "nvidia-test-1.json").write_text(json.dumps({"tiles": {key: dataclasses.asdict(measured)}}))
     tiles.measured_table.cache_clear()

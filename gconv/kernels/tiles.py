@@ -77,7 +77,7 @@ def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: s
 
 def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> Tile:
     """The tile of the forward pass, or of the input gradient."""
-    measured = measured_tile(correlation_key(correlation, dtype), device)
+    measured = measured_tile(correlation_key(correlation, dtype, precision), device)
     if measured is not None:
         return measured
     if correlation.inputs == correlation.outputs == 1:
@@ -93,7 +93,7 @@ def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: st
 
 def weight_grad_tile(geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
     """The tile of the weight gradient: ``inputs`` and ``outputs`` are the sides of its sums."""
-    measured = measured_tile(weight_grad_key(geometry, dtype), device)
+    measured = measured_tile(weight_grad_key(geometry, dtype, precision), device)
     if measured is not None:
         return measured
     cg, kg = geometry.channels_per_group
@@ -178,7 +178,7 @@ def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, dev
 
 
 def slide_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, device: Device) -> Tile:
-    """Nine sums [outputs, inputs] in the registers of one or two warps; a pack's blocks meet its rows in L2."""
+    """Nine sums [outputs, inputs] in the registers of a warp or two; a pack's blocks share rows in L2."""
     groups = groups_in_pack(inputs, outputs)
     side_o = lanes(groups * outputs, 32)
     pixels, warps = 64 // dtype.itemsize, side_o // LANES
@@ -235,23 +235,28 @@ def splits_of(items: int, programs_a_split: int, bytes_a_split: int, device: Dev
     return -(-items // -(-items // splits))
 
 
-def correlation_key(correlation: Correlation, dtype: torch.dtype) -> str:
+def correlation_key(correlation: Correlation, dtype: torch.dtype, precision: str) -> str:
     """Names a forward pass or an input gradient in a measured table; batches by their power of two."""
     c = correlation
     n, h, w = c.size
     name = "input_grad" if c.transposed else "forward"
     sizes = f"{c.groups}x{c.inputs}->{c.outputs}, {c.kernel}, {c.step}/{c.divisor}, {c.dilation}"
-    return f"{name}: {power_of_two(max(n, 1))}x{h}x{w}, {sizes}, {str(dtype)[6:]}"
+    return f"{name}: {power_of_two(max(n, 1))}x{h}x{w}, {sizes}, {type_name(dtype, precision)}"
 
 
-def weight_grad_key(geometry: ConvGeometry, dtype: torch.dtype) -> str:
+def weight_grad_key(geometry: ConvGeometry, dtype: torch.dtype, precision: str) -> str:
     """Names a weight gradient in a measured table; batches by their power of two."""
     n, _, h, w = geometry.input_size
     cg, kg = geometry.channels_per_group
     sizes = (
         f"{geometry.groups}x{cg}->{kg}, {geometry.weight_size[2:]}, {geometry.stride}, {geometry.dilation}"
     )
-    return f"weight_grad: {power_of_two(max(n, 1))}x{h}x{w}, {sizes}, {str(dtype)[6:]}"
+    return f"weight_grad: {power_of_two(max(n, 1))}x{h}x{w}, {sizes}, {type_name(dtype, precision)}"
+
+
+def type_name(dtype: torch.dtype, precision: str) -> str:
+    """ "float16", "bfloat16", "float32", or "tf32" for float32 that is multiplied so."""
+    return "tf32" if dtype == torch.float32 and precision == "tf32" else str(dtype).removeprefix("torch.")
 
 
 def measured_tile(key: str, device: Device) -> Tile | None:

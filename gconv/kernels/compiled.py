@@ -70,12 +70,16 @@ class Kernel:
 
 
 class Job(NamedTuple):
-    """Which launch to compile: the ``index``-th of a pass. Cheap to send to another process."""
+    """Which launch to compile: the ``index``-th of a pass. Cheap to send to another process.
+
+    ``epilogue``: with bias and ReLU, and with the bias gradient.
+    """
 
     target: str
     dtype: str
     pass_: str
     geometry: ConvGeometry
+    epilogue: bool
     index: int
 
     @property
@@ -101,7 +105,7 @@ def grouped_layers(network: str, batch: int = 256) -> Iterator[tuple[str, ConvGe
 
 
 def find_jobs(
-    networks: Iterable[str], dtypes: Iterable[str], targets: Iterable[str]
+    networks: Iterable[str], dtypes: Iterable[str], targets: Iterable[str], epilogue: bool = False
 ) -> dict[Job, tuple[str, ...]]:
     """The launches of the networks' grouped layers, each distinct binary once, with what runs in it."""
     found: dict[tuple, tuple[Job, list[str]]] = {}
@@ -110,8 +114,8 @@ def find_jobs(
         for dtype in dtypes:
             for name, geometry in layers.items():
                 for pass_ in PASSES:
-                    for index, launch in enumerate(_launches(target, dtype, pass_, geometry)):
-                        job = Job(target, dtype, pass_, geometry, index)
+                    for index, launch in enumerate(_launches(target, dtype, pass_, geometry, epilogue)):
+                        job = Job(target, dtype, pass_, geometry, epilogue, index)
                         key = (
                             target,
                             dtype,
@@ -158,7 +162,7 @@ def main_loop(listing: list[str]) -> list[str]:
     return [line for line in listing[start:end] if not line.endswith(":")]
 
 
-def _launches(target: str, dtype: str, pass_: str, geometry: ConvGeometry) -> list[Launch]:
+def _launches(target: str, dtype: str, pass_: str, geometry: ConvGeometry, epilogue: bool) -> list[Launch]:
     """What a pass launches, in order."""
     kind = "cuda" if target.startswith("sm_") else "hip"
     precision = "tf32" if dtype == "tf32" and kind == "cuda" else "ieee"
@@ -170,10 +174,10 @@ def _launches(target: str, dtype: str, pass_: str, geometry: ConvGeometry) -> li
         return Operands(_strides(first), _strides(second), torch_dtype, precision, device)
 
     if pass_ == "forward":
-        return [plan_forward(geometry, operands(x, w), False, False)]
+        return [plan_forward(geometry, operands(x, w), epilogue, epilogue)]
     if pass_ == "input_grad":
         return [plan_input_grad(geometry, operands(y, w))]
-    partial, splits, size = plan_weight_grad(geometry, operands(y, x), False)
+    partial, splits, size = plan_weight_grad(geometry, operands(y, x), epilogue)
     return [partial, plan_reduce(geometry, splits, size, _strides(w))]
 
 

@@ -47,11 +47,13 @@ def test_resnext50_kernels_spill_nothing_and_take_few_instructions() -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("triton", TRITONS.values(), ids=TRITONS)
-@pytest.mark.parametrize("dtype", compiled.DTYPES)
-def test_every_tile_spills_nothing(dtype: str, triton: Path | None) -> None:
+@pytest.mark.parametrize(
+    "options", [[dtype] for dtype in compiled.DTYPES] + [["float16", "--epilogue"]], ids=" ".join
+)
+def test_every_tile_spills_nothing(options: list[str], triton: Path | None) -> None:
     if triton is not None and not triton.exists():
         pytest.skip(f"no Triton in {triton}: make matrix")
-    found = table("--dtypes", dtype, triton=triton)
+    found = table("--dtypes", *options, triton=triton)
     assert triton is None or found["triton"].startswith("3.6.")
     assert {kernel["target"] for kernel in found["kernels"]} == set(compiled.TARGETS)
     assert not spilling(found["kernels"])

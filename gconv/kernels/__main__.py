@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(DTYPES)} (tf32: float32 as F.conv2d multiplies it by default); default: float16",
     )
     parser.add_argument(
+        "--epilogue",
+        action="store_true",
+        help="with bias and ReLU, and with the bias gradient; default: without",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print JSON, with the layers that each kernel runs"
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each core")
@@ -84,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compile_all(arguments: argparse.Namespace) -> Iterator[Kernel]:
     """All that was asked for, on several cores, with a count of what is done on a terminal."""
-    jobs = compiled.find_jobs(arguments.networks, arguments.dtypes, arguments.targets)
+    jobs = compiled.find_jobs(arguments.networks, arguments.dtypes, arguments.targets, arguments.epilogue)
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         running = [pool.submit(compiled.compile_job, job, layers) for job, layers in jobs.items()]
         for done, future in enumerate(as_completed(running), 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import triton
@@ -13,7 +13,7 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.depthwise import depthwise_kernel, depthwise_slide_kernel
-from gconv.kernels.launch import Launch, Operands, channels_last, empty_channels_last
+from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last, empty_channels_last
 from gconv.kernels.packing import (
     dot,
     dot_row,
@@ -168,7 +168,7 @@ def forward(
     return y
 
 
-@cache
+@lru_cache(PLANS_KEPT)
 def plan_forward(geometry: ConvGeometry, operands: Operands, bias: bool, relu: bool) -> Launch:
     """How the forward pass of ``geometry`` runs on x and weight as ``operands`` describes them."""
     correlation = Correlation.forward(geometry)

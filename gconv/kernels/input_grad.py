@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import triton
 import triton.language as tl
@@ -12,7 +12,7 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.forward import COUNTS, WEIGHTS, correlation_values, plan_correlation
-from gconv.kernels.launch import Launch, Operands, channels_last, empty_channels_last
+from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last, empty_channels_last
 from gconv.kernels.packing import (
     dot,
     load_taps,
@@ -110,7 +110,7 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> T
     return dx
 
 
-@cache
+@lru_cache(PLANS_KEPT)
 def plan_input_grad(geometry: ConvGeometry, operands: Operands) -> Launch:
     """How the input gradient of ``geometry`` runs on dy and weight as ``operands`` describes them."""
     correlation = Correlation.input_grad(geometry)

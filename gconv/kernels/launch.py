@@ -12,6 +12,8 @@ from torch import Tensor
 from gconv.kernels.device import Device, device_of, float32_precision
 from gconv.kernels.tiles import Tile
 
+PLANS_KEPT = 4096  # of each pass; images of ever new sizes must not fill the memory
+
 
 class Operands(NamedTuple):
     """What a plan needs to know of the two tensors that a pass multiplies.

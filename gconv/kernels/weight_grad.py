@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 import triton
@@ -12,7 +12,7 @@ from torch import Tensor
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
 from gconv.kernels.depthwise import depthwise_slide_weight_kernel, depthwise_weight_kernel
-from gconv.kernels.launch import Launch, Operands, channels_last
+from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last
 from gconv.kernels.packing import (
     dot,
     load_row,
@@ -232,7 +232,7 @@ def weight_grad(
     return dw, db if with_bias else None
 
 
-@cache
+@lru_cache(PLANS_KEPT)
 def plan_weight_grad(geometry: ConvGeometry, operands: Operands, with_bias: bool) -> tuple[Launch, int, int]:
     """How the partial sums of ``geometry`` are made from dy and x as ``operands`` describes them.
 
@@ -294,7 +294,7 @@ KERNELS = {
 }
 
 
-@cache
+@lru_cache(PLANS_KEPT)
 def plan_reduce(geometry: ConvGeometry, splits: int, size: int, strides: tuple[int, ...]) -> Launch:
     """How the partial sums become dw, of ``strides``, and db."""
     k, cg, r, s = geometry.weight_size

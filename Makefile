@@ -26,6 +26,8 @@ kernels: .venv/dev.installed  ## print registers, spills and instructions of eve
 
 gpu: .venv/dev.installed  ## test and time the kernels on the GPU that is here
 	$(BIN)/python -m pytest -q -m gpu
+	if command -v compute-sanitizer; then compute-sanitizer --error-exitcode 1 \
+		$(BIN)/python -m pytest -q -m gpu tests/test_gpu.py -k "every_family and torch.float16"; fi
 	$(BIN)/python -m pytest benchmarks -m gpu --benchmark-only --benchmark-json=benchmarks/results/gpu.json
 
 bench: .venv/dev.installed  ## time gconv beside F.conv2d and write benchmarks/results/cpu/bench.json

@@ -190,7 +190,8 @@ def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: s
     groups = groups_in_pack(inputs, outputs)
     most = 64 if uses_tensor_cores(dtype, precision, device) else 32
     side_i, side_o = lanes(groups * inputs, most), lanes(groups * outputs, most)
-    return Tile("taps", groups, 64 if dtype.itemsize == 2 else 32, side_i, side_o, warps=4, stages=2)
+    pixels = 128 // dtype.itemsize
+    return Tile("taps", groups, pixels, side_i, side_o, warps=4, stages=2, registers=all_registers(device))
 
 
 def depthwise_tile(correlation: Correlation) -> Tile:

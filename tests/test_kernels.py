@@ -147,7 +147,7 @@ def test_offsets_of_64_bits_match_float64(one_of_each: Case, monkeypatch: pytest
     check_kernels(one_of_each, torch.float32)
 
 
-def test_offsets_are_64_bits_where_a_tile_may_pass_31(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offsets_are_64_bits_where_a_tile_may_pass_31() -> None:
     tile = tiles.slide_tile("slide", 4, 4)
     assert not tiles.is_wide(tile, 56, (56 * 56 * 128,), (56 * 56 * 128,))
     assert tiles.is_wide(tile, 8, (2**31 // 16,), (8,))

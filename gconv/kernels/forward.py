@@ -18,8 +18,8 @@ from gconv.kernels.packing import (
     dot,
     dot_row,
     finish,
+    load_kernel,
     load_row,
-    load_taps,
     load_tile,
     locate_channels,
     locate_columns,
@@ -62,11 +62,7 @@ def slide_kernel(
     n, image, q, m_column = locate_columns(i_m, columns, Q, BM, WIDE)
     c, m_c = locate_channels(i_pack, 0, groups, CI, G, BI)
     k, m_k = locate_channels(i_pack, 0, groups, CO, G, BO)
-    o_w, m_w = locate_weights(i_pack, 0, 0, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
-    p_w += w_0 + o_w
-    w0 = load_taps(p_w, w_s, m_w)
-    w1 = load_taps(p_w + w_r, w_s, m_w)
-    w2 = load_taps(p_w + 2 * w_r, w_s, m_w)
+    w0, w1, w2 = load_kernel(p_w, i_pack, groups, w_0, w_g, w_i, w_o, w_r, w_s, CI, CO, G, BI, BO)
 
     j = q * step_w - left
     m_x = mask_columns(j, tap_w, W, m_column)

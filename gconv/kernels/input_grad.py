@@ -15,11 +15,10 @@ from gconv.kernels.forward import COUNTS, WEIGHTS, correlation_values, plan_corr
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last, empty_channels_last
 from gconv.kernels.packing import (
     dot,
-    load_taps,
+    load_kernel,
     load_tile,
     locate_channels,
     locate_columns,
-    locate_weights,
     store_tile,
 )
 
@@ -56,11 +55,7 @@ def residue_kernel(
     n, image, pair, m_column = locate_columns(i_m, columns, pairs_w, BM, WIDE)
     c, m_c = locate_channels(i_pack, 0, groups, CI, G, BI)
     k, m_k = locate_channels(i_pack, 0, groups, CO, G, BO)
-    o_w, m_w = locate_weights(i_pack, 0, 0, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
-    p_w += w_0 + o_w
-    w0 = load_taps(p_w, w_s, m_w)
-    w1 = load_taps(p_w + w_r, w_s, m_w)
-    w2 = load_taps(p_w + 2 * w_r, w_s, m_w)
+    w0, w1, w2 = load_kernel(p_w, i_pack, groups, w_0, w_g, w_i, w_o, w_r, w_s, CI, CO, G, BI, BO)
 
     b = pair + before
     m_left = m_column & (b >= 0) & (b < W)

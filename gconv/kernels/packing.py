@@ -108,6 +108,17 @@ def load_taps(p, step, mask):
 
 
 @triton.jit
+def load_kernel(
+    p, i_pack, groups, w_0, w_g, w_i, w_o, w_r, w_s,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """The weights of a pack's 3x3 taps: three rows of three block-diagonal tiles, each  # [BI, BO]"""
+    offset, mask = locate_weights(i_pack, 0, 0, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
+    p += w_0 + offset
+    return load_taps(p, w_s, mask), load_taps(p + w_r, w_s, mask), load_taps(p + 2 * w_r, w_s, mask)
+
+
+@triton.jit
 def dot_row(x, w, acc, PRECISION: tl.constexpr):
     """acc + x[0] @ w[0] + x[1] @ w[1] + x[2] @ w[2]  # [BM, BO]"""
     acc = dot(x[0], w[0], acc, PRECISION)

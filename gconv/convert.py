@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from gconv.module import GroupConv2d
+from gconv.terminal import columns
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,8 @@ class ConversionReport:
             )
             for layer in self.layers
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         total = f"{len(self.swapped)} of {len(self.layers)} convolutions swapped"
-        return "\n".join([*lines, total])
+        return f"{columns(rows, left=4)}\n{total}"
 
 
 def convert(model: nn.Module, *, filter: Callable[[nn.Module, str], bool] | None = None) -> ConversionReport:

@@ -105,12 +105,11 @@ def decide(
         return name, "asked for"
     if not operand.is_cuda:
         return "aten", f"gconv has no kernel for {operand.device.type}, PyTorch's own is the fastest"
-    if problem := _problem(operand, dtype, geometry):
+    if problem := why_not_triton(operand, dtype, geometry):
         return "aten", problem
-    if not _channels_last(operand):
-        return "aten", "the tensors are contiguous, and gconv's kernels are channels_last"
-    if not import_module(IMPLEMENTATIONS["triton"]).pays(pass_, geometry, dtype, operand.device):
-        return "aten", "gconv's kernels are not known to be faster for this geometry"
+    layout = "channels_last" if _channels_last(operand) else "contiguous"
+    if not import_module(IMPLEMENTATIONS["triton"]).pays(pass_, geometry, dtype, layout, operand.device):
+        return "aten", f"gconv's kernels are not known to be faster for this geometry, {layout}"
     return "triton", "the kernel moves each byte of the activations once"
 
 
@@ -120,9 +119,16 @@ def implementation(name: str, pass_: str, operand: Tensor, geometry: ConvGeometr
 
 
 def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> bool:
-    """Whether :func:`decide` might take "triton" for some pass. Cheap, and traceable by Dynamo."""
-    grouped = input.is_cuda and TRITON_INSTALLED and geometry.groups > 1
-    return grouped and dtype in TRITON_DTYPES and _channels_last(input)
+    """Whether :func:`decide` takes "triton" for some pass that may follow.
+
+    While Dynamo traces, which has no numbers to look up, only whether it might.
+    """
+    if not (input.is_cuda and TRITON_INSTALLED and geometry.groups > 1 and dtype in TRITON_DTYPES):
+        return False
+    if torch.compiler.is_compiling():
+        return _channels_last(input)
+    passes = PASSES if torch.is_grad_enabled() else PASSES[:1]
+    return any(decide("auto", pass_, input, dtype, geometry)[0] == "triton" for pass_ in passes)
 
 
 def _channels_last(tensor: Tensor) -> bool:
@@ -131,11 +137,11 @@ def _channels_last(tensor: Tensor) -> bool:
 
 
 def _require_triton(operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> None:
-    if problem := _problem(operand, dtype, geometry):
+    if problem := why_not_triton(operand, dtype, geometry):
         raise RuntimeError(f"backend='triton' cannot run here: {problem}")
 
 
-def _problem(operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> str | None:
+def why_not_triton(operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> str | None:
     """Why the kernels cannot run, None where they can."""
     if not TRITON_INSTALLED:
         return "Triton is not installed; pip install triton"

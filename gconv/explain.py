@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +11,7 @@ from gconv import dispatch
 from gconv.functional import prepare
 from gconv.geometry import ConvGeometry
 from gconv.module import pad_input
+from gconv.timing import copy_speed
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Explanation:
 def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> Explanation:
     """What calling ``layer`` on ``input`` costs in each pass, the memory floor, and which backend runs it.
 
-    Nothing is computed but, once for each device, copies of 64 MiB, to measure their speed.
+    Nothing is computed but, once for each device, copies of some hundred megabytes, to measure their speed.
 
     Args:
         layer: a :class:`~gconv.GroupConv2d`, or any ``nn.Conv2d``, explained as if it were converted.
@@ -120,24 +119,3 @@ def _copies(decisions: dict[str, tuple[str, str]], input: Tensor) -> str | None:
     if input.stride(-3) == 1 or all(backend != "triton" for backend, _ in decisions.values()):
         return None
     return "the input is contiguous: each pass copies it to channels_last and its result back"
-
-
-@cache
-def copy_speed(device: torch.device, size: int = 64 * 2**20) -> float:
-    """Bytes a second, read plus written, of copying ``size`` bytes on ``device``; the best of 3 rounds."""
-    if device.type == "meta":
-        raise RuntimeError(
-            "explain measures the speed of a copy on the input's device, and meta holds no data"
-        )
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    synchronize = torch.get_device_module(device).synchronize
-    copies, seconds = 8, []
-    for _ in range(3):
-        synchronize()
-        start = time.perf_counter()
-        for _ in range(copies):
-            target.copy_(source)
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size * copies / min(seconds)

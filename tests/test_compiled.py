@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gconv.kernels import compiled
+from gconv.problem import TYPES
 
 ROOT = Path(__file__).parent.parent
 NVIDIA = [target for target in compiled.TARGETS if target.startswith("sm_")]
@@ -31,7 +32,7 @@ def spilling(kernels: list[dict]) -> list[dict]:
 
 
 def test_resnext50_kernels_spill_nothing_and_take_few_instructions() -> None:
-    kernels = table("--networks", "resnext50_32x4d", "--targets", *NVIDIA)["kernels"]
+    kernels = table("--suite", "resnext50_32x4d", "--targets", *NVIDIA)["kernels"]
     assert {kernel["target"] for kernel in kernels} == set(NVIDIA)
     assert not spilling(kernels)
     first_layer = {
@@ -47,9 +48,7 @@ def test_resnext50_kernels_spill_nothing_and_take_few_instructions() -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("triton", TRITONS.values(), ids=TRITONS)
-@pytest.mark.parametrize(
-    "options", [[dtype] for dtype in compiled.DTYPES] + [["float16", "--epilogue"]], ids=" ".join
-)
+@pytest.mark.parametrize("options", [[dtype] for dtype in TYPES] + [["float16", "--epilogue"]], ids=" ".join)
 def test_every_tile_spills_nothing(options: list[str], triton: Path | None) -> None:
     assert triton is None or triton.exists(), f"no Triton in {triton}: make matrix fetches it"
     found = table("--dtypes", *options, triton=triton)

@@ -5,9 +5,7 @@ What they allocate starts as NaN, so that an element that is never written shows
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator
 
@@ -23,7 +21,6 @@ from torch import Tensor
 from gconv import kernels
 from gconv.geometry import ConvGeometry
 from gconv.kernels import launch, tiles
-from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.weight_grad import plan_weight_grad
 
@@ -192,17 +189,3 @@ def test_partial_sums_stay_within_the_workspace() -> None:
         plan, splits, numbers = plan_weight_grad(geometry, operands, False)
         assert 4 * splits * numbers <= tiles.WORKSPACE
         assert plan.programs >= 132 * 4
-
-
-def test_measured_tiles_go_before_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    geometry = geometry_of(FAMILIES[0])
-    device = Device("cuda", "NVIDIA Test-1", 132)
-    rule = tiles.tile_of("forward", geometry, torch.float16, "ieee", device)
-    measured = dataclasses.replace(rule, pixels=128, warps=4)
-    key = tiles.correlation_key(Correlation.forward(geometry), torch.float16, "ieee")
-    monkeypatch.setattr(tiles, "MEASURED", tmp_path)
-    (tmp_path / "nvidia-test-1.json").write_text(json.dumps({"tiles": {key: dataclasses.asdict(measured)}}))
-    tiles.measured_table.cache_clear()
-    assert tiles.tile_of("forward", geometry, torch.float16, "ieee", device) == measured
-    assert tiles.tile_of("forward", geometry, torch.float32, "ieee", device) != measured
-    tiles.measured_table.cache_clear()

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Outside in: each may import those after it.
 GCONV_ORDER = [
     "gconv",
+    "gconv.tune",
     "gconv.convert",
     "gconv.explain",
     "gconv.module",
@@ -21,21 +22,29 @@ GCONV_ORDER = [
     "gconv.autograd",
     "gconv.ops",
     "gconv.dispatch",
+    "gconv.kernels.tuning",
     "gconv.kernels.__main__",
     "gconv.kernels.compiled",
+    "gconv.kernels.candidates",
+    "gconv.problem",
     "gconv.kernels",
     "gconv.kernels.weight_grad",
     "gconv.kernels.input_grad",
     "gconv.kernels.forward",
     "gconv.kernels.depthwise",
     "gconv.kernels.launch",
+    "gconv.kernels.choice",
     "gconv.kernels.tiles",
     "gconv.kernels.device",
     "gconv.kernels.correlation",
     "gconv.kernels.packing",
     "gconv.aten",
     "gconv.reference",
+    "gconv.suites",
     "gconv.geometry",
+    "gconv.timing",
+    "gconv.environment",
+    "gconv.terminal",
 ]
 
 

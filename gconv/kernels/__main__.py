@@ -14,11 +14,14 @@ from multiprocessing import get_context
 import triton
 
 from gconv.kernels import compiled
-from gconv.kernels.compiled import DTYPES, NETWORKS, TARGETS, Kernel
+from gconv.kernels.compiled import TARGETS, Kernel
+from gconv.problem import TYPES
+from gconv.suites import SUITES
+from gconv.terminal import columns, fail, track
 
 DESCRIPTION = """\
-Compiles every kernel, in every tile that it is launched in for the grouped layers of some networks at batch
-256, and prints what the compiler made of it. Needs no GPU.
+Compiles every kernel, in every tile that it is launched in for the layers of some suites at batch 256,
+and prints what the compiler made of it. Needs no GPU.
 
   registers    of a thread; 65,536 of them over those of a program is how many programs a processor keeps
   spills       bytes of a thread's that did not fit into registers: 0, or the tile is too large
@@ -33,8 +36,7 @@ def main() -> int:
     """Parses the command line, compiles, prints; 1 where a kernel for an NVIDIA GPU spills."""
     arguments = _parser().parse_args()
     if triton.knobs.runtime.interpret:
-        print("error: TRITON_INTERPRET is set: the interpreter compiles nothing, unset it", file=sys.stderr)
-        return 2
+        fail("TRITON_INTERPRET is set: the interpreter compiles nothing, unset it")
     kernels = sorted(_compile_all(arguments), key=_order)
     if arguments.json:
         rows = [asdict(kernel) for kernel in kernels]
@@ -53,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    suites = [name for name in SUITES if name != "tiny"]
     several = {"nargs": "+", "metavar": "NAME"}
     parser.add_argument(
         "--targets",
@@ -62,18 +65,18 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(TARGETS)}; default: all",
     )
     parser.add_argument(
-        "--networks",
+        "--suite",
         **several,
-        choices=NETWORKS,
-        default=NETWORKS,
-        help=f"of {', '.join(NETWORKS)}; default: all",
+        choices=SUITES,
+        default=suites,
+        help=f"of {', '.join(suites)}; default: all",
     )
     parser.add_argument(
         "--dtypes",
         **several,
-        choices=DTYPES,
+        choices=TYPES,
         default=["float16"],
-        help=f"of {', '.join(DTYPES)} (tf32: float32 as F.conv2d multiplies it by default); default: float16",
+        help=f"of {', '.join(TYPES)} (tf32: float32 as F.conv2d multiplies it by default); default: float16",
     )
     parser.add_argument(
         "--epilogue",
@@ -88,24 +91,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compile_all(arguments: argparse.Namespace) -> Iterator[Kernel]:
-    """All that was asked for, on several cores, with a count of what is done on a terminal."""
-    jobs = compiled.find_jobs(arguments.networks, arguments.dtypes, arguments.targets, arguments.epilogue)
+    """All that was asked for, on several cores."""
+    jobs = compiled.find_jobs(arguments.suite, arguments.dtypes, arguments.targets, arguments.epilogue)
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         running = [pool.submit(compiled.compile_job, job, layers) for job, layers in jobs.items()]
-        for done, future in enumerate(as_completed(running), 1):
-            if sys.stderr.isatty():
-                print(
-                    f"\r{done} of {len(jobs)} compiled",
-                    end="\n" if done == len(jobs) else "",
-                    file=sys.stderr,
-                )
+        for future in track(as_completed(running), "compiling", len(running)):
             yield future.result()
 
 
 def _order(kernel: Kernel) -> tuple:
     return (
         TARGETS.index(kernel.target),
-        list(DTYPES).index(kernel.dtype),
+        list(TYPES).index(kernel.dtype),
         kernel.name,
         kernel.tile,
         kernel.layers,
@@ -126,16 +123,7 @@ def _table(kernels: list[Kernel]) -> str:
         )
         for k in kernels
     ]
-    rows = list(dict.fromkeys(rows))
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(w) if i > 3 else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (head, *rows)
-    ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    return columns([head, *dict.fromkeys(rows)], left=4, rule=True)
 
 
 def _number(value: float | None) -> str:

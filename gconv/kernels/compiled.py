@@ -9,34 +9,29 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
+from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime.jit import create_function_from_signature
 
-from gconv.geometry import ConvGeometry, Padding
+from gconv.geometry import ConvGeometry
 from gconv.kernels.device import Device
 from gconv.kernels.forward import plan_forward
 from gconv.kernels.input_grad import plan_input_grad
 from gconv.kernels.launch import Launch, Operands
+from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import plan_reduce, plan_weight_grad
+from gconv.problem import TYPES
+from gconv.suites import SUITES
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
-# Channels, groups, output size and kernel size of each grouped layer. 3x3 layers past the first stage come
-# with stride 1 and 2, for the stage's first block.
-NETWORKS = {
-    "resnext50_32x4d": [(128 * 2**i, 32, 56 >> i, 3) for i in range(4)],
-    "resnext101_32x8d": [(256 * 2**i, 32, 56 >> i, 3) for i in range(4)],
-    "resnext101_64x4d": [(256 * 2**i, 64, 56 >> i, 3) for i in range(4)],
-    "regnety": [(216, 9, 28, 3), (448, 8, 28, 3), (896, 8, 14, 3), (1232, 11, 14, 3)],
-    "depthwise": [(96, 96, 28, 3), (384, 384, 14, 7)],
-}
-DTYPES = {"float16": "fp16", "bfloat16": "bf16", "tf32": "fp32", "float32": "fp32"}
 PASSES = ("forward", "input_grad", "weight_grad")
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -48,7 +43,7 @@ class Kernel:
     Args:
         target: a member of ``TARGETS``.
         name: of the kernel.
-        dtype: a key of ``DTYPES``; "tf32" is float32 as ``F.conv2d`` multiplies it by default on NVIDIA's.
+        dtype: a key of ``TYPES``; "tf32" is float32 as ``F.conv2d`` multiplies it by default on NVIDIA's.
         tile: what it works in.
         layers: the layers and passes that run in it.
         registers: of a thread.
@@ -72,7 +67,7 @@ class Kernel:
 class Job(NamedTuple):
     """Which launch to compile: the ``index``-th of a pass. Cheap to send to another process.
 
-    ``epilogue``: with bias and ReLU, and with the bias gradient.
+    ``epilogue``: with bias and ReLU, and with the bias gradient. ``tile``: None for the one that is chosen.
     """
 
     target: str
@@ -81,56 +76,39 @@ class Job(NamedTuple):
     geometry: ConvGeometry
     epilogue: bool
     index: int
+    tile: Tile | None = None
 
     @property
     def launch(self) -> Launch:
         """The launch itself, planned for channels_last tensors and a GPU of 132 processors."""
-        return _launches(*self[:-1])[self.index]
+        launches = _launches(self.target, self.dtype, self.pass_, self.geometry, self.epilogue, self.tile)
+        return launches[self.index]
 
-
-def grouped_layers(network: str, batch: int = 256) -> Iterator[tuple[str, ConvGeometry]]:
-    """The distinct grouped convolutions of a network at 224 pixels, by name."""
-    for width, groups, size, kernel in NETWORKS[network]:
-        for stride in (1, 2) if kernel == 3 and size < 56 else (1,):
-            geometry = ConvGeometry(
-                input_size=(batch, width, size * stride, size * stride),
-                weight_size=(width, width // groups, kernel, kernel),
-                stride=(stride, stride),
-                padding=Padding(*[kernel // 2] * 4),
-                dilation=(1, 1),
-                groups=groups,
-            )
-            name = f"{width}/{groups}, {size}x{size}" + (f", {kernel}x{kernel}" if kernel != 3 else "")
-            yield name + (", stride 2" if stride == 2 else ""), geometry
+    @property
+    def binary(self) -> tuple:
+        """What tells its binary from others."""
+        _, source, options = _specialise(self.launch, self.target, self.dtype)
+        return self.target, source.hash(), str(options)
 
 
 def find_jobs(
-    networks: Iterable[str], dtypes: Iterable[str], targets: Iterable[str], epilogue: bool = False
+    suites: Iterable[str], dtypes: Iterable[str], targets: Iterable[str], epilogue: bool = False
 ) -> dict[Job, tuple[str, ...]]:
-    """The launches of the networks' grouped layers, each distinct binary once, with what runs in it."""
+    """The launches of the suites' layers at batch 256, each distinct binary once, with what runs in it."""
     found: dict[tuple, tuple[Job, list[str]]] = {}
-    layers = dict(layer for network in networks for layer in grouped_layers(network))
-    for target in targets:
-        for dtype in dtypes:
-            for name, geometry in layers.items():
-                for pass_ in PASSES:
-                    for index, launch in enumerate(_launches(target, dtype, pass_, geometry, epilogue)):
-                        job = Job(target, dtype, pass_, geometry, epilogue, index)
-                        key = (
-                            target,
-                            dtype,
-                            launch.kernel.__name__,
-                            launch.tile,
-                            *map(str, _specialise(launch, dtype)),
-                        )
-                        found.setdefault(key, (job, []))[1].append(f"{name}: {pass_}")
+    layers = {layer.name: layer.geometry(256) for suite in suites for layer in SUITES[suite]}
+    for target, dtype, (name, geometry), pass_ in product(targets, dtypes, layers.items(), PASSES):
+        for index in range(len(_launches(target, dtype, pass_, geometry, epilogue))):
+            job = Job(target, dtype, pass_, geometry, epilogue, index)
+            found.setdefault(job.binary, (job, []))[1].append(f"{name}: {pass_}")
     return {job: tuple(names) for job, names in found.values()}
 
 
 def compile_job(job: Job, layers: tuple[str, ...] = ()) -> Kernel:
     """Compiles a job's launch and reads what came of it."""
     launch, cuda = job.launch, job.target.startswith("sm_")
-    compiled = _compile(launch, job)
+    gpu, source, options = _specialise(launch, job.target, job.dtype)
+    compiled = triton.compile(source, gpu, options)
     resources, listing = _read_cubin(compiled) if cuda else _read_amdgcn(compiled)
     turn = len(main_loop(listing))
     stride = f", stride {launch.arguments['STRIDE']}" if "STRIDE" in launch.arguments else ""
@@ -162,22 +140,35 @@ def main_loop(listing: list[str]) -> list[str]:
     return [line for line in listing[start:end] if not line.endswith(":")]
 
 
-def _launches(target: str, dtype: str, pass_: str, geometry: ConvGeometry, epilogue: bool) -> list[Launch]:
+def target_of(device: torch.device) -> str:
+    """What to compile for to run on a GPU that is here."""
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def _launches(
+    target: str,
+    dtype: str,
+    pass_: str,
+    geometry: ConvGeometry,
+    epilogue: bool,
+    tile: Tile | None = None,
+) -> list[Launch]:
     """What a pass launches, in order."""
     kind = "cuda" if target.startswith("sm_") else "hip"
     precision = "tf32" if dtype == "tf32" and kind == "cuda" else "ieee"
-    torch_dtype = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     x, w, y = geometry.input_size, geometry.weight_size, geometry.output_size
 
     def operands(first: tuple[int, ...], second: tuple[int, ...]) -> Operands:
         device = Device(kind, target, 132)
-        return Operands(_strides(first), _strides(second), torch_dtype, precision, device)
+        return Operands(_strides(first), _strides(second), TYPES[dtype][0], precision, device)
 
     if pass_ == "forward":
-        return [plan_forward(geometry, operands(x, w), epilogue, epilogue)]
+        return [plan_forward(geometry, operands(x, w), epilogue, epilogue, tile)]
     if pass_ == "input_grad":
-        return [plan_input_grad(geometry, operands(y, w))]
-    partial, splits, size = plan_weight_grad(geometry, operands(y, x), epilogue)
+        return [plan_input_grad(geometry, operands(y, w), tile)]
+    partial, splits, size = plan_weight_grad(geometry, operands(y, x), epilogue, tile)
     return [partial, plan_reduce(geometry, splits, size, _strides(w))]
 
 
@@ -187,31 +178,19 @@ def _strides(size: tuple[int, ...]) -> tuple[int, ...]:
     return h * w * c, 1, w * c, c
 
 
-def _specialise(launch: Launch, dtype: str) -> tuple[dict[str, str], dict[str, Any], dict[tuple, list]]:
-    """Signature, constants and attributes, as Triton derives them from the arguments when it launches."""
-    signature, constants, attributes = {}, {}, {}
-    for i, parameter in enumerate(launch.kernel.params):
-        name, value = parameter.name, launch.arguments.get(parameter.name)
-        if name.startswith("p_"):
-            signature[name] = "*fp32" if name == "p_sums" else f"*{DTYPES[dtype]}"
-        elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
-            signature[name], constants[name] = "constexpr", value
-            continue
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        if not parameter.do_not_specialize and (name.startswith("p_") or value % 16 == 0):
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    return signature, constants, attributes
-
-
-def _compile(launch: Launch, job: Job) -> CompiledKernel:
-    signature, constants, attributes = _specialise(launch, job.dtype)
-    if job.target.startswith("sm_"):
-        target = GPUTarget("cuda", int(job.target[3:]), 32)
-    else:
-        target = GPUTarget("hip", job.target, 64)
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    return triton.compile(source, target, launch.tile.options)
+def _specialise(launch: Launch, target: str, dtype: str) -> tuple[GPUTarget, ASTSource, dict[str, Any]]:
+    """What Triton compiles when it launches, by its own code: it finds in its cache what is made here."""
+    gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
+    kernel, backend = launch.kernel, make_backend(gpu)
+    types = {name: torch.float32 if name == "p_sums" else TYPES[dtype][0] for name in kernel.arg_names}
+    tensors = {name: torch.empty(1, dtype=type_) for name, type_ in types.items() if name.startswith("p_")}
+    arguments = {**launch.arguments, **launch.tile.options}
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialisation, options = binder(**tensors, **arguments)
+    _, signature, constants, attributes = kernel._pack_args(
+        backend, arguments, bound, specialisation, options
+    )
+    return gpu, ASTSource(kernel, signature, constants, attributes), launch.tile.options
 
 
 def _outputs_a_turn(launch: Launch) -> float:

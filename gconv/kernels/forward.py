@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
+from gconv.kernels.choice import tile_of
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.depthwise import depthwise_kernel, depthwise_slide_kernel
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last, empty_channels_last
@@ -153,23 +154,32 @@ def taps_kernel(
 
 
 def forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, activation: str | None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: str | None,
+    tile: tiles.Tile | None = None,
 ) -> Tensor:
     """y (N, K, P, Q), channels_last, from input (N, C, H, W), weight (K, C / groups, R, S) and bias (K,)."""
     x = channels_last(input)
     y = empty_channels_last(geometry.output_size, x)
     if y.numel():
-        plan = plan_forward(geometry, Operands.of(x, weight), bias is not None, activation == "relu")
+        plan = plan_forward(geometry, Operands.of(x, weight), bias is not None, activation == "relu", tile)
         plan(x, weight, x if bias is None else bias.contiguous(), y)
     return y
 
 
 @lru_cache(PLANS_KEPT)
-def plan_forward(geometry: ConvGeometry, operands: Operands, bias: bool, relu: bool) -> Launch:
-    """How the forward pass of ``geometry`` runs on x and weight as ``operands`` describes them."""
-    correlation = Correlation.forward(geometry)
-    tile = tiles.correlation_tile(correlation, operands.dtype, operands.precision, operands.device)
-    return plan_correlation(correlation, tile, operands, bias, relu)
+def plan_forward(
+    geometry: ConvGeometry, operands: Operands, bias: bool, relu: bool, tile: tiles.Tile | None = None
+) -> Launch:
+    """How the forward pass of ``geometry`` runs on x and weight as ``operands`` describes them.
+
+    In ``tile``, or in the one that is chosen for it.
+    """
+    tile = tile or tile_of("forward", geometry, *operands.kind)
+    return plan_correlation(Correlation.forward(geometry), tile, operands, bias, relu)
 
 
 def plan_correlation(
@@ -208,7 +218,7 @@ def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Ope
         "W": w,
         "P": p,
         "Q": q,
-        "rows": tiles.rows_in_chunk(p, packs * -(-n * q // tile.pixels), operands.device),
+        "rows": tiles.rows_in_chunk(p, packs * -(-n * q // tile.pixels), tile, operands.device),
         "top": c.top,
         "left": c.left,
         "x_n": strides[0] // unit,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
+from gconv.kernels.choice import tile_of
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.forward import COUNTS, WEIGHTS, correlation_values, plan_correlation
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last, empty_channels_last
@@ -92,12 +93,14 @@ def residue_kernel(
         p_y += 2 * Q * y_w * UNIT
 
 
-def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+def input_grad(
+    grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, tile: tiles.Tile | None = None
+) -> Tensor:
     """dx (N, C, H, W), channels_last, from grad_output (N, K, P, Q) and weight (K, C / groups, R, S)."""
     dy = channels_last(grad_output)
     dx = empty_channels_last(geometry.input_size, dy)
     if dx.numel():
-        plan = plan_input_grad(geometry, Operands.of(dy, weight))
+        plan = plan_input_grad(geometry, Operands.of(dy, weight), tile)
         if plan.tile.kernel == "residue":
             plan(dy, weight, dx)
         else:
@@ -106,10 +109,13 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> T
 
 
 @lru_cache(PLANS_KEPT)
-def plan_input_grad(geometry: ConvGeometry, operands: Operands) -> Launch:
-    """How the input gradient of ``geometry`` runs on dy and weight as ``operands`` describes them."""
+def plan_input_grad(geometry: ConvGeometry, operands: Operands, tile: tiles.Tile | None = None) -> Launch:
+    """How the input gradient of ``geometry`` runs on dy and weight as ``operands`` describes them.
+
+    In ``tile``, or in the one that is chosen for it.
+    """
     correlation = Correlation.input_grad(geometry)
-    tile = tiles.correlation_tile(correlation, operands.dtype, operands.precision, operands.device)
+    tile = tile or tile_of("input_grad", geometry, *operands.kind)
     if tile.kernel != "residue":
         return plan_correlation(correlation, tile, operands)
     n, _, _ = correlation.size
@@ -117,7 +123,7 @@ def plan_input_grad(geometry: ConvGeometry, operands: Operands) -> Launch:
     before, pairs_w = pairs(correlation.output[1], correlation.left)
     values = correlation_values(correlation, tile, operands)
     column_tiles = -(-n * pairs_w // tile.pixels)
-    rows = tiles.rows_in_chunk(pairs_h, values["packs"] * column_tiles, operands.device)
+    rows = tiles.rows_in_chunk(pairs_h, values["packs"] * column_tiles, tile, operands.device)
     values |= {"above": above, "pairs_h": pairs_h, "before": before, "pairs_w": pairs_w}
     values |= {"columns": n * pairs_w, "rows": rows}
     return Launch.of(residue_kernel, values["packs"] * column_tiles * -(-pairs_h // rows), values, tile)

@@ -1,17 +1,14 @@
-"""Which kernel runs a geometry, and in tiles of what size: measured where it was measured, else by rule.
+"""Which kernel runs a geometry, and in tiles of what size, by rule.
 
 The rules come from register counts, which ``python -m gconv.kernels`` prints: the largest tile that keeps its
-weights and sums in registers, with enough of them left that other programs hide the latency of memory.
+weights and sums in registers, with enough of them left that other programs hide the latency of memory. Where
+a GPU was measured, :mod:`~gconv.kernels.choice` knows better.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -19,10 +16,8 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 
-MEASURED = Path(__file__).parent / "measured"
 LANES = 16  # the least inner length of a product of 16-bit tiles on tensor cores
 SLIDE_LANES = 32  # from here up nine weight tiles no longer fit the registers
-RESIDENT = 8  # programs that a processor keeps at once, about: 16 warps of 100 registers
 DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
 WORKSPACE = 32 * 2**20  # bytes that the weight gradient's partial sums may take
 
@@ -38,6 +33,8 @@ class Tile:
         warps: warps of a program.
         stages: tiles in flight to shared memory. 1 keeps loads in L1, where neighbouring taps meet.
         registers: the most that a thread may use. Given, ptxas doesn't spill a few to fit one more program.
+        resident: programs that a processor should have at least, for which work is split; about as many as it
+            keeps at once: 16 warps of 100 registers.
     """
 
     kernel: str
@@ -48,6 +45,7 @@ class Tile:
     warps: int
     stages: int = 1
     registers: int | None = None
+    resident: int = 8
 
     @property
     def depthwise(self) -> bool:
@@ -67,7 +65,9 @@ class Tile:
         return f"{self.kernel}, {self.pixels} pixels x {lanes} channels{packed}, {warps}"
 
 
-def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+def tile_by_rule(
+    pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
+) -> Tile:
     """The tile of "forward", "input_grad" or "weight_grad"."""
     if pass_ == "weight_grad":
         return weight_grad_tile(geometry, dtype, precision, device)
@@ -77,9 +77,6 @@ def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: s
 
 def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> Tile:
     """The tile of the forward pass, or of the input gradient."""
-    measured = measured_tile(correlation_key(correlation, dtype, precision), device)
-    if measured is not None:
-        return measured
     if correlation.inputs == correlation.outputs == 1:
         return depthwise_tile(correlation)
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
@@ -93,9 +90,6 @@ def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: st
 
 def weight_grad_tile(geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
     """The tile of the weight gradient: ``inputs`` and ``outputs`` are the sides of its sums."""
-    measured = measured_tile(weight_grad_key(geometry, dtype, precision), device)
-    if measured is not None:
-        return measured
     cg, kg = geometry.channels_per_group
     if cg == kg == 1:
         return depthwise_weight_tile(geometry, device)
@@ -217,58 +211,20 @@ def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
     return Tile("depthwise", 1, pixels, channels, channels, warps=4, registers=all_registers(device))
 
 
-def rows_in_chunk(rows: int, programs_a_chunk: int, device: Device) -> int:
+def rows_in_chunk(rows: int, programs_a_chunk: int, tile: Tile, device: Device) -> int:
     """Output rows that a program slides over: all, unless that leaves processors idle.
 
     A chunk loads two rows more than it has, so it has at least four.
     """
-    chunks = -(-RESIDENT * device.processors // programs_a_chunk)
+    chunks = -(-tile.resident * device.processors // programs_a_chunk)
     return max(min(rows, 4), -(-rows // chunks))
 
 
-def splits_of(items: int, programs_a_split: int, bytes_a_split: int, device: Device) -> int:
+def splits_of(items: int, programs_a_split: int, bytes_a_split: int, tile: Tile, device: Device) -> int:
     """Into how many partial sums the weight gradient splits ``items`` pieces of work.
 
     Enough for two waves of programs, within the workspace, and so that each gets about as many items.
     """
-    wanted = -(-2 * RESIDENT * device.processors // programs_a_split)
+    wanted = -(-2 * tile.resident * device.processors // programs_a_split)
     splits = max(1, min(items, wanted, WORKSPACE // bytes_a_split))
     return -(-items // -(-items // splits))
-
-
-def correlation_key(correlation: Correlation, dtype: torch.dtype, precision: str) -> str:
-    """Names a forward pass or an input gradient in a measured table; batches by their power of two."""
-    c = correlation
-    n, h, w = c.size
-    name = "input_grad" if c.transposed else "forward"
-    sizes = f"{c.groups}x{c.inputs}->{c.outputs}, {c.kernel}, {c.step}/{c.divisor}, {c.dilation}"
-    return f"{name}: {power_of_two(max(n, 1))}x{h}x{w}, {sizes}, {type_name(dtype, precision)}"
-
-
-def weight_grad_key(geometry: ConvGeometry, dtype: torch.dtype, precision: str) -> str:
-    """Names a weight gradient in a measured table; batches by their power of two."""
-    n, _, h, w = geometry.input_size
-    cg, kg = geometry.channels_per_group
-    sizes = (
-        f"{geometry.groups}x{cg}->{kg}, {geometry.weight_size[2:]}, {geometry.stride}, {geometry.dilation}"
-    )
-    return f"weight_grad: {power_of_two(max(n, 1))}x{h}x{w}, {sizes}, {type_name(dtype, precision)}"
-
-
-def type_name(dtype: torch.dtype, precision: str) -> str:
-    """ "float16", "bfloat16", "float32", or "tf32" for float32 that is multiplied so."""
-    return "tf32" if dtype == torch.float32 and precision == "tf32" else str(dtype).removeprefix("torch.")
-
-
-def measured_tile(key: str, device: Device) -> Tile | None:
-    """The tile that was measured to be the fastest for ``key`` on ``device``, None where none was."""
-    entry = measured_table(device.name).get(key)
-    return None if entry is None else Tile(**entry)
-
-
-@cache
-def measured_table(device_name: str) -> dict[str, dict]:
-    """What ``measured/NAME.json`` says: keys as above, each with the fields of a :class:`Tile`."""
-    name = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
-    path = MEASURED / f"{name}.json"
-    return json.loads(path.read_text())["tiles"] if path.exists() else {}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
+from gconv.kernels.choice import tile_of
 from gconv.kernels.depthwise import depthwise_slide_weight_kernel, depthwise_weight_kernel
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last
 from gconv.kernels.packing import (
@@ -215,7 +216,11 @@ REDUCTION = tiles.Tile("reduce", groups=1, pixels=16, inputs=64, outputs=64, war
 
 
 def weight_grad(
-    grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool
+    grad_output: Tensor,
+    input: Tensor,
+    geometry: ConvGeometry,
+    with_bias: bool,
+    tile: tiles.Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """dw (K, C / groups, R, S) and, if asked, dbias (K,), from grad_output (N, K, P, Q) and input."""
     dy, x = channels_last(grad_output), channels_last(input)
@@ -225,7 +230,7 @@ def weight_grad(
     if not dy.numel():
         dw.zero_(), db.zero_()
     else:
-        plan, splits, size = plan_weight_grad(geometry, Operands.of(dy, x), with_bias)
+        plan, splits, size = plan_weight_grad(geometry, Operands.of(dy, x), with_bias, tile)
         sums = torch.empty((splits, size), dtype=torch.float32, device=x.device)
         plan(dy, x, sums)
         plan_reduce(geometry, splits, size, dw.stride())(sums, dw, db)
@@ -233,13 +238,17 @@ def weight_grad(
 
 
 @lru_cache(PLANS_KEPT)
-def plan_weight_grad(geometry: ConvGeometry, operands: Operands, with_bias: bool) -> tuple[Launch, int, int]:
+def plan_weight_grad(
+    geometry: ConvGeometry, operands: Operands, with_bias: bool, tile: tiles.Tile | None = None
+) -> tuple[Launch, int, int]:
     """How the partial sums of ``geometry`` are made from dy and x as ``operands`` describes them.
+
+    In ``tile``, or in the one that is chosen for it.
 
     Returns:
         The launch; how many partial sums there are of each number; how many numbers.
     """
-    tile = tiles.weight_grad_tile(geometry, operands.dtype, operands.precision, operands.device)
+    tile = tile or tile_of("weight_grad", geometry, *operands.kind)
     (n, _, h, w), (_, _, p, q) = geometry.input_size, geometry.output_size
     (k, _, r, s), (cg, kg), groups = geometry.weight_size, geometry.channels_per_group, geometry.groups
     size = k * (cg * r * s + with_bias)
@@ -252,9 +261,11 @@ def plan_weight_grad(geometry: ConvGeometry, operands: Operands, with_bias: bool
         packs = -(-groups // tile.groups)
         programs = packs * -(-tile.groups * kg // tile.outputs) * -(-tile.groups * cg // tile.inputs)
         programs *= r * s if tile.kernel == "taps" else 1
-    rows = p if tile.kernel == "taps" else tiles.rows_in_chunk(p, programs * column_tiles, operands.device)
+    rows = (
+        p if tile.kernel == "taps" else tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
+    )
     items = column_tiles * -(-p // rows)
-    splits = tiles.splits_of(items, programs, 4 * size, operands.device)
+    splits = tiles.splits_of(items, programs, 4 * size, tile, operands.device)
     (dy_n, _, dy_h, dy_w), (x_n, _, x_h, x_w) = operands.first, operands.second
     unit = tiles.common_unit(dy_n, dy_h, dy_w, x_n, x_h, x_w)
     values = {

@@ -1,0 +1,99 @@
+"""The tiles that are worth measuring for a pass: the rule's, and those around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+import torch
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels import tiles
+from gconv.kernels.device import Device
+from gconv.kernels.tiles import Tile
+
+RESIDENTS = (4, 16, 32)  # beside the rule's 8
+SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # more spill, in one accumulator of the kernel
+LEAST_A_THREAD = 4  # numbers of a tile; with fewer a program has more threads than work
+
+
+def candidates(
+    pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
+) -> list[Tile]:
+    """Tiles to measure, the rule's first."""
+    rule = tiles.tile_by_rule(pass_, geometry, dtype, precision, device)
+    return list(dict.fromkeys([rule, *_around(rule, pass_, geometry, dtype, precision, device)]))
+
+
+def splits(tile: Tile) -> list[Tile]:
+    """``tile`` with its work split finer and coarser."""
+    return [replace(tile, resident=resident) for resident in RESIDENTS]
+
+
+def _around(
+    rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
+) -> Iterator[Tile]:
+    if rule.depthwise:
+        yield from _depthwise(rule, pass_, geometry, device)
+        return
+    inputs, outputs = geometry.channels_per_group
+    if pass_ == "input_grad":
+        inputs, outputs = outputs, inputs
+    if rule.kernel in ("slide", "residue"):
+        if pass_ == "weight_grad":
+            yield from _slide_weight(rule, inputs, outputs, geometry.groups)
+            yield tiles.taps_weight_tile(inputs, outputs, dtype, precision, device)
+        else:
+            yield from _slide(rule, inputs, outputs, geometry.groups, device)
+            yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
+    elif tiles.uses_tensor_cores(dtype, precision, device):
+        yield from _taps(rule, pass_, dtype)
+
+
+def _slide(rule: Tile, inputs: int, outputs: int, groups: int, device: Device) -> Iterator[Tile]:
+    """Other heights, more warps, packs of twice as many groups."""
+    for pack in _packs(rule.groups, max(inputs, outputs), groups):
+        side_i, side_o = (tiles.lanes(pack * side, tiles.SLIDE_LANES) for side in (inputs, outputs))
+        for pixels, warps, registers in product(
+            (32, 64, 128), (1, 2, 4), (None, tiles.all_registers(device))
+        ):
+            if LEAST_A_THREAD <= pixels * side_o / (32 * warps) <= SUMS_A_THREAD[rule.kernel]:
+                yield Tile(rule.kernel, pack, pixels, side_i, side_o, warps, registers=registers)
+
+
+def _slide_weight(rule: Tile, inputs: int, outputs: int, groups: int) -> Iterator[Tile]:
+    """Other heights and warps, sums of twice as many outputs."""
+    for pack in _packs(rule.groups, max(inputs, outputs), groups):
+        side_o = tiles.lanes(pack * outputs, tiles.SLIDE_LANES)
+        for pixels, warps, wide in product((16, 32, 64), (1, 2, 4), (16, 32)):
+            if wide <= side_o and wide * tiles.LANES / (32 * warps) in (4, 8):  # times nine sums
+                yield replace(rule, groups=pack, pixels=pixels, outputs=wide, warps=warps)
+
+
+def _taps(rule: Tile, pass_: str, dtype: torch.dtype) -> Iterator[Tile]:
+    """A matrix product's usual sizes, up to the group's."""
+    most = 128 if dtype.itemsize == 2 else 64
+    sides = [side for side in (16, 32, 64, 128) if side <= most]
+    heights = (32, 64) if pass_ == "weight_grad" else (64, 128)
+    for pixels, side_i, side_o, (warps, stages) in product(heights, sides, sides, ((4, 2), (4, 3), (8, 3))):
+        fits = side_i <= 2 * rule.inputs and side_o <= 2 * rule.outputs
+        numbers = side_i * side_o if pass_ == "weight_grad" else pixels * side_o
+        if fits and 8 <= numbers / (32 * warps) <= SUMS_A_THREAD["taps"]:
+            yield replace(rule, pixels=pixels, inputs=side_i, outputs=side_o, warps=warps, stages=stages)
+
+
+def _depthwise(rule: Tile, pass_: str, geometry: ConvGeometry, device: Device) -> Iterator[Tile]:
+    """Other heights and widths, with as many numbers a thread as the rule's tile has, or half."""
+    a_thread = rule.pixels * rule.outputs // (32 * rule.warps)
+    widest = tiles.power_of_two(geometry.groups)
+    for pixels, channels, warps in product((1, 2, 4, 8, 16, 32), (16, 32, 64, 128), (1, 2, 4, 8)):
+        numbers = pixels * channels // (32 * warps)
+        if channels <= max(widest, 16) and max(1, a_thread // 2) <= numbers <= a_thread:
+            yield replace(rule, pixels=pixels, inputs=channels, outputs=channels, warps=warps)
+
+
+def _packs(pack: int, widest: int, groups: int) -> list[int]:
+    """The rule's pack, and one of twice as many groups where thirty-two lanes hold it."""
+    twice = 2 * pack
+    return [pack, twice] if twice * widest <= tiles.SLIDE_LANES and twice <= groups else [pack]

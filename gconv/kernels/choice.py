@@ -1,0 +1,170 @@
+"""Which tile a pass runs in, and whether it beats PyTorch's own: as measured on the GPU, else by rule.
+
+A table of measurements is one JSON file for each GPU, which ``python -m gconv.tune`` writes: those that come
+with gconv are in ``measured/``, the user's own, which go before them, in :func:`user_folder`. The entry that
+counts for a geometry is the nearest one of its kind, which has the same group widths, kernel, stride and so
+on, and another number of images, pixels or groups.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels.device import Device
+from gconv.kernels.tiles import Tile, tile_by_rule
+
+SHIPPED = Path(__file__).parent / "measured"
+KERNELS = 1  # raised when a change of the kernels makes old tables wrong: other tiles, other speeds
+KEPT = 4096  # answers; images of ever new sizes must not fill the memory
+SURE = 1.0  # octaves: an entry that is further away has to show a gain of
+MARGIN = 0.1  # a tenth, for the kernels to be taken on its word
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What was measured for one pass of one geometry.
+
+    Args:
+        kind: what an entry must share with a geometry to count for it: pass, type, channels of a group in and
+            out, kernel, stride, dilation.
+        size: images, height, width and groups.
+        tile: the fastest of those that gave the right result.
+        triton, aten: microseconds of the kernel and of PyTorch, by layout.
+    """
+
+    kind: tuple
+    size: tuple[int, int, int, int]
+    tile: Tile
+    triton: dict[str, float]
+    aten: dict[str, float]
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> Entry:
+        """From what :meth:`write` made and JSON turned into lists."""
+        pass_, type_, inputs, outputs, *pairs = fields["kind"]
+        kind = (pass_, type_, inputs, outputs, *map(tuple, pairs))
+        return cls(kind, tuple(fields["size"]), Tile(**fields["tile"]), fields["triton"], fields["aten"])
+
+    def write(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    def distance(self, size: tuple[int, int, int, int]) -> float:
+        """In octaves: how many times images, pixels or groups have to be doubled or halved in all."""
+        return sum(abs(math.log2(max(a, 1) / b)) for a, b in zip(size, self.size, strict=True))
+
+    def pays(self, size: tuple[int, int, int, int], layout: str) -> bool:
+        """Whether the kernel is at least as fast as PyTorch for tensors of ``layout``."""
+        margin = 0.0 if self.distance(size) <= SURE else MARGIN
+        return self.triton[layout] <= (1 - margin) * self.aten[layout]
+
+
+def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """The tile that a pass runs in."""
+    entry = nearest(pass_, geometry, dtype, precision, device)
+    return tile_by_rule(pass_, geometry, dtype, precision, device) if entry is None else entry.tile
+
+
+@lru_cache(KEPT)
+def pays(
+    pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, layout: str, device: Device
+) -> bool:
+    """Whether the kernel is not slower than PyTorch's own, for tensors of ``layout``.
+
+    Where nothing of the kind was measured: in channels_last, and where each activation is moved once.
+    """
+    entry = nearest(pass_, geometry, dtype, precision, device)
+    if entry is not None:
+        return entry.pays(size_of(geometry), layout)
+    slides = tile_by_rule(pass_, geometry, dtype, precision, device).kernel in ("slide", "residue")
+    return layout == "channels_last" and slides and geometry.groups > 1
+
+
+@lru_cache(KEPT)
+def nearest(
+    pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
+) -> Entry | None:
+    """The entry that counts for a geometry, None where nothing of its kind was measured."""
+    entries = table(device.name).get(kind_of(pass_, geometry, type_name(dtype, precision)), ())
+    size = size_of(geometry)
+    return min(entries, key=lambda entry: entry.distance(size), default=None)
+
+
+def kind_of(pass_: str, geometry: ConvGeometry, type_: str) -> tuple:
+    """What an entry must share with ``geometry`` to count for it."""
+    cg, kg = geometry.channels_per_group
+    return pass_, type_, cg, kg, geometry.weight_size[2:], geometry.stride, geometry.dilation
+
+
+def size_of(geometry: ConvGeometry) -> tuple[int, int, int, int]:
+    """Images, height, width, groups: what the nearest entry is looked for by."""
+    n, _, h, w = geometry.input_size
+    return n, h, w, geometry.groups
+
+
+def type_name(dtype: torch.dtype, precision: str) -> str:
+    """ "float16", "bfloat16", "float32", or "tf32" for float32 that is multiplied so."""
+    return "tf32" if dtype == torch.float32 and precision == "tf32" else str(dtype).removeprefix("torch.")
+
+
+@cache
+def table(device_name: str) -> dict[tuple, list[Entry]]:
+    """All entries for a GPU by kind; the user's alone for a kind of which there are any."""
+    tables = [read_entries(folder / file_name(device_name)) for folder in (SHIPPED, user_folder())]
+    found: dict[tuple, list[Entry]] = {}
+    for entries in tables:
+        kinds = defaultdict(list)
+        for entry in entries:
+            kinds[entry.kind].append(entry)
+        found |= kinds
+    return found
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The entries of a table; none where there is no file, or it was written for another gconv's kernels.
+
+    A file that is no table is left aside with a warning: a convolution must not fail for it.
+    """
+    if not path.exists():
+        return []
+    try:
+        saved = json.loads(path.read_text())
+        return [Entry.read(fields) for fields in saved["entries"]] if saved["kernels"] == KERNELS else []
+    except (ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"{path} is left aside, it is no table of gconv's: {error!r}", stacklevel=2)
+        return []
+
+
+def write_entries(path: Path, entries: Iterable[Entry], environment: dict[str, Any]) -> None:
+    """Writes a table, an entry a line, beside the old one and then over it: a file that is there is whole."""
+    lines = ",\n".join(json.dumps(entry.write()) for entry in entries)
+    head = json.dumps({"kernels": KERNELS, "environment": environment}, indent=1).removesuffix("\n}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(f'{head},\n "entries": [\n{lines}\n]}}\n')
+    part.replace(path)
+
+
+def file_name(device_name: str) -> str:
+    """Such as nvidia-h200.json."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".json"
+
+
+def user_folder() -> Path:
+    """Where the user's own tables are: GCONV_CACHE, else gconv in the cache folder of the user."""
+    if folder := os.environ.get("GCONV_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gconv"

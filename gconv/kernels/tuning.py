@@ -1,0 +1,144 @@
+"""Finds the fastest tile of a pass by measuring: compiles candidates on all cores, times the right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from gconv.kernels import choice, compiled
+from gconv.kernels.candidates import candidates, splits
+from gconv.kernels.device import device_of
+from gconv.kernels.forward import forward
+from gconv.kernels.input_grad import input_grad
+from gconv.kernels.tiles import Tile
+from gconv.kernels.weight_grad import weight_grad
+from gconv.problem import LAYOUTS, TYPES, Operands, Problem
+from gconv.terminal import track
+from gconv.timing import sets_of_operands, time_together
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found for a problem.
+
+    Args:
+        problem: the pass, the sizes, the type.
+        tile: the fastest of those that gave the right result, None where none did.
+        triton, aten: microseconds by layout.
+        wrong: tiles that gave a wrong result, with its error; they are never used.
+    """
+
+    problem: Problem
+    tile: Tile | None
+    triton: dict[str, float]
+    aten: dict[str, float]
+    wrong: dict[Tile, float]
+
+    @property
+    def entry(self) -> choice.Entry:
+        """As the table holds it; there has to be a tile."""
+        return choice.Entry(*key(self.problem), self.tile, self.triton, self.aten)
+
+
+def key(problem: Problem) -> tuple[tuple, tuple]:
+    """Kind and size of a problem's entry in the table."""
+    return choice.kind_of(problem.pass_, problem.geometry, problem.type), choice.size_of(problem.geometry)
+
+
+def tune(problem: Problem, tiles: Sequence[Tile], device: torch.device) -> Finding:
+    """Measures ``tiles``, then finer and coarser splits of the best one, then PyTorch, in both layouts.
+
+    Args:
+        problem: what to run.
+        tiles: that come into question.
+        device: a GPU, or the CPU for Triton's interpreter.
+    """
+    with problem.precision():
+        count = sets_of_operands(problem.bytes, device)
+        sets = {layout: [problem.draw(device, layout) for _ in range(count)] for layout in LAYOUTS}
+        ours = sets["channels_last"]
+        errors = _errors(problem, ours[0], tiles)
+        right = [tile for tile, error in errors.items() if problem.matches(error)]
+        best = None
+        if right:
+            best = _fastest(problem, ours, right, device)
+            best = _fastest(problem, ours, [best, *splits(best)], device)
+        contenders = {("aten", layout): _calls(problem.run_pytorch, sets[layout]) for layout in LAYOUTS}
+        if best is not None:
+            contenders |= {
+                ("triton", layout): _calls(lambda o, form=form: _run(problem, o, best, form), sets[layout])
+                for layout, form in LAYOUTS.items()
+            }
+        times = time_together(contenders, device)
+    triton, aten = (
+        {layout: round(t.p50 * 1e6, 3) for (backend, layout), t in times.items() if backend == name}
+        for name in ("triton", "aten")
+    )
+    wrong = {tile: error for tile, error in errors.items() if tile not in right}
+    return Finding(problem, best, triton, aten, wrong)
+
+
+def compile_candidates(
+    problems: Sequence[Problem], device: torch.device, processes: int | None = None
+) -> dict[Problem, list[Tile]]:
+    """The candidates of each problem, without those that spill, compiled into Triton's cache."""
+    here = device_of(device)
+    found = {p: candidates(p.pass_, p.geometry, p.dtype, TYPES[p.type][1], here) for p in problems}
+    if here.kind == "cpu":  # the interpreter compiles nothing
+        return found
+    target = compiled.target_of(device)
+    jobs: dict[tuple, tuple[compiled.Job, list[tuple[Problem, Tile]]]] = {}
+    for problem, tiles in found.items():
+        for tile in tiles:
+            job = compiled.Job(target, problem.type, problem.pass_, problem.geometry, False, 0, tile)
+            jobs.setdefault(job.binary, (job, []))[1].append((problem, tile))
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        running = {pool.submit(compiled.compile_job, job): users for job, users in jobs.values()}
+        for future in track(as_completed(running), "compiling", len(running)):
+            if future.result().spills:
+                for problem, tile in running[future]:
+                    found[problem].remove(tile)
+    return found
+
+
+def _run(problem: Problem, operands: Operands, tile: Tile, form: torch.memory_format) -> Tensor:
+    """A problem's pass on the kernels in one tile, its result in ``form``."""
+    (x, w, dy), geometry = operands, problem.geometry
+    if problem.pass_ == "forward":
+        result = forward(x, w, None, geometry, None, tile)
+    elif problem.pass_ == "input_grad":
+        result = input_grad(dy, w, geometry, tile)
+    else:
+        result = weight_grad(dy, x, geometry, False, tile)[0]
+    return result.contiguous(memory_format=form)
+
+
+def _errors(problem: Problem, operands: Operands, tiles: Iterable[Tile]) -> dict[Tile, float]:
+    """Each tile's error, but of those that need more shared memory than there is."""
+    truth, errors = problem.truth(operands), {}
+    for tile in tiles:
+        try:
+            result = _run(problem, operands, tile, torch.channels_last)
+        except OutOfResources:
+            continue
+        errors[tile] = problem.error(result, truth)
+    return errors
+
+
+def _fastest(problem: Problem, sets: Sequence[Operands], tiles: Iterable[Tile], device: torch.device) -> Tile:
+    form = torch.channels_last
+    contenders = {
+        tile: _calls(lambda operands, tile=tile: _run(problem, operands, tile, form), sets) for tile in tiles
+    }
+    times = time_together(contenders, device)
+    return min(times, key=lambda tile: times[tile].p50)
+
+
+def _calls(run: Callable[[Operands], Tensor], sets: Iterable[Operands]) -> list[Callable[[], Tensor]]:
+    return [lambda operands=operands: run(operands) for operands in sets]

@@ -1,0 +1,68 @@
+"""What a command line needs that torch does not bring: a progress line and plain tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+LINES = 10  # of progress where stderr is no terminal
+
+
+def columns(rows: Iterable[Sequence[str]], left: int, rule: bool = False) -> str:
+    """A table, the head being its first row.
+
+    Args:
+        rows: of cells, as many in each.
+        left: as many columns are flush left; the others, numbers, flush right.
+        rule: whether a line divides head and body.
+    """
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if rule:
+        rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """``items``, with a line on stderr that says how many are done and how long the rest may take.
+
+    The line moves on a terminal; elsewhere there are ten of them at most.
+    """
+    total = len(items) if total is None and isinstance(items, Collection) else total or 0
+    moving, start, shown = sys.stderr.isatty(), time.monotonic(), -1
+    done = 0
+    for done, item in enumerate(items):
+        part = done * LINES // max(total, 1)
+        if moving or part > shown:
+            shown = part
+            _show(what, done, total, time.monotonic() - start, moving)
+        yield item
+    if moving and total:
+        _show(what, done + 1, total, time.monotonic() - start, moving)
+        print(file=sys.stderr)
+
+
+def fail(message: Any) -> NoReturn:
+    """One line on stderr, and exit code 2: for what a person can mend."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _show(what: str, done: int, total: int, seconds: float, moving: bool) -> None:
+    bar = f"[{'#' * (20 * done // max(total, 1)):<20}] " if moving else ""
+    left = f", {_duration(seconds / done * (total - done))} left" if 0 < done < total else ""
+    line = f"{what}: {bar}{done} of {total}{left}"
+    print(f"\r{line:<79}" if moving else line, end="" if moving else "\n", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

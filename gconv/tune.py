@@ -1,0 +1,219 @@
+"""``python -m gconv.tune``: measures which tile is the fastest on the GPU that is here, and where it pays.
+
+What it finds is a table (:mod:`gconv.kernels.choice`) that ``auto`` goes by from the next process on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gconv import dispatch, functional
+from gconv.environment import environment
+from gconv.geometry import ConvGeometry
+from gconv.problem import TYPES, Problem
+from gconv.suites import SUITES
+from gconv.terminal import columns, fail, track
+
+if TYPE_CHECKING:
+    from gconv.kernels.tuning import Finding
+
+DESCRIPTION = """\
+Measures the tiles that come into question for the grouped convolutions of some networks, or of your model,
+on the GPU that is here, and PyTorch's own convolution beside them. What is found is written down after each
+pass of each layer, and `auto` goes by it from the next process on: it takes gconv's kernels where they are
+not slower. A second run measures only what is not in the table yet; Ctrl-C loses nothing.
+
+  python -m gconv.tune                                                 the networks that gconv knows
+  python -m gconv.tune --model torchvision.models:regnet_y_8gf         yours: what MODULE:FUNCTION() returns
+"""
+
+
+def grouped_convolutions(model: Callable[[], nn.Module], size: Sequence[int]) -> list[ConvGeometry]:
+    """The distinct grouped convolutions that a network meets on one image, without computing any.
+
+    Args:
+        model: makes the network.
+        size: of the image, (C, H, W).
+    """
+    with torch.device("meta"), _Recorder() as recorder, torch.no_grad():
+        model().eval()(torch.empty(1, *size))
+    return list(dict.fromkeys(recorder.geometries))
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes the geometry of each grouped convolution that is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.geometries: list[ConvGeometry] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (F.conv2d, functional.group_conv2d):
+            self._note(*args, **{k: v for k, v in kwargs.items() if k not in ("activation", "backend")})
+        return func(*args, **kwargs)
+
+    def _note(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> None:
+        if groups > 1:
+            _, geometry = functional.prepare(input, weight, bias, stride, padding, dilation, groups, None)
+            self.geometries.append(geometry)
+
+
+def main() -> int:
+    """Parses the command line, compiles, measures, writes the table; 1 where a kernel was wrong."""
+    arguments = _parser().parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    problems = _problems(arguments)
+    example = torch.empty(1, 1, 1, 1, device=device)
+    if problem := dispatch.why_not_triton(example, torch.float32, problems[0].geometry):
+        fail(problem)
+    if device.type == "cpu" and arguments.out is None:
+        fail("--out FILE is needed: what the interpreter takes is good for a trial alone")
+    try:
+        return _run(problems, device, arguments)
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: what was measured is kept; the same command goes on from there", file=sys.stderr
+        )
+        return 130
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}")
+
+
+def _run(problems: list[Problem], device: torch.device, arguments: argparse.Namespace) -> int:
+    """Measures what is not in the table yet and writes each finding down."""
+    from gconv.kernels import choice, device_of, tuning  # imports Triton
+
+    path = arguments.out or choice.user_folder() / choice.file_name(device_of(device).name)
+    entries = {(entry.kind, entry.size): entry for entry in choice.read_entries(path)}
+    choice.write_entries(path, entries.values(), environment(device))  # now, not after minutes, it may fail
+    todo = [p for p in problems if arguments.again or tuning.key(p) not in entries]
+    print(f"{len(problems)} passes of layers, {len(problems) - len(todo)} of them in {path} already")
+    end = time.monotonic() + 60 * arguments.minutes
+    tiles = tuning.compile_candidates(todo, device, arguments.processes)
+    found: list[Finding] = []
+    for problem in track(todo, "measuring"):
+        if time.monotonic() > end:
+            print(f"stopped after {arguments.minutes:g} minutes; the same command goes on from there")
+            break
+        finding = tuning.tune(problem, tiles[problem], device)
+        found.append(finding)
+        for tile, error in finding.wrong.items():
+            print(f"WRONG by {error:.1e}, left out: {problem}, {tile}", file=sys.stderr)
+        if finding.tile is not None:
+            entries[tuning.key(problem)] = finding.entry
+            choice.write_entries(path, entries.values(), environment(device))
+    if found:
+        print(columns(_rows(found), left=4, rule=True))
+    print(f"{len(entries)} entries in {path}")
+    return 1 if any(finding.wrong for finding in found) else 0
+
+
+def _rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
+    """What was measured in channels_last, in microseconds, a row each."""
+    rows = [("layer", "pass", "type", "tile", "triton", "aten", "speedup")]
+    for f in findings:
+        n, c, h, w = f.problem.geometry.input_size
+        k, _, r, s = f.problem.geometry.weight_size
+        layer = f"{n} x {c}/{f.problem.geometry.groups} x {h} x {w} -> {k}, {r}x{s}"
+        ours, theirs = f.triton.get("channels_last"), f.aten["channels_last"]
+        numbers = ("", f"{theirs:.1f}", "") if ours is None else (
+            f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}x"
+        )  # fmt: skip
+        rows.append((layer, f.problem.pass_, f.problem.type, str(f.tile or "none is right"), *numbers))
+    return rows
+
+
+def _problems(arguments: argparse.Namespace) -> list[Problem]:
+    """All that is to be measured: types outermost, so that the first ones are whole before time runs out."""
+    if arguments.model is None:
+        layers = [layer.geometry(1) for suite in arguments.suite for layer in SUITES[suite]]
+    else:
+        layers = _layers_of_model(arguments.model, arguments.image)
+    return list(
+        dict.fromkeys(
+            Problem(pass_, replace(layer, input_size=(batch, *layer.input_size[1:])), type_)
+            for type_ in arguments.dtypes
+            for batch in arguments.batch
+            for layer in layers
+            for pass_ in arguments.passes
+        )
+    )
+
+
+def _layers_of_model(name: str, size: Sequence[int]) -> list[ConvGeometry]:
+    module, _, function = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        fail(f"--model {name}: {error}; it is MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d")
+    try:
+        layers = grouped_convolutions(make, size)
+    except Exception as error:  # whatever a stranger's model raises
+        fail(f"--model {name}: does not run on an image of {tuple(size)}: {error}")
+    return layers or fail(f"--model {name}: has no grouped convolution")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m gconv.tune",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    suites = [name for name in SUITES if name != "tiny"]
+    several = {"nargs": "+", "metavar": "NAME"}
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--suite", **several, choices=SUITES, default=suites, help=f"of {', '.join(suites)}; default: all"
+    )
+    what.add_argument("--model", metavar="MODULE:FUNCTION", help="whose grouped convolutions to measure")
+    parser.add_argument(
+        "--image", type=int, nargs=3, default=(3, 224, 224), metavar=("C", "H", "W"),
+        help="the image that the model gets; default: 3 224 224",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[256, 32, 1], metavar="N", help="default: 256 32 1"
+    )
+    parser.add_argument(
+        "--dtypes", **several, choices=TYPES, default=["bfloat16", "float16", "tf32"],
+        help=f"of {', '.join(TYPES)}; default: bfloat16 float16 tf32",
+    )  # fmt: skip
+    parser.add_argument(
+        "--passes", **several, choices=dispatch.PASSES, default=dispatch.PASSES,
+        help=f"of {', '.join(dispatch.PASSES)}; default: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the table; default: the GPU's in your cache folder"
+    )
+    parser.add_argument("--again", action="store_true", help="measure what is in the table as well")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after as many")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count(), help="that compile; default: one for each core"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Tile and backend as measured: the nearest entry counts, and ``auto`` is never slower by it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels import candidates, choice, compiled, tiles
+from gconv.kernels.device import Device
+from gconv.problem import TYPES
+from gconv.suites import SUITES, Layer
+
+GPU = Device("cuda", "NVIDIA Test-1", 132)
+LAYER = Layer(128, 32, 56)
+HALF = (torch.float16, "ieee", GPU)
+
+
+@pytest.fixture(autouse=True)
+def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]:
+    """Of the tables that come with gconv, and of the user's: both empty."""
+    shipped, own = tmp_path / "shipped", tmp_path / "own"
+    monkeypatch.setattr(choice, "SHIPPED", shipped)
+    monkeypatch.setenv("GCONV_CACHE", str(own))
+    caches = (choice.table, choice.nearest, choice.pays)
+    for cached in caches:
+        cached.cache_clear()
+    yield shipped, own
+    for cached in caches:
+        cached.cache_clear()
+
+
+def entry(geometry: ConvGeometry, pixels: int, triton: float = 1.0, aten: float = 2.0) -> choice.Entry:
+    """Of a forward pass in float16, with a tile that no rule makes."""
+    rule = tiles.tile_by_rule("forward", geometry, *HALF)
+    return choice.Entry(
+        choice.kind_of("forward", geometry, "float16"),
+        choice.size_of(geometry),
+        replace(rule, pixels=pixels, warps=8),
+        {"channels_last": triton, "contiguous": 3 * triton},
+        {"channels_last": aten, "contiguous": aten},
+    )
+
+
+def write(folder: Path, *entries: choice.Entry) -> None:
+    choice.write_entries(folder / "nvidia-test-1.json", entries, {"gpu": GPU.name})
+
+
+def test_what_was_written_is_read(folders: tuple[Path, Path]) -> None:
+    entries = [entry(LAYER.geometry(batch), 128) for batch in (1, 32)]
+    write(folders[0], *entries)
+    assert choice.read_entries(folders[0] / "nvidia-test-1.json") == entries
+
+
+def test_measured_tiles_go_before_rules_and_the_users_before_those_that_ship(folders: tuple) -> None:
+    geometry = LAYER.geometry(32)
+    write(folders[0], entry(geometry, 256))
+    assert choice.tile_of("forward", geometry, *HALF).pixels == 256
+    assert choice.tile_of("forward", geometry, torch.float32, "tf32", GPU).pixels == 64
+    assert choice.tile_of("input_grad", geometry, *HALF).pixels == 64
+    choice.table.cache_clear()
+    choice.nearest.cache_clear()
+    write(folders[1], entry(geometry, 512))
+    assert choice.tile_of("forward", geometry, *HALF).pixels == 512
+
+
+def test_the_nearest_layer_of_the_kind_counts(folders: tuple) -> None:
+    write(folders[0], *(entry(LAYER.geometry(batch), pixels) for batch, pixels in ((1, 32), (256, 128))))
+    for batch, pixels in ((1, 32), (8, 32), (32, 128), (1000, 128)):
+        assert choice.tile_of("forward", LAYER.geometry(batch), *HALF).pixels == pixels
+    assert choice.tile_of("forward", replace(LAYER, size=64).geometry(250), *HALF).pixels == 128
+    twice_as_wide = replace(LAYER, channels=256)
+    assert choice.tile_of("forward", twice_as_wide.geometry(256), *HALF).pixels == 64, "another kind"
+
+
+def test_auto_takes_the_kernel_where_it_is_not_slower(folders: tuple) -> None:
+    fast, even, slow = (replace(LAYER, channels=32 * width).geometry(32) for width in (4, 8, 16))
+    write(folders[0], entry(fast, 64, 1.0, 2.0), entry(even, 64, 2.0, 2.0), entry(slow, 64, 2.1, 2.0))
+    assert choice.pays("forward", fast, torch.float16, "ieee", "channels_last", GPU)
+    assert choice.pays("forward", even, torch.float16, "ieee", "channels_last", GPU)
+    assert not choice.pays("forward", slow, torch.float16, "ieee", "channels_last", GPU)
+    assert not choice.pays("forward", fast, torch.float16, "ieee", "contiguous", GPU), "3 to 2"
+
+
+def test_further_away_it_has_to_be_faster_by_a_tenth(folders: tuple) -> None:
+    write(folders[0], entry(LAYER.geometry(32), 64, 1.95, 2.0))
+    for batch, pays in ((32, True), (64, True), (65, False), (16, True), (15, False)):
+        assert choice.pays("forward", LAYER.geometry(batch), *HALF[:2], "channels_last", GPU) == pays
+
+
+def test_contiguous_tensors_go_to_the_kernels_where_copies_pay(folders: tuple) -> None:
+    write(folders[0], entry(LAYER.geometry(32), 64, 1.0, 4.0))
+    assert choice.pays("forward", LAYER.geometry(32), *HALF[:2], "contiguous", GPU)
+    assert not choice.pays("weight_grad", LAYER.geometry(32), *HALF[:2], "contiguous", GPU), "by rule"
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"kernels": 1, "entries": [{"kind": ["forward"]}]}'])
+def test_what_is_no_table_is_left_aside_with_a_warning(text: str, folders: tuple) -> None:
+    folders[1].mkdir()
+    (folders[1] / "nvidia-test-1.json").write_text(text)
+    with pytest.warns(UserWarning, match="nvidia-test-1.json is left aside"):
+        tile = choice.tile_of("forward", LAYER.geometry(32), *HALF)
+    assert tile == tiles.tile_by_rule("forward", LAYER.geometry(32), *HALF)
+
+
+def test_a_table_for_other_kernels_counts_for_nothing(folders: tuple) -> None:
+    write(folders[0], entry(LAYER.geometry(32), 256))
+    path = folders[0] / "nvidia-test-1.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, "kernels": choice.KERNELS + 1}))
+    assert choice.tile_of("forward", LAYER.geometry(32), *HALF).pixels == 64
+
+
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("pass_", compiled.PASSES)
+def test_candidates_begin_with_the_rule_and_differ(pass_: str, type_: str) -> None:
+    dtype, precision = TYPES[type_]
+    for layer in {layer for suite in SUITES.values() for layer in suite}:
+        found = candidates.candidates(pass_, layer.geometry(256), dtype, precision, GPU)
+        assert found[0] == tiles.tile_by_rule(pass_, layer.geometry(256), dtype, precision, GPU)
+        assert len(set(found)) == len(found) <= 80
+        for tile in found:
+            sides = (tile.pixels, tile.inputs, tile.outputs, tile.warps)
+            assert all(side == tiles.power_of_two(side) for side in sides), tile

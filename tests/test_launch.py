@@ -1,0 +1,137 @@
+"""What reaches the driver: kept kernels start as Triton's own launcher starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Runs apart: with a driver that has no GPU, and without the interpreter.
+PRELUDE = """
+import pathlib, sys, torch
+import stub_gpu
+from gconv.geometry import ConvGeometry
+from gconv.kernels import candidates, compiled, launch, tuning
+from gconv.kernels.device import Device
+from gconv.kernels.forward import forward
+from gconv.kernels.weight_grad import weight_grad
+from gconv.problem import TYPES, Problem
+from gconv.suites import SUITES
+
+gpu = Device("cuda", "none", 132)
+launch.device_of = lambda _: gpu
+stub_gpu.install()
+layer = SUITES["tiny"][0]
+launches = stub_gpu.LAUNCHES
+"""
+
+
+def run(code: str, tmp_path: Path) -> str:
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(ROOT / "tests"),
+    }
+    command = [sys.executable, "-c", PRELUDE + code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_kept_kernel_starts_with_the_same_arguments(tmp_path: Path) -> None:
+    code = """
+problem = Problem("weight_grad", layer.geometry(2), "float16")
+x, _, dy = problem.draw(torch.device("cpu"))
+for _ in range(3):
+    weight_grad(dy, x, problem.geometry, True)
+
+def comparable(launched):
+    name, grid, arguments = launched
+    return name, grid, [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in arguments]
+
+assert len(launches) == 6 and launches[0][0] != launches[1][0]
+assert [comparable(one) for one in launches[:2]] == [comparable(one) for one in launches[2:4]]
+assert launches[2][2][0] is dy and launches[2][2][1] is x
+print("kept")
+"""
+    assert run(code, tmp_path) == "kept\n"
+
+
+def test_a_kept_kernel_does_not_go_through_the_jit_again(tmp_path: Path) -> None:
+    code = """
+problem = Problem("forward", layer.geometry(2), "float16")
+x, w, _ = problem.draw(torch.device("cpu"))
+forward(x, w, None, problem.geometry, None)
+from triton.runtime.jit import JITFunction
+JITFunction.run = None
+forward(x, w, None, problem.geometry, None)
+print(len(launches))
+"""
+    assert run(code, tmp_path) == "2\n"
+
+
+def test_another_alignment_or_type_gets_a_kernel_of_its_own(tmp_path: Path) -> None:
+    """A tensor that starts at no multiple of 16 bytes; then a reduction to float32 after one to float16."""
+    code = """
+from triton.runtime.jit import JITFunction
+through = []
+run = JITFunction.run
+JITFunction.run = lambda self, *a, **k: (through.append(k.get("grid")), run(self, *a, **k))[1]
+
+problem = Problem("forward", layer.geometry(2), "float16")
+x, w, _ = problem.draw(torch.device("cpu"))
+apart = torch.empty(x.numel() + 8, dtype=x.dtype)[1 : 1 + x.numel()].as_strided(x.shape, x.stride(), 1)
+apart.copy_(x)
+for tensor in (apart, x, apart, x, x):
+    forward(tensor, w, None, problem.geometry, None)
+print(len(through))  # apart, x, apart; the rest is kept
+
+through.clear()
+for type_ in ("float16", "tf32", "float16", "tf32"):
+    problem = Problem("weight_grad", layer.geometry(2), type_)
+    x, _, dy = problem.draw(torch.device("cpu"))
+    weight_grad(dy, x, problem.geometry, False)
+print(len(through), [arguments[1].dtype for name, _, arguments in launches if name == "reduce_kernel"])
+"""
+    types = "[torch.float16, torch.float32, torch.float16, torch.float32]"
+    assert run(code, tmp_path) == f"3\n4 {types}\n"
+
+
+def test_what_tuning_compiles_is_what_is_launched(tmp_path: Path) -> None:
+    """Else each candidate is compiled again, one after the other, when it is measured."""
+    code = """
+import os
+cache = pathlib.Path(os.environ["TRITON_CACHE_DIR"])
+for layer in (*SUITES["tiny"], SUITES["depthwise"][2]):
+    for pass_ in compiled.PASSES:
+        for type_ in ("bfloat16", "tf32"):
+            problem = Problem(pass_, layer.geometry(2), type_)
+            operands = problem.draw(torch.device("cpu"))
+            dtype, precision = TYPES[type_]
+            for tile in candidates.candidates(pass_, problem.geometry, dtype, precision, gpu)[:2]:
+                with problem.precision():
+                    job = compiled.Job("sm_90", type_, pass_, problem.geometry, False, 0, tile)
+                    compiled.compile_job(job)
+                    if pass_ == "weight_grad":
+                        compiled.compile_job(job._replace(index=1))
+                    before = len(list(cache.rglob("*.cubin")))
+                    tuning._run(problem, operands, tile, torch.channels_last)
+                    assert len(list(cache.rglob("*.cubin"))) == before, (problem, tile)
+print(before)
+"""
+    assert int(run(code, tmp_path)) > 20
+
+
+@pytest.mark.parametrize("module", ["gconv.tune"])
+def test_tuning_without_a_gpu_says_what_it_needs(module: str) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", module], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: the kernels need a CUDA or ROCm device")

@@ -1,42 +1,155 @@
-"""The layers that are timed."""
+"""One pass of one layer, by everyone: time, host time, memory, and whether the answer is right."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.peers import RUNNERS, Contender, who_runs
+from gconv.problem import Operands, Problem
+from gconv.suites import Layer
+from gconv.timing import Call, Times, copy_speed, extra_memory, host_time, sets_of_operands, time_together
+
 
 @dataclass(frozen=True)
-class Layer:
-    """One grouped 3x3 convolution with padding 1 and no bias, as many channels out as in."""
+class Row:
+    """What was measured of a contender; times in microseconds.
 
-    name: str
-    channels: int
-    size: int
-    groups: int
-    stride: int = 1
+    Args:
+        suite, layer, batch, type, pass_: what was run.
+        runner, layout: who ran it, and on tensors of which layout.
+        ran: the backend, kernel and tile that it came to.
+        p20, p50, p80: time of a call on the device; None for a wrong answer.
+        floor: the compulsory bytes at the speed of a copy.
+        host: until a call returns, with nothing else to do; None on a CPU, where that is the whole call.
+        extra_bytes: memory at its peak beyond the result; None on a CPU, where nobody counts.
+        error: against float64, as a part of the largest number.
+        problem: why there is no time: wrong, or what was raised.
+    """
 
-    def tensors(self, batch: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Input (N, C, H, W) and weight (C, C / groups, 3, 3), channels_last, normally distributed."""
-        image = torch.randn(batch, self.channels, self.size, self.size, dtype=dtype)
-        weight = torch.randn(self.channels, self.channels // self.groups, 3, 3, dtype=dtype)
-        return tuple(t.contiguous(memory_format=torch.channels_last) for t in (image, weight))
+    suite: str
+    layer: str
+    batch: int
+    type: str
+    pass_: str
+    runner: str
+    layout: str
+    ran: str
+    floor: float
+    p20: float | None = None
+    p50: float | None = None
+    p80: float | None = None
+    host: float | None = None
+    extra_bytes: int | None = None
+    error: float | None = None
+    problem: str | None = None
 
     @property
-    def settings(self) -> dict[str, int]:
-        """Keyword arguments of ``F.conv2d``."""
-        return {"stride": self.stride, "padding": 1, "groups": self.groups}
+    def case(self) -> tuple:
+        """What was run."""
+        return self.suite, self.layer, self.batch, self.type, self.pass_
 
 
-# The distinct grouped layers of ResNeXt-50 32x4d at 224 pixels.
-RESNEXT50 = [
-    Layer("conv2, 128 x 56", 128, 56, 32),
-    Layer("conv3, 256 x 56, stride 2", 256, 56, 32, stride=2),
-    Layer("conv3, 256 x 28", 256, 28, 32),
-    Layer("conv4, 512 x 28, stride 2", 512, 28, 32, stride=2),
-    Layer("conv4, 512 x 14", 512, 14, 32),
-    Layer("conv5, 1024 x 14, stride 2", 1024, 14, 32, stride=2),
-    Layer("conv5, 1024 x 7", 1024, 7, 32),
-]
+def cases(
+    suites: dict[str, Sequence[Layer]], batches: Sequence[int], types: Sequence[str], passes: Sequence[str]
+) -> Iterator[tuple[tuple, Problem]]:
+    """Each pass to be measured, and its name as in ``Row.case``."""
+    for type_ in types:
+        for batch in batches:
+            for suite, layers in suites.items():
+                for layer in layers:
+                    for pass_ in passes:
+                        problem = Problem(pass_, layer.geometry(batch), type_)
+                        yield (suite, layer.name, batch, type_, pass_), problem
+
+
+def measure(
+    case: tuple, problem: Problem, contenders: Iterable[Contender], device: torch.device
+) -> list[Row]:
+    """All contenders of a case, timed together on the same numbers; a time only beside a right answer."""
+    with problem.precision(), cudnn_searching():
+        count = sets_of_operands(problem.bytes, device)
+        drawn = [problem.draw(device) for _ in range(count)]
+        by_layout = {"channels_last": drawn, "contiguous": [_contiguous(operands) for operands in drawn]}
+        truth = problem.truth(drawn[0])
+        floor = round(problem.bytes / copy_speed(device) * 1e6, 3)
+        rows: dict[Contender, dict[str, Any]] = {}
+        calls: dict[Contender, list[Call]] = {}
+        for contender in contenders:
+            sets = by_layout[contender.layout]
+            row = {
+                **dict(zip(("suite", "layer", "batch", "type", "pass_"), case, strict=True)),
+                **asdict(contender),
+                "ran": who_runs(contender, problem, sets[0]),
+                "floor": floor,
+            }
+            rows[contender] = row
+            try:
+                run = RUNNERS[contender.runner](problem)
+                row["error"] = float(f"{problem.error(_poisoned(run, sets[0]), truth):.2e}")
+                row["extra_bytes"] = extra_memory(lambda run=run, o=sets[0]: run(o), device)
+                if device.type == "cuda":
+                    row["host"] = _microseconds(host_time(lambda run=run, o=sets[0]: run(o), device))
+            except Exception as error:  # a contender that cannot run is a row that says so
+                row["problem"] = in_a_line(error)
+                continue
+            if problem.matches(row["error"]):
+                calls[contender] = [lambda run=run, operands=operands: run(operands) for operands in sets]
+            else:
+                row["problem"] = f"wrong by {row['error']:.1e}"
+        for contender, times in _time(calls, device).items():
+            told = {"problem": times} if isinstance(times, str) else times._asdict()
+            rows[contender] |= {k: v if isinstance(v, str) else _microseconds(v) for k, v in told.items()}
+    return [Row(**row) for row in rows.values()]
+
+
+def _time(calls: dict[Contender, list[Call]], device: torch.device) -> dict[Contender, Times | str]:
+    """Everyone's times together; where that fails, for want of memory say, one by one, or what went wrong."""
+    if not calls:
+        return {}
+    try:
+        return time_together(calls, device)
+    except Exception:
+        found: dict[Contender, Times | str] = {}
+        for contender, of_one in calls.items():
+            try:
+                found |= time_together({contender: of_one}, device)
+            except Exception as error:
+                found[contender] = in_a_line(error)
+        return found
+
+
+def in_a_line(error: Exception) -> str:
+    """An error as a row tells it."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+@contextmanager
+def cudnn_searching() -> Iterator[None]:
+    """Inside, cuDNN tries its algorithms and takes the fastest: the peer at its best."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _contiguous(operands: Operands) -> Operands:
+    return Operands(*(tensor.contiguous() for tensor in operands))
+
+
+def _poisoned(run: Any, operands: Operands) -> Tensor:
+    """A result whose memory held NaN before: what is not written shows."""
+    size = run(operands).shape
+    torch.full(size, torch.nan, dtype=operands.x.dtype, device=operands.x.device)  # freed at once
+    return run(operands)
+
+
+def _microseconds(seconds: float) -> float:
+    return round(seconds * 1e6, 3)

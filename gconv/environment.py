@@ -31,6 +31,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
         facts["memory_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
         facts["cudnn"] = torch.backends.cudnn.version()
         facts["cuda"] = torch.version.cuda or torch.version.hip
@@ -61,7 +62,7 @@ def _nvidia_smi(device: torch.device) -> dict[str, str]:
         "power_limit_w": "power.limit",
     }
     command = ("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits")
-    said = _output(*command, f"--id={torch.cuda.get_device_properties(device).uuid}") or _output(*command)
+    said = _output(*command, f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}") or _output(*command)
     values = [] if said is None else said.splitlines()[0].split(", ")
     return dict(zip(fields, values, strict=False))
 

@@ -77,6 +77,24 @@ def host_time(call: Call, device: torch.device, rounds: int = 30) -> float:
     return Times.of(times).p50
 
 
+def wall_time(call: Callable[[], object], device: torch.device, seconds: float = 2.0) -> Times:
+    """The time of one of many calls in a row, host and device together, as a training loop sees it."""
+    synchronize = torch.get_device_module(device).synchronize
+
+    def round_of(count: int) -> float:
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        synchronize()
+        return (time.perf_counter() - start) / count
+
+    for _ in range(2):  # compiles, and lets cuDNN choose
+        once = round_of(1)
+    count = max(1, round(seconds / LEAST_ROUNDS / max(once, 1e-9)))
+    return Times.of([round_of(count) for _ in range(LEAST_ROUNDS)])
+
+
 def extra_memory(call: Call, device: torch.device) -> int | None:
     """Bytes that ``call`` takes at its peak beyond what it returns; None where no allocator counts."""
     if device.type != "cuda":
@@ -133,6 +151,7 @@ class _GraphRun:
     def __init__(self, calls: Sequence[Call], device: torch.device) -> None:
         self.device = device
         stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.device(device), torch.cuda.stream(stream):
             for call in itertools.chain(calls, calls[:1]):  # compiles, and lets cuDNN choose
                 call()

@@ -81,9 +81,9 @@ class _Recorder(TorchFunctionMode):
             self.geometries.append(geometry)
 
 
-def main() -> int:
+def main(command: Sequence[str] | None = None) -> int:
     """Parses the command line, compiles, measures, writes the table; 1 where a kernel was wrong."""
-    arguments = _parser().parse_args()
+    arguments = _parser().parse_args(command)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     problems = _problems(arguments)
     example = torch.empty(1, 1, 1, 1, device=device)

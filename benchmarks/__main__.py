@@ -1,0 +1,212 @@
+"""``python -m benchmarks``: layers, networks, and a report of what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import layers, networks
+from benchmarks.peers import RUNNERS, contenders
+from benchmarks.report import write_report
+from benchmarks.store import Store
+from benchmarks.summary import in_short
+from gconv.dispatch import PASSES, why_not_triton
+from gconv.environment import environment
+from gconv.problem import TYPES, Problem
+from gconv.suites import SUITES
+from gconv.terminal import columns, fail, track
+
+RESULTS = Path(__file__).parent / "results"
+
+DESCRIPTION = """\
+Measures gconv beside PyTorch's own convolution (cuDNN), torch.compile and the memory floor, and reports it.
+
+  run        single passes of the grouped layers of well-known networks
+  networks   whole networks, inference and training steps
+  report     tables (report.md) and pictures (*.png) of what is in a folder of results
+
+A run writes a line for each measurement as soon as it is made and can be stopped at any time; the same
+command goes on from there. No time is written for a wrong answer.
+
+  python -m benchmarks run --suite resnext50_32x4d --dtypes bfloat16 --batch 256
+  python -m benchmarks networks --batch 64 256
+  python -m benchmarks report benchmarks/results/nvidia-h200
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.command(parsed)
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: what was measured is kept; the same command goes on from there", file=sys.stderr
+        )
+        return 130
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Measures layers; 1 where an answer was wrong."""
+    suites = {name: SUITES[name] for name in parsed.suite}
+    cases = list(layers.cases(suites, parsed.batch, parsed.dtypes, parsed.passes))
+    device, store = _device(), _store(parsed)
+    runners = contenders(parsed.contenders or _able(cases[0][1], device))
+    done = {layers.Row(**row).case for row in store.read("layers")}
+
+    def measure(case: tuple) -> list[dict[str, Any]]:
+        return [asdict(row) for row in layers.measure(*case, runners, device)]
+
+    todo = [case for case in cases if case[0] not in done]
+    wrong = _measure_all(todo, len(cases), measure, store, "layers", parsed.minutes)
+    print(columns(in_short(store.read("layers")), left=4, rule=True))
+    return 1 if wrong else 0
+
+
+def run_networks(parsed: argparse.Namespace) -> int:
+    """Measures networks; 1 where an answer was wrong."""
+    device, store = _device(), _store(parsed)
+    modes = [mode for mode in parsed.modes if device.type == "cuda" or not mode.endswith("graphed")]
+    if modes != parsed.modes:
+        print("no CUDA graphs without a GPU: those modes are left out", file=sys.stderr)
+    cases = list(networks.cases(parsed.network, parsed.tasks, modes, parsed.batch, parsed.image))
+    done = {networks.Row(**row).case for row in store.read("networks")}
+
+    def measure(case: tuple) -> list[dict[str, Any]]:
+        return [asdict(networks.measure(*case, device))]
+
+    todo = [case for case in cases if (*asdict(case[0]).values(), *case[1:]) not in done]
+    wrong = _measure_all(todo, len(cases), measure, store, "networks", parsed.minutes)
+    rows = [("network", "runner", "layout", "task", "mode", "batch", "images/s", "grouped", "problem")]
+    for row in store.read("networks"):
+        speed = "" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f}"
+        share = "" if row["grouped_share"] is None else f"{row['grouped_share']:.0%}"
+        names = [str(row[name]) for name in networks.CASE[:-1]]
+        rows.append((*names, speed, share, row["problem"] or ""))
+    print(columns(rows, left=5, rule=True))
+    return 1 if wrong else 0
+
+
+def report(parsed: argparse.Namespace) -> int:
+    """Writes tables and pictures."""
+    for path in write_report(parsed.folder):
+        print(path)
+    return 0
+
+
+def _measure_all(todo: list, total: int, measure: Callable, store: Store, table: str, minutes: float) -> bool:
+    """Measures what is left to do and keeps it; whether some answer was wrong."""
+    print(f"{total} cases, {total - len(todo)} of them in {store.folder} already", file=sys.stderr)
+    end, wrong = time.monotonic() + 60 * minutes, False
+    for case in _until(end, track(todo, "measuring")):
+        rows = measure(case)
+        store.append(table, rows)
+        for row in rows:
+            wrong |= (row["problem"] or "").startswith("wrong")
+            if row["problem"]:
+                print(f"\n{row['runner']}, {row['layout']}: {row['problem']}", file=sys.stderr)
+    return wrong
+
+
+def _able(problem: Problem, device: torch.device) -> list[str]:
+    """The runners that can run here and are there to be fast."""
+    x = torch.empty(1, 1, 1, 1, device=device)
+    without = {"reference"} | ({"triton"} if why_not_triton(x, x.dtype, problem.geometry) else set())
+    return [name for name in RUNNERS if name not in without]
+
+
+def _until(end: float, items: Iterator) -> Iterator:
+    for item in items:
+        if time.monotonic() > end:
+            print("time is up; the same command goes on from here", file=sys.stderr)
+            return
+        yield item
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _store(parsed: argparse.Namespace) -> Store:
+    facts = environment(_device())
+    name = "cpu" if facts["gpu"] is None else facts["gpu"].lower().replace(" ", "-")
+    return Store(parsed.out or RESULTS / name, facts, parsed.overwrite)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks", description=DESCRIPTION, formatter_class=raw)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    several = {"nargs": "+", "metavar": "NAME"}
+
+    def choice(
+        command: argparse.ArgumentParser, name: str, of: Sequence[str], default: Sequence[str]
+    ) -> None:
+        told = "all" if list(default) == list(of) else " ".join(default)
+        command.add_argument(
+            name, **several, choices=of, default=list(default), help=f"of {', '.join(of)}; default: {told}"
+        )
+
+    def command(name: str, function: Callable, help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help, formatter_class=raw)
+        made.set_defaults(command=function)
+        return made
+
+    def common(made: argparse.ArgumentParser, batches: list[int]) -> None:
+        told = " ".join(map(str, batches))
+        made.add_argument(
+            "--batch", type=_count, nargs="+", default=batches, metavar="N", help=f"default: {told}"
+        )
+        made.add_argument(
+            "--out", type=Path, metavar="DIR", help="default: benchmarks/results/ and the GPU's name, or cpu"
+        )
+        made.add_argument("--overwrite", action="store_true", help="drop what DIR holds")
+        made.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="stop after M")
+
+    made = command("run", run, "Measure single passes of the grouped layers of well-known networks.")
+    real = [name for name in SUITES if name != "tiny"]
+    made.add_argument(
+        "--suite",
+        **several,
+        choices=SUITES,
+        default=real,
+        help=f"of {', '.join(SUITES)}; default: all but tiny",
+    )
+    choice(made, "--passes", PASSES, PASSES)
+    choice(made, "--dtypes", list(TYPES), list(TYPES))
+    made.add_argument(
+        "--contenders", **several, choices=list(RUNNERS),
+        help=f"of {', '.join(RUNNERS)}; default: all that can run here, but reference",
+    )  # fmt: skip
+    common(made, [256, 32, 1])
+
+    made = command("networks", run_networks, "Measure whole networks, with gconv and with F.conv2d.")
+    choice(made, "--network", list(networks.NETWORKS), ["resnext50_32x4d", "resnext101_32x8d", "resnet50"])
+    choice(made, "--tasks", networks.TASKS, networks.TASKS)
+    choice(made, "--modes", networks.MODES, networks.MODES)
+    made.add_argument("--image", type=_count, default=224, metavar="PIXELS", help="default: 224")
+    common(made, [256, 64])
+
+    made = command("report", report, "Write report.md and pictures of what a folder of results holds.")
+    made.add_argument("folder", type=Path, metavar="DIR", help="with environment.json and *.jsonl")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""Whole networks, a step at a time: with gconv, on PyTorch's own convolution, and beside ResNet-50."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.layers import cudnn_searching, in_a_line
+from gconv import GroupConv2d
+from gconv.problem import LAYOUTS
+from gconv.timing import wall_time
+from resnext.model import VARIANTS, ResNeXt
+
+TASKS = ("inference", "training")
+MODES = ("eager", "compiled", "graphed", "compiled-graphed")
+NETWORKS: dict[str, Callable[[], ResNeXt]] = {
+    **VARIANTS,
+    # no real one: to try the harness in seconds
+    "tiny": partial(ResNeXt, (1, 1, 0, 0), 4, 4, 10, stem="small", stem_width=16),
+}
+CHECKED = 16  # images that are computed in float32 too
+WARM_UP = 3  # steps before a CUDA graph is made
+# Of the norm of the logits, of that of all gradients: bfloat16, a hundred layers deep. Wrong ones are 1 off.
+TOLERANCES = {"inference": 5e-2, "training": 2.5e-1}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network, who runs its grouped convolutions, and in which layout.
+
+    ``runner`` is "gconv" for ``auto``, or "F.conv2d" for the network with nn.Conv2d in its place.
+    """
+
+    network: str
+    runner: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a contender.
+
+    Args:
+        network, runner, layout: the contender.
+        task, mode, batch, image: what was run: a batch of images of that many pixels square.
+        p20, p50, p80: milliseconds of a step; None where it is wrong or failed.
+        images_per_second: at the median.
+        peak_bytes: of memory, in the steps; None on a CPU.
+        grouped_share: of a step's device time that its grouped convolutions take, eager; None in other modes.
+        error: against float32, of the logits or of the gradients, as a part of their norm.
+        problem: why there is no time.
+    """
+
+    network: str
+    runner: str
+    layout: str
+    task: str
+    mode: str
+    batch: int
+    image: int
+    p20: float | None = None
+    p50: float | None = None
+    p80: float | None = None
+    images_per_second: float | None = None
+    peak_bytes: int | None = None
+    grouped_share: float | None = None
+    error: float | None = None
+    problem: str | None = None
+
+    @property
+    def case(self) -> tuple:
+        """What was run, and by whom."""
+        return tuple(getattr(self, name) for name in CASE)
+
+
+CASE = ("network", "runner", "layout", "task", "mode", "batch", "image")
+
+
+def contenders(networks: list[str]) -> list[Contender]:
+    """Each network with gconv, and with F.conv2d in both layouts; ResNet-50, the measure of both, without."""
+    found = []
+    for name in networks:
+        found += [Contender(name, "gconv", "channels_last")] if name != "resnet50" else []
+        found += [Contender(name, "F.conv2d", layout) for layout in LAYOUTS]
+    return found
+
+
+def cases(
+    networks: list[str], tasks: list[str], modes: list[str], batches: list[int], image: int
+) -> Iterator[tuple[Contender, str, str, int, int]]:
+    """Everything to be measured; what is compared is side by side."""
+    for task, batch, mode, contender in product(tasks, batches, modes, contenders(networks)):
+        yield contender, task, mode, batch, image
+
+
+def measure(contender: Contender, task: str, mode: str, batch: int, image: int, device: torch.device) -> Row:
+    """One contender in one mode: right first, then timed."""
+    row: dict[str, Any] = {
+        **asdict(contender), "task": task, "mode": mode, "batch": batch, "image": image
+    }  # fmt: skip
+    torch.compiler.reset()
+    try:
+        with cudnn_searching():
+            row |= _measure(contender, task, mode, batch, image, device)
+    except Exception as error:  # out of memory, say: a row that tells it, and the others go on
+        row["problem"] = in_a_line(error)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return Row(**row)
+
+
+def _measure(
+    contender: Contender, task: str, mode: str, batch: int, image: int, device: torch.device
+) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = _build(contender, device)
+    x = torch.randn(batch, 3, image, image, device=device).contiguous(memory_format=LAYOUTS[contender.layout])
+    labels = torch.randint(0, model.fc.out_features, (batch,), device=device)
+    error = _error(model, x[:CHECKED], labels[:CHECKED], task)
+    if not error <= TOLERANCES[task]:  # NaN too
+        return {"error": error, "problem": f"wrong by {error:.1e}"}
+    step = _step(_compiled(model, mode), model, x, labels, task)
+    share = _grouped_share(step, device) if mode == "eager" else None
+    if mode.endswith("graphed"):
+        step = _graph(step)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = wall_time(step, device)
+    return {
+        **{name: round(t * 1e3, 4) for name, t in times._asdict().items()},
+        "images_per_second": round(batch / times.p50, 1),
+        "peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        "grouped_share": share,
+        "error": float(f"{error:.2e}"),
+    }
+
+
+def _build(contender: Contender, device: torch.device) -> ResNeXt:
+    """The contender's network, the same weights for the same network."""
+    model = NETWORKS[contender.network]().to(device, memory_format=LAYOUTS[contender.layout])
+    return _on_conv2d(model) if contender.runner == "F.conv2d" else model
+
+
+def _on_conv2d(model: ResNeXt) -> ResNeXt:
+    """The same network with nn.Conv2d where it had gconv's layers."""
+    for module in model.modules():
+        if isinstance(module, GroupConv2d):
+            module.__class__ = nn.Conv2d
+    return model
+
+
+def _compiled(model: nn.Module, mode: str) -> nn.Module:
+    return torch.compile(model) if mode.startswith("compiled") else model
+
+
+def _step(run: nn.Module, model: ResNeXt, x: Tensor, labels: Tensor, task: str) -> Callable[[], Tensor]:
+    """One step in bfloat16 autocast: logits without gradients, or loss, gradients and SGD with momentum.
+
+    ``run`` is ``model``, compiled or not.
+    """
+    autocast = partial(torch.autocast, x.device.type, torch.bfloat16)
+    model.train(task == "training")
+    if task == "inference":
+
+        @torch.no_grad()
+        def infer() -> Tensor:
+            with autocast():
+                return run(x)
+
+        return infer
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+
+    def train() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            loss = F.cross_entropy(run(x), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return train
+
+
+def _error(model: ResNeXt, x: Tensor, labels: Tensor, task: str) -> float:
+    """Of the logits, or of all gradients together, in bfloat16 against full float32 on PyTorch's own.
+
+    With the batch norms' running statistics: with those of the batch, the gradients of deep networks are
+    chaotic, as far from each other in bfloat16 and float32 as from any others.
+    """
+    ours, exact = copy.deepcopy(model).eval(), _on_conv2d(copy.deepcopy(model).eval())
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    try:
+        results = []
+        for network, autocast in ((ours, True), (exact, False)):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+                logits = network(x)
+                loss = F.cross_entropy(logits, labels)
+            if task == "training":
+                loss.backward()
+            found = [logits] if task == "inference" else [p.grad for p in network.parameters()]
+            results.append(torch.cat([tensor.detach().double().flatten() for tensor in found]))
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    result, truth = results
+    return ((result - truth).norm() / truth.norm()).item()
+
+
+def _graph(step: Callable[[], Tensor]) -> Callable[[], None]:
+    """The step as one CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):  # compiles, and lets cuDNN choose
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def _grouped_share(step: Callable[[], Tensor], device: torch.device) -> float:
+    """Of the time that a step's operators take on the device, how much its grouped convolutions do."""
+    for _ in range(2):
+        step()
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities, record_shapes=True) as profiler:
+        step()
+        torch.get_device_module(device).synchronize()
+    events = [event for event in profiler.events() if not event.is_user_annotation]
+    whole = sum(
+        event.self_device_time_total if cuda else event.self_cpu_time_total
+        for event in events
+        if event.device_type == (DeviceType.CUDA if cuda else DeviceType.CPU)
+    )
+    grouped = sum(
+        event.device_time_total if cuda else event.cpu_time_total
+        for event in events
+        if event.device_type == DeviceType.CPU and _is_grouped(event)
+    )
+    return round(grouped / whole, 4)
+
+
+def _is_grouped(event: Any) -> bool:
+    """Whether an operator is a grouped convolution or its gradient, and not inside another one."""
+    if event.cpu_parent is not None and event.cpu_parent.name.startswith("gconv::"):
+        return False
+    if event.name.startswith("gconv::"):
+        return True
+    place = {"aten::convolution": 1, "aten::convolution_backward": 2}.get(event.name)  # of the weight
+    if place is None:
+        return False
+    input, weight = event.input_shapes[place - 1 : place + 1]
+    return input[1] != weight[1]

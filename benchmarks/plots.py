@@ -1,0 +1,124 @@
+"""The pictures of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from benchmarks.summary import Case
+from gconv.dispatch import PASSES
+
+COLOURS = {"gconv": "#1b7f79", "F.conv2d": "#c44e52", "torch.compile": "#dd9a52", "resnet50": "#7f7f7f"}
+DPI = 120
+
+
+def draw_layers(cases: Sequence[Case], folder: Path, where: str) -> list[Path]:
+    """Two pictures for each suite, batch and type: time beside floor and peers; fraction of the floor."""
+
+    def key(case: Case) -> tuple:
+        return case.suite, case.batch, case.type
+
+    paths = []
+    for (suite, batch, type_), group in groupby(sorted(cases, key=key), key=key):
+        of_group, name = list(group), f"{suite}-{type_}-{batch}"
+        title = f"{suite}, batch {batch}, {type_}, {where}"
+        paths.append(_draw_times(of_group, folder / f"time-{name}.png", title))
+        paths.append(_draw_fractions(of_group, folder / f"floor-{name}.png", title))
+    return paths
+
+
+def _draw_times(cases: Sequence[Case], path: Path, title: str) -> Path:
+    """A panel for each pass, a cluster of bars for each layer, the floor as a line through it."""
+    passes = [p for p in PASSES if any(case.pass_ == p for case in cases)]
+    longest = max(sum(case.pass_ == p for case in cases) for p in passes)
+    size = (2 + 3.6 * len(passes), 2.2 + 0.5 * longest)
+    figure, panels = plt.subplots(
+        1, len(passes), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, pass_ in zip(panels[0], passes, strict=True):
+        of_pass = [case for case in cases if case.pass_ == pass_]
+        bars = {
+            "gconv": [case.ours for case in of_pass],
+            "F.conv2d": [case.best(["F.conv2d"]) for case in of_pass],
+            "torch.compile": [case.best(["torch.compile"]) for case in of_pass],
+        }
+        places = np.arange(len(of_pass))
+        for i, (runner, rows) in enumerate(bars.items()):
+            lengths = [np.nan if row is None else row["p50"] for row in rows]
+            axes.barh(places + 0.26 * (i - 1), lengths, 0.24, color=COLOURS[runner], label=runner)
+        for place, case in zip(places, of_pass, strict=True):
+            floor = next(iter(case.rows.values()))["floor"]
+            axes.plot([floor] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.5)
+        axes.plot([], [], color="black", linewidth=1.5, label="memory floor")
+        axes.set(title=pass_, xlabel="microseconds", xscale="log")
+        _name_layers(axes, of_pass)
+    panels[0][-1].legend(frameon=False, fontsize=8, loc="best")
+    return _save(figure, path, title)
+
+
+def _draw_fractions(cases: Sequence[Case], path: Path, title: str) -> Path:
+    """How much of the floor's speed each layer reaches, the passes side by side."""
+    passes = [p for p in PASSES if any(case.pass_ == p for case in cases)]
+    layers = list(dict.fromkeys(case.layer for case in cases))
+    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.5 * len(layers)), layout="constrained")
+    for i, pass_ in enumerate(passes):
+        found = {case.layer: case.fraction for case in cases if case.pass_ == pass_}
+        lengths = [100 * (found.get(layer) or np.nan) for layer in layers]
+        axes.barh(np.arange(len(layers)) + 0.26 * (i - 1), lengths, 0.24, label=pass_)
+    axes.axvline(100, color="black", linewidth=1.5)
+    axes.set(xlabel="% of the speed of a copy of the same bytes")
+    axes.set_yticks(range(len(layers)), layers)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(figure, path, title)
+
+
+def draw_networks(rows: Sequence[dict[str, Any]], folder: Path, where: str) -> Path:
+    """Images a second of each network in its best mode: with gconv, with F.conv2d, and ResNet-50's."""
+    best: dict[tuple, dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in rows:
+        if row["images_per_second"] is not None:
+            of_panel = best.setdefault((row["task"], row["batch"]), {})
+            name = row["network"], row["runner"]
+            if name not in of_panel or of_panel[name]["images_per_second"] < row["images_per_second"]:
+                of_panel[name] = row
+    if not best:
+        best[("nothing", 0)] = {}
+    figure, panels = plt.subplots(
+        1, len(best), figsize=(1.5 + 3.8 * len(best), 3.6), layout="constrained", squeeze=False
+    )
+    for axes, ((task, batch), found) in zip(panels[0], best.items(), strict=True):
+        names = sorted(found)
+        colours = [COLOURS["resnet50" if name[0] == "resnet50" else name[1]] for name in names]
+        bars = axes.barh(range(len(names)), [found[n]["images_per_second"] for n in names], color=colours)
+        axes.bar_label(bars, [f"{found[n]['images_per_second']:,.0f}" for n in names], padding=3, fontsize=8)
+        axes.set_yticks(range(len(names)), [f"{n[0]}\n{n[1]}, {found[n]['mode']}" for n in names], fontsize=8)
+        axes.set(title=f"{task}, batch {batch}", xlabel="images/s")
+        axes.invert_yaxis()
+        axes.margins(x=0.2)
+    return _save(figure, folder / "networks.png", f"each in its best mode, {where}")
+
+
+def _name_layers(axes: Axes, cases: Sequence[Case]) -> None:
+    axes.set_yticks(range(len(cases)), [case.layer for case in cases])
+    if not axes.yaxis_inverted():
+        axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _save(figure: plt.Figure, path: Path, title: str) -> Path:
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+    return path

@@ -1,0 +1,191 @@
+"""Tables and pictures of a folder of measurements, from its files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from benchmarks import plots
+from benchmarks.store import read_table
+from benchmarks.summary import Case, cases, geometric_mean, in_short, least, percent, times
+from gconv.terminal import fail
+
+HALF = ("bfloat16", "float16")
+ALONE = ("resnext50_32x4d", 256)  # the suite and the batch that the aims speak of
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Writes ``report.md`` and the pictures that it shows into ``folder``; their paths."""
+    if not (folder / "environment.json").exists():
+        fail(f"{folder}: no results there, such as `python -m benchmarks run` writes")
+    environment = json.loads((folder / "environment.json").read_text())
+    layers = cases(read_table(folder / "layers.jsonl"))
+    networks = read_table(folder / "networks.jsonl")
+    where = environment["gpu"] or environment["cpu"]
+    pictures: list[Path] = []
+    parts = [f"# {where}", _environment(environment)]
+    if layers:
+        parts += ["## Against the aims", _table(_aims(layers, networks), left=1)]
+        pictures += plots.draw_layers(layers, folder, where)
+        parts += [_picture(path) for path in pictures]
+        parts += ["## Layers in short", _SHORT, _table(in_short(read_table(folder / "layers.jsonl")), left=4)]
+    if networks:
+        path = plots.draw_networks(networks, folder, where)
+        pictures.append(path)
+        parts += ["## Networks", _NETWORKS, _picture(path), _table(_networks(networks), left=5)]
+    if layers:
+        parts += ["## Layers", _LAYERS, *_layers(layers)]
+    path = folder / "report.md"
+    path.write_text("\n\n".join(parts) + "\n")
+    return [path, *pictures]
+
+
+_SHORT = """\
+Geometric mean and worst of a suite's layers. "Of the floor": the time that the compulsory bytes take at the
+speed of a copy, over ours. Ours is `auto` in channels_last; the peers count in the layout that suits them.
+"Same layout" is `auto` over `F.conv2d` for a user who leaves the layout as it is, in the worse of the two."""
+_NETWORKS = """\
+bfloat16 autocast. A training step is forward, cross-entropy, backward and SGD with momentum. "Grouped" is the
+share of the grouped convolutions in a step's device time, eager. "Match" is the error of the logits, or of
+the gradients, against float32."""
+_LAYERS = """\
+Microseconds, medians; p20 and p80 are in `layers.jsonl`. "Match" is the error against float64, as a part of
+the largest number; a wrong answer has no time."""
+
+
+def _environment(facts: dict[str, Any]) -> str:
+    shown = {name.replace("_", " "): value for name, value in facts.items() if value is not None}
+    return _table([("measured on", ""), *((name, str(value)) for name, value in shown.items())], left=2)
+
+
+def _aims(layers: Sequence[Case], networks: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """What was aimed at beside what was measured; a dash where it was not."""
+    rows = [("aim", "measured", "met")]
+
+    def add(aim: str, value: float | None, bound: float, show: Any, most: bool = False) -> None:
+        met = "-" if value is None else ("yes" if (value <= bound if most else value >= bound) else "no")
+        rows.append((aim, "-" if value is None else show(value), met))
+
+    suite, batch = ALONE
+    for passes, floor, worst, faster in (
+        (("forward",), 0.85, 0.70, 4),
+        (("input_grad",), 0.85, 0.70, 4),
+        (("weight_grad",), 0.70, 0.50, 5),
+    ):
+        chosen = [c for c in layers if (c.suite, c.batch) == ALONE and c.type in HALF and c.pass_ in passes]
+        name = f"{passes[0]}, {suite}, batch {batch}, 16 bits"
+        fractions = [case.fraction for case in chosen]
+        add(f"{name}: of the floor, mean at least {floor:.0%}", geometric_mean(fractions), floor, percent)
+        add(f"{name}: of the floor, none under {worst:.0%}", least(fractions), worst, percent)
+        gain = geometric_mean(case.speedup_over_conv2d for case in chosen)
+        add(f"{name}: over F.conv2d at its best, mean at least {faster}x", gain, faster, times)
+    slowest = least(case.least_gain for case in layers)
+    add("`auto` over F.conv2d in the same layout, every row at least 0.98x", slowest, 0.98, times)
+    for passes, most in ((("forward", "input_grad"), 0), (("weight_grad",), 32 * 2**20)):
+        extra = [c.ours["extra_bytes"] for c in layers if c.ours and c.pass_ in passes]
+        worst_extra = max((e for e in extra if e is not None), default=None)
+        limit = "none" if most == 0 else "at most 32 MiB"
+        add(f"{', '.join(passes)}: extra memory, {limit}", worst_extra, most, _mebibytes, most=True)
+    host = geometric_mean(case.host_ratio for case in layers if case.pass_ == "forward")
+    add("forward: host time of an eager call over F.conv2d's, at most 1.3x", host, 1.3, times, most=True)
+    for task, bound in (("training", 1.25), ("inference", 1.3)):
+        for name, gain in network_gains(networks, task).items():
+            add(
+                f"{task} of {name}: over F.conv2d, each in its best mode, at least {bound}x",
+                gain,
+                bound,
+                times,
+            )
+    return rows
+
+
+def network_gains(networks: Sequence[dict[str, Any]], task: str) -> dict[str, float]:
+    """By network and batch: images/s with gconv over those with F.conv2d, each in its best mode."""
+    gains = {}
+    best = best_speeds(row for row in networks if row["task"] == task)
+    for (network, batch, runner), speed in best.items():
+        theirs = best.get((network, batch, "F.conv2d"))
+        if runner == "gconv" and theirs:
+            gains[f"{network}, batch {batch}"] = speed / theirs
+    return gains
+
+
+def best_speeds(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int, str], float]:
+    """The most images/s by network, batch and runner."""
+    best: dict[tuple[str, int, str], float] = {}
+    for row in rows:
+        if row["images_per_second"] is not None:
+            key = row["network"], row["batch"], row["runner"]
+            best[key] = max(best.get(key, 0.0), row["images_per_second"])
+    return best
+
+
+def _layers(layers: Sequence[Case]) -> list[str]:
+    """A table for each suite, batch and type."""
+    parts = []
+
+    def key(case: Case) -> tuple:
+        return case.suite, case.type, case.batch
+
+    for (suite, type_, batch), group in groupby(sorted(layers, key=key), key=key):
+        head = ("layer", "pass", "ran", "time", "floor", "of the floor", "best peer", "its time", "speedup")
+        rows = [(*head, "host", "extra", "match")]
+        for case in group:
+            row, peer = case.rows.get(("auto", "channels_last"), {}), case.best_peer
+            rows.append(
+                (
+                    case.layer,
+                    case.pass_,
+                    row.get("ran", ""),
+                    row.get("problem") or _number(row.get("p50")),
+                    _number(row.get("floor")),
+                    percent(case.fraction),
+                    "" if peer is None else f"{peer['runner']}, {peer['layout']}",
+                    "" if peer is None else _number(peer["p50"]),
+                    times(case.speedup),
+                    _number(row.get("host")),
+                    _mebibytes(row.get("extra_bytes")),
+                    "" if row.get("error") is None else f"{row['error']:.0e}",
+                )
+            )
+        parts += [f"### {suite}, batch {batch}, {type_}", _table(rows, left=3)]
+    return parts
+
+
+def _networks(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    head = ("network", "runner", "layout", "task", "mode", "batch", "images/s", "ms", "peak memory")
+    table = [(*head, "grouped", "match")]
+    for row in rows:
+        table.append(
+            (
+                *(str(row[name]) for name in head[:6]),
+                row["problem"] or f"{row['images_per_second']:,.0f}",
+                _number(row["p50"]),
+                "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f} GiB",
+                percent(row["grouped_share"]),
+                "" if row["error"] is None else f"{row['error']:.0e}",
+            )
+        )
+    return table
+
+
+def _table(rows: Sequence[Sequence[str]], left: int) -> str:
+    """In Markdown; ``left`` columns flush left, the others right."""
+    head, *body = rows
+    rule = ["---" if i < left else "---:" for i in range(len(head))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
+
+
+def _picture(path: Path) -> str:
+    return f"![{path.stem}]({path.name})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"
+
+
+def _mebibytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 2**20:.1f} MiB"

@@ -1,0 +1,58 @@
+"""A folder of measurements: what they were made on, and a line of JSON for each, so that a run can go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gconv.terminal import fail
+
+SAME = ("gpu", "cpu", "torch", "triton", "cudnn", "commit")  # what rows of one folder have in common
+
+
+class Store:
+    """``environment.json`` and the tables, ``NAME.jsonl``, of a folder.
+
+    Args:
+        folder: made if it is not there.
+        environment: of this run. One that differs in what counts from the folder's is refused.
+        overwrite: drop what is there instead.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, Any], overwrite: bool = False) -> None:
+        self.folder = folder
+        path = folder / "environment.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not overwrite:
+            before = json.loads(path.read_text())
+            for name in SAME:
+                if before.get(name) != environment.get(name):
+                    fail(
+                        f"{folder} was measured with {name} {before.get(name)}, now {environment.get(name)}: "
+                        "choose another --out, or --overwrite"
+                    )
+            return
+        for table in folder.glob("*.jsonl"):
+            table.unlink()
+        path.write_text(json.dumps(environment, indent=1) + "\n")
+
+    def read(self, table: str) -> list[dict[str, Any]]:
+        """The rows of a table. A last line that was cut off, as by a kill, is left out."""
+        return read_table(self.folder / f"{table}.jsonl")
+
+    def append(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Adds rows to a table, all or none of them in the file."""
+        with open(self.folder / f"{table}.jsonl", "a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none where it is not there."""
+    if not path.exists():
+        return []
+    *lines, rest = path.read_text().split("\n")
+    if rest:
+        path.write_text("".join(f"{line}\n" for line in lines))
+    return [json.loads(line) for line in lines]

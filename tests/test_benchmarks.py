@@ -1,0 +1,291 @@
+"""``python -m benchmarks``: no speed for a wrong answer, runs that go on, reports that tell what rows say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import gconv
+from benchmarks import __main__ as command
+from benchmarks import layers, networks, peers, report, summary
+from benchmarks.store import read_table
+
+CPU = torch.device("cpu")
+RUN = ["run", "--suite", "tiny", "--batch", "2", "--dtypes", "float32", "--contenders", "auto", "F.conv2d"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few rounds; the speed of a copy measured once is enough."""
+    monkeypatch.setattr("gconv.timing.LEAST_ROUNDS", 2)
+    monkeypatch.setattr("gconv.timing.SECONDS", 0)
+    monkeypatch.setattr(networks, "wall_time", lambda step, device: layers.Times.of([step() is None or 0.5]))
+    yield
+    torch.compiler.reset()
+
+
+def test_layers_are_measured_by_everyone_and_a_second_run_measures_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert command.main([*RUN, "--out", str(tmp_path)]) == 0
+    rows = read_table(tmp_path / "layers.jsonl")
+    assert len(rows) == 2 * 3 * 4, "layers, passes, contenders in two layouts"
+    for row in rows:
+        assert row["problem"] is None and row["error"] < 1e-5 and row["ran"] in ("aten", "F.conv2d")
+        assert 0 < row["p20"] <= row["p50"] <= row["p80"] and row["floor"] > 0
+    facts = json.loads((tmp_path / "environment.json").read_text())
+    assert facts["torch"] == torch.__version__ and facts["commit"]
+    said = capsys.readouterr()
+    assert "tiny   2      float32  weight_grad" in said.out
+    assert command.main([*RUN, "--out", str(tmp_path)]) == 0
+    assert "6 cases, 6 of them in" in capsys.readouterr().err
+    assert read_table(tmp_path / "layers.jsonl") == rows
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_line_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert command.main([*RUN, "--passes", "forward", "--out", str(tmp_path)]) == 0
+    path = tmp_path / "layers.jsonl"
+    text = path.read_text()
+    path.write_text(text + '{"suite": "tiny", "layer": "16')
+    capsys.readouterr()
+    assert command.main([*RUN, "--passes", "forward", "input_grad", "--out", str(tmp_path)]) == 0
+    assert "4 cases, 2 of them in" in capsys.readouterr().err
+    assert path.read_text().startswith(text) and len(read_table(path)) == 16
+
+
+def test_a_wrong_answer_has_no_speed_and_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def wrong(problem: object) -> peers.Run:
+        return lambda operands: problem.run_pytorch(operands) * 1.001
+
+    monkeypatch.setitem(peers.RUNNERS, "auto", wrong)
+    assert command.main([*RUN, "--passes", "forward", "--out", str(tmp_path)]) == 1
+    for row in read_table(tmp_path / "layers.jsonl"):
+        assert (row["p50"] is None) == (row["runner"] == "auto")
+        assert (row["problem"] or "").startswith("wrong by") == (row["runner"] == "auto")
+    assert "wrong by 1.0e-03" in capsys.readouterr().err
+    (case, *_) = summary.cases(read_table(tmp_path / "layers.jsonl"))
+    assert case.ours is None and case.speedup is None and case.best_peer is not None
+
+
+def layers_of(suite: str) -> tuple:
+    from gconv.suites import SUITES
+
+    return SUITES[suite]
+
+
+def test_a_contender_that_fails_is_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(problem: object) -> peers.Run:
+        raise RuntimeError("no such thing\nand more")
+
+    monkeypatch.setitem(peers.RUNNERS, "auto", failing)
+    (case, problem), *_ = layers.cases({"tiny": layers_of("tiny")}, [1], ["float32"], ["forward"])
+    rows = layers.measure(case, problem, peers.contenders(["auto", "F.conv2d"]), CPU)
+    assert [row.problem for row in rows] == ["RuntimeError: no such thing"] * 2 + [None] * 2
+
+
+def test_one_that_cannot_be_timed_leaves_the_others_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = layers.time_together
+
+    def none_for_auto(calls: dict, device: torch.device) -> dict:
+        if any(contender.runner == "auto" for contender in calls):
+            raise RuntimeError("no capture")
+        return together(calls, device)
+
+    monkeypatch.setattr(layers, "time_together", none_for_auto)
+    (case, problem), *_ = layers.cases({"tiny": layers_of("tiny")}, [1], ["float32"], ["forward"])
+    rows = layers.measure(case, problem, peers.contenders(["auto", "F.conv2d"]), CPU)
+    assert [row.problem for row in rows] == ["RuntimeError: no capture"] * 2 + [None] * 2
+    assert [row.p50 is None for row in rows] == [True, True, False, False]
+
+
+def test_torch_compile_is_a_peer_that_gives_the_same(tmp_path: Path) -> None:
+    options = ["--passes", "forward", "weight_grad", "--contenders", "torch.compile", "--out", str(tmp_path)]
+    assert command.main([*RUN, *options]) == 0
+    assert all(row["problem"] is None for row in read_table(tmp_path / "layers.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["commit", "gpu", "torch"])
+def test_another_commit_or_machine_needs_another_folder(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = [*RUN, "--passes", "forward", "--out", str(tmp_path)]
+    assert command.main(run) == 0
+    path = tmp_path / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: "another"}))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        command.main(run)
+    assert stopped.value.code == 2 and f"was measured with {name} another" in capsys.readouterr().err
+    assert command.main([*run, "--overwrite"]) == 0
+    assert len(read_table(tmp_path / "layers.jsonl")) == 8
+
+
+def test_time_is_up_between_two_cases(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command.main([*RUN, "--out", str(tmp_path), "--minutes", "0"]) == 0
+    assert "time is up" in capsys.readouterr().err and not read_table(tmp_path / "layers.jsonl")
+
+
+def test_networks_are_measured_with_and_without_gconv(tmp_path: Path) -> None:
+    run = ["networks", "--network", "tiny", "--image", "16", "--batch", "2", "--modes", "eager", "graphed"]
+    assert command.main([*run, "--out", str(tmp_path)]) == 0
+    rows = read_table(tmp_path / "networks.jsonl")
+    assert {(row["runner"], row["layout"]) for row in rows} == {
+        ("gconv", "channels_last"), ("F.conv2d", "channels_last"), ("F.conv2d", "contiguous"),
+    }  # fmt: skip
+    assert {row["task"] for row in rows} == {"inference", "training"} and len(rows) == 6
+    for row in rows:
+        assert row["problem"] is None and row["images_per_second"] > 0
+        assert 0 < row["grouped_share"] < 0.6 and 1e-4 < row["error"] < 0.05, "bfloat16"
+
+
+@pytest.mark.parametrize("task", networks.TASKS)
+def test_a_wrong_network_has_no_speed(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = gconv.GroupConv2d.forward
+    monkeypatch.setattr(gconv.GroupConv2d, "forward", lambda self, x: forward(self, x) * 3)
+    ours, theirs, _ = networks.contenders(["tiny"])
+    for contender, right in ((ours, False), (theirs, True)):
+        row = networks.measure(contender, task, "eager", 2, 16, CPU)
+        assert (row.p50 is not None) == (row.problem is None) == right
+
+
+def test_the_peer_network_has_no_layer_of_ours() -> None:
+    ours, theirs, _ = networks.contenders(["tiny"])
+    torch.manual_seed(0)
+    first = networks._build(ours, CPU)
+    torch.manual_seed(0)
+    second = networks._build(theirs, CPU)
+    assert any(isinstance(module, gconv.GroupConv2d) for module in first.modules())
+    assert not any(isinstance(module, gconv.GroupConv2d) for module in second.modules())
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+def test_grouped_share_counts_grouped_convolutions_once() -> None:
+    def event(name: str, *shapes: list[int], parent: str | None = None) -> SimpleNamespace:
+        above = None if parent is None else SimpleNamespace(name=parent)
+        return SimpleNamespace(name=name, input_shapes=list(shapes), cpu_parent=above)
+
+    x, dense, grouped = [2, 8, 5, 5], [8, 8, 3, 3], [8, 2, 3, 3]
+    assert networks._is_grouped(event("aten::convolution", x, grouped))
+    assert networks._is_grouped(event("aten::convolution_backward", x, x, grouped))
+    assert networks._is_grouped(event("gconv::weight_grad", x, x))
+    assert not networks._is_grouped(event("aten::convolution", x, dense))
+    assert not networks._is_grouped(event("aten::convolution_backward", x, x, dense))
+    assert not networks._is_grouped(event("aten::relu", x))
+    assert not networks._is_grouped(event("aten::convolution", x, grouped, parent="gconv::forward"))
+
+
+def row(runner: str, layout: str, p50: float | None, **changes: object) -> dict:
+    """Of the first layer of ResNeXt-50, whose floor is 90 us."""
+    fields = {
+        "suite": "resnext50_32x4d", "layer": "128/32, 56x56", "batch": 256, "type": "bfloat16",
+        "pass_": "forward", "runner": runner, "layout": layout, "ran": runner, "floor": 90.0,
+        "p20": p50, "p50": p50, "p80": p50, "host": 20.0, "extra_bytes": 0, "error": 1e-3,
+    }  # fmt: skip
+    return asdict(layers.Row(**{**fields, **changes}))
+
+
+ROWS = [
+    row("auto", "channels_last", 100.0, host=24.0, extra_bytes=2**20),
+    row("auto", "contiguous", 300.0),
+    row("F.conv2d", "channels_last", 3000.0),
+    row("F.conv2d", "contiguous", 294.0),
+    row("torch.compile", "channels_last", 250.0),
+    row("torch.compile", "contiguous", None, problem="wrong by 1.0e+00"),
+]
+
+
+def test_summary_of_a_case() -> None:
+    (case,) = summary.cases(ROWS)
+    assert case.fraction == 0.9
+    assert case.speedup == 2.5 and case.best_peer["runner"] == "torch.compile"
+    assert case.speedup_over_conv2d == 2.94, "in its best layout"
+    assert case.least_gain == 0.98, "the contiguous one"
+    assert case.host_ratio == 1.2
+    assert summary.in_short(ROWS)[1][5:] == (
+        "90%", "90%", "2.94x", "2.94x", "2.50x", "2.50x", "0.98x",
+    )  # fmt: skip
+
+
+def test_geometric_mean_and_least_leave_out_what_is_not_there() -> None:
+    assert summary.geometric_mean([2.0, None, 8.0]) == pytest.approx(4)
+    assert summary.least([3.0, None, 2.0]) == 2
+    assert summary.geometric_mean([None]) is None and summary.least([]) is None
+
+
+def network_row(network: str, runner: str, mode: str, speed: float | None) -> dict:
+    fields = {"network": network, "runner": runner, "layout": "channels_last", "task": "training"}
+    fields |= {"mode": mode, "batch": 256, "image": 224, "images_per_second": speed, "error": 1e-3}
+    fields |= {"p50": speed and 256e3 / speed, "problem": None if speed else "OutOfMemoryError: too large"}
+    return asdict(networks.Row(**fields))
+
+
+def test_report_tells_what_the_rows_say(tmp_path: Path) -> None:
+    (tmp_path / "environment.json").write_text(json.dumps({"gpu": "NVIDIA Test", "commit": "abc123"}))
+    table = [
+        network_row("resnext50_32x4d", "gconv", "eager", 1500.0),
+        network_row("resnext50_32x4d", "gconv", "compiled", 2400.0),
+        network_row("resnext50_32x4d", "F.conv2d", "graphed", 2000.0),
+        network_row("resnet50", "F.conv2d", "eager", None),
+    ]
+    for name, rows in (("layers", ROWS), ("networks", table)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    written = report.write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# NVIDIA Test\n") and "| commit | abc123 |" in text
+    for line in (
+        "forward, resnext50_32x4d, batch 256, 16 bits: of the floor, mean at least 85% | 90% | yes |",
+        "over F.conv2d at its best, mean at least 4x | 2.94x | no |",
+        "`auto` over F.conv2d in the same layout, every row at least 0.98x | 0.98x | yes |",
+        "forward, input_grad: extra memory, none | 1.0 MiB | no |",
+        "weight_grad: extra memory, at most 32 MiB | - | - |",
+        "host time of an eager call over F.conv2d's, at most 1.3x | 1.20x | yes |",
+        "training of resnext50_32x4d, batch 256: over F.conv2d, each in its best mode, at least 1.25x "
+        "| 1.20x | no |",
+        "OutOfMemoryError: too large",
+    ):
+        assert line in text, line
+    assert {path.name for path in written} == {
+        "report.md", "networks.png", "time-resnext50_32x4d-bfloat16-256.png",
+        "floor-resnext50_32x4d-bfloat16-256.png",
+    }  # fmt: skip
+    for path in written[1:]:
+        assert path.read_bytes().startswith(b"\x89PNG") and f"({path.name})" in text
+
+
+def test_runners_are_who_they_say() -> None:
+    (_, problem), *_ = layers.cases({"tiny": layers_of("tiny")}, [2], ["float32"], ["forward"])
+    operands = problem.draw(CPU)
+    ours, forced = (peers.Contender(runner, "channels_last") for runner in ("auto", "triton"))
+    with problem.precision():
+        assert peers.who_runs(ours, problem, operands) == "aten"
+        assert peers.who_runs(forced, problem, operands).startswith("triton: taps, 64 pixels")
+    for runner in ("auto", "reference", "F.conv2d"):
+        result = peers.RUNNERS[runner](problem)(operands)
+        assert problem.matches(problem.error(result, problem.truth(operands)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["report", "/nowhere"], "error: /nowhere: no results there"),
+        (["run", "--suite", "tiny", "--batch", "0"], "argument --batch: 0 is less than 1"),
+        (["run", "--suite", "resnet"], "argument --suite: invalid choice: 'resnet'"),
+        (["run", "--suite", "tiny", "--out", "/proc/nowhere"], "error: /proc/nowhere: No such file"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else " ".join(part),
+)
+def test_what_cannot_be_done_is_said(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(options)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -1,0 +1,225 @@
+"""What measurements rest on: operands, PyTorch's way, the truth, times and tuning."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gconv
+from gconv import timing, tune
+from gconv.geometry import ConvGeometry, Padding
+from gconv.problem import LAYOUTS, TYPES, Problem
+from gconv.suites import SUITES, Layer
+
+CPU = torch.device("cpu")
+PASSES = ("forward", "input_grad", "weight_grad")
+LAYER = Layer(8, 4, 5, stride=2)
+interpreted = pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="needs Triton's interpreter")
+
+
+def test_suites_hold_the_grouped_layers_of_the_networks() -> None:
+    """As the networks themselves, traced on one image, have them."""
+    from resnext import resnext50_32x4d, resnext101_32x8d, resnext101_64x4d
+
+    for make in (resnext50_32x4d, resnext101_32x8d, resnext101_64x4d):
+        found = tune.grouped_convolutions(make, (3, 224, 224))
+        assert {layer.geometry(1) for layer in SUITES[make.__name__]} == set(found)
+
+
+def test_recorder_meets_functional_calls_padding_and_gconv_and_no_dense_ones() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = nn.Conv2d(3, 8, 1)
+            self.grouped = nn.Conv2d(8, 8, 3, padding="same", groups=4)
+            self.ours = gconv.GroupConv2d(8, 8, 3, stride=2, groups=2, bias=False)
+            self.weight = nn.Parameter(torch.randn(8, 1, 3, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.grouped(self.grouped(self.dense(x)))
+            return F.conv2d(F.pad(self.ours(x), [1, 2, 1, 2]), self.weight, groups=8)
+
+    found = tune.grouped_convolutions(Net, (3, 9, 9))
+    assert [(g.groups, g.input_size, g.padding) for g in found] == [
+        (4, (1, 8, 9, 9), Padding(1, 1, 1, 1)),
+        (2, (1, 8, 9, 9), Padding(0, 0, 0, 0)),
+        (8, (1, 8, 7, 7), Padding(0, 0, 0, 0)),
+    ]
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("batch", [1, 11])
+def test_pytorch_and_truth_are_conv2d_and_its_gradient(pass_: str, batch: int) -> None:
+    problem = Problem(pass_, LAYER.geometry(batch), "float32")
+    x, w, dy = operands = problem.draw(CPU)
+    leaves = [x.double().requires_grad_(), w.double().requires_grad_()]
+    y = F.conv2d(*leaves, stride=2, padding=1, groups=4)
+    dx, dw = torch.autograd.grad(y, leaves, dy.double())
+    right = {"forward": y.detach(), "input_grad": dx, "weight_grad": dw}[pass_]
+    for result in (problem.run_pytorch(operands), problem.run(operands, "reference")):
+        torch.testing.assert_close(result.double(), right, atol=1e-4, rtol=1e-4)
+        assert problem.matches(problem.error(result, problem.truth(operands)))
+    torch.testing.assert_close(
+        problem.truth(operands), right if pass_ == "weight_grad" else right[:: -(-batch // 8)]
+    )
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_one_wrong_number_does_not_match(type_: str) -> None:
+    problem = Problem("forward", Layer(16, 4, 14).geometry(2), type_)
+    operands = problem.draw(CPU)
+    truth, result = problem.truth(operands), problem.run_pytorch(operands)
+    assert problem.matches(problem.error(result, truth))
+    for wrong in (result[0, 3, 0, 7] + 0.3, torch.nan):
+        broken = result.clone()
+        broken[0, 3, 0, 7] = wrong
+        assert not problem.matches(problem.error(broken, truth))
+
+
+def test_tf32_does_not_pass_for_float32() -> None:
+    problem = Problem("forward", Layer(16, 4, 14).geometry(2), "float32")
+    x, w, dy = problem.draw(CPU)
+    as_tf32 = [(t.view(torch.int32) & ~0x1FFF).view(torch.float32) for t in (x, w)]  # ten bits of mantissa
+    result = problem.run_pytorch(type(problem.draw(CPU))(*as_tf32, dy))
+    error = problem.error(result, problem.truth(problem.draw(CPU)._replace(x=x, weight=w)))
+    assert not problem.matches(error) and replace(problem, type="tf32").matches(error)
+
+
+def test_operands_lie_as_asked_and_precision_is_restored() -> None:
+    problem = Problem("forward", LAYER.geometry(2), "tf32")
+    for layout, form in LAYOUTS.items():
+        assert all(t.is_contiguous(memory_format=form) for t in problem.draw(CPU, layout))
+    before = torch.backends.cudnn.conv.fp32_precision
+    with problem.precision():
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+def test_unlike_paddings_have_a_peer_too() -> None:
+    geometry = ConvGeometry((2, 4, 6, 5), (4, 2, 2, 2), (1, 1), Padding(0, 1, 0, 1), (1, 1), 2)
+    problem = Problem("input_grad", geometry, "float32")
+    operands = problem.draw(CPU)
+    torch.testing.assert_close(problem.run_pytorch(operands), problem.run(operands, "reference"))
+
+
+def test_calls_take_turns_and_their_quantiles_are_in_order() -> None:
+    ran = []
+
+    def sleeping(name: str, seconds: float) -> timing.Call:
+        return lambda: (ran.append(name), time.sleep(seconds))[0]
+
+    calls = {"long": [sleeping("long", 4e-3)], "short": [sleeping("short", 1e-3), sleeping("other", 1e-3)]}
+    times = timing.time_together(calls, CPU)
+    assert 4e-3 <= times["long"].p20 <= times["long"].p50 <= times["long"].p80 < 8e-3
+    assert 1e-3 <= times["short"].p50 < 3e-3
+    assert ran[-6:] == ["long", "short", "long", "other", "long", "short"] or ran[-6:] == [
+        "long", "other", "long", "short", "long", "other",
+    ]  # fmt: skip
+
+
+def test_wall_time_is_that_of_one_call() -> None:
+    times = timing.wall_time(lambda: time.sleep(2e-3), CPU, seconds=0.1)
+    assert 2e-3 <= times.p20 <= times.p50 <= times.p80 < 6e-3
+
+
+def test_quantiles() -> None:
+    assert timing.Times.of(range(11)) == (2, 5, 8)
+    assert timing.Times.of([7]) == (7, 7, 7)
+
+
+@interpreted
+def test_tuning_leaves_out_what_is_wrong_and_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gconv.kernels import tuning
+    from gconv.kernels.candidates import candidates
+    from gconv.kernels.device import device_of
+
+    problem = Problem("forward", SUITES["tiny"][0].geometry(1), "float16")
+    wrong, slow, fast = candidates("forward", problem.geometry, torch.float16, "ieee", device_of(CPU))[:3]
+    run = tuning._run
+
+    def run_some_badly(problem: Problem, operands: object, tile: object, form: object) -> torch.Tensor:
+        time.sleep(0.05 if tile.pixels == slow.pixels and tile.warps == slow.warps else 0)
+        result = problem.run_pytorch(operands).contiguous(memory_format=form)
+        return result * 1.5 if tile == wrong else result
+
+    monkeypatch.setattr(tuning, "_run", run_some_badly)
+    finding = tuning.tune(problem, [wrong, slow, fast], CPU)
+    assert replace(finding.tile, resident=fast.resident) == fast
+    assert list(finding.wrong) == [wrong] and finding.wrong[wrong] > 0.1
+    assert finding.entry.tile == finding.tile
+    assert set(finding.triton) == set(finding.aten) == set(LAYOUTS)
+
+    monkeypatch.setattr(tuning, "_run", lambda *a: run(*a) * 1.5)
+    finding = tuning.tune(problem, [fast], CPU)
+    assert finding.tile is None and finding.triton == {} and set(finding.aten) == set(LAYOUTS)
+
+
+@interpreted
+@pytest.mark.parametrize("pass_", PASSES)
+def test_every_candidate_of_a_tiny_layer_is_right(pass_: str) -> None:
+    from gconv.kernels import tuning
+
+    for layer in SUITES["tiny"]:
+        problem = Problem(pass_, layer.geometry(1), "float16")
+        ((_, tiles),) = tuning.compile_candidates([problem], CPU).items()
+        errors = tuning._errors(problem, problem.draw(CPU), tiles)
+        assert len(errors) == len(tiles) > 5
+        assert all(map(problem.matches, errors.values())), errors
+
+
+@interpreted
+def test_tune_writes_a_table_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from gconv.kernels import choice, tuning
+
+    monkeypatch.setattr(timing, "LEAST_ROUNDS", 1)
+    monkeypatch.setattr(timing, "SECONDS", 0)
+    compile_all = tuning.compile_candidates
+    monkeypatch.setattr(
+        tuning, "compile_candidates", lambda *a: {p: tiles[:2] for p, tiles in compile_all(*a).items()}
+    )
+    path = tmp_path / "new" / "table.json"
+    command = ["--suite", "tiny", "--batch", "1", "--dtypes", "float16", "--out", str(path)]
+    assert tune.main([*command, "--passes", "forward"]) == 0
+    assert len(choice.read_entries(path)) == 2
+    assert "speedup" in capsys.readouterr().out
+    assert tune.main([*command, "--passes", "forward", "input_grad"]) == 0
+    assert "4 passes of layers, 2 of them" in capsys.readouterr().out
+    entries = choice.read_entries(path)
+    assert [entry.kind[0] for entry in entries] == ["forward", "forward", "input_grad", "input_grad"]
+    assert json.loads(path.read_text())["environment"]["torch"] == torch.__version__
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--suite", "tiny"], "--out FILE is needed"),
+        (["--model", "nowhere:net", "--out", "x"], "--model nowhere:net: No module named 'nowhere'"),
+        (["--model", "resnext:nothing", "--out", "x"], "has no attribute 'nothing'"),
+        (
+            ["--model", "resnext:resnet50", "--out", "x"],
+            "--model resnext:resnet50: has no grouped convolution",
+        ),
+        (["--model", "resnext:resnext50_32x4d", "--image", "1", "8", "8", "--out", "x"], "does not run on"),
+        (["--suite", "tiny", "--out", "/proc/nowhere/table.json"], "/proc/nowhere"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else " ".join(part),
+)
+def test_what_tune_cannot_do_is_one_line(
+    options: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        tune.main(options)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error

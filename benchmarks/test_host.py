@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import gconv
-from gconv import kernels
+from gconv import dispatch, kernels
 from gconv.geometry import ConvGeometry
 from gconv.kernels.launch import Launch
 
@@ -44,20 +44,31 @@ def test_call(benchmark: BenchmarkFixture, operands: tuple, call: Callable) -> N
 
 
 @pytest.mark.benchmark(group="host time of the kernels, up to the launch")
-@pytest.mark.parametrize("pass_", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("pass_", ["forward", "input_grad", "weight_grad", "call", "call, no_grad"])
 def test_kernels_up_to_the_launch(
     benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, pass_: str
 ) -> None:
-    """All that a pass does but start its kernels: layouts, the plan, which is kept, the result's memory."""
+    """All that a pass does but start its kernels: layouts, the plan, which is kept, the result's memory.
+
+    And the whole call with backend="triton": checks, the choice, autograd.
+    """
     monkeypatch.setattr(Launch, "__call__", lambda self, *tensors: None)
+    monkeypatch.setattr(dispatch, "_device_problem", lambda device: None)
     x, w = (torch.randn(s).to(memory_format=torch.channels_last) for s in ((1, 16, 3, 3), (16, 4, 3, 3)))
     geometry = ConvGeometry.of(x.shape, w.shape, (1, 1), (1, 1, 1, 1), (1, 1), 4)
-    arguments = {
-        "forward": (x, w, None, geometry, None),
-        "input_grad": (x, w, geometry),
-        "weight_grad": (x, x, geometry, False),
+
+    def call() -> torch.Tensor:
+        return gconv.group_conv2d(x, w, None, 1, 1, 1, 4, backend="triton")
+
+    calls = {
+        "forward": lambda: kernels.forward(x, w, None, geometry, None),
+        "input_grad": lambda: kernels.input_grad(x, w, geometry),
+        "weight_grad": lambda: kernels.weight_grad(x, x, geometry, False),
+        "call": call,
+        "call, no_grad": call,
     }
-    benchmark(getattr(kernels, pass_), *arguments[pass_])
+    with torch.set_grad_enabled(pass_ != "call, no_grad"):
+        benchmark(calls[pass_])
 
 
 @pytest.mark.benchmark(group="host time over F.conv2d")

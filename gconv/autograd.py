@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch import eager_transforms
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from gconv import ops
@@ -34,15 +35,15 @@ def group_conv(
 ) -> Tensor:
     """y (N, K, P, Q) = activation(conv(input, weight) + bias)."""
     if _in_eager_autograd():
-        return GroupConv2dFunction.apply(input, weight, bias, activation, geometry, backend)
-    return torch.ops.gconv.forward(input, weight, bias, activation, *geometry.settings, backend)
+        return _apply(GroupConv2dFunction, input, weight, bias, activation, geometry, backend)
+    return ops.forward(input, weight, bias, activation, geometry, backend)
 
 
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
     """dx (N, C, H, W) from grad_output (N, K, P, Q) and weight (K, C / groups, R, S)."""
     if _in_eager_autograd():
-        return InputGradFunction.apply(grad_output, weight, geometry, backend)
-    return torch.ops.gconv.input_grad(grad_output, weight, geometry.input_size, *geometry.settings, backend)
+        return _apply(InputGradFunction, grad_output, weight, geometry, backend)
+    return ops.input_grad(grad_output, weight, geometry, backend)
 
 
 def weight_grad(
@@ -50,9 +51,8 @@ def weight_grad(
 ) -> tuple[Tensor, Tensor]:
     """dw (K, C / groups, R, S) and dbias (K,), empty if not asked, from grad_output and input."""
     if _in_eager_autograd():
-        return WeightGradFunction.apply(grad_output, input, with_bias, geometry, backend)
-    size, settings = geometry.weight_size, geometry.settings
-    return torch.ops.gconv.weight_grad(grad_output, input, size, with_bias, *settings, backend)
+        return _apply(WeightGradFunction, grad_output, input, with_bias, geometry, backend)
+    return ops.weight_grad(grad_output, input, with_bias, geometry, backend)
 
 
 class GroupConv2dFunction(Function):
@@ -69,8 +69,8 @@ class GroupConv2dFunction(Function):
         geometry: ConvGeometry,
         backend: str,
     ) -> Tensor:
-        with _below_autograd():
-            return torch.ops.gconv.forward(input, weight, bias, activation, *geometry.settings, backend)
+        with ops.below_autograd():
+            return ops.forward(input, weight, bias, activation, geometry, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -116,9 +116,8 @@ class InputGradFunction(Function):
 
     @staticmethod
     def forward(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
-        size, settings = geometry.input_size, geometry.settings
-        with _below_autograd():
-            return torch.ops.gconv.input_grad(grad_output, weight, size, *settings, backend)
+        with ops.below_autograd():
+            return ops.input_grad(grad_output, weight, geometry, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -158,9 +157,8 @@ class WeightGradFunction(Function):
     def forward(
         grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
     ) -> tuple[Tensor, Tensor]:
-        size, settings = geometry.weight_size, geometry.settings
-        with _below_autograd():
-            return torch.ops.gconv.weight_grad(grad_output, input, size, with_bias, *settings, backend)
+        with ops.below_autograd():
+            return ops.weight_grad(grad_output, input, with_bias, geometry, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -193,8 +191,11 @@ class WeightGradFunction(Function):
         return weight_t, bias_t
 
 
-# Below the tracking of views as well: an operator's result is its own, whatever views its making took.
-_below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
+def _apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply(*args)``, which looks at the signature of ``forward`` anew in each call: 25 us."""
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(Function, function).apply(*unwrap_dead_wrappers(args))
 
 
 def _in_eager_autograd() -> bool:
@@ -234,19 +235,19 @@ def _forward_kernel(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *settings: Any
 ) -> Tensor:
     geometry, backend = ConvGeometry.of(input.shape, weight.shape, *settings[:-1]), settings[-1]
-    return GroupConv2dFunction.apply(input, weight, bias, activation, geometry, backend)
+    return _apply(GroupConv2dFunction, input, weight, bias, activation, geometry, backend)
 
 
 def _input_grad_kernel(grad_output: Tensor, weight: Tensor, input_size: tuple, *settings: Any) -> Tensor:
     geometry, backend = ConvGeometry.of(input_size, weight.shape, *settings[:-1]), settings[-1]
-    return InputGradFunction.apply(grad_output, weight, geometry, backend)
+    return _apply(InputGradFunction, grad_output, weight, geometry, backend)
 
 
 def _weight_grad_kernel(
     grad_output: Tensor, input: Tensor, weight_size: tuple, with_bias: bool, *settings: Any
 ) -> tuple[Tensor, Tensor]:
     geometry, backend = ConvGeometry.of(input.shape, weight_size, *settings[:-1]), settings[-1]
-    return WeightGradFunction.apply(grad_output, input, with_bias, geometry, backend)
+    return _apply(WeightGradFunction, grad_output, input, with_bias, geometry, backend)
 
 
 def _make_differentiable(operator: Any, with_gradient: Callable[..., Any]) -> None:
@@ -254,7 +255,7 @@ def _make_differentiable(operator: Any, with_gradient: Callable[..., Any]) -> No
 
     def autograd_kernel(*args: Any) -> Any:
         if not _gradient_possible():
-            with _below_autograd():
+            with ops.below_autograd():
                 return operator(*args)
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(

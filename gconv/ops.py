@@ -11,15 +11,14 @@ Arguments are those that :func:`gconv.group_conv2d` has checked: ``padding`` is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.utils.flop_counter import register_flop_formula
 
-from gconv import dispatch
+from gconv import passes
 from gconv.geometry import ConvGeometry
 
 _SETTINGS = "int[2] stride, SymInt[4] padding, int[2] dilation, SymInt groups, str backend"
@@ -39,63 +38,93 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     activation: str | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: ConvGeometry,
     backend: str,
 ) -> Tensor:
-    """y (N, K, P, Q): channels_last where input or weight is, else contiguous, as ``F.conv2d`` decides it."""
-    geometry = ConvGeometry.of(input.shape, weight.shape, stride, padding, dilation, groups)
-    run = dispatch.implementation(backend, "forward", input, geometry)
-    with _no_autocast(input):
-        output = run.forward(input, weight, bias, geometry, activation)
-    return _arrange(output, _layout(input, weight))
+    """The forward pass: by the operator where somebody looks at operators, else directly.
+
+    An operator that is written in Python costs 25 us of the host's time a call.
+    """
+    if _unwatched(input, weight):
+        with below_autograd():
+            return passes.forward(input, weight, bias, activation, geometry, backend)
+    return torch.ops.gconv.forward(input, weight, bias, activation, *geometry.settings, backend)
 
 
-def input_grad(
-    grad_output: Tensor,
-    weight: Tensor,
-    input_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    backend: str,
-) -> Tensor:
-    """dx (N, C, H, W): channels_last where grad_output or weight is, else contiguous."""
-    geometry = ConvGeometry.of(input_size, weight.shape, stride, padding, dilation, groups)
-    run = dispatch.implementation(backend, "input_grad", grad_output, geometry)
-    with _no_autocast(grad_output):
-        grad = run.input_grad(grad_output, weight, geometry)
-    return _arrange(grad, _layout(grad_output, weight))
+def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
+    """The input gradient, as :func:`forward` goes about it."""
+    if _unwatched(grad_output, weight):
+        with below_autograd():
+            return passes.input_grad(grad_output, weight, geometry, backend)
+    return torch.ops.gconv.input_grad(grad_output, weight, geometry.input_size, *geometry.settings, backend)
 
 
 def weight_grad(
-    grad_output: Tensor,
-    input: Tensor,
-    weight_size: Sequence[int],
-    with_bias: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    backend: str,
+    grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """dw (K, C / groups, R, S) and dbias (K,), empty if not asked.
-
-    dw is channels_last where grad_output or input is, else contiguous.
-    """
-    geometry = ConvGeometry.of(input.shape, weight_size, stride, padding, dilation, groups)
-    run = dispatch.implementation(backend, "weight_grad", input, geometry)
-    with _no_autocast(input):
-        weight, bias = run.weight_grad(grad_output, input, geometry, with_bias)
-    weight = _arrange(weight, _layout(grad_output, input))
-    return weight, grad_output.new_empty(0) if bias is None else bias
+    """The weight gradient, as :func:`forward` goes about it."""
+    if _unwatched(grad_output, input):
+        with below_autograd():
+            return passes.weight_grad(grad_output, input, with_bias, geometry, backend)
+    size, settings = geometry.weight_size, geometry.settings
+    return torch.ops.gconv.weight_grad(grad_output, input, size, with_bias, *settings, backend)
 
 
-for _operator in (forward, input_grad, weight_grad):
-    library.impl(_operator.__name__, _operator, "CompositeExplicitAutograd")
+# Below the tracking of views as well: an operator's result is its own, whatever views its making took.
+below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _unwatched(first: Tensor, second: Tensor) -> bool:
+    """Whether nobody would notice an operator: no tracer, mode, transform, subclass or profiler."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._are_functorch_transforms_active() or torch.autograd._profiler_enabled():
+        return False
+    ordinary = _ordinary_keys(first.device)
+    return (
+        type(first) in _PLAIN
+        and _keys(first) in ordinary
+        and type(second) in _PLAIN
+        and _keys(second) in ordinary
+    )
+
+
+def _keys(tensor: Tensor) -> int:
+    return torch._C._dispatch_keys(tensor).raw_repr()
+
+
+@cache
+def _ordinary_keys(device: torch.device) -> frozenset[int]:
+    """Dispatch keys of tensors that hold their numbers: not batched, lazily conjugated, wrapped and so on."""
+    found = set()
+    for inference in () if device.type == "meta" else (False, True):
+        with torch.inference_mode(inference):
+            found.add(_keys(torch.empty(0, device=device)))
+    return frozenset(found)
+
+
+def _forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *settings: Any
+) -> Tensor:
+    geometry = ConvGeometry.of(input.shape, weight.shape, *settings[:-1])
+    return passes.forward(input, weight, bias, activation, geometry, settings[-1])
+
+
+def _input_grad(grad_output: Tensor, weight: Tensor, input_size: Sequence[int], *settings: Any) -> Tensor:
+    geometry = ConvGeometry.of(input_size, weight.shape, *settings[:-1])
+    return passes.input_grad(grad_output, weight, geometry, settings[-1])
+
+
+def _weight_grad(
+    grad_output: Tensor, input: Tensor, weight_size: Sequence[int], with_bias: bool, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    geometry = ConvGeometry.of(input.shape, weight_size, *settings[:-1])
+    return passes.weight_grad(grad_output, input, with_bias, geometry, settings[-1])
+
+
+for _name, _operator in (("forward", _forward), ("input_grad", _input_grad), ("weight_grad", _weight_grad)):
+    library.impl(_name, _operator, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("gconv::forward", lib=library)
@@ -103,21 +132,21 @@ def _fake_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *settings: Any
 ) -> Tensor:
     size = ConvGeometry.of(input.shape, weight.shape, *settings[:-1]).output_size
-    return _empty(size, input, _layout(input, weight))
+    return _empty(size, input, passes.layout(input, weight))
 
 
 @torch.library.register_fake("gconv::input_grad", lib=library)
 def _fake_input_grad(
     grad_output: Tensor, weight: Tensor, input_size: Sequence[int], *settings: Any
 ) -> Tensor:
-    return _empty(input_size, grad_output, _layout(grad_output, weight))
+    return _empty(input_size, grad_output, passes.layout(grad_output, weight))
 
 
 @torch.library.register_fake("gconv::weight_grad", lib=library)
 def _fake_weight_grad(
     grad_output: Tensor, input: Tensor, weight_size: Sequence[int], with_bias: bool, *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    weight = _empty(weight_size, grad_output, _layout(grad_output, input))
+    weight = _empty(weight_size, grad_output, passes.layout(grad_output, input))
     return weight, grad_output.new_empty(weight_size[0] if with_bias else 0)
 
 
@@ -156,26 +185,5 @@ def _weight_grad_flops(
     return ConvGeometry.of(input_size, weight_size, *settings[:-1]).flops
 
 
-def _layout(first: Tensor, second: Tensor) -> torch.memory_format:
-    """The layout of a result: channels_last where either tensor's strides say so."""
-    formats = (suggest_memory_format(first), suggest_memory_format(second))
-    return torch.channels_last if torch.channels_last in formats else torch.contiguous_format
-
-
-def _arrange(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """``tensor`` in ``layout``, with that layout's strides along axes of length 1 too, where any would do."""
-    whole = tensor.contiguous(memory_format=layout)
-    tensor = whole.clone(memory_format=layout) if whole.storage_offset() else whole
-    _, c, h, w = tensor.shape
-    strides = (c * h * w, 1, w * c, c) if layout == torch.channels_last else (c * h * w, h * w, w, 1)
-    return tensor if tensor.stride() == strides else tensor.as_strided(tensor.shape, strides)
-
-
 def _empty(size: Sequence[int], like: Tensor, layout: torch.memory_format) -> Tensor:
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
-
-
-def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Autocast has had its say before the operator; inside, it would narrow the float32 sums."""
-    device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

@@ -20,7 +20,7 @@ from gconv.kernels import candidates, compiled, launch, tuning
 from gconv.kernels.device import Device
 from gconv.kernels.forward import forward
 from gconv.kernels.weight_grad import weight_grad
-from gconv.problem import TYPES, Problem
+from gconv.problem import Problem
 from gconv.suites import SUITES
 
 gpu = Device("cuda", "none", 132)
@@ -108,24 +108,21 @@ def test_what_tuning_compiles_is_what_is_launched(tmp_path: Path) -> None:
     code = """
 import os
 cache = pathlib.Path(os.environ["TRITON_CACHE_DIR"])
-for layer in (*SUITES["tiny"], SUITES["depthwise"][2]):
+for layer in (SUITES["tiny"][1], SUITES["depthwise"][2]):
     for pass_ in compiled.PASSES:
-        for type_ in ("bfloat16", "tf32"):
-            problem = Problem(pass_, layer.geometry(2), type_)
-            operands = problem.draw(torch.device("cpu"))
-            dtype, precision = TYPES[type_]
-            for tile in candidates.candidates(pass_, problem.geometry, dtype, precision, gpu)[:2]:
-                with problem.precision():
-                    job = compiled.Job("sm_90", type_, pass_, problem.geometry, False, 0, tile)
-                    compiled.compile_job(job)
-                    if pass_ == "weight_grad":
-                        compiled.compile_job(job._replace(index=1))
-                    before = len(list(cache.rglob("*.cubin")))
-                    tuning._run(problem, operands, tile, torch.channels_last)
-                    assert len(list(cache.rglob("*.cubin"))) == before, (problem, tile)
+        problem = Problem(pass_, layer.geometry(2), "bfloat16")
+        operands = problem.draw(torch.device("cpu"))
+        for tile in candidates.candidates(pass_, problem.geometry, problem.dtype, "ieee", gpu)[:2]:
+            job = compiled.Job("sm_90", "bfloat16", pass_, problem.geometry, False, 0, tile)
+            compiled.compile_job(job)
+            if pass_ == "weight_grad":
+                compiled.compile_job(job._replace(index=1))
+            before = len(list(cache.rglob("*.cubin")))
+            tuning._run(problem, operands, tile, torch.channels_last)
+            assert len(list(cache.rglob("*.cubin"))) == before, (problem, tile)
 print(before)
 """
-    assert int(run(code, tmp_path)) > 20
+    assert int(run(code, tmp_path)) > 10
 
 
 @pytest.mark.parametrize("module", ["gconv.tune"])

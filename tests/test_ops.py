@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from oracle import Case, run
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 CASES = [
@@ -73,3 +76,62 @@ def test_torch_func_inside_compile_is_refused(transform: object) -> None:
     with pytest.raises(Exception, match=r"cannot be transformed by torch\.func"):
         torch.compile(function, backend="aot_eager", fullgraph=True)(torch.randn(1, 4, 5, 5))
     torch._dynamo.reset()
+
+
+def trained(case: Case) -> None:
+    """A forward and a backward pass through the package, on the reference."""
+    x, w, b = case.tensors()
+    run("reference", x, w, b, **case.settings).sum().backward()
+
+
+def test_nobody_watching_the_passes_run_without_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a plain eager call, an operator written in Python costs more than all the rest."""
+    monkeypatch.setattr(torch.ops, "gconv", None)
+    trained(CASES[0])
+    with torch.no_grad():
+        trained_without = run("reference", *CASES[0].tensors(), **CASES[0].settings)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            run("reference", *CASES[0].tensors(), **CASES[0].settings), trained_without
+        )
+
+
+def test_profiler_sees_each_pass() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        trained(CASES[0])
+    seen = {event.key for event in profiler.key_averages() if event.key.startswith("gconv::")}
+    assert seen == {"gconv::forward", "gconv::input_grad", "gconv::weight_grad"}
+
+
+def test_a_mode_sees_each_pass() -> None:
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    with Watching():
+        trained(CASES[0])
+    for name in ("forward", "input_grad", "weight_grad"):
+        assert f"gconv.{name}.default" in seen
+
+
+@pytest.mark.parametrize("kind", ["conjugated", "meta", "subclass"])
+def test_tensors_that_do_not_simply_hold_their_numbers_go_through_operators(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sub(torch.Tensor):
+        __torch_function__ = torch._C._disabled_torch_function_impl
+
+    x, w = torch.randn(2, 4, 5, 6, dtype=torch.complex64), torch.randn(4, 2, 3, 3, dtype=torch.complex64)
+    x = {"conjugated": x.conj(), "meta": x.to("meta"), "subclass": x.real.clone().as_subclass(Sub)}[kind]
+    w = w.to(x.device) if kind != "subclass" else w.real.clone()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops, "gconv", None)
+        with pytest.raises(AttributeError), torch.no_grad():
+            run("reference", x, w, groups=2)
+    with torch.no_grad():
+        y = run("reference", x, w, groups=2)
+        if kind != "meta":
+            torch.testing.assert_close(*(t.as_subclass(torch.Tensor) for t in (y, F.conv2d(x, w, groups=2))))
+    assert y.shape == (2, 4, 3, 4)

@@ -21,6 +21,7 @@ GCONV_ORDER = [
     "gconv.functional",
     "gconv.autograd",
     "gconv.ops",
+    "gconv.passes",
     "gconv.dispatch",
     "gconv.kernels.tuning",
     "gconv.kernels.__main__",

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix gpu kernels bench lint format clean
+.PHONY: help demo test matrix kernels gpu measure bench lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,11 +24,16 @@ matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five G
 kernels: .venv/dev.installed  ## print registers, spills and instructions of every kernel, for five GPUs (2 minutes)
 	$(BIN)/python -m gconv.kernels
 
-gpu: .venv/dev.installed  ## test and time the kernels on the GPU that is here
+gpu: .venv/dev.installed  ## test the kernels on the GPU that is here
 	$(BIN)/python -m pytest -q -m gpu
 	if command -v compute-sanitizer; then compute-sanitizer --error-exitcode 1 \
 		$(BIN)/python -m pytest -q -m gpu tests/test_gpu.py -k "every_family and torch.float16"; fi
-	$(BIN)/python -m pytest benchmarks -m gpu --benchmark-only --benchmark-json=benchmarks/results/gpu.json
+
+measure: .venv/dev.installed  ## tune and measure on the GPU that is here (hours; goes on where it was stopped)
+	GCONV_CACHE=gconv/kernels/measured $(BIN)/python -m gconv.tune
+	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks networks
+	$(BIN)/python -m benchmarks report
 
 bench: .venv/dev.installed  ## time gconv beside F.conv2d and write benchmarks/results/cpu/bench.json
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/cpu/bench.json

@@ -14,7 +14,6 @@ import torch
 
 from benchmarks import layers, networks
 from benchmarks.peers import RUNNERS, contenders
-from benchmarks.report import write_report
 from benchmarks.store import Store
 from benchmarks.summary import in_short
 from gconv.dispatch import PASSES, why_not_triton
@@ -98,7 +97,11 @@ def run_networks(parsed: argparse.Namespace) -> int:
 
 def report(parsed: argparse.Namespace) -> int:
     """Writes tables and pictures."""
-    for path in write_report(parsed.folder):
+    try:
+        from benchmarks.report import write_report
+    except ModuleNotFoundError as error:
+        fail(f"a report needs {error.name}: install gconv with its extra 'bench'")
+    for path in write_report(parsed.folder or _default_folder(environment(_device()))):
         print(path)
     return 0
 
@@ -138,8 +141,11 @@ def _device() -> torch.device:
 
 def _store(parsed: argparse.Namespace) -> Store:
     facts = environment(_device())
-    name = "cpu" if facts["gpu"] is None else facts["gpu"].lower().replace(" ", "-")
-    return Store(parsed.out or RESULTS / name, facts, parsed.overwrite)
+    return Store(parsed.out or _default_folder(facts), facts, parsed.overwrite)
+
+
+def _default_folder(facts: dict[str, Any]) -> Path:
+    return RESULTS / ("cpu" if facts["gpu"] is None else facts["gpu"].lower().replace(" ", "-"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,7 +203,10 @@ def _parser() -> argparse.ArgumentParser:
     common(made, [256, 64])
 
     made = command("report", report, "Write report.md and pictures of what a folder of results holds.")
-    made.add_argument("folder", type=Path, metavar="DIR", help="with environment.json and *.jsonl")
+    made.add_argument(
+        "folder", type=Path, nargs="?", metavar="DIR",
+        help="with environment.json and *.jsonl; default: that of this machine's runs",
+    )  # fmt: skip
     return parser
 
 

@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import stub_gpu
 import torch
 import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
+from triton.runtime import driver
 
 import gconv
 from gconv import dispatch, kernels
 from gconv.geometry import ConvGeometry
-from gconv.kernels.launch import Launch
+from gconv.kernels.device import Device
+from gconv.kernels.forward import plan_forward
+from gconv.kernels.launch import Launch, Operands
 
 MOST = 15e-6  # seconds over F.conv2d, on the CPU, without gradients
 CALLS = {
@@ -69,6 +73,25 @@ def test_kernels_up_to_the_launch(
     }
     with torch.set_grad_enabled(pass_ != "call, no_grad"):
         benchmark(calls[pass_])
+
+
+@pytest.mark.benchmark(group="host time of a launch, with a driver that does nothing")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would keep what it compiles for the GPU here")
+@pytest.mark.parametrize("launcher", ["Triton's", "kept"])
+def test_launch(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
+    """What is added to a pass when its kernel is started, but for the driver's own part."""
+    monkeypatch.setattr(stub_gpu.Launcher, "__call__", lambda self, *arguments: None)
+    x, w = (torch.randn(s).to(memory_format=torch.channels_last) for s in ((1, 16, 3, 3), (16, 4, 3, 3)))
+    geometry = ConvGeometry.of(x.shape, w.shape, (1, 1), (1, 1, 1, 1), (1, 1), 4)
+    operands = Operands(x.stride(), w.stride(), torch.float32, "tf32", Device("cuda", "none", 132))
+    plan, y = plan_forward(geometry, operands, False, False), torch.empty_like(x)
+    options = {**plan.arguments, **plan.tile.options}
+
+    def through_triton() -> None:
+        plan.kernel[(plan.programs,)](x, w, x, y, **options)
+
+    monkeypatch.setattr(driver, "_active", stub_gpu.Driver())
+    benchmark(through_triton if launcher == "Triton's" else lambda: plan(x, w, x, y))
 
 
 @pytest.mark.benchmark(group="host time over F.conv2d")

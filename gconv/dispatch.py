@@ -108,9 +108,9 @@ def decide(
     if problem := why_not_triton(operand, dtype, geometry):
         return "aten", problem
     layout = "channels_last" if _channels_last(operand) else "contiguous"
-    if not import_module(IMPLEMENTATIONS["triton"]).pays(pass_, geometry, dtype, layout, operand.device):
-        return "aten", f"gconv's kernels are not known to be faster for this geometry, {layout}"
-    return "triton", "the kernel moves each byte of the activations once"
+    kernels = import_module(IMPLEMENTATIONS["triton"])
+    pays, reason = kernels.verdict(pass_, geometry, dtype, layout, operand.device)
+    return ("triton" if pays else "aten"), reason
 
 
 def implementation(name: str, pass_: str, operand: Tensor, geometry: ConvGeometry) -> ModuleType:

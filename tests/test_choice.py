@@ -26,7 +26,7 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path
     shipped, own = tmp_path / "shipped", tmp_path / "own"
     monkeypatch.setattr(choice, "SHIPPED", shipped)
     monkeypatch.setenv("GCONV_CACHE", str(own))
-    caches = (choice.table, choice.nearest, choice.pays)
+    caches = (choice.table, choice.nearest, choice.verdict)
     for cached in caches:
         cached.cache_clear()
     yield shipped, own
@@ -44,6 +44,10 @@ def entry(geometry: ConvGeometry, pixels: int, triton: float = 1.0, aten: float 
         {"channels_last": triton, "contiguous": 3 * triton},
         {"channels_last": aten, "contiguous": aten},
     )
+
+
+def pays(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, layout: str) -> bool:
+    return choice.verdict(pass_, geometry, dtype, precision, layout, GPU)[0]
 
 
 def write(folder: Path, *entries: choice.Entry) -> None:
@@ -80,22 +84,32 @@ def test_the_nearest_layer_of_the_kind_counts(folders: tuple) -> None:
 def test_auto_takes_the_kernel_where_it_is_not_slower(folders: tuple) -> None:
     fast, even, slow = (replace(LAYER, channels=32 * width).geometry(32) for width in (4, 8, 16))
     write(folders[0], entry(fast, 64, 1.0, 2.0), entry(even, 64, 2.0, 2.0), entry(slow, 64, 2.1, 2.0))
-    assert choice.pays("forward", fast, torch.float16, "ieee", "channels_last", GPU)
-    assert choice.pays("forward", even, torch.float16, "ieee", "channels_last", GPU)
-    assert not choice.pays("forward", slow, torch.float16, "ieee", "channels_last", GPU)
-    assert not choice.pays("forward", fast, torch.float16, "ieee", "contiguous", GPU), "3 to 2"
+    assert pays("forward", fast, torch.float16, "ieee", "channels_last")
+    assert pays("forward", even, torch.float16, "ieee", "channels_last")
+    assert not pays("forward", slow, torch.float16, "ieee", "channels_last")
+    assert not pays("forward", fast, torch.float16, "ieee", "contiguous"), "3 to 2"
 
 
 def test_further_away_it_has_to_be_faster_by_a_tenth(folders: tuple) -> None:
     write(folders[0], entry(LAYER.geometry(32), 64, 1.95, 2.0))
-    for batch, pays in ((32, True), (64, True), (65, False), (16, True), (15, False)):
-        assert choice.pays("forward", LAYER.geometry(batch), *HALF[:2], "channels_last", GPU) == pays
+    for batch, right in ((32, True), (64, True), (65, False), (16, True), (15, False)):
+        assert pays("forward", LAYER.geometry(batch), *HALF[:2], "channels_last") == right
 
 
 def test_contiguous_tensors_go_to_the_kernels_where_copies_pay(folders: tuple) -> None:
     write(folders[0], entry(LAYER.geometry(32), 64, 1.0, 4.0))
-    assert choice.pays("forward", LAYER.geometry(32), *HALF[:2], "contiguous", GPU)
-    assert not choice.pays("weight_grad", LAYER.geometry(32), *HALF[:2], "contiguous", GPU), "by rule"
+    assert pays("forward", LAYER.geometry(32), *HALF[:2], "contiguous")
+    assert not pays("weight_grad", LAYER.geometry(32), *HALF[:2], "contiguous"), "by rule"
+
+
+def test_reasons_tell_what_was_measured(folders: tuple) -> None:
+    write(folders[0], entry(LAYER.geometry(32), 64, 96.25, 410.0))
+    told = [
+        choice.verdict("forward", LAYER.geometry(batch), *HALF[:2], "channels_last", GPU)[1]
+        for batch in (32, 40)
+    ]
+    assert told[0] == "96.25 us against 410 of PyTorch's own, measured"
+    assert told[1] == f"{told[0]} for 32 images of 56 x 56 in 32 groups, the nearest"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"kernels": 1, "entries": [{"kind": ["forward"]}]}'])

@@ -13,7 +13,7 @@ from gconv.kernels.input_grad import input_grad
 from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import weight_grad
 
-__all__ = ["Correlation", "forward", "input_grad", "pays", "tile_of", "weight_grad"]
+__all__ = ["Correlation", "forward", "input_grad", "tile_of", "verdict", "weight_grad"]
 
 
 def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: torch.device) -> Tile:
@@ -21,8 +21,10 @@ def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: torc
     return choice.tile_of(pass_, geometry, dtype, float32_precision(), device_of(device))
 
 
-def pays(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, layout: str, device: torch.device) -> bool:
-    """Whether the kernels are not slower than PyTorch's own, under PyTorch's present settings.
+def verdict(
+    pass_: str, geometry: ConvGeometry, dtype: torch.dtype, layout: str, device: torch.device
+) -> tuple[bool, str]:
+    """Whether the kernels are not slower than PyTorch's own, under PyTorch's present settings, and why.
 
     Args:
         pass_: "forward", "input_grad" or "weight_grad".
@@ -31,4 +33,4 @@ def pays(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, layout: str, de
         layout: theirs, "channels_last" or "contiguous", which the kernels convert.
         device: where they are.
     """
-    return choice.pays(pass_, geometry, dtype, float32_precision(), layout, device_of(device))
+    return choice.verdict(pass_, geometry, dtype, float32_precision(), layout, device_of(device))

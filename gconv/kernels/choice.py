@@ -71,6 +71,14 @@ class Entry:
         margin = 0.0 if self.distance(size) <= SURE else MARGIN
         return self.triton[layout] <= (1 - margin) * self.aten[layout]
 
+    def told(self, size: tuple[int, int, int, int], layout: str) -> str:
+        """What was measured, in words."""
+        n, h, w, groups = self.size
+        near = f" for {n} images of {h} x {w} in {groups} groups, the nearest" if self.distance(size) else ""
+        return (
+            f"{self.triton[layout]:.4g} us against {self.aten[layout]:.4g} of PyTorch's own, measured{near}"
+        )
+
 
 def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
     """The tile that a pass runs in."""
@@ -79,18 +87,20 @@ def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: s
 
 
 @lru_cache(KEPT)
-def pays(
+def verdict(
     pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, layout: str, device: Device
-) -> bool:
-    """Whether the kernel is not slower than PyTorch's own, for tensors of ``layout``.
+) -> tuple[bool, str]:
+    """Whether the kernel is not slower than PyTorch's own, for tensors of ``layout``, and why in words.
 
     Where nothing of the kind was measured: in channels_last, and where each activation is moved once.
     """
     entry = nearest(pass_, geometry, dtype, precision, device)
     if entry is not None:
-        return entry.pays(size_of(geometry), layout)
+        return entry.pays(size_of(geometry), layout), entry.told(size_of(geometry), layout)
     slides = tile_by_rule(pass_, geometry, dtype, precision, device).kernel in ("slide", "residue")
-    return layout == "channels_last" and slides and geometry.groups > 1
+    if layout == "channels_last" and slides and geometry.groups > 1:
+        return True, "the kernel moves each byte of the activations once"
+    return False, f"gconv's kernels are not known to be faster for this geometry, {layout}"
 
 
 @lru_cache(KEPT)

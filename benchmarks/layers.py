@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +12,16 @@ from torch import Tensor
 from benchmarks.peers import RUNNERS, Contender, who_runs
 from gconv.problem import Operands, Problem
 from gconv.suites import Layer
-from gconv.timing import Call, Times, copy_speed, extra_memory, host_time, sets_of_operands, time_together
+from gconv.timing import (
+    Call,
+    Times,
+    copy_speed,
+    cudnn_searching,
+    extra_memory,
+    host_time,
+    sets_of_operands,
+    time_together,
+)
 
 
 @dataclass(frozen=True)
@@ -127,17 +135,6 @@ def _time(calls: dict[Contender, list[Call]], device: torch.device) -> dict[Cont
 def in_a_line(error: Exception) -> str:
     """An error as a row tells it."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-@contextmanager
-def cudnn_searching() -> Iterator[None]:
-    """Inside, cuDNN tries its algorithms and takes the fastest: the peer at its best."""
-    before = torch._C._get_cudnn_benchmark()  # torch.backends is closed to changes where PyTorch tests itself
-    torch._C._set_cudnn_benchmark(True)
-    try:
-        yield
-    finally:
-        torch._C._set_cudnn_benchmark(before)
 
 
 def _contiguous(operands: Operands) -> Operands:

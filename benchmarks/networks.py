@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.layers import cudnn_searching, in_a_line
+from benchmarks.layers import in_a_line
 from gconv import GroupConv2d
 from gconv.problem import LAYOUTS
-from gconv.timing import wall_time
+from gconv.timing import cudnn_searching, wall_time
 from resnext.model import VARIANTS, ResNeXt
 
 TASKS = ("inference", "training")

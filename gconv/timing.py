@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -34,6 +35,17 @@ class Times(NamedTuple):
         """The quantiles of single times."""
         ordered = sorted(rounds)
         return cls(*(ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8)))
+
+
+@contextmanager
+def cudnn_searching() -> Iterator[None]:
+    """Inside, cuDNN tries its algorithms and takes the fastest: the peer at its best."""
+    before = torch._C._get_cudnn_benchmark()  # torch.backends is closed to changes where PyTorch tests itself
+    torch._C._set_cudnn_benchmark(True)
+    try:
+        yield
+    finally:
+        torch._C._set_cudnn_benchmark(before)
 
 
 def sets_of_operands(bytes_of_one: int, device: torch.device) -> int:

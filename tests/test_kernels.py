@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from gconv import kernels
 from gconv.geometry import ConvGeometry
-from gconv.kernels import launch, tiles
+from gconv.kernels import choice, launch, tiles
 from gconv.kernels.device import Device
 from gconv.kernels.weight_grad import plan_weight_grad
 
@@ -134,6 +135,16 @@ def test_any_geometry_matches_float64(kernel: str, monkeypatch: pytest.MonkeyPat
 def test_rows_in_chunks_match_float64(one_of_each: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "interpreter", 132))
     check_kernels(one_of_each, torch.float16)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in FAMILIES if c.name.startswith(("slide", "stride 2"))], ids=lambda case: case.name
+)
+def test_rows_loaded_ahead_match_float64(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_rule = tiles.tile_by_rule
+    monkeypatch.setattr(choice, "tile_by_rule", lambda *a: replace(by_rule(*a), ahead=True))
+    monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "ahead", 132))
+    check_kernels(case, torch.float16)
 
 
 def test_offsets_of_64_bits_match_float64(one_of_each: Case, monkeypatch: pytest.MonkeyPatch) -> None:

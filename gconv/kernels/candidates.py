@@ -42,10 +42,13 @@ def _around(
         inputs, outputs = outputs, inputs
     if rule.kernel in ("slide", "residue"):
         if pass_ == "weight_grad":
-            yield from _slide_weight(rule, inputs, outputs, geometry.groups)
+            for ahead in (False, True):
+                yield from _slide_weight(replace(rule, ahead=ahead), inputs, outputs, geometry.groups)
             yield tiles.taps_weight_tile(inputs, outputs, dtype, precision, device)
         else:
-            yield from _slide(rule, inputs, outputs, geometry.groups, device)
+            rows_ahead = (False, True) if rule.kernel == "slide" and geometry.stride[0] == 1 else (False,)
+            for ahead in rows_ahead:
+                yield from _slide(replace(rule, ahead=ahead), inputs, outputs, geometry.groups, device)
             yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
     elif tiles.uses_tensor_cores(dtype, precision, device):
         yield from _taps(rule, pass_, dtype)
@@ -59,7 +62,8 @@ def _slide(rule: Tile, inputs: int, outputs: int, groups: int, device: Device) -
             (32, 64, 128), (1, 2, 4), (None, tiles.all_registers(device))
         ):
             if LEAST_A_THREAD <= pixels * side_o / (32 * warps) <= SUMS_A_THREAD[rule.kernel]:
-                yield Tile(rule.kernel, pack, pixels, side_i, side_o, warps, registers=registers)
+                sides = {"groups": pack, "pixels": pixels, "inputs": side_i, "outputs": side_o}
+                yield replace(rule, **sides, warps=warps, registers=registers)
 
 
 def _slide_weight(rule: Tile, inputs: int, outputs: int, groups: int) -> Iterator[Tile]:

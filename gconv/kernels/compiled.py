@@ -22,6 +22,7 @@ from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from gconv.geometry import ConvGeometry
+from gconv.kernels.candidates import candidates
 from gconv.kernels.device import Device
 from gconv.kernels.forward import plan_forward
 from gconv.kernels.input_grad import plan_input_grad
@@ -92,15 +93,25 @@ class Job(NamedTuple):
 
 
 def find_jobs(
-    suites: Iterable[str], dtypes: Iterable[str], targets: Iterable[str], epilogue: bool = False
+    suites: Iterable[str],
+    dtypes: Iterable[str],
+    targets: Iterable[str],
+    epilogue: bool = False,
+    tuning: bool = False,
 ) -> dict[Job, tuple[str, ...]]:
-    """The launches of the suites' layers at batch 256, each distinct binary once, with what runs in it."""
+    """The launches of the suites' layers at batch 256, each distinct binary once, with what runs in it.
+
+    With ``tuning`` in all the tiles that tuning would measure, else in those of the rules.
+    """
     found: dict[tuple, tuple[Job, list[str]]] = {}
     layers = {layer.name: layer.geometry(256) for suite in suites for layer in SUITES[suite]}
     for target, dtype, (name, geometry), pass_ in product(targets, dtypes, layers.items(), PASSES):
-        for index in range(len(_launches(target, dtype, pass_, geometry, epilogue))):
-            job = Job(target, dtype, pass_, geometry, epilogue, index)
-            found.setdefault(job.binary, (job, []))[1].append(f"{name}: {pass_}")
+        precision, device = _precision_and_device(target, dtype)
+        tiles = candidates(pass_, geometry, TYPES[dtype][0], precision, device) if tuning else [None]
+        for tile in tiles:
+            for index in range(len(_launches(target, dtype, pass_, geometry, epilogue, tile))):
+                job = Job(target, dtype, pass_, geometry, epilogue, index, tile)
+                found.setdefault(job.binary, (job, []))[1].append(f"{name}: {pass_}")
     return {job: tuple(names) for job, names in found.values()}
 
 
@@ -156,12 +167,10 @@ def _launches(
     tile: Tile | None = None,
 ) -> list[Launch]:
     """What a pass launches, in order."""
-    kind = "cuda" if target.startswith("sm_") else "hip"
-    precision = "tf32" if dtype == "tf32" and kind == "cuda" else "ieee"
+    precision, device = _precision_and_device(target, dtype)
     x, w, y = geometry.input_size, geometry.weight_size, geometry.output_size
 
     def operands(first: tuple[int, ...], second: tuple[int, ...]) -> Operands:
-        device = Device(kind, target, 132)
         return Operands(_strides(first), _strides(second), TYPES[dtype][0], precision, device)
 
     if pass_ == "forward":
@@ -170,6 +179,12 @@ def _launches(
         return [plan_input_grad(geometry, operands(y, w), tile)]
     partial, splits, size = plan_weight_grad(geometry, operands(y, x), epilogue, tile)
     return [partial, plan_reduce(geometry, splits, size, _strides(w))]
+
+
+def _precision_and_device(target: str, dtype: str) -> tuple[str, Device]:
+    """How float32 is multiplied for a target, and a GPU of it."""
+    kind = "cuda" if target.startswith("sm_") else "hip"
+    return ("tf32" if dtype == "tf32" and kind == "cuda" else "ieee"), Device(kind, target, 132)
 
 
 def _strides(size: tuple[int, ...]) -> tuple[int, ...]:

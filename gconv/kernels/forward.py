@@ -41,7 +41,7 @@ def slide_kernel(
     x_n, x_h, x_w, y_w, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
     BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    UNIT: tl.constexpr, AHEAD: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """3x3, vertical stride 1 or 2: slides down the rows of x and loads each once for every output it feeds.
 
@@ -54,6 +54,7 @@ def slide_kernel(
 
     In registers: the nine weight tiles [BI, BO], one row's three x tiles [BM, BI], and the sums [BM, BO] of
     the outputs that the row feeds: three at stride 1, which move up as the rows move down, two at stride 2.
+    AHEAD, at stride 1: the next row's tiles as well, which are on their way while this row is multiplied.
     """
     i_pack = tl.program_id(0) % packs
     i_m = tl.program_id(0) // packs % tl.cdiv(columns, BM)
@@ -76,13 +77,22 @@ def slide_kernel(
         p_y += (n * P + first - 2) * Q * y_w * UNIT
         last = tl.zeros([BM, BO], tl.float32)
         middle = tl.zeros([BM, BO], tl.float32)
-        for h in range(h0, end - top + 2):
-            x = load_row(p_x, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
+        below = end - top + 2
+        if AHEAD:
+            x = load_row(p_x, o_x, step, m_x, (h0 >= 0) & (h0 < H), m_c, FULL)
+        for h in range(h0, below):
+            if AHEAD:
+                inside = (h + 1 >= 0) & (h + 1 < tl.minimum(H, below))
+                following = load_row(p_x + x_h * UNIT, o_x, step, m_x, inside, m_c, FULL)
+            else:
+                x = load_row(p_x, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
             done = dot_row(x, w2, last, PRECISION)
             last = dot_row(x, w1, middle, PRECISION)
             middle = dot_row(x, w0, tl.zeros([BM, BO], tl.float32), PRECISION)
             done = finish(done, p_bias, k, m_k, BIAS, RELU)
             store_tile(p_y, o_y, done, m_column & (h >= h0 + 2), m_k, FULL)
+            if AHEAD:
+                x = following
             p_x += x_h * UNIT
             p_y += Q * y_w * UNIT
     else:
@@ -233,6 +243,7 @@ def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Ope
         "FULL": tiles.fills(tile, c.groups, c.inputs, c.outputs),
         "WIDE": tiles.is_wide(tile, q, (strides[0], p * q * channels), (h * strides[2], w * strides[3])),
         "UNIT": unit,
+        "AHEAD": tile.ahead,
         "BM": tile.pixels,
         "BI": tile.inputs,
         "BO": tile.outputs,

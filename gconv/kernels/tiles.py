@@ -35,6 +35,7 @@ class Tile:
         registers: the most that a thread may use. Given, ptxas doesn't spill a few to fit one more program.
         resident: programs that a processor should have at least, for which work is split; about as many as it
             keeps at once: 16 warps of 100 registers.
+        ahead: load the next row before this one is multiplied: hides the memory's latency, costs registers.
     """
 
     kernel: str
@@ -46,6 +47,7 @@ class Tile:
     stages: int = 1
     registers: int | None = None
     resident: int = 8
+    ahead: bool = False
 
     @property
     def depthwise(self) -> bool:
@@ -62,7 +64,8 @@ class Tile:
         lanes = f"{self.inputs}" if self.depthwise else f"{self.inputs} -> {self.outputs}"
         packed = f", {self.groups} groups a tile" if self.groups > 1 else ""
         warps = "1 warp" if self.warps == 1 else f"{self.warps} warps"
-        return f"{self.kernel}, {self.pixels} pixels x {lanes} channels{packed}, {warps}"
+        ahead = ", a row ahead" if self.ahead else ""
+        return f"{self.kernel}, {self.pixels} pixels x {lanes} channels{packed}, {warps}{ahead}"
 
 
 def tile_by_rule(

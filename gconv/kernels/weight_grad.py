@@ -65,7 +65,7 @@ def slide_weight_kernel(
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
     BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    UNIT: tl.constexpr, AHEAD: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums for 3x3, vertical stride 1 or 2: slides down the rows of dy and x and loads each once.
 
@@ -76,7 +76,8 @@ def slide_weight_kernel(
     every ``splits``-th piece of work, a tile of BM columns by a chunk of ``rows`` rows.
 
     In registers: the nine sums [BO, BI], one row's three x tiles [BM, BI], and the dy tiles [BM, BO] that
-    meet it: three at stride 1, which move up as the rows move down, two at stride 2.
+    meet it: three at stride 1, which move up as the rows move down, two at stride 2. AHEAD: the next row's
+    tiles as well, which are on their way while this row is multiplied.
     """
     OUTPUT_BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     INPUT_BLOCKS: tl.constexpr = (G * CI + BI - 1) // BI
@@ -106,9 +107,19 @@ def slide_weight_kernel(
         p_grad = p_dy + (n * dy_n + first.to(tl.int64) * dy_h) * UNIT
         dy1 = tl.zeros([BM, BO], p_dy.dtype.element_ty)
         dy2 = tl.zeros([BM, BO], p_dy.dtype.element_ty)
-        for h in range(h0, end * STRIDE - top + 2, STRIDE):
-            dy0 = load_tile(p_grad, o_dy, m_column & (h < end * STRIDE - top), m_k, FULL)
-            x = load_row(p_row, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
+        last = end * STRIDE - top
+        if AHEAD:
+            dy0 = load_tile(p_grad, o_dy, m_column, m_k, FULL)
+            x = load_row(p_row, o_x, step, m_x, (h0 >= 0) & (h0 < H), m_c, FULL)
+        for h in range(h0, last + 2, STRIDE):
+            if AHEAD:
+                h1 = h + STRIDE
+                dy_next = load_tile(p_grad + dy_h * UNIT, o_dy, m_column & (h1 < last), m_k, FULL)
+                inside = (h1 >= 0) & (h1 < tl.minimum(H, last + 2))
+                x_next = load_row(p_row + STRIDE * x_h * UNIT, o_x, step, m_x, inside, m_c, FULL)
+            else:
+                dy0 = load_tile(p_grad, o_dy, m_column & (h < last), m_k, FULL)
+                x = load_row(p_row, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
             sums0 = add_row(sums0, dy0, x, PRECISION)
             if STRIDE == 1:
                 sums1 = add_row(sums1, dy1, x, PRECISION)
@@ -121,6 +132,8 @@ def slide_weight_kernel(
             dy1 = dy0
             if BIAS:
                 bias += dy0.to(tl.float32)
+            if AHEAD:
+                dy0, x = dy_next, x_next
             p_grad += dy_h * UNIT
             p_row += STRIDE * x_h * UNIT
 
@@ -288,6 +301,7 @@ def plan_weight_grad(
         **{"STEP_H": geometry.stride[0], "STEP_W": geometry.stride[1]},
         **{"TAP_H": geometry.dilation[0], "TAP_W": geometry.dilation[1]},
         "BIAS": with_bias,
+        "AHEAD": tile.ahead,
         "PRECISION": operands.precision,
         "FULL": tiles.fills(tile, groups, cg, kg),
         "WIDE": tiles.is_wide(tile, q, (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)),

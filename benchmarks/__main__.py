@@ -21,6 +21,7 @@ from gconv.environment import environment
 from gconv.problem import TYPES, Problem
 from gconv.suites import SUITES
 from gconv.terminal import columns, fail, track
+from gconv.timing import copy_speed
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,10 +61,11 @@ def run(parsed: argparse.Namespace) -> int:
     cases = list(layers.cases(suites, parsed.batch, parsed.dtypes, parsed.passes))
     device, store = _device(), _store(parsed)
     runners = contenders(parsed.contenders or _able(cases[0][1], device))
+    bandwidth = store.environment["copy_bytes_per_second"]
     done = {layers.Row(**row).case for row in store.read("layers")}
 
     def measure(case: tuple) -> list[dict[str, Any]]:
-        return [asdict(row) for row in layers.measure(*case, runners, device)]
+        return [asdict(row) for row in layers.measure(*case, runners, device, bandwidth)]
 
     todo = [case for case in cases if case[0] not in done]
     wrong = _measure_all(todo, len(cases), measure, store, "layers", parsed.minutes)
@@ -111,7 +113,11 @@ def _measure_all(todo: list, total: int, measure: Callable, store: Store, table:
     print(f"{total} cases, {total - len(todo)} of them in {store.folder} already", file=sys.stderr)
     end, wrong = time.monotonic() + 60 * minutes, False
     for case in _until(end, track(todo, "measuring")):
-        rows = measure(case)
+        try:
+            rows = measure(case)
+        except torch.OutOfMemoryError as error:
+            print(f"\nleft out, it does not fit the memory: {case}: {error}", file=sys.stderr)
+            continue
         store.append(table, rows)
         for row in rows:
             wrong |= (row["problem"] or "").startswith("wrong")
@@ -140,8 +146,10 @@ def _device() -> torch.device:
 
 
 def _store(parsed: argparse.Namespace) -> Store:
-    facts = environment(_device())
-    return Store(parsed.out or _default_folder(facts), facts, parsed.overwrite)
+    device = _device()
+    facts = environment(device)
+    folder = parsed.out or _default_folder(facts)
+    return Store(folder, facts | {"copy_bytes_per_second": copy_speed(device)}, parsed.overwrite)
 
 
 def _default_folder(facts: dict[str, Any]) -> Path:

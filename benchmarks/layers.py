@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.peers import RUNNERS, Contender, who_runs
-from gconv.problem import Operands, Problem
+from gconv.problem import Operands, Problem, run_poisoned
 from gconv.suites import Layer
 from gconv.timing import (
     Call,
     Times,
-    copy_speed,
     cudnn_searching,
     extra_memory,
     host_time,
@@ -77,15 +76,19 @@ def cases(
 
 
 def measure(
-    case: tuple, problem: Problem, contenders: Iterable[Contender], device: torch.device
+    case: tuple, problem: Problem, contenders: Iterable[Contender], device: torch.device, bandwidth: float
 ) -> list[Row]:
-    """All contenders of a case, timed together on the same numbers; a time only beside a right answer."""
+    """All contenders of a case, timed together on the same numbers; a time only beside a right answer.
+
+    ``bandwidth`` is that of a copy, in bytes a second, read plus written.
+    """
+    torch.compiler.reset()
     with problem.precision(), cudnn_searching():
         count = sets_of_operands(problem.bytes, device)
         drawn = [problem.draw(device) for _ in range(count)]
         by_layout = {"channels_last": drawn, "contiguous": [_contiguous(operands) for operands in drawn]}
         truth = problem.truth(drawn[0])
-        floor = round(problem.bytes / copy_speed(device) * 1e6, 3)
+        floor = round(problem.bytes / bandwidth * 1e6, 3)
         rows: dict[Contender, dict[str, Any]] = {}
         calls: dict[Contender, list[Call]] = {}
         for contender in contenders:
@@ -99,7 +102,7 @@ def measure(
             rows[contender] = row
             try:
                 run = RUNNERS[contender.runner](problem)
-                row["error"] = float(f"{problem.error(_poisoned(run, sets[0]), truth):.2e}")
+                row["error"] = float(f"{problem.error(run_poisoned(run, sets[0]), truth):.2e}")
                 row["extra_bytes"] = extra_memory(lambda run=run, o=sets[0]: run(o), device)
                 if device.type == "cuda":
                     row["host"] = _microseconds(host_time(lambda run=run, o=sets[0]: run(o), device))
@@ -120,16 +123,15 @@ def _time(calls: dict[Contender, list[Call]], device: torch.device) -> dict[Cont
     """Everyone's times together; where that fails, for want of memory say, one by one, or what went wrong."""
     if not calls:
         return {}
-    try:
+    with suppress(Exception):
         return time_together(calls, device)
-    except Exception:
-        found: dict[Contender, Times | str] = {}
-        for contender, of_one in calls.items():
-            try:
-                found |= time_together({contender: of_one}, device)
-            except Exception as error:
-                found[contender] = in_a_line(error)
-        return found
+    found: dict[Contender, Times | str] = {}
+    for contender, of_one in calls.items():
+        try:
+            found |= time_together({contender: of_one}, device)
+        except Exception as error:
+            found[contender] = in_a_line(error)
+    return found
 
 
 def in_a_line(error: Exception) -> str:
@@ -139,13 +141,6 @@ def in_a_line(error: Exception) -> str:
 
 def _contiguous(operands: Operands) -> Operands:
     return Operands(*(tensor.contiguous() for tensor in operands))
-
-
-def _poisoned(run: Any, operands: Operands) -> Tensor:
-    """A result whose memory held NaN before: what is not written shows."""
-    size = run(operands).shape
-    torch.full(size, torch.nan, dtype=operands.x.dtype, device=operands.x.device)  # freed at once
-    return run(operands)
 
 
 def _microseconds(seconds: float) -> float:

@@ -39,7 +39,6 @@ def _compiled(problem: Problem) -> Run:
 
     Its CUDA graphs are left out: what is timed runs in one already.
     """
-    torch.compiler.reset()
     return torch.compile(problem.run_pytorch, mode="max-autotune-no-cudagraphs", dynamic=False)
 
 

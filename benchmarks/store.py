@@ -19,6 +19,9 @@ class Store:
         folder: made if it is not there.
         environment: of this run. One that differs in what counts from the folder's is refused.
         overwrite: drop what is there instead.
+
+    Attributes:
+        environment: the folder's, that of its first run.
     """
 
     def __init__(self, folder: Path, environment: dict[str, Any], overwrite: bool = False) -> None:
@@ -26,7 +29,7 @@ class Store:
         path = folder / "environment.json"
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and not overwrite:
-            before = json.loads(path.read_text())
+            before = self.environment = json.loads(path.read_text())
             for name in SAME:
                 if before.get(name) != environment.get(name):
                     fail(
@@ -34,6 +37,7 @@ class Store:
                         "choose another --out, or --overwrite"
                     )
             return
+        self.environment = environment
         for table in folder.glob("*.jsonl"):
             table.unlink()
         path.write_text(json.dumps(environment, indent=1) + "\n")

@@ -17,6 +17,7 @@ from benchmarks.peers import RUNNERS, Contender
 from gconv.dispatch import PASSES
 from gconv.problem import Problem
 from gconv.suites import SUITES
+from gconv.timing import copy_speed, cudnn_searching
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -31,13 +32,13 @@ CASES = list(cases({"resnext50_32x4d": SUITES["resnext50_32x4d"]}, [BATCH], TYPE
 @pytest.mark.parametrize(("case", "problem"), CASES, ids=[f"{c[1]}, {c[3]}, {c[4]}" for c, _ in CASES])
 def test_layer(benchmark: BenchmarkFixture, case: tuple, problem: Problem, contender: Contender) -> None:
     """A speed counts only beside a right answer."""
-    (row,) = measure(case, problem, [contender], DEVICE)
+    (row,) = measure(case, problem, [contender], DEVICE, copy_speed(DEVICE))
     assert row.problem is None, row.problem
     suite, layer, batch, type_, pass_ = case
     benchmark.group = f"{suite}: {layer}, batch {batch}, {type_}, {pass_}"
     benchmark.extra_info |= asdict(row)
     operands = problem.draw(DEVICE, contender.layout)
-    with problem.precision():
+    with problem.precision(), cudnn_searching():
         run = RUNNERS[contender.runner](problem)
         synchronize = torch.get_device_module(DEVICE).synchronize
         benchmark.pedantic(lambda: (run(operands), synchronize()), rounds=10, iterations=1, warmup_rounds=2)

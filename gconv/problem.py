@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -61,13 +61,21 @@ class Problem:
 
     @contextmanager
     def precision(self) -> Iterator[None]:
-        """Inside, float32 is multiplied as ``type`` says; the setting is the process's."""
-        before = torch.backends.cudnn.conv.fp32_precision
-        torch.backends.cudnn.conv.fp32_precision = TYPES[self.type][1]
+        """Inside, float32 is multiplied as ``type`` says; the setting is the process's.
+
+        By the older of PyTorch's two ways to say it: torch.compile asks by that way and raises where the
+        newer one was used.
+        """
+        if self.dtype != torch.float32:
+            yield
+            return
+        cudnn = torch.backends.cudnn
+        before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+        torch._C._set_cudnn_allow_tf32(self.type == "tf32")
         try:
             yield
         finally:
-            torch.backends.cudnn.conv.fp32_precision = before
+            cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
 
     def draw(self, device: torch.device, layout: str = "channels_last") -> Operands:
         """Normally distributed operands in a layout of ``LAYOUTS``."""
@@ -126,3 +134,10 @@ class Problem:
         )
         exact = replace(self, geometry=replace(self.geometry, input_size=tuple(x.shape)))
         return exact.run_pytorch(Operands(x, w, dy))
+
+
+def run_poisoned(run: Callable[[Operands], Tensor], operands: Operands) -> Tensor:
+    """A result whose memory most likely held NaN before: what is not written shows."""
+    size = run(operands).shape
+    torch.full(size, torch.nan, dtype=operands.x.dtype, device=operands.x.device)  # freed at once
+    return run(operands)

@@ -7,18 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Call = Callable[[], Tensor]
 
-GRAPH_SECONDS = 1e-3  # of work in a CUDA graph: launching it then costs next to nothing
-MOST_IN_GRAPH = 64  # calls
-CACHED = (
-    256 * 2**20
-)  # bytes, beyond what any L2 keeps: operands that are used in turn are that large together
+GRAPH_SECONDS = 1e-3  # of work in a CUDA graph, at least: launching it then costs next to nothing
+MOST_SETS = 512  # of operands
+SLEEP = 50_000  # cycles that a GPU waits for the host to enqueue what is timed
 SECONDS = 0.5  # that all rounds of a call should take at most, where that leaves LEAST_ROUNDS
 ROUNDS, LEAST_ROUNDS = 21, 5
 
@@ -50,7 +48,10 @@ def cudnn_searching() -> Iterator[None]:
 
 def sets_of_operands(bytes_of_one: int, device: torch.device) -> int:
     """How many sets of operands to use in turn, so that a GPU's cache holds none of them."""
-    return min(MOST_IN_GRAPH, -(-CACHED // max(bytes_of_one, 1))) if device.type == "cuda" else 1
+    if device.type != "cuda":
+        return 1
+    cache_size = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(MOST_SETS, -(-3 * cache_size // max(bytes_of_one, 1)))
 
 
 def time_together(contenders: Mapping[str, Sequence[Call]], device: torch.device) -> dict[str, Times]:
@@ -64,7 +65,11 @@ def time_together(contenders: Mapping[str, Sequence[Call]], device: torch.device
             :func:`sets_of_operands` says. A call returns the tensor that it makes.
         device: where the calls run.
     """
-    runs = {name: _prepare(calls, device) for name, calls in contenders.items()}
+    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    runs = {
+        name: _HostRun(calls) if pool is None else _GraphRun(calls, device, pool)
+        for name, calls in contenders.items()
+    }
     rounds = max(run.rounds for run in runs.values())
     times: dict[str, list[Callable[[], float]]] = {name: [] for name in runs}
     for i in range(rounds):
@@ -112,6 +117,7 @@ def extra_memory(call: Call, device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     call()
+    torch.cuda.empty_cache()  # a kept block that is a little larger would count whole
     torch.cuda.reset_peak_memory_stats(device)
     result = call()
     extra = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
@@ -121,22 +127,13 @@ def extra_memory(call: Call, device: torch.device) -> int | None:
 
 @cache
 def copy_speed(device: torch.device) -> float:
-    """Bytes a second, read plus written, of copying a tensor that no cache holds; the best of 3 rounds."""
+    """Bytes a second, read plus written, of the faster of two ways to copy what no cache holds."""
     if device.type == "meta":
         raise RuntimeError("the speed of a copy is measured on the input's device, and meta holds no data")
-    size = CACHED if device.type == "cuda" else CACHED // 4
-    source = torch.ones(size, dtype=torch.uint8, device=device)
+    source = torch.ones(2**26 if device.type == "cuda" else 2**24, device=device)  # of 4 bytes
     target = torch.empty_like(source)
-    synchronize = torch.get_device_module(device).synchronize
-    copies, seconds = 8, []
-    for _ in range(3):
-        synchronize()
-        start = time.perf_counter()
-        for _ in range(copies):
-            target.copy_(source)
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size * copies / min(seconds)
+    ways = {"copy": [lambda: target.copy_(source)], "kernel": [lambda: torch.neg(source, out=target)]}
+    return 2 * source.nbytes / min(times.p50 for times in time_together(ways, device).values())
 
 
 class _HostRun:
@@ -158,47 +155,50 @@ class _HostRun:
 
 
 class _GraphRun:
-    """Calls captured in a CUDA graph, timed by events around its replay."""
+    """Calls captured in a CUDA graph, timed by events around its replay.
 
-    def __init__(self, calls: Sequence[Call], device: torch.device) -> None:
+    Every set of operands is in it equally often. ``pool`` is memory that graphs share: they are replayed one
+    after the other, and nobody reads what they compute.
+    """
+
+    def __init__(self, calls: Sequence[Call], device: torch.device, pool: Any) -> None:
         self.device = device
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.device(device), torch.cuda.stream(stream):
-            for call in itertools.chain(calls, calls[:1]):  # compiles, and lets cuDNN choose
+        self.stream = torch.cuda.Stream(device)
+        self.stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.device(device), torch.cuda.stream(self.stream):
+            for call in calls:  # compiles, and lets cuDNN choose
                 call()
-            once = self._between_events(calls[0])()
-            self.count = max(1, min(MOST_IN_GRAPH, round(GRAPH_SECONDS / once)))
-            self.graph, results = torch.cuda.CUDAGraph(), [None] * len(calls)
-            with torch.cuda.graph(self.graph, stream=stream):
-                for i in range(self.count):
-                    results[i % len(calls)] = calls[i % len(calls)]()
-            self.results = results  # each set has a result of its own, which must not be in the cache either
-        torch.cuda.synchronize(device)
-        self.graph.replay()
+        self._capture(calls, 1, pool)
+        seconds = min(self()() for _ in range(3))  # of one call
+        turns = max(1, round(GRAPH_SECONDS / (seconds * len(calls))))
+        if turns > 1:
+            self._capture(calls, turns, pool)
         self.rounds = _rounds_of(self()() * self.count)
 
     def __call__(self) -> Callable[[], float]:
         """Replays the graph; what is returned waits for it and tells the time of one call."""
-        read = self._between_events(self.graph.replay)
-        return lambda: read() / self.count
-
-    def _between_events(self, run: Callable[[], object]) -> Callable[[], float]:
         with torch.cuda.device(self.device):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(SLEEP)
             start.record()
-            run()
+            self.graph.replay()
             end.record()
 
         def read() -> float:
             end.synchronize()
-            return start.elapsed_time(end) / 1e3
+            return start.elapsed_time(end) / 1e3 / self.count
 
         return read
 
-
-def _prepare(calls: Sequence[Call], device: torch.device) -> _HostRun | _GraphRun:
-    return _GraphRun(calls, device) if device.type == "cuda" else _HostRun(calls)
+    def _capture(self, calls: Sequence[Call], turns: int, pool: Any) -> None:
+        self.count = turns * len(calls)
+        self.graph, results = torch.cuda.CUDAGraph(), [None] * len(calls)
+        with torch.cuda.device(self.device):
+            with torch.cuda.graph(self.graph, pool=pool, stream=self.stream):
+                for i in range(self.count):  # each set has a result of its own, which no cache must hold
+                    results[i % len(calls)] = calls[i % len(calls)]()
+            torch.cuda.synchronize()
+            self.graph.replay()
 
 
 def _rounds_of(seconds: float) -> int:

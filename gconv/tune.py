@@ -118,7 +118,12 @@ def _run(problems: list[Problem], device: torch.device, arguments: argparse.Name
         if time.monotonic() > end:
             print(f"stopped after {arguments.minutes:g} minutes; the same command goes on from there")
             break
-        finding = tuning.tune(problem, tiles[problem], device)
+        try:
+            finding = tuning.tune(problem, tiles[problem], device)
+        except torch.OutOfMemoryError:
+            print(f"left out, it does not fit the memory: {problem}", file=sys.stderr)
+            torch.cuda.empty_cache()
+            continue
         found.append(finding)
         for tile, error in finding.wrong.items():
             print(f"WRONG by {error:.1e}, left out: {problem}, {tile}", file=sys.stderr)

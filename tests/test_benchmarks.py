@@ -89,7 +89,7 @@ def test_a_contender_that_fails_is_a_row_that_says_why(monkeypatch: pytest.Monke
 
     monkeypatch.setitem(peers.RUNNERS, "auto", failing)
     (case, problem), *_ = layers.cases({"tiny": layers_of("tiny")}, [1], ["float32"], ["forward"])
-    rows = layers.measure(case, problem, peers.contenders(["auto", "F.conv2d"]), CPU)
+    rows = layers.measure(case, problem, peers.contenders(["auto", "F.conv2d"]), CPU, 1e10)
     assert [row.problem for row in rows] == ["RuntimeError: no such thing"] * 2 + [None] * 2
 
 
@@ -103,7 +103,7 @@ def test_one_that_cannot_be_timed_leaves_the_others_their_times(monkeypatch: pyt
 
     monkeypatch.setattr(layers, "time_together", none_for_auto)
     (case, problem), *_ = layers.cases({"tiny": layers_of("tiny")}, [1], ["float32"], ["forward"])
-    rows = layers.measure(case, problem, peers.contenders(["auto", "F.conv2d"]), CPU)
+    rows = layers.measure(case, problem, peers.contenders(["auto", "F.conv2d"]), CPU, 1e10)
     assert [row.problem for row in rows] == ["RuntimeError: no capture"] * 2 + [None] * 2
     assert [row.p50 is None for row in rows] == [True, True, False, False]
 
@@ -171,7 +171,8 @@ def test_the_peer_network_has_no_layer_of_ours() -> None:
 
 def test_grouped_share_counts_grouped_convolutions_once() -> None:
     def event(name: str, *shapes: list[int], parent: str | None = None) -> SimpleNamespace:
-        above = None if parent is None else SimpleNamespace(name=parent)
+        above = None if parent is None else SimpleNamespace(name=parent, cpu_parent=None)
+        above = above and SimpleNamespace(name="aten::conv2d", cpu_parent=above)
         return SimpleNamespace(name=name, input_shapes=list(shapes), cpu_parent=above)
 
     x, dense, grouped = [2, 8, 5, 5], [8, 8, 3, 3], [8, 2, 3, 3]

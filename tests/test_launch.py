@@ -112,7 +112,7 @@ for layer in (SUITES["tiny"][1], SUITES["depthwise"][2]):
     for pass_ in compiled.PASSES:
         problem = Problem(pass_, layer.geometry(2), "bfloat16")
         operands = problem.draw(torch.device("cpu"))
-        for tile in candidates.candidates(pass_, problem.geometry, problem.dtype, "ieee", gpu)[:2]:
+        for tile in candidates.candidates(pass_, problem.geometry, problem.dtype, "ieee", gpu)[:1]:
             job = compiled.Job("sm_90", "bfloat16", pass_, problem.geometry, False, 0, tile)
             compiled.compile_job(job)
             if pass_ == "weight_grad":
@@ -122,7 +122,7 @@ for layer in (SUITES["tiny"][1], SUITES["depthwise"][2]):
             assert len(list(cache.rglob("*.cubin"))) == before, (problem, tile)
 print(before)
 """
-    assert int(run(code, tmp_path)) > 10
+    assert int(run(code, tmp_path)) > 5
 
 
 @pytest.mark.parametrize("module", ["gconv.tune"])

@@ -170,7 +170,8 @@ def test_every_candidate_of_a_tiny_layer_is_right(pass_: str) -> None:
     for layer in SUITES["tiny"]:
         problem = Problem(pass_, layer.geometry(1), "float16")
         ((_, tiles),) = tuning.compile_candidates([problem], CPU).items()
-        errors = tuning._errors(problem, problem.draw(CPU), tiles)
+        operands = problem.draw(CPU)
+        errors = tuning._errors(problem, operands, tiles, problem.truth(operands))
         assert len(errors) == len(tiles) > 5
         assert all(map(problem.matches, errors.values())), errors
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from gconv.kernels.forward import forward
 from gconv.kernels.input_grad import input_grad
 from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import weight_grad
-from gconv.problem import LAYOUTS, TYPES, Operands, Problem
+from gconv.problem import LAYOUTS, TYPES, Operands, Problem, run_poisoned
 from gconv.terminal import track
 from gconv.timing import cudnn_searching, sets_of_operands, time_together
 
@@ -63,12 +64,14 @@ def tune(problem: Problem, tiles: Sequence[Tile], device: torch.device) -> Findi
         count = sets_of_operands(problem.bytes, device)
         sets = {layout: [problem.draw(device, layout) for _ in range(count)] for layout in LAYOUTS}
         ours = sets["channels_last"]
-        errors = _errors(problem, ours[0], tiles)
-        right = [tile for tile, error in errors.items() if problem.matches(error)]
-        best = None
-        if right:
-            best = _fastest(problem, ours, right, device)
-            best = _fastest(problem, ours, [best, *splits(best)], device)
+        truth = problem.truth(ours[0])
+        errors = _errors(problem, ours[0], tiles, truth)
+        best = _fastest(problem, ours, errors, device)
+        if best is not None:
+            errors |= _errors(problem, ours[0], splits(best), truth)
+            best = _fastest(
+                problem, ours, {t: errors[t] for t in (best, *splits(best)) if t in errors}, device
+            )
         contenders = {("aten", layout): _calls(problem.run_pytorch, sets[layout]) for layout in LAYOUTS}
         if best is not None:
             contenders |= {
@@ -80,14 +83,17 @@ def tune(problem: Problem, tiles: Sequence[Tile], device: torch.device) -> Findi
         {layout: round(t.p50 * 1e6, 3) for (backend, layout), t in times.items() if backend == name}
         for name in ("triton", "aten")
     )
-    wrong = {tile: error for tile, error in errors.items() if tile not in right}
+    wrong = {tile: error for tile, error in errors.items() if not problem.matches(error)}
     return Finding(problem, best, triton, aten, wrong)
 
 
 def compile_candidates(
     problems: Sequence[Problem], device: torch.device, processes: int | None = None
 ) -> dict[Problem, list[Tile]]:
-    """The candidates of each problem, without those that spill, compiled into Triton's cache."""
+    """The candidates of each problem, compiled into Triton's cache.
+
+    Without those that spill, or that the compiler fails on, which is said.
+    """
     here = device_of(device)
     found = {p: candidates(p.pass_, p.geometry, p.dtype, TYPES[p.type][1], here) for p in problems}
     if here.kind == "cpu":  # the interpreter compiles nothing
@@ -101,7 +107,10 @@ def compile_candidates(
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         running = {pool.submit(compiled.compile_job, job): users for job, users in jobs.values()}
         for future in track(as_completed(running), "compiling", len(running)):
-            if future.result().spills:
+            error = future.exception()
+            if error is not None:
+                print(f"left out, it does not compile: {running[future][0][1]}: {error!r}", file=sys.stderr)
+            if error is not None or future.result().spills:
                 for problem, tile in running[future]:
                     found[problem].remove(tile)
     return found
@@ -119,25 +128,29 @@ def _run(problem: Problem, operands: Operands, tile: Tile, form: torch.memory_fo
     return result.contiguous(memory_format=form)
 
 
-def _errors(problem: Problem, operands: Operands, tiles: Iterable[Tile]) -> dict[Tile, float]:
+def _errors(problem: Problem, operands: Operands, tiles: Iterable[Tile], truth: Tensor) -> dict[Tile, float]:
     """Each tile's error, but of those that need more shared memory than there is."""
-    truth, errors = problem.truth(operands), {}
+    errors = {}
     for tile in tiles:
         try:
-            result = _run(problem, operands, tile, torch.channels_last)
+            result = run_poisoned(lambda o, tile=tile: _run(problem, o, tile, torch.channels_last), operands)
         except OutOfResources:
             continue
         errors[tile] = problem.error(result, truth)
     return errors
 
 
-def _fastest(problem: Problem, sets: Sequence[Operands], tiles: Iterable[Tile], device: torch.device) -> Tile:
-    form = torch.channels_last
+def _fastest(
+    problem: Problem, sets: Sequence[Operands], errors: dict[Tile, float], device: torch.device
+) -> Tile | None:
+    """Of the tiles that are right; None where none is."""
     contenders = {
-        tile: _calls(lambda operands, tile=tile: _run(problem, operands, tile, form), sets) for tile in tiles
+        tile: _calls(lambda o, tile=tile: _run(problem, o, tile, torch.channels_last), sets)
+        for tile, error in errors.items()
+        if problem.matches(error)
     }
-    times = time_together(contenders, device)
-    return min(times, key=lambda tile: times[tile].p50)
+    times = time_together(contenders, device) if contenders else {}
+    return min(times, key=lambda tile: times[tile].p50, default=None)
 
 
 def _calls(run: Callable[[Operands], Tensor], sets: Iterable[Operands]) -> list[Callable[[], Tensor]]:

@@ -49,8 +49,8 @@ class Operands(NamedTuple):
 class Launch:
     """A kernel and all that it is started with but the tensors; made once for each geometry.
 
-    Triton's own launcher looks at every argument to find the binary that fits: 20 us of the host's time. So
-    the binary that it found is kept, and started directly: 2 us.
+    Triton's own launcher looks at every argument to find the binary that fits, which takes the host longer
+    than all the rest of a call. So the binary that it found is kept, and started directly.
 
     Args:
         kernel: the ``triton.jit`` function.

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.peers import RUNNERS, Contender, who_runs
+from benchmarks.peers import RUNNERS, Contender, Run, who_runs
 from gconv.problem import Operands, Problem, run_poisoned
 from gconv.suites import Layer
 from gconv.timing import (
@@ -83,55 +84,59 @@ def measure(
     ``bandwidth`` is that of a copy, in bytes a second, read plus written.
     """
     torch.compiler.reset()
+    rows: dict[Contender, dict[str, Any]] = {}
+    calls: dict[Contender, list[Call]] = {}
     with problem.precision(), cudnn_searching():
-        count = sets_of_operands(problem.bytes, device)
-        drawn = [problem.draw(device) for _ in range(count)]
+        drawn = [problem.draw(device) for _ in range(sets_of_operands(problem.bytes, device))]
         by_layout = {"channels_last": drawn, "contiguous": [_contiguous(operands) for operands in drawn]}
         truth = problem.truth(drawn[0])
-        floor = round(problem.bytes / bandwidth * 1e6, 3)
-        rows: dict[Contender, dict[str, Any]] = {}
-        calls: dict[Contender, list[Call]] = {}
         for contender in contenders:
             sets = by_layout[contender.layout]
-            row = {
-                **dict(zip(("suite", "layer", "batch", "type", "pass_"), case, strict=True)),
-                **asdict(contender),
-                "ran": who_runs(contender, problem, sets[0]),
-                "floor": floor,
-            }
-            rows[contender] = row
-            try:
-                run = RUNNERS[contender.runner](problem)
-                row["error"] = float(f"{problem.error(run_poisoned(run, sets[0]), truth):.2e}")
-                row["extra_bytes"] = extra_memory(lambda run=run, o=sets[0]: run(o), device)
-                if device.type == "cuda":
-                    row["host"] = _microseconds(host_time(lambda run=run, o=sets[0]: run(o), device))
-            except Exception as error:  # a contender that cannot run is a row that says so
-                row["problem"] = in_a_line(error)
-                continue
-            if problem.matches(row["error"]):
+            run, rows[contender] = _check(contender, problem, sets[0], truth, device)
+            if rows[contender]["problem"] is None:
                 calls[contender] = [lambda run=run, operands=operands: run(operands) for operands in sets]
-            else:
-                row["problem"] = f"wrong by {row['error']:.1e}"
         for contender, times in _time(calls, device).items():
-            told = {"problem": times} if isinstance(times, str) else times._asdict()
-            rows[contender] |= {k: v if isinstance(v, str) else _microseconds(v) for k, v in told.items()}
-    return [Row(**row) for row in rows.values()]
+            rows[contender] |= times
+    named = dict(zip(("suite", "layer", "batch", "type", "pass_"), case, strict=True))
+    named["floor"] = _microseconds(problem.bytes / bandwidth)
+    return [Row(**named, **asdict(contender), **row) for contender, row in rows.items()]
 
 
-def _time(calls: dict[Contender, list[Call]], device: torch.device) -> dict[Contender, Times | str]:
+def _check(
+    contender: Contender, problem: Problem, operands: Operands, truth: Tensor, device: torch.device
+) -> tuple[Run | None, dict[str, Any]]:
+    """How the contender runs, and all of its row but the times."""
+    row: dict[str, Any] = {"ran": who_runs(contender, problem, operands), "problem": None}
+    try:
+        run = RUNNERS[contender.runner](problem)
+        row["error"] = float(f"{problem.error(run_poisoned(run, operands), truth):.2e}")
+        row["extra_bytes"] = extra_memory(lambda: run(operands), device)
+        if device.type == "cuda":
+            row["host"] = _microseconds(host_time(lambda: run(operands), device))
+    except Exception as error:  # a contender that cannot run is a row that says so
+        return None, row | {"problem": in_a_line(error)}
+    if not problem.matches(row["error"]):
+        row["problem"] = f"wrong by {row['error']:.1e}"
+    return run, row
+
+
+def _time(calls: dict[Contender, list[Call]], device: torch.device) -> dict[Contender, dict[str, Any]]:
     """Everyone's times together; where that fails, for want of memory say, one by one, or what went wrong."""
     if not calls:
         return {}
     with suppress(Exception):
-        return time_together(calls, device)
-    found: dict[Contender, Times | str] = {}
+        return {contender: _quantiles(t) for contender, t in time_together(calls, device).items()}
+    found = {}
     for contender, of_one in calls.items():
         try:
-            found |= time_together({contender: of_one}, device)
+            found[contender] = _quantiles(time_together({contender: of_one}, device)[contender])
         except Exception as error:
-            found[contender] = in_a_line(error)
+            found[contender] = {"problem": in_a_line(error)}
     return found
+
+
+def _quantiles(times: Times) -> dict[str, float]:
+    return {name: _microseconds(seconds) for name, seconds in times._asdict().items()}
 
 
 def in_a_line(error: Exception) -> str:

@@ -191,14 +191,14 @@ class _GraphRun:
         return read
 
     def _capture(self, calls: Sequence[Call], turns: int, pool: Any) -> None:
-        self.count = turns * len(calls)
-        self.graph, results = torch.cuda.CUDAGraph(), [None] * len(calls)
+        graph, count, results = torch.cuda.CUDAGraph(), turns * len(calls), [None] * len(calls)
         with torch.cuda.device(self.device):
-            with torch.cuda.graph(self.graph, pool=pool, stream=self.stream):
-                for i in range(self.count):  # each set has a result of its own, which no cache must hold
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                for i in range(count):  # each set has a result of its own, which no cache must hold
                     results[i % len(calls)] = calls[i % len(calls)]()
             torch.cuda.synchronize()
-            self.graph.replay()
+            graph.replay()
+        self.graph, self.count = graph, count  # only now the last graph goes: a pool must not be without one
 
 
 def _rounds_of(seconds: float) -> int:

@@ -65,9 +65,9 @@ def time_together(contenders: Mapping[str, Sequence[Call]], device: torch.device
             :func:`sets_of_operands` says. A call returns the tensor that it makes.
         device: where the calls run.
     """
-    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    memory = _GraphMemory(device) if device.type == "cuda" else None
     runs = {
-        name: _HostRun(calls) if pool is None else _GraphRun(calls, device, pool)
+        name: _HostRun(calls) if memory is None else _GraphRun(calls, memory)
         for name, calls in contenders.items()
     }
     rounds = max(run.rounds for run in runs.values())
@@ -154,30 +154,40 @@ class _HostRun:
         return lambda: seconds
 
 
+class _GraphMemory:
+    """Memory that graphs share, and the stream that it belongs to.
+
+    They may: they are replayed one after the other, and nobody reads what they compute.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)
+        self.stream.wait_stream(torch.cuda.current_stream(device))
+
+
 class _GraphRun:
     """Calls captured in a CUDA graph, timed by events around its replay.
 
-    Every set of operands is in it equally often. ``pool`` is memory that graphs share: they are replayed one
-    after the other, and nobody reads what they compute.
+    Every set of operands is in it equally often.
     """
 
-    def __init__(self, calls: Sequence[Call], device: torch.device, pool: Any) -> None:
-        self.device = device
-        self.stream = torch.cuda.Stream(device)
-        self.stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.device(device), torch.cuda.stream(self.stream):
+    def __init__(self, calls: Sequence[Call], memory: _GraphMemory) -> None:
+        self.memory = memory
+        with torch.cuda.device(memory.device), torch.cuda.stream(memory.stream):
             for call in calls:  # compiles, and lets cuDNN choose
                 call()
-        self._capture(calls, 1, pool)
+        self._capture(calls, 1)
         seconds = min(self()() for _ in range(3))  # of one call
         turns = max(1, round(GRAPH_SECONDS / (seconds * len(calls))))
         if turns > 1:
-            self._capture(calls, turns, pool)
+            self._capture(calls, turns)
         self.rounds = _rounds_of(self()() * self.count)
 
     def __call__(self) -> Callable[[], float]:
         """Replays the graph; what is returned waits for it and tells the time of one call."""
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.memory.device):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda._sleep(SLEEP)
             start.record()
@@ -190,10 +200,10 @@ class _GraphRun:
 
         return read
 
-    def _capture(self, calls: Sequence[Call], turns: int, pool: Any) -> None:
+    def _capture(self, calls: Sequence[Call], turns: int) -> None:
         graph, count, results = torch.cuda.CUDAGraph(), turns * len(calls), [None] * len(calls)
-        with torch.cuda.device(self.device):
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+        with torch.cuda.device(self.memory.device):
+            with torch.cuda.graph(graph, pool=self.memory.pool, stream=self.memory.stream):
                 for i in range(count):  # each set has a result of its own, which no cache must hold
                     results[i % len(calls)] = calls[i % len(calls)]()
             torch.cuda.synchronize()

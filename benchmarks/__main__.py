@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from benchmarks import layers, networks
-from benchmarks.peers import RUNNERS, contenders
+from benchmarks.peers import RUNNERS, Contender, contenders
 from benchmarks.store import Store
 from benchmarks.summary import in_short
 from gconv.dispatch import PASSES, why_not_triton
 from gconv.environment import environment
 from gconv.problem import TYPES, Problem
 from gconv.suites import SUITES
-from gconv.terminal import columns, fail, track
+from gconv.terminal import columns, count, fail, minutes, track
 from gconv.timing import copy_speed
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,15 +61,19 @@ def run(parsed: argparse.Namespace) -> int:
     cases = list(layers.cases(suites, parsed.batch, parsed.dtypes, parsed.passes))
     device, store = _device(), _store(parsed)
     runners = contenders(parsed.contenders or _able(cases[0][1], device))
-    bandwidth = store.environment["copy_bytes_per_second"]
-    done = {layers.Row(**row).case for row in store.read("layers")}
+    bandwidth = store.environment["copy_gb_per_s"] * 1e9
+    rows = [layers.Row(**row) for row in store.read("layers", layers.Row)]
+    done = {(row.case, row.runner, row.layout) for row in rows if row.settled}
+
+    def left(case: tuple) -> list[Contender]:
+        return [who for who in runners if (case, who.runner, who.layout) not in done]
 
     def measure(case: tuple) -> list[dict[str, Any]]:
-        return [asdict(row) for row in layers.measure(*case, runners, device, bandwidth)]
+        return [asdict(row) for row in layers.measure(*case, left(case[0]), device, bandwidth)]
 
-    todo = [case for case in cases if case[0] not in done]
+    todo = [case for case in cases if left(case[0])]
     wrong = _measure_all(todo, len(cases), measure, store, "layers", parsed.minutes)
-    print(columns(in_short(store.read("layers")), left=4, rule=True))
+    print(columns(in_short(store.read("layers", layers.Row)), left=4, rule=True))
     return 1 if wrong else 0
 
 
@@ -79,21 +83,23 @@ def run_networks(parsed: argparse.Namespace) -> int:
     modes = [mode for mode in parsed.modes if device.type == "cuda" or not mode.endswith("graphed")]
     if modes != parsed.modes:
         print("no CUDA graphs without a GPU: those modes are left out", file=sys.stderr)
+    if not modes:
+        fail("--modes: none is left")
     cases = list(networks.cases(parsed.network, parsed.tasks, modes, parsed.batch, parsed.image))
-    done = {networks.Row(**row).case for row in store.read("networks")}
+    rows = [networks.Row(**row) for row in store.read("networks", networks.Row)]
+    done = {row.case for row in rows if row.settled}
 
     def measure(case: tuple) -> list[dict[str, Any]]:
         return [asdict(networks.measure(*case, device))]
 
     todo = [case for case in cases if (*asdict(case[0]).values(), *case[1:]) not in done]
     wrong = _measure_all(todo, len(cases), measure, store, "networks", parsed.minutes)
-    rows = [("network", "runner", "layout", "task", "mode", "batch", "images/s", "grouped", "problem")]
-    for row in store.read("networks"):
+    table = [(*networks.CASE, "images/s", "grouped", "problem")]
+    for row in store.read("networks", networks.Row):
         speed = "" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f}"
         share = "" if row["grouped_share"] is None else f"{row['grouped_share']:.0%}"
-        names = [str(row[name]) for name in networks.CASE[:-1]]
-        rows.append((*names, speed, share, row["problem"] or ""))
-    print(columns(rows, left=5, rule=True))
+        table.append((*(str(row[name]) for name in networks.CASE), speed, share, row["problem"] or ""))
+    print(columns(table, left=5, rule=True))
     return 1 if wrong else 0
 
 
@@ -149,7 +155,7 @@ def _store(parsed: argparse.Namespace) -> Store:
     device = _device()
     facts = environment(device)
     folder = parsed.out or _default_folder(facts)
-    return Store(folder, facts | {"copy_bytes_per_second": copy_speed(device)}, parsed.overwrite)
+    return Store(folder, facts | {"copy_gb_per_s": round(copy_speed(device) / 1e9, 1)}, parsed.overwrite)
 
 
 def _default_folder(facts: dict[str, Any]) -> Path:
@@ -178,13 +184,15 @@ def _parser() -> argparse.ArgumentParser:
     def common(made: argparse.ArgumentParser, batches: list[int]) -> None:
         told = " ".join(map(str, batches))
         made.add_argument(
-            "--batch", type=_count, nargs="+", default=batches, metavar="N", help=f"default: {told}"
+            "--batch", type=count, nargs="+", default=batches, metavar="N", help=f"default: {told}"
         )
         made.add_argument(
             "--out", type=Path, metavar="DIR", help="default: benchmarks/results/ and the GPU's name, or cpu"
         )
-        made.add_argument("--overwrite", action="store_true", help="drop what DIR holds")
-        made.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="stop after M")
+        made.add_argument(
+            "--overwrite", action="store_true", help="drop all that `run` and `networks` left in DIR"
+        )
+        made.add_argument("--minutes", type=minutes, default=float("inf"), metavar="M", help="stop after M")
 
     made = command("run", run, "Measure single passes of the grouped layers of well-known networks.")
     real = [name for name in SUITES if name != "tiny"]
@@ -207,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     choice(made, "--network", list(networks.NETWORKS), ["resnext50_32x4d", "resnext101_32x8d", "resnet50"])
     choice(made, "--tasks", networks.TASKS, networks.TASKS)
     choice(made, "--modes", networks.MODES, networks.MODES)
-    made.add_argument("--image", type=_count, default=224, metavar="PIXELS", help="default: 224")
+    made.add_argument("--image", type=_side, default=224, metavar="PIXELS", help="at least 32; default: 224")
     common(made, [256, 64])
 
     made = command("report", report, "Write report.md and pictures of what a folder of results holds.")
@@ -218,11 +226,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+def _side(text: str) -> int:
+    if count(text) < 32:
+        raise argparse.ArgumentTypeError(f"{text} is less than 32, which leaves the last stage no pixel")
+    return count(text)
 
 
 if __name__ == "__main__":

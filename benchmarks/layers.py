@@ -62,6 +62,11 @@ class Row:
         """What was run."""
         return self.suite, self.layer, self.batch, self.type, self.pass_
 
+    @property
+    def settled(self) -> bool:
+        """Whether it was run: with a time, or wrong. What could not be run is tried again."""
+        return self.problem is None or self.problem.startswith("wrong")
+
 
 def cases(
     suites: dict[str, Sequence[Layer]], batches: Sequence[int], types: Sequence[str], passes: Sequence[str]

@@ -83,6 +83,11 @@ class Row:
         """What was run, and by whom."""
         return tuple(getattr(self, name) for name in CASE)
 
+    @property
+    def settled(self) -> bool:
+        """Whether it was run: with a time, or wrong. What could not be run is tried again."""
+        return self.problem is None or self.problem.startswith("wrong")
+
 
 CASE = ("network", "runner", "layout", "task", "mode", "batch", "image")
 

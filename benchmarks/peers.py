@@ -17,15 +17,17 @@ Run = Callable[[Operands], Tensor]
 
 def _auto(problem: Problem) -> Run:
     """What a call of ``gconv.group_conv2d`` runs, and its gradient."""
-    g = problem.geometry
+    g, alone = problem.geometry, {}
 
     def forward(operands: Operands) -> Tensor:
         x, weight, _ = operands
         return gconv.group_conv2d(x, weight, None, g.stride, g.padding[::2], g.dilation, g.groups)
 
     def gradient(operands: Operands) -> Tensor:
-        alone = dispatch.aten_alone("auto", operands.x, problem.dtype, g)
-        return problem.run_pytorch(operands) if alone else problem.run(operands)
+        layout = operands.x.stride()
+        if layout not in alone:  # decided in the forward pass
+            alone[layout] = dispatch.aten_alone("auto", operands.x, problem.dtype, g)
+        return problem.run_pytorch(operands) if alone[layout] else problem.run(operands)
 
     return forward if problem.pass_ == "forward" else gradient
 

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.summary import Case
 from gconv.dispatch import PASSES
@@ -40,29 +41,38 @@ def draw_layers(cases: Sequence[Case], folder: Path, where: str) -> list[Path]:
 def _draw_times(cases: Sequence[Case], path: Path, title: str) -> Path:
     """A panel for each pass, a cluster of bars for each layer, the floor as a line through it."""
     passes = [p for p in PASSES if any(case.pass_ == p for case in cases)]
-    longest = max(sum(case.pass_ == p for case in cases) for p in passes)
-    size = (2 + 3.6 * len(passes), 2.2 + 0.5 * longest)
+    layers = list(dict.fromkeys(case.layer for case in cases))
+    size = (2 + 3.6 * len(passes), 2.4 + 0.5 * len(layers))
     figure, panels = plt.subplots(
         1, len(passes), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
     for axes, pass_ in zip(panels[0], passes, strict=True):
-        of_pass = [case for case in cases if case.pass_ == pass_]
+        found = {case.layer: case for case in cases if case.pass_ == pass_}
+        of_pass = [found.get(layer) for layer in layers]
         bars = {
-            "gconv": [case.ours for case in of_pass],
-            "F.conv2d": [case.best(["F.conv2d"]) for case in of_pass],
-            "torch.compile": [case.best(["torch.compile"]) for case in of_pass],
+            "gconv": [case and case.ours for case in of_pass],
+            "F.conv2d": [case and case.best(["F.conv2d"]) for case in of_pass],
+            "torch.compile": [case and case.best(["torch.compile"]) for case in of_pass],
         }
-        places = np.arange(len(of_pass))
+        places = np.arange(len(layers))
         for i, (runner, rows) in enumerate(bars.items()):
             lengths = [np.nan if row is None else row["p50"] for row in rows]
             axes.barh(places + 0.26 * (i - 1), lengths, 0.24, color=COLOURS[runner], label=runner)
-        for place, case in zip(places, of_pass, strict=True):
+        for place, case in enumerate(of_pass):
+            if case is None:
+                continue
             floor = next(iter(case.rows.values()))["floor"]
             axes.plot([floor] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.5)
         axes.plot([], [], color="black", linewidth=1.5, label="memory floor")
         axes.set(title=pass_, xlabel="microseconds", xscale="log")
-        _name_layers(axes, of_pass)
-    panels[0][-1].legend(frameon=False, fontsize=8, loc="best")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="x", labelsize=7)
+        _name_layers(axes, layers)
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     return _save(figure, path, title)
 
 
@@ -75,11 +85,9 @@ def _draw_fractions(cases: Sequence[Case], path: Path, title: str) -> Path:
         found = {case.layer: case.fraction for case in cases if case.pass_ == pass_}
         lengths = [100 * (found.get(layer) or np.nan) for layer in layers]
         axes.barh(np.arange(len(layers)) + 0.26 * (i - 1), lengths, 0.24, label=pass_)
-    axes.axvline(100, color="black", linewidth=1.5)
+    axes.axvline(100, color="black", linewidth=1.5, label="a copy")
     axes.set(xlabel="% of the speed of a copy of the same bytes")
-    axes.set_yticks(range(len(layers)), layers)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
+    _name_layers(axes, layers)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _save(figure, path, title)
 
@@ -89,29 +97,30 @@ def draw_networks(rows: Sequence[dict[str, Any]], folder: Path, where: str) -> P
     best: dict[tuple, dict[tuple[str, str], dict[str, Any]]] = {}
     for row in rows:
         if row["images_per_second"] is not None:
-            of_panel = best.setdefault((row["task"], row["batch"]), {})
+            of_panel = best.setdefault((row["task"], row["batch"], row["image"]), {})
             name = row["network"], row["runner"]
             if name not in of_panel or of_panel[name]["images_per_second"] < row["images_per_second"]:
                 of_panel[name] = row
     if not best:
-        best[("nothing", 0)] = {}
+        best["nothing", 0, 0] = {}
     figure, panels = plt.subplots(
         1, len(best), figsize=(1.5 + 3.8 * len(best), 3.6), layout="constrained", squeeze=False
     )
-    for axes, ((task, batch), found) in zip(panels[0], best.items(), strict=True):
-        names = sorted(found)
+    for axes, ((task, batch, image), found) in zip(panels[0], best.items(), strict=True):
+        names = sorted(found, key=lambda name: (name[0] == "resnet50", name[0], name[1] != "gconv"))
         colours = [COLOURS["resnet50" if name[0] == "resnet50" else name[1]] for name in names]
         bars = axes.barh(range(len(names)), [found[n]["images_per_second"] for n in names], color=colours)
         axes.bar_label(bars, [f"{found[n]['images_per_second']:,.0f}" for n in names], padding=3, fontsize=8)
-        axes.set_yticks(range(len(names)), [f"{n[0]}\n{n[1]}, {found[n]['mode']}" for n in names], fontsize=8)
-        axes.set(title=f"{task}, batch {batch}", xlabel="images/s")
+        told = [f"{n[0]}\n{n[1]}, {found[n]['mode']},\n{found[n]['layout']}" for n in names]
+        axes.set_yticks(range(len(names)), told, fontsize=8)
+        axes.set(title=f"{task}, batch {batch}, {image}x{image}", xlabel="images/s")
         axes.invert_yaxis()
         axes.margins(x=0.2)
     return _save(figure, folder / "networks.png", f"each in its best mode, {where}")
 
 
-def _name_layers(axes: Axes, cases: Sequence[Case]) -> None:
-    axes.set_yticks(range(len(cases)), [case.layer for case in cases])
+def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
+    axes.set_yticks(range(len(layers)), layers)
     if not axes.yaxis_inverted():
         axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)

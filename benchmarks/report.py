@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
-from benchmarks.store import read_table
+from benchmarks.layers import Row as layers_row
+from benchmarks.networks import Row as networks_row
+from benchmarks.store import read_environment, read_table
 from benchmarks.summary import Case, cases, geometric_mean, in_short, least, percent, times
 from gconv.terminal import fail
 
@@ -21,17 +22,18 @@ def write_report(folder: Path) -> list[Path]:
     """Writes ``report.md`` and the pictures that it shows into ``folder``; their paths."""
     if not (folder / "environment.json").exists():
         fail(f"{folder}: no results there, such as `python -m benchmarks run` writes")
-    environment = json.loads((folder / "environment.json").read_text())
-    layers = cases(read_table(folder / "layers.jsonl"))
-    networks = read_table(folder / "networks.jsonl")
+    environment = read_environment(folder)
+    layers = cases(rows := read_table(folder / "layers.jsonl", layers_row))
+    networks = read_table(folder / "networks.jsonl", networks_row)
     where = environment["gpu"] or environment["cpu"]
     pictures: list[Path] = []
     parts = [f"# {where}", _environment(environment)]
-    if layers:
+    if layers or networks:
         parts += ["## Against the aims", _table(_aims(layers, networks), left=1)]
+    if layers:
         pictures += plots.draw_layers(layers, folder, where)
         parts += [_picture(path) for path in pictures]
-        parts += ["## Layers in short", _SHORT, _table(in_short(read_table(folder / "layers.jsonl")), left=4)]
+        parts += ["## Layers in short", _SHORT, _table(in_short(rows), left=4)]
     if networks:
         path = plots.draw_networks(networks, folder, where)
         pictures.append(path)
@@ -103,22 +105,22 @@ def _aims(layers: Sequence[Case], networks: Sequence[dict[str, Any]]) -> list[tu
 
 
 def network_gains(networks: Sequence[dict[str, Any]], task: str) -> dict[str, float]:
-    """By network and batch: images/s with gconv over those with F.conv2d, each in its best mode."""
+    """By network and batch: images/s with gconv over F.conv2d's, each in its best mode."""
     gains = {}
     best = best_speeds(row for row in networks if row["task"] == task)
-    for (network, batch, runner), speed in best.items():
-        theirs = best.get((network, batch, "F.conv2d"))
+    for (network, batch, image, runner), speed in best.items():
+        theirs = best.get((network, batch, image, "F.conv2d"))
         if runner == "gconv" and theirs:
-            gains[f"{network}, batch {batch}"] = speed / theirs
+            gains[f"{network}, batch {batch}, {image}x{image}"] = speed / theirs
     return gains
 
 
-def best_speeds(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int, str], float]:
-    """The most images/s by network, batch and runner."""
-    best: dict[tuple[str, int, str], float] = {}
+def best_speeds(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int, int, str], float]:
+    """The most images/s by network, batch, image and runner."""
+    best: dict[tuple[str, int, int, str], float] = {}
     for row in rows:
         if row["images_per_second"] is not None:
-            key = row["network"], row["batch"], row["runner"]
+            key = row["network"], row["batch"], row["image"], row["runner"]
             best[key] = max(best.get(key, 0.0), row["images_per_second"])
     return best
 
@@ -156,12 +158,12 @@ def _layers(layers: Sequence[Case]) -> list[str]:
 
 
 def _networks(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    head = ("network", "runner", "layout", "task", "mode", "batch", "images/s", "ms", "peak memory")
+    head = ("network", "runner", "layout", "task", "mode", "batch", "image", "images/s", "ms", "peak memory")
     table = [(*head, "grouped", "match")]
     for row in rows:
         table.append(
             (
-                *(str(row[name]) for name in head[:6]),
+                *(str(row[name]) for name in head[:7]),
                 row["problem"] or f"{row['images_per_second']:,.0f}",
                 _number(row["p50"]),
                 "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f} GiB",

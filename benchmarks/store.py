@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,11 @@ class Store:
     def __init__(self, folder: Path, environment: dict[str, Any], overwrite: bool = False) -> None:
         self.folder = folder
         path = folder / "environment.json"
+        if folder.exists() and not folder.is_dir():
+            fail(f"{folder} is no folder")
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and not overwrite:
-            before = self.environment = json.loads(path.read_text())
+            before = self.environment = read_environment(folder)
             for name in SAME:
                 if before.get(name) != environment.get(name):
                     fail(
@@ -39,12 +43,13 @@ class Store:
             return
         self.environment = environment
         for table in folder.glob("*.jsonl"):
+            print(f"dropped {table}", file=sys.stderr)
             table.unlink()
         path.write_text(json.dumps(environment, indent=1) + "\n")
 
-    def read(self, table: str) -> list[dict[str, Any]]:
-        """The rows of a table. A last line that was cut off, as by a kill, is left out."""
-        return read_table(self.folder / f"{table}.jsonl")
+    def read(self, table: str, row: type) -> list[dict[str, Any]]:
+        """The rows of a table, each such as ``row`` takes."""
+        return read_table(self.folder / f"{table}.jsonl", row)
 
     def append(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
         """Adds rows to a table, all or none of them in the file."""
@@ -52,11 +57,30 @@ class Store:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; none where it is not there."""
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What a folder was measured on."""
+    path = folder / "environment.json"
+    try:
+        facts = json.loads(path.read_text())
+        return {"gpu": facts["gpu"], "cpu": facts["cpu"], **facts}
+    except (ValueError, KeyError, TypeError) as error:
+        fail(f"{path} is damaged: {error!r}")
+
+
+def read_table(path: Path, row: type) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, each such as ``row`` takes; none where it is not there.
+
+    A last line that was cut off, as by a kill, is taken away.
+    """
     if not path.exists():
         return []
     *lines, rest = path.read_text().split("\n")
     if rest:
         path.write_text("".join(f"{line}\n" for line in lines))
-    return [json.loads(line) for line in lines]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(asdict(row(**json.loads(line))))
+        except (ValueError, TypeError) as error:
+            fail(f"{path}, line {number}, is no measurement: {error}")
+    return rows

@@ -85,11 +85,11 @@ def _ratio(theirs: dict[str, Any] | None, ours: dict[str, Any] | None) -> float 
 
 
 def cases(rows: Rows) -> list[Case]:
-    """The rows case by case, in their order."""
-    return [
-        Case(*key, {(row["runner"], row["layout"]): row for row in of_case})
-        for key, of_case in groupby(rows, key=lambda row: tuple(row[name] for name in CASE))
-    ]
+    """The rows case by case, in their order; of a row that was measured again, the last."""
+    found: dict[tuple, dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in CASE), {})[row["runner"], row["layout"]] = row
+    return [Case(*key, of_case) for key, of_case in found.items()]
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
@@ -134,8 +134,8 @@ def in_short(rows: Rows) -> list[tuple[str, ...]]:
 
 
 def percent(value: float | None) -> str:
-    """Such as 87%."""
-    return "" if value is None else f"{value:.0%}"
+    """Such as 87%, or 0.4%."""
+    return "" if value is None else f"{100 * value:.0f}%" if value >= 0.1 else f"{100 * value:.1g}%"
 
 
 def times(value: float | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -49,6 +51,24 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     if moving and total:
         _show(what, done + 1, total, time.monotonic() - start, moving)
         print(file=sys.stderr)
+
+
+def count(text: str) -> int:
+    """For argparse: a whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def minutes(text: str) -> float:
+    """For argparse: a time to stop after."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")
+    return number
 
 
 def fail(message: Any) -> NoReturn:

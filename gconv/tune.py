@@ -25,7 +25,7 @@ from gconv.environment import environment
 from gconv.geometry import ConvGeometry
 from gconv.problem import TYPES, Problem
 from gconv.suites import SUITES
-from gconv.terminal import columns, fail, track
+from gconv.terminal import columns, count, fail, minutes, track
 
 if TYPE_CHECKING:
     from gconv.kernels.tuning import Finding
@@ -107,7 +107,10 @@ def _run(problems: list[Problem], device: torch.device, arguments: argparse.Name
     from gconv.kernels import choice, device_of, tuning  # imports Triton
 
     path = arguments.out or choice.user_folder() / choice.file_name(device_of(device).name)
-    entries = {(entry.kind, entry.size): entry for entry in choice.read_entries(path)}
+    try:
+        entries = {(entry.kind, entry.size): entry for entry in choice.read_entries(path)}
+    except ValueError as error:
+        fail(f"{error}; move it away, or choose another --out")
     choice.write_entries(path, entries.values(), environment(device))  # now, not after minutes, it may fail
     todo = [p for p in problems if arguments.again or tuning.key(p) not in entries]
     print(f"{len(problems)} passes of layers, {len(problems) - len(todo)} of them in {path} already")
@@ -143,6 +146,14 @@ def _rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
         n, c, h, w = f.problem.geometry.input_size
         k, _, r, s = f.problem.geometry.weight_size
         layer = f"{n} x {c}/{f.problem.geometry.groups} x {h} x {w} -> {k}, {r}x{s}"
+        layer += "".join(
+            f", {name} {'x'.join(map(str, pair))}"
+            for name, pair in (
+                ("stride", f.problem.geometry.stride),
+                ("dilation", f.problem.geometry.dilation),
+            )
+            if pair != (1, 1)
+        )
         ours, theirs = f.triton.get("channels_last"), f.aten["channels_last"]
         numbers = ("", f"{theirs:.1f}", "") if ours is None else (
             f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}x"
@@ -170,14 +181,17 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
 
 def _layers_of_model(name: str, size: Sequence[int]) -> list[ConvGeometry]:
     module, _, function = name.partition(":")
+    if not function:
+        fail(f"--model {name}: it is MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d")
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        fail(f"--model {name}: {error}; it is MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d")
+        fail(f"--model {name}: {error}")
     try:
         layers = grouped_convolutions(make, size)
     except Exception as error:  # whatever a stranger's model raises
-        fail(f"--model {name}: does not run on an image of {tuple(size)}: {error}")
+        told = str(error).partition("\n")[0]
+        fail(f"--model {name}: does not run on an image of {tuple(size)}: {told}")
     return layers or fail(f"--model {name}: has no grouped convolution")
 
 
@@ -191,15 +205,19 @@ def _parser() -> argparse.ArgumentParser:
     several = {"nargs": "+", "metavar": "NAME"}
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--suite", **several, choices=SUITES, default=suites, help=f"of {', '.join(suites)}; default: all"
+        "--suite",
+        **several,
+        choices=SUITES,
+        default=suites,
+        help=f"of {', '.join(SUITES)}; default: all but tiny",
     )
     what.add_argument("--model", metavar="MODULE:FUNCTION", help="whose grouped convolutions to measure")
     parser.add_argument(
-        "--image", type=int, nargs=3, default=(3, 224, 224), metavar=("C", "H", "W"),
+        "--image", type=count, nargs=3, default=(3, 224, 224), metavar=("C", "H", "W"),
         help="the image that the model gets; default: 3 224 224",
     )  # fmt: skip
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[256, 32, 1], metavar="N", help="default: 256 32 1"
+        "--batch", type=count, nargs="+", default=[256, 32, 1], metavar="N", help="default: 256 32 1"
     )
     parser.add_argument(
         "--dtypes", **several, choices=TYPES, default=["bfloat16", "float16", "tf32"],
@@ -213,9 +231,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", help="the table; default: the GPU's in your cache folder"
     )
     parser.add_argument("--again", action="store_true", help="measure what is in the table as well")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after as many")
+    parser.add_argument("--minutes", type=minutes, default=float("inf"), help="stop after as many")
     parser.add_argument(
-        "--processes", type=int, default=os.cpu_count(), help="that compile; default: one for each core"
+        "--processes", type=count, default=os.cpu_count(), help="that compile; default: one for each core"
     )
     return parser
 

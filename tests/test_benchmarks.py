@@ -34,7 +34,7 @@ def test_layers_are_measured_by_everyone_and_a_second_run_measures_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert command.main([*RUN, "--out", str(tmp_path)]) == 0
-    rows = read_table(tmp_path / "layers.jsonl")
+    rows = read_table(tmp_path / "layers.jsonl", layers.Row)
     assert len(rows) == 2 * 3 * 4, "layers, passes, contenders in two layouts"
     for row in rows:
         assert row["problem"] is None and row["error"] < 1e-5 and row["ran"] in ("aten", "F.conv2d")
@@ -45,7 +45,7 @@ def test_layers_are_measured_by_everyone_and_a_second_run_measures_nothing(
     assert "tiny   2      float32  weight_grad" in said.out
     assert command.main([*RUN, "--out", str(tmp_path)]) == 0
     assert "6 cases, 6 of them in" in capsys.readouterr().err
-    assert read_table(tmp_path / "layers.jsonl") == rows
+    assert read_table(tmp_path / "layers.jsonl", layers.Row) == rows
 
 
 def test_a_run_that_was_killed_in_the_middle_of_a_line_goes_on(
@@ -58,7 +58,7 @@ def test_a_run_that_was_killed_in_the_middle_of_a_line_goes_on(
     capsys.readouterr()
     assert command.main([*RUN, "--passes", "forward", "input_grad", "--out", str(tmp_path)]) == 0
     assert "4 cases, 2 of them in" in capsys.readouterr().err
-    assert path.read_text().startswith(text) and len(read_table(path)) == 16
+    assert path.read_text().startswith(text) and len(read_table(path, layers.Row)) == 16
 
 
 def test_a_wrong_answer_has_no_speed_and_fails_the_run(
@@ -69,11 +69,11 @@ def test_a_wrong_answer_has_no_speed_and_fails_the_run(
 
     monkeypatch.setitem(peers.RUNNERS, "auto", wrong)
     assert command.main([*RUN, "--passes", "forward", "--out", str(tmp_path)]) == 1
-    for row in read_table(tmp_path / "layers.jsonl"):
+    for row in read_table(tmp_path / "layers.jsonl", layers.Row):
         assert (row["p50"] is None) == (row["runner"] == "auto")
         assert (row["problem"] or "").startswith("wrong by") == (row["runner"] == "auto")
     assert "wrong by 1.0e-03" in capsys.readouterr().err
-    (case, *_) = summary.cases(read_table(tmp_path / "layers.jsonl"))
+    (case, *_) = summary.cases(read_table(tmp_path / "layers.jsonl", layers.Row))
     assert case.ours is None and case.speedup is None and case.best_peer is not None
 
 
@@ -108,10 +108,50 @@ def test_one_that_cannot_be_timed_leaves_the_others_their_times(monkeypatch: pyt
     assert [row.p50 is None for row in rows] == [True, True, False, False]
 
 
+def test_contenders_that_were_not_measured_or_could_not_run_are_measured_in_a_second_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def failing(problem: object) -> peers.Run:
+        raise RuntimeError("not yet")
+
+    first = [*RUN[:-3], "--passes", "forward", "--out", str(tmp_path), "--contenders"]
+    with monkeypatch.context() as patch:
+        patch.setitem(peers.RUNNERS, "auto", failing)
+        assert command.main([*first, "auto"]) == 0
+    assert command.main([*first, "auto", "F.conv2d"]) == 0
+    found = summary.cases(read_table(tmp_path / "layers.jsonl", layers.Row))
+    assert len(found) == 2
+    for case in found:
+        assert case.ours is not None and case.best_peer is not None
+    capsys.readouterr()
+    assert command.main([*first, "F.conv2d", "auto"]) == 0
+    assert "2 cases, 2 of them in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("environment.json", '{"gpu": nul', "environment.json is damaged"),
+        ("environment.json", "{}", "environment.json is damaged"),
+        ("layers.jsonl", '{"suite": "tiny"}\n', "layers.jsonl, line 1, is no measurement"),
+        ("layers.jsonl", "nothing\n", "layers.jsonl, line 1, is no measurement"),
+        ("networks.jsonl", "[]\n", "networks.jsonl, line 1, is no measurement"),
+    ],
+)
+def test_damaged_results_are_named(
+    name: str, text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "environment.json").write_text(json.dumps({"gpu": None, "cpu": "a"}))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["report", str(tmp_path)])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_torch_compile_is_a_peer_that_gives_the_same(tmp_path: Path) -> None:
     options = ["--passes", "forward", "weight_grad", "--contenders", "torch.compile", "--out", str(tmp_path)]
     assert command.main([*RUN, *options]) == 0
-    assert all(row["problem"] is None for row in read_table(tmp_path / "layers.jsonl"))
+    assert all(row["problem"] is None for row in read_table(tmp_path / "layers.jsonl", layers.Row))
 
 
 @pytest.mark.parametrize("name", ["commit", "gpu", "torch"])
@@ -127,18 +167,18 @@ def test_another_commit_or_machine_needs_another_folder(
         command.main(run)
     assert stopped.value.code == 2 and f"was measured with {name} another" in capsys.readouterr().err
     assert command.main([*run, "--overwrite"]) == 0
-    assert len(read_table(tmp_path / "layers.jsonl")) == 8
+    assert len(read_table(tmp_path / "layers.jsonl", layers.Row)) == 8
 
 
 def test_time_is_up_between_two_cases(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert command.main([*RUN, "--out", str(tmp_path), "--minutes", "0"]) == 0
-    assert "time is up" in capsys.readouterr().err and not read_table(tmp_path / "layers.jsonl")
+    assert command.main([*RUN, "--out", str(tmp_path), "--minutes", "1e-9"]) == 0
+    assert "time is up" in capsys.readouterr().err and not read_table(tmp_path / "layers.jsonl", layers.Row)
 
 
 def test_networks_are_measured_with_and_without_gconv(tmp_path: Path) -> None:
-    run = ["networks", "--network", "tiny", "--image", "16", "--batch", "2", "--modes", "eager", "graphed"]
+    run = ["networks", "--network", "tiny", "--image", "32", "--batch", "2", "--modes", "eager", "graphed"]
     assert command.main([*run, "--out", str(tmp_path)]) == 0
-    rows = read_table(tmp_path / "networks.jsonl")
+    rows = read_table(tmp_path / "networks.jsonl", networks.Row)
     assert {(row["runner"], row["layout"]) for row in rows} == {
         ("gconv", "channels_last"), ("F.conv2d", "channels_last"), ("F.conv2d", "contiguous"),
     }  # fmt: skip
@@ -231,7 +271,9 @@ def network_row(network: str, runner: str, mode: str, speed: float | None) -> di
 
 
 def test_report_tells_what_the_rows_say(tmp_path: Path) -> None:
-    (tmp_path / "environment.json").write_text(json.dumps({"gpu": "NVIDIA Test", "commit": "abc123"}))
+    (tmp_path / "environment.json").write_text(
+        json.dumps({"gpu": "NVIDIA Test", "cpu": "a", "commit": "abc123"})
+    )
     table = [
         network_row("resnext50_32x4d", "gconv", "eager", 1500.0),
         network_row("resnext50_32x4d", "gconv", "compiled", 2400.0),
@@ -250,8 +292,8 @@ def test_report_tells_what_the_rows_say(tmp_path: Path) -> None:
         "forward, input_grad: extra memory, none | 1.0 MiB | no |",
         "weight_grad: extra memory, at most 32 MiB | - | - |",
         "host time of an eager call over F.conv2d's, at most 1.3x | 1.20x | yes |",
-        "training of resnext50_32x4d, batch 256: over F.conv2d, each in its best mode, at least 1.25x "
-        "| 1.20x | no |",
+        "training of resnext50_32x4d, batch 256, 224x224: over F.conv2d, each in its best mode, at least "
+        "1.25x | 1.20x | no |",
         "OutOfMemoryError: too large",
     ):
         assert line in text, line
@@ -279,7 +321,18 @@ def test_runners_are_who_they_say() -> None:
     ("options", "message"),
     [
         (["report", "/nowhere"], "error: /nowhere: no results there"),
-        (["run", "--suite", "tiny", "--batch", "0"], "argument --batch: 0 is less than 1"),
+        (
+            ["run", "--suite", "tiny", "--batch", "0"],
+            "argument --batch: '0' is no whole number of at least 1",
+        ),
+        (
+            ["run", "--suite", "tiny", "--batch", "x"],
+            "argument --batch: 'x' is no whole number of at least 1",
+        ),
+        (["run", "--suite", "tiny", "--minutes", "-1"], "argument --minutes: '-1' is no number of minutes"),
+        (["run", "--suite", "tiny", "--out", __file__], "is no folder"),
+        (["networks", "--image", "31"], "argument --image: 31 is less than 32"),
+        (["networks", "--network", "tiny", "--modes", "graphed"], "error: --modes: none is left"),
         (["run", "--suite", "resnet"], "argument --suite: invalid choice: 'resnet'"),
         (["run", "--suite", "tiny", "--out", "/proc/nowhere"], "error: /proc/nowhere: No such file"),
         ([], "the following arguments are required: COMMAND"),

@@ -116,7 +116,7 @@ def test_reasons_tell_what_was_measured(folders: tuple) -> None:
 def test_what_is_no_table_is_left_aside_with_a_warning(text: str, folders: tuple) -> None:
     folders[1].mkdir()
     (folders[1] / "nvidia-test-1.json").write_text(text)
-    with pytest.warns(UserWarning, match="nvidia-test-1.json is left aside"):
+    with pytest.warns(UserWarning, match="nvidia-test-1.json is no table of gconv's: .*; it is left aside"):
         tile = choice.tile_of("forward", LAYER.geometry(32), *HALF)
     assert tile == tiles.tile_by_rule("forward", LAYER.geometry(32), *HALF)
 

@@ -9,6 +9,7 @@ import torch
 
 import gconv
 from benchmarks import __main__ as benchmarks
+from benchmarks import layers, networks
 from benchmarks.store import read_table
 from gconv import timing, tune
 from gconv.kernels import choice
@@ -54,6 +55,7 @@ def test_benchmarks_measure_and_report(tmp_path: Path) -> None:
     assert benchmarks.main(["run", "--suite", "tiny", "--batch", "4", "--dtypes", "bfloat16", *where]) == 0
     assert benchmarks.main(["networks", "--network", "tiny", "--image", "32", "--batch", "16", *where]) == 0
     assert benchmarks.main(["report", str(tmp_path)]) == 0
-    for table in ("layers", "networks"):
-        rows = read_table(tmp_path / f"{table}.jsonl")
+    for table in (layers, networks):
+        name = table.__name__.rpartition(".")[2]
+        rows = read_table(tmp_path / f"{name}.jsonl", table.Row)
         assert [row["problem"] for row in rows if row["problem"]] == []

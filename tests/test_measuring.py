@@ -200,6 +200,15 @@ def test_tune_writes_a_table_and_goes_on_where_it_stopped(
     assert json.loads(path.read_text())["environment"]["torch"] == torch.__version__
 
 
+@pytest.mark.parametrize(
+    "option", [["--batch", "0"], ["--minutes", "nan"], ["--processes", "-1"]], ids=" ".join
+)
+def test_numbers_that_make_no_sense_are_refused(option: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        tune.main(option)
+    assert stopped.value.code == 2 and f"argument {option[0]}: {option[1]!r} is no" in capsys.readouterr().err
+
+
 @interpreted
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -213,6 +222,8 @@ def test_tune_writes_a_table_and_goes_on_where_it_stopped(
         ),
         (["--model", "resnext:resnext50_32x4d", "--image", "1", "8", "8", "--out", "x"], "does not run on"),
         (["--suite", "tiny", "--out", "/proc/nowhere/table.json"], "/proc/nowhere"),
+        (["--suite", "tiny", "--out", __file__], "test_measuring.py is no table of gconv's"),
+        (["--model", "resnext", "--out", "x"], "--model resnext: it is MODULE:FUNCTION"),
     ],
     ids=lambda part: part if isinstance(part, str) else " ".join(part),
 )

@@ -17,7 +17,7 @@ from gconv.kernels import compiled
 from gconv.kernels.compiled import TARGETS, Kernel
 from gconv.problem import TYPES
 from gconv.suites import SUITES
-from gconv.terminal import columns, fail, track
+from gconv.terminal import columns, count, fail, track
 
 DESCRIPTION = """\
 Compiles every kernel, in every tile that it is launched in for the layers of some suites at batch 256,
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         **several,
         choices=SUITES,
         default=suites,
-        help=f"of {', '.join(suites)}; default: all",
+        help=f"of {', '.join(SUITES)}; default: all but tiny",
     )
     parser.add_argument(
         "--dtypes",
@@ -86,12 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tuning",
         action="store_true",
-        help="in all tiles that tuning would measure, which leaves out those that spill; default: the rules'",
+        help="in all tiles that tuning would compile, which drops those that spill; default: the rules'",
     )
     parser.add_argument(
         "--json", action="store_true", help="print JSON, with the layers that each kernel runs"
     )
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each core")
+    parser.add_argument("--processes", type=count, default=os.cpu_count(), help="default: one for each core")
     return parser
 
 

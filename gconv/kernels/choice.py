@@ -133,7 +133,7 @@ def type_name(dtype: torch.dtype, precision: str) -> str:
 @cache
 def table(device_name: str) -> dict[tuple, list[Entry]]:
     """All entries for a GPU by kind; the user's alone for a kind of which there are any."""
-    tables = [read_entries(folder / file_name(device_name)) for folder in (SHIPPED, user_folder())]
+    tables = [_entries_or_none(folder / file_name(device_name)) for folder in (SHIPPED, user_folder())]
     found: dict[tuple, list[Entry]] = {}
     for entries in tables:
         kinds = defaultdict(list)
@@ -146,7 +146,8 @@ def table(device_name: str) -> dict[tuple, list[Entry]]:
 def read_entries(path: Path) -> list[Entry]:
     """The entries of a table; none where there is no file, or it was written for another gconv's kernels.
 
-    A file that is no table is left aside with a warning: a convolution must not fail for it.
+    Raises:
+        ValueError: the file is no table.
     """
     if not path.exists():
         return []
@@ -154,7 +155,15 @@ def read_entries(path: Path) -> list[Entry]:
         saved = json.loads(path.read_text())
         return [Entry.read(fields) for fields in saved["entries"]] if saved["kernels"] == KERNELS else []
     except (ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"{path} is left aside, it is no table of gconv's: {error!r}", stacklevel=2)
+        raise ValueError(f"{path} is no table of gconv's: {error!r}") from None
+
+
+def _entries_or_none(path: Path) -> list[Entry]:
+    """The entries of a table; with a warning none where it is no table: no convolution must fail for it."""
+    try:
+        return read_entries(path)
+    except ValueError as error:
+        warnings.warn(f"{error}; it is left aside", stacklevel=2)
         return []
 
 

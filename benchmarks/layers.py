@@ -111,8 +111,9 @@ def _check(
     contender: Contender, problem: Problem, operands: Operands, truth: Tensor, device: torch.device
 ) -> tuple[Run | None, dict[str, Any]]:
     """How the contender runs, and all of its row but the times."""
-    row: dict[str, Any] = {"ran": who_runs(contender, problem, operands), "problem": None}
+    row: dict[str, Any] = {"ran": contender.runner, "problem": None}
     try:
+        row["ran"] = who_runs(contender, problem, operands)
         run = RUNNERS[contender.runner](problem)
         row["error"] = float(f"{problem.error(run_poisoned(run, operands), truth):.2e}")
         row["extra_bytes"] = extra_memory(lambda: run(operands), device)

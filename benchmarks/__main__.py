@@ -79,12 +79,13 @@ def run(parsed: argparse.Namespace) -> int:
 
 def run_networks(parsed: argparse.Namespace) -> int:
     """Measures networks; 1 where an answer was wrong."""
-    device, store = _device(), _store(parsed)
+    device = _device()
     modes = [mode for mode in parsed.modes if device.type == "cuda" or not mode.endswith("graphed")]
     if modes != parsed.modes:
         print("no CUDA graphs without a GPU: those modes are left out", file=sys.stderr)
     if not modes:
         fail("--modes: none is left")
+    store = _store(parsed)
     cases = list(networks.cases(parsed.network, parsed.tasks, modes, parsed.batch, parsed.image))
     rows = [networks.Row(**row) for row in store.read("networks", networks.Row)]
     done = {row.case for row in rows if row.settled}

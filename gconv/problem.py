@@ -75,6 +75,7 @@ class Problem:
         try:
             yield
         finally:
+            torch._C._set_cudnn_allow_tf32(before[0] == "tf32")
             cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
 
     def draw(self, device: torch.device, layout: str = "channels_last") -> Operands:

@@ -98,9 +98,12 @@ def test_operands_lie_as_asked_and_precision_is_restored() -> None:
     for layout, form in LAYOUTS.items():
         assert all(t.is_contiguous(memory_format=form) for t in problem.draw(CPU, layout))
     before = torch.backends.cudnn.conv.fp32_precision
-    with problem.precision():
-        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
-    assert torch.backends.cudnn.conv.fp32_precision == before
+    for type_, inside in (("tf32", "tf32"), ("float32", "none"), ("float16", before)):
+        with replace(problem, type=type_).precision():
+            assert torch.backends.cudnn.conv.fp32_precision == inside
+            torch._C._get_cudnn_allow_tf32()  # raises where two ways to set it were mixed
+        assert torch.backends.cudnn.conv.fp32_precision == before
+        torch._C._get_cudnn_allow_tf32()
 
 
 def test_unlike_paddings_have_a_peer_too() -> None:

@@ -18,7 +18,7 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 test: .venv/dev.installed  ## run the tests (5 minutes)
 	$(BIN)/python -m pytest -q --numprocesses auto --benchmark-disable
 
-matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (10 minutes)
+matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (12 minutes)
 	$(BIN)/python -m pytest -q -m matrix
 
 kernels: .venv/dev.installed  ## print registers, spills and instructions of every kernel, for five GPUs (2 minutes)

@@ -14,13 +14,14 @@ import torch
 
 from benchmarks import layers, networks
 from benchmarks.peers import RUNNERS, Contender, contenders
-from benchmarks.store import Store
+from benchmarks.store import Store, is_wrong
 from benchmarks.summary import in_short
-from gconv.dispatch import PASSES, why_not_triton
-from gconv.environment import environment
+from gconv.dispatch import why_not_triton
+from gconv.environment import environment, slug
+from gconv.geometry import PASSES
 from gconv.problem import TYPES, Problem
-from gconv.suites import SUITES
-from gconv.terminal import columns, count, fail, minutes, track
+from gconv.suites import REAL, SUITES
+from gconv.terminal import add_names, columns, count, fail, minutes, run_resumable, track
 from gconv.timing import copy_speed
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,15 +45,7 @@ command goes on from there. No time is written for a wrong answer.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parsed = _parser().parse_args(arguments)
-    try:
-        return parsed.command(parsed)
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted: what was measured is kept; the same command goes on from there", file=sys.stderr
-        )
-        return 130
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror}")
+    return run_resumable(lambda: parsed.command(parsed))
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -62,11 +55,10 @@ def run(parsed: argparse.Namespace) -> int:
     device, store = _device(), _store(parsed)
     runners = contenders(parsed.contenders or _able(cases[0][1], device))
     bandwidth = store.environment["copy_gb_per_s"] * 1e9
-    rows = [layers.Row(**row) for row in store.read("layers", layers.Row)]
-    done = {(row.case, row.runner, row.layout) for row in rows if row.settled}
+    done = store.settled("layers", layers.Row, (*layers.CASE, "runner", "layout"))
 
     def left(case: tuple) -> list[Contender]:
-        return [who for who in runners if (case, who.runner, who.layout) not in done]
+        return [who for who in runners if (*case, who.runner, who.layout) not in done]
 
     def measure(case: tuple) -> list[dict[str, Any]]:
         return [asdict(row) for row in layers.measure(*case, left(case[0]), device, bandwidth)]
@@ -87,8 +79,7 @@ def run_networks(parsed: argparse.Namespace) -> int:
         fail("--modes: none is left")
     store = _store(parsed)
     cases = list(networks.cases(parsed.network, parsed.tasks, modes, parsed.batch, parsed.image))
-    rows = [networks.Row(**row) for row in store.read("networks", networks.Row)]
-    done = {row.case for row in rows if row.settled}
+    done = store.settled("networks", networks.Row, networks.CASE)
 
     def measure(case: tuple) -> list[dict[str, Any]]:
         return [asdict(networks.measure(*case, device))]
@@ -127,7 +118,7 @@ def _measure_all(todo: list, total: int, measure: Callable, store: Store, table:
             continue
         store.append(table, rows)
         for row in rows:
-            wrong |= (row["problem"] or "").startswith("wrong")
+            wrong |= is_wrong(row)
             if row["problem"]:
                 print(f"\n{row['runner']}, {row['layout']}: {row['problem']}", file=sys.stderr)
     return wrong
@@ -160,22 +151,13 @@ def _store(parsed: argparse.Namespace) -> Store:
 
 
 def _default_folder(facts: dict[str, Any]) -> Path:
-    return RESULTS / ("cpu" if facts["gpu"] is None else facts["gpu"].lower().replace(" ", "-"))
+    return RESULTS / slug(facts["gpu"] or "cpu")
 
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m benchmarks", description=DESCRIPTION, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    several = {"nargs": "+", "metavar": "NAME"}
-
-    def choice(
-        command: argparse.ArgumentParser, name: str, of: Sequence[str], default: Sequence[str]
-    ) -> None:
-        told = "all" if list(default) == list(of) else " ".join(default)
-        command.add_argument(
-            name, **several, choices=of, default=list(default), help=f"of {', '.join(of)}; default: {told}"
-        )
 
     def command(name: str, function: Callable, help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help, formatter_class=raw)
@@ -196,26 +178,19 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--minutes", type=minutes, default=float("inf"), metavar="M", help="stop after M")
 
     made = command("run", run, "Measure single passes of the grouped layers of well-known networks.")
-    real = [name for name in SUITES if name != "tiny"]
+    add_names(made, "--suite", SUITES, REAL)
+    add_names(made, "--passes", PASSES)
+    add_names(made, "--dtypes", TYPES)
     made.add_argument(
-        "--suite",
-        **several,
-        choices=SUITES,
-        default=real,
-        help=f"of {', '.join(SUITES)}; default: all but tiny",
-    )
-    choice(made, "--passes", PASSES, PASSES)
-    choice(made, "--dtypes", list(TYPES), list(TYPES))
-    made.add_argument(
-        "--contenders", **several, choices=list(RUNNERS),
+        "--contenders", nargs="+", metavar="NAME", choices=list(RUNNERS),
         help=f"of {', '.join(RUNNERS)}; default: all that can run here, but reference",
     )  # fmt: skip
     common(made, [256, 32, 1])
 
     made = command("networks", run_networks, "Measure whole networks, with gconv and with F.conv2d.")
-    choice(made, "--network", list(networks.NETWORKS), ["resnext50_32x4d", "resnext101_32x8d", "resnet50"])
-    choice(made, "--tasks", networks.TASKS, networks.TASKS)
-    choice(made, "--modes", networks.MODES, networks.MODES)
+    add_names(made, "--network", networks.NETWORKS, ["resnext50_32x4d", "resnext101_32x8d", "resnet50"])
+    add_names(made, "--tasks", networks.TASKS)
+    add_names(made, "--modes", networks.MODES)
     made.add_argument("--image", type=_side, default=224, metavar="PIXELS", help="at least 32; default: 224")
     common(made, [256, 64])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -57,28 +58,17 @@ class Row:
     error: float | None = None
     problem: str | None = None
 
-    @property
-    def case(self) -> tuple:
-        """What was run."""
-        return self.suite, self.layer, self.batch, self.type, self.pass_
 
-    @property
-    def settled(self) -> bool:
-        """Whether it was run: with a time, or wrong. What could not be run is tried again."""
-        return self.problem is None or self.problem.startswith("wrong")
+CASE = ("suite", "layer", "batch", "type", "pass_")
 
 
 def cases(
     suites: dict[str, Sequence[Layer]], batches: Sequence[int], types: Sequence[str], passes: Sequence[str]
 ) -> Iterator[tuple[tuple, Problem]]:
-    """Each pass to be measured, and its name as in ``Row.case``."""
-    for type_ in types:
-        for batch in batches:
-            for suite, layers in suites.items():
-                for layer in layers:
-                    for pass_ in passes:
-                        problem = Problem(pass_, layer.geometry(batch), type_)
-                        yield (suite, layer.name, batch, type_, pass_), problem
+    """Each pass to be measured, and its name, as in ``CASE``."""
+    layers = [(suite, layer) for suite, of_suite in suites.items() for layer in of_suite]
+    for type_, batch, (suite, layer), pass_ in product(types, batches, layers, passes):
+        yield (suite, layer.name, batch, type_, pass_), Problem(pass_, layer.geometry(batch), type_)
 
 
 def measure(
@@ -102,7 +92,7 @@ def measure(
                 calls[contender] = [lambda run=run, operands=operands: run(operands) for operands in sets]
         for contender, times in _time(calls, device).items():
             rows[contender] |= times
-    named = dict(zip(("suite", "layer", "batch", "type", "pass_"), case, strict=True))
+    named = dict(zip(CASE, case, strict=True))
     named["floor"] = _microseconds(problem.bytes / bandwidth)
     return [Row(**named, **asdict(contender), **row) for contender, row in rows.items()]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,11 @@ class Store:
         """The rows of a table, each such as ``row`` takes."""
         return read_table(self.folder / f"{table}.jsonl", row)
 
+    def settled(self, table: str, row: type, names: Sequence[str]) -> set[tuple]:
+        """Fields of the rows that were run, with a time or wrong. What could not be run is tried again."""
+        rows = self.read(table, row)
+        return {tuple(r[name] for name in names) for r in rows if r["problem"] is None or is_wrong(r)}
+
     def append(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
         """Adds rows to a table, all or none of them in the file."""
         with open(self.folder / f"{table}.jsonl", "a") as file:
@@ -84,3 +89,8 @@ def read_table(path: Path, row: type) -> list[dict[str, Any]]:
         except (ValueError, TypeError) as error:
             fail(f"{path}, line {number}, is no measurement: {error}")
     return rows
+
+
+def is_wrong(row: dict[str, Any]) -> bool:
+    """Whether a measurement has no time because its answer was wrong."""
+    return (row["problem"] or "").startswith("wrong")

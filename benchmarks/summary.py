@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from benchmarks.layers import CASE
 from benchmarks.peers import PEERS
 from gconv.problem import LAYOUTS
 
 Rows = Sequence[dict[str, Any]]
-CASE = ("suite", "layer", "batch", "type", "pass_")
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from gconv.geometry import ConvGeometry
+from gconv.geometry import PASSES, ConvGeometry
 
 IMPLEMENTATIONS = {"triton": "gconv.kernels", "aten": "gconv.aten", "reference": "gconv.reference"}
 BACKENDS = ("auto", *IMPLEMENTATIONS)
-PASSES = ("forward", "input_grad", "weight_grad")
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_INSTALLED = find_spec("triton") is not None

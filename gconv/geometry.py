@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+PASSES = ("forward", "input_grad", "weight_grad")
+
 
 class Padding(NamedTuple):
     """Zeros around the image, in pixels. The sides differ only for ``padding="same"`` with an even reach."""

@@ -74,3 +74,5 @@ SUITES: dict[str, tuple[Layer, ...]] = {
     # no network's: to try a harness in seconds
     "tiny": (Layer(16, 4, 6), Layer(16, 4, 3, stride=2)),
 }
+
+REAL = [name for name in SUITES if name != "tiny"]

@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -51,6 +51,37 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     if moving and total:
         _show(what, done + 1, total, time.monotonic() - start, moving)
         print(file=sys.stderr)
+
+
+def add_names(
+    parser: argparse.ArgumentParser,
+    option: str,
+    of: Collection[str],
+    default: Sequence[str] | None = None,
+    note: str = "",
+) -> None:
+    """An option that takes some of the names ``of``; all by default.
+
+    ``note`` follows the names in the help.
+    """
+    default = list(of if default is None else default)
+    left_out = [name for name in of if name not in default]
+    told = " ".join(default) if len(left_out) > 1 else " but ".join(["all", *left_out])
+    text = f"of {', '.join(of)}{note}; default: {told}"
+    parser.add_argument(option, nargs="+", metavar="NAME", choices=list(of), default=default, help=text)
+
+
+def run_resumable(command: Callable[[], int]) -> int:
+    """Runs a command that keeps what it has done; its exit code."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: what was measured is kept; the same command goes on from there", file=sys.stderr
+        )
+        return 130
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
 
 
 def count(text: str) -> int:

@@ -22,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 
 from gconv import dispatch, functional
 from gconv.environment import environment
-from gconv.geometry import ConvGeometry
+from gconv.geometry import PASSES, ConvGeometry
 from gconv.problem import TYPES, Problem
-from gconv.suites import SUITES
-from gconv.terminal import columns, count, fail, minutes, track
+from gconv.suites import REAL, SUITES
+from gconv.terminal import add_names, columns, count, fail, minutes, run_resumable, track
 
 if TYPE_CHECKING:
     from gconv.kernels.tuning import Finding
@@ -91,15 +91,7 @@ def main(command: Sequence[str] | None = None) -> int:
         fail(problem)
     if device.type == "cpu" and arguments.out is None:
         fail("--out FILE is needed: what the interpreter takes is good for a trial alone")
-    try:
-        return _run(problems, device, arguments)
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted: what was measured is kept; the same command goes on from there", file=sys.stderr
-        )
-        return 130
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror}")
+    return run_resumable(lambda: _run(problems, device, arguments))
 
 
 def _run(problems: list[Problem], device: torch.device, arguments: argparse.Namespace) -> int:
@@ -201,16 +193,8 @@ def _parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    suites = [name for name in SUITES if name != "tiny"]
-    several = {"nargs": "+", "metavar": "NAME"}
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--suite",
-        **several,
-        choices=SUITES,
-        default=suites,
-        help=f"of {', '.join(SUITES)}; default: all but tiny",
-    )
+    add_names(what, "--suite", SUITES, REAL)
     what.add_argument("--model", metavar="MODULE:FUNCTION", help="whose grouped convolutions to measure")
     parser.add_argument(
         "--image", type=count, nargs=3, default=(3, 224, 224), metavar=("C", "H", "W"),
@@ -219,14 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", type=count, nargs="+", default=[256, 32, 1], metavar="N", help="default: 256 32 1"
     )
-    parser.add_argument(
-        "--dtypes", **several, choices=TYPES, default=["bfloat16", "float16", "tf32"],
-        help=f"of {', '.join(TYPES)}; default: bfloat16 float16 tf32",
-    )  # fmt: skip
-    parser.add_argument(
-        "--passes", **several, choices=dispatch.PASSES, default=dispatch.PASSES,
-        help=f"of {', '.join(dispatch.PASSES)}; default: all",
-    )  # fmt: skip
+    add_names(parser, "--dtypes", TYPES, ["bfloat16", "float16", "tf32"])
+    add_names(parser, "--passes", PASSES)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the table; default: the GPU's in your cache folder"
     )

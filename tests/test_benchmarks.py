@@ -198,6 +198,13 @@ def test_a_wrong_network_has_no_speed(task: str, monkeypatch: pytest.MonkeyPatch
         assert (row.p50 is not None) == (row.problem is None) == right
 
 
+@pytest.mark.parametrize("task", networks.TASKS)
+def test_a_graph_that_leaves_nan_has_no_speed(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "_graph", lambda step: (step, torch.tensor(torch.nan)))
+    row = networks.measure(networks.contenders(["tiny"])[0], task, "graphed", 2, 32, CPU)
+    assert row.p50 is None and row.problem == "wrong by nan, graphed against eager"
+
+
 def test_the_peer_network_has_no_layer_of_ours() -> None:
     ours, theirs, _ = networks.contenders(["tiny"])
     torch.manual_seed(0)

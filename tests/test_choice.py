@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gconv.geometry import ConvGeometry
-from gconv.kernels import candidates, choice, compiled, tiles
+from gconv.geometry import PASSES, ConvGeometry
+from gconv.kernels import candidates, choice, tiles
 from gconv.kernels.device import Device
 from gconv.problem import TYPES
 from gconv.suites import SUITES, Layer
@@ -130,7 +130,7 @@ def test_a_table_for_other_kernels_counts_for_nothing(folders: tuple) -> None:
 
 
 @pytest.mark.parametrize("type_", TYPES)
-@pytest.mark.parametrize("pass_", compiled.PASSES)
+@pytest.mark.parametrize("pass_", PASSES)
 def test_candidates_begin_with_the_rule_and_differ(pass_: str, type_: str) -> None:
     dtype, precision = TYPES[type_]
     for layer in {layer for suite in SUITES.values() for layer in suite}:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +17,12 @@ from torch import nn
 
 import gconv
 from gconv import timing, tune
-from gconv.geometry import ConvGeometry, Padding
+from gconv.geometry import PASSES, ConvGeometry, Padding
 from gconv.problem import LAYOUTS, TYPES, Problem
 from gconv.suites import SUITES, Layer
 
 CPU = torch.device("cpu")
-PASSES = ("forward", "input_grad", "weight_grad")
+ROOT = Path(__file__).parent.parent
 LAYER = Layer(8, 4, 5, stride=2)
 interpreted = pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="needs Triton's interpreter")
 
@@ -238,3 +240,10 @@ def test_what_tune_cannot_do_is_one_line(
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_tuning_without_a_gpu_says_what_it_needs() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "gconv.tune"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: the kernels need a CUDA or ROCm device")

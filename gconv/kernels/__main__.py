@@ -16,8 +16,8 @@ import triton
 from gconv.kernels import compiled
 from gconv.kernels.compiled import TARGETS, Kernel
 from gconv.problem import TYPES
-from gconv.suites import SUITES
-from gconv.terminal import columns, count, fail, track
+from gconv.suites import REAL, SUITES
+from gconv.terminal import add_names, columns, count, fail, track
 
 DESCRIPTION = """\
 Compiles every kernel, in every tile that it is launched in for the layers of some suites at batch 256,
@@ -55,29 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    suites = [name for name in SUITES if name != "tiny"]
-    several = {"nargs": "+", "metavar": "NAME"}
-    parser.add_argument(
-        "--targets",
-        **several,
-        choices=TARGETS,
-        default=TARGETS,
-        help=f"of {', '.join(TARGETS)}; default: all",
-    )
-    parser.add_argument(
-        "--suite",
-        **several,
-        choices=SUITES,
-        default=suites,
-        help=f"of {', '.join(SUITES)}; default: all but tiny",
-    )
-    parser.add_argument(
-        "--dtypes",
-        **several,
-        choices=TYPES,
-        default=["float16"],
-        help=f"of {', '.join(TYPES)} (tf32: float32 as F.conv2d multiplies it by default); default: float16",
-    )
+    add_names(parser, "--targets", TARGETS)
+    add_names(parser, "--suite", SUITES, REAL)
+    add_names(parser, "--dtypes", TYPES, ["float16"], " (tf32: float32 as F.conv2d multiplies it by default)")
     parser.add_argument(
         "--epilogue",
         action="store_true",

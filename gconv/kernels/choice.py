@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from gconv.environment import slug
 from gconv.geometry import ConvGeometry
 from gconv.kernels.device import Device
 from gconv.kernels.tiles import Tile, tile_by_rule
@@ -53,14 +53,10 @@ class Entry:
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> Entry:
-        """From what :meth:`write` made and JSON turned into lists."""
+        """From its fields, of which JSON made lists."""
         pass_, type_, inputs, outputs, *pairs = fields["kind"]
         kind = (pass_, type_, inputs, outputs, *map(tuple, pairs))
         return cls(kind, tuple(fields["size"]), Tile(**fields["tile"]), fields["triton"], fields["aten"])
-
-    def write(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
 
     def distance(self, size: tuple[int, int, int, int]) -> float:
         """In octaves: how many times images, pixels or groups have to be doubled or halved in all."""
@@ -169,7 +165,7 @@ def _entries_or_none(path: Path) -> list[Entry]:
 
 def write_entries(path: Path, entries: Iterable[Entry], environment: dict[str, Any]) -> None:
     """Writes a table, an entry a line, beside the old one and then over it: a file that is there is whole."""
-    lines = ",\n".join(json.dumps(entry.write()) for entry in entries)
+    lines = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
     head = json.dumps({"kernels": KERNELS, "environment": environment}, indent=1).removesuffix("\n}")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -179,7 +175,7 @@ def write_entries(path: Path, entries: Iterable[Entry], environment: dict[str, A
 
 def file_name(device_name: str) -> str:
     """Such as nvidia-h200.json."""
-    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".json"
+    return f"{slug(device_name)}.json"
 
 
 def user_folder() -> Path:

@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from gconv.geometry import ConvGeometry
+from gconv.geometry import PASSES, ConvGeometry
 from gconv.kernels.candidates import candidates
 from gconv.kernels.device import Device
 from gconv.kernels.forward import plan_forward
@@ -33,7 +33,6 @@ from gconv.problem import TYPES
 from gconv.suites import SUITES
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
-PASSES = ("forward", "input_grad", "weight_grad")
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 

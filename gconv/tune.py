@@ -103,6 +103,8 @@ def _run(problems: list[Problem], device: torch.device, arguments: argparse.Name
         entries = {(entry.kind, entry.size): entry for entry in choice.read_entries(path)}
     except ValueError as error:
         fail(f"{error}; move it away, or choose another --out")
+    if path.exists() and not entries:
+        print(f"{path} holds nothing for this gconv's kernels and is written anew", file=sys.stderr)
     choice.write_entries(path, entries.values(), environment(device))  # now, not after minutes, it may fail
     todo = [p for p in problems if arguments.again or tuning.key(p) not in entries]
     print(f"{len(problems)} passes of layers, {len(problems) - len(todo)} of them in {path} already")

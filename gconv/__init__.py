@@ -1,6 +1,6 @@
 """Grouped 2-d convolution for PyTorch that drops into other people's networks."""
 
-from gconv.convert import ConversionReport, convert
+from gconv.convert import ConversionReport, convert, revert
 from gconv.dispatch import backend
 from gconv.explain import Explanation, explain
 from gconv.functional import group_conv2d
@@ -8,4 +8,13 @@ from gconv.module import GroupConv2d
 
 __version__ = "0.1.0"
 
-__all__ = ["ConversionReport", "Explanation", "GroupConv2d", "backend", "convert", "explain", "group_conv2d"]
+__all__ = [
+    "ConversionReport",
+    "Explanation",
+    "GroupConv2d",
+    "backend",
+    "convert",
+    "explain",
+    "group_conv2d",
+    "revert",
+]

@@ -1,12 +1,16 @@
-"""``convert``: gconv into other people's networks."""
+"""``convert`` and ``revert``: gconv into other people's networks, and out of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
+from gconv import subclasses
 from gconv.module import GroupConv2d
 from gconv.terminal import columns
 
@@ -52,44 +56,123 @@ class ConversionReport:
         return f"{columns(rows, left=4)}\n{total}"
 
 
-def convert(model: nn.Module, *, filter: Callable[[nn.Module, str], bool] | None = None) -> ConversionReport:
+def convert(
+    model: nn.Module, *, depthwise: bool = False, filter: Callable[[nn.Module, str], bool] | None = None
+) -> ConversionReport:
     """Turns the grouped convolutions of ``model`` into :class:`~gconv.GroupConv2d`, in place.
 
     Only the class of a module changes: its parameters, their names and order, hooks, device and mode stay, so
-    that optimisers, state dicts and references to the module go on as before. A second call changes nothing.
+    that optimisers, state dicts and references to the module go on as before. A second call changes nothing,
+    :func:`revert` takes it back.
+
+    Subclasses of ``nn.Conv2d`` become subclasses of both, where their convolution can be reached: those that
+    leave it to ``nn.Conv2d``, and timm's ``Conv2dSame``, ``ScaledStdConv2d`` and ``ScaledStdConv2dSame``. A
+    ``nn.LazyConv2d`` becomes a ``GroupConv2d`` with its first input. Parametrisations stay.
 
     Args:
         model: any module, a single convolution included.
+        depthwise: swap convolutions whose groups have one input channel as well.
         filter: called as ``filter(module, qualified_name)`` for each convolution that could be swapped; False
             leaves it.
 
     Returns:
         A report of every 2-d convolution, swapped or left, with the reason; ``print`` it.
+
+    Raises:
+        TypeError: ``model`` is no module, or a TorchScript module, whose code is fixed.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    _check_model(model)
     layers = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d):
             continue
-        reason = _reason_to_leave(module, name, filter)
+        reason = _reason_to_leave(module, name, depthwise, filter)
         if reason is None:
-            module.__class__ = GroupConv2d
+            _swap(module)
         layers.append(Layer(name, _geometry(module), reason is None, reason or f"groups={module.groups}"))
     return ConversionReport(tuple(layers))
 
 
+def revert(model: nn.Module) -> tuple[str, ...]:
+    """Gives what :func:`convert` swapped its own class back, in place; parameters and all else stay.
+
+    Layers that were made as ``GroupConv2d`` stay what they are.
+
+    Returns:
+        The qualified names of the modules that were brought back.
+
+    Raises:
+        TypeError: as :func:`convert`.
+        RuntimeError: a swapped layer was given an ``activation``, which its own class would not apply;
+            nothing is reverted.
+    """
+    _check_model(model)
+    swapped = {name: module for name, module in model.named_modules() if _ORIGINAL in module.__dict__}
+    for name, module in swapped.items():
+        if getattr(module, "activation", None) is not None:
+            own = module.__dict__[_ORIGINAL].__name__
+            raise RuntimeError(f"{name or 'the model'} has activation={module.activation!r}: {own} has none")
+    for module in swapped.values():
+        original = module.__dict__.pop(_ORIGINAL)
+        if isinstance(module, nn.LazyConv2d):
+            del module.cls_to_become
+        else:
+            _set_class(module, original)
+            module.__dict__.pop("cls_to_become", None)
+    return tuple(swapped)
+
+
+_ORIGINAL = "_class_before_gconv"  # in a swapped module's __dict__, so that it is copied and pickled with it
+
+
+def _swap(module: nn.Conv2d) -> None:
+    if isinstance(module, nn.LazyConv2d):
+        module.__dict__.update({"cls_to_become": GroupConv2d, _ORIGINAL: nn.Conv2d})
+        return
+    original = _own_class(module)
+    _set_class(module, subclasses.grouped(original))
+    module.__dict__[_ORIGINAL] = original
+
+
+def _own_class(module: nn.Module) -> type[Any]:
+    """The class of a module, beneath the one that a parametrisation made for it alone."""
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
+def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Makes ``cls`` the class of a module; beneath its parametrisation's, which has the properties."""
+    if parametrize.is_parametrized(module):
+        made = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
+        cls = type(f"Parametrized{cls.__name__}", (cls,), made)
+    module.__class__ = cls
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("the code of a TorchScript module is fixed: convert before torch.jit.script")
+
+
 def _reason_to_leave(
-    module: nn.Conv2d, name: str, filter: Callable[[nn.Module, str], bool] | None
+    module: nn.Conv2d, name: str, depthwise: bool, filter: Callable[[nn.Module, str], bool] | None
 ) -> str | None:
-    if isinstance(module, GroupConv2d):
+    if isinstance(module, GroupConv2d) or _ORIGINAL in module.__dict__:
         return "is a GroupConv2d already"
     if module.groups == 1:
         return "dense: groups=1"
-    if type(module) is not nn.Conv2d:
-        return f"its class {type(module).__name__} may do more than nn.Conv2d"
+    lazy = isinstance(module, nn.LazyConv2d)
+    if not depthwise and module.groups == (module.out_channels if lazy else module.in_channels):
+        return f"{'may be depthwise' if lazy else 'depthwise'}: convert(..., depthwise=True) swaps it"
+    own = _own_class(module)
+    if not issubclass(own, nn.Conv2d):
+        return f"its class {type(module).__name__} hides the one that it was made of"
     if {"forward", "_conv_forward"} & module.__dict__.keys():
         return "its forward was replaced"
+    if hasattr(module, "activation"):
+        return "has an activation of its own"
+    if reason := subclasses.why_not(own if not lazy else nn.Conv2d):
+        return reason
     if filter is not None and not filter(module, name):
         return "the filter left it"
     return None
@@ -97,7 +180,8 @@ def _reason_to_leave(
 
 def _geometry(module: nn.Conv2d) -> str:
     """Such as "128 -> 256, 3x3, stride 2"; what a convolution has by default is not said."""
-    parts = [f"{module.in_channels} -> {module.out_channels}", "x".join(map(str, module.kernel_size))]
+    # A lazy one has 0 channels until it has seen an input.
+    parts = [f"{module.in_channels or '?'} -> {module.out_channels}", "x".join(map(str, module.kernel_size))]
     for name in ("stride", "dilation"):
         pair = getattr(module, name)
         if tuple(pair) != (1, 1):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gconv import GroupConv2d
+from resnext.weights import Weights, fit, read_weights
 
 STEMS = ("imagenet", "small")
 
@@ -177,39 +178,75 @@ def _check_arguments(repeats: Sequence[int], stem: str, sizes: dict[str, int]) -
         raise ValueError(f"stem must be one of {', '.join(map(repr, STEMS))}, got {stem!r}")
 
 
-def resnet50(**options: Any) -> ResNeXt:
-    """ResNet-50 as the ResNeXt of cardinality 1: 25,557,032 parameters. Options as in :class:`ResNeXt`."""
-    return ResNeXt((3, 4, 6, 3), 1, 64, **options)
+def _variant(
+    name: str,
+    repeats: Sequence[int],
+    cardinality: int,
+    base_width: int,
+    weights: Weights | None,
+    **options: Any,
+) -> ResNeXt:
+    """A named network: with ``weights``, as many classes as they have unless ``num_classes`` is given."""
+    if weights is None:
+        return ResNeXt(repeats, cardinality, base_width, **options)
+    state = read_weights(weights, name)
+    if "fc.bias" in state:
+        options.setdefault("num_classes", len(state["fc.bias"]))
+    model = ResNeXt(repeats, cardinality, base_width, **options)
+    fit(model, state, weights)
+    return model
 
 
-def resnet101(**options: Any) -> ResNeXt:
-    """ResNet-101 as the ResNeXt of cardinality 1: 44,549,160 parameters. Options as in :class:`ResNeXt`."""
-    return ResNeXt((3, 4, 23, 3), 1, 64, **options)
+def resnet50(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
+    """ResNet-50 as the ResNeXt of cardinality 1: 25,557,032 parameters. Options: :func:`resnext50_32x4d`."""
+    return _variant("resnet50", (3, 4, 6, 3), 1, 64, weights, **options)
 
 
-def resnext50_32x4d(**options: Any) -> ResNeXt:
-    """ResNeXt-50 (32 x 4d): 25,028,904 parameters. Options as in :class:`ResNeXt`."""
-    return ResNeXt((3, 4, 6, 3), 32, 4, **options)
+def resnet101(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
+    """ResNet-101 as the ResNeXt of cardinality 1: 44,549,160 parameters. Options: :func:`resnext50_32x4d`."""
+    return _variant("resnet101", (3, 4, 23, 3), 1, 64, weights, **options)
 
 
-def resnext101_32x8d(**options: Any) -> ResNeXt:
-    """ResNeXt-101 (32 x 8d): 88,791,336 parameters. Options as in :class:`ResNeXt`."""
-    return ResNeXt((3, 4, 23, 3), 32, 8, **options)
+def resnext50_32x4d(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
+    """ResNeXt-50 (32 x 4d): 25,028,904 parameters.
+
+    Args:
+        weights: trained weights: a file (.pth, .pt, .bin, .safetensors), or a name under which torchvision
+            ("IMAGENET1K_V2", "DEFAULT") or timm ("a1h_in1k") publishes some for this network, loaded through
+            that library. The classifier has as many classes as they have, unless ``num_classes`` is given:
+            one of another number starts untrained.
+        options: as in :class:`ResNeXt`.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: the weights cannot be had or do not fit; in one line.
+    """
+    return _variant("resnext50_32x4d", (3, 4, 6, 3), 32, 4, weights, **options)
 
 
-def resnext101_64x4d(**options: Any) -> ResNeXt:
-    """ResNeXt-101 (64 x 4d): 83,455,272 parameters. Options as in :class:`ResNeXt`."""
-    return ResNeXt((3, 4, 23, 3), 64, 4, **options)
+def resnext101_32x8d(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
+    """ResNeXt-101 (32 x 8d): 88,791,336 parameters. Options: :func:`resnext50_32x4d`."""
+    return _variant("resnext101_32x8d", (3, 4, 23, 3), 32, 8, weights, **options)
 
 
-def resnext29_8x64d(num_classes: int = 10, **options: Any) -> ResNeXt:
-    """ResNeXt-29 (8 x 64d) for CIFAR: 34.4M parameters. Options as in :class:`ResNeXt`."""
-    return ResNeXt((3, 3, 3, 0), 8, 64, num_classes, **{"stem": "small", **options})
+def resnext101_64x4d(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
+    """ResNeXt-101 (64 x 4d): 83,455,272 parameters. Options: :func:`resnext50_32x4d`."""
+    return _variant("resnext101_64x4d", (3, 4, 23, 3), 64, 4, weights, **options)
 
 
-def resnext29_16x64d(num_classes: int = 10, **options: Any) -> ResNeXt:
-    """ResNeXt-29 (16 x 64d) for CIFAR: 68.1M parameters. Options as in :class:`ResNeXt`."""
-    return ResNeXt((3, 3, 3, 0), 16, 64, num_classes, **{"stem": "small", **options})
+def resnext29_8x64d(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
+    """ResNeXt-29 (8 x 64d) for CIFAR: 34.4M parameters, 10 classes. Options: :func:`resnext50_32x4d`."""
+    return _cifar("resnext29_8x64d", 8, weights, **options)
+
+
+def resnext29_16x64d(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
+    """ResNeXt-29 (16 x 64d) for CIFAR: 68.1M parameters, 10 classes. Options: :func:`resnext50_32x4d`."""
+    return _cifar("resnext29_16x64d", 16, weights, **options)
+
+
+def _cifar(name: str, cardinality: int, weights: Weights | None, **options: Any) -> ResNeXt:
+    if weights is None:
+        options.setdefault("num_classes", 10)
+    return _variant(name, (3, 3, 3, 0), cardinality, 64, weights, **{"stem": "small", **options})
 
 
 VARIANTS: dict[str, Callable[..., ResNeXt]] = {

@@ -16,6 +16,7 @@ GCONV_ORDER = [
     "gconv",
     "gconv.tune",
     "gconv.convert",
+    "gconv.subclasses",
     "gconv.explain",
     "gconv.module",
     "gconv.functional",

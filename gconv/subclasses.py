@@ -1,0 +1,125 @@
+"""Other people's subclasses of ``nn.Conv2d``: the class that each becomes when gconv runs its convolution.
+
+A subclass that leaves the convolution to ``nn.Conv2d`` keeps all that it does: ``GroupConv2d`` steps in
+beneath it. One that calls ``F.conv2d`` cannot be reached so. Of those, timm's are known here by name and
+written as equations; nothing of timm is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from types import new_class
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gconv.functional import group_conv2d
+from gconv.module import GroupConv2d
+
+
+def why_not(original: type[nn.Conv2d]) -> str | None:
+    """Why a module of class ``original`` cannot be swapped, None if it can."""
+    if _owner(original, "_conv_forward") is not nn.Conv2d:
+        return f"its class {original.__name__} has a _conv_forward of its own"
+    owner = _owner(original, "forward")
+    if owner is nn.Conv2d or _name(owner) in _EQUATIONS:
+        return None
+    code = getattr(inspect.unwrap(owner.forward), "__code__", None)
+    called = set(code.co_names) if code else set()
+    if "_conv_forward" in called or {"super", "forward"} <= called:
+        return None
+    return (
+        f"its class {original.__name__} convolves by itself: "
+        "it could call self._conv_forward(input, weight, bias)"
+    )
+
+
+@cache
+def grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
+    """The class that a module of class ``original`` gets: a subclass of that and of ``GroupConv2d``."""
+    if original is nn.Conv2d:
+        return GroupConv2d
+    namespace: dict[str, Any] = {
+        "__module__": __name__,
+        "__init__": original.__init__,
+        "__reduce_ex__": _reduce,
+        "_original": original,
+    }
+    if equation := _EQUATIONS.get(_name(_owner(original, "forward"))):
+        namespace["forward"] = equation
+    return new_class(
+        f"Group{original.__name__}", (GroupConv2d, original), exec_body=lambda n: n.update(namespace)
+    )
+
+
+def _owner(cls: type, method: str) -> type:
+    """The class that defines the ``method`` that ``cls`` has."""
+    return next(c for c in cls.__mro__ if method in vars(c))
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _reduce(module: Any, protocol: int) -> tuple[Any, ...]:
+    """Pickles a module whose class no import finds by the class that it was made of."""
+    return _restore, (module._original,), module.__getstate__()
+
+
+def _restore(original: type[nn.Conv2d]) -> GroupConv2d:
+    cls = grouped(original)
+    return cls.__new__(cls)
+
+
+def _conv2d_same(layer: Any, input: Tensor) -> Tensor:
+    return _convolve_same(layer, input, layer.weight)
+
+
+def _scaled_std_conv2d(layer: Any, input: Tensor) -> Tensor:
+    return layer._conv_forward(input, _standardised(layer), layer.bias)
+
+
+def _scaled_std_conv2d_same(layer: Any, input: Tensor) -> Tensor:
+    if not layer.same_pad:
+        return _scaled_std_conv2d(layer, input)
+    return _convolve_same(layer, input, _standardised(layer))
+
+
+def _convolve_same(layer: Any, input: Tensor, weight: Tensor) -> Tensor:
+    """TensorFlow's "SAME": ceil(H / stride) rows come out, the odd zero goes after.
+
+    At stride 1 that is PyTorch's "same", and needs no copy of the input.
+    """
+    padding: Any = "same"
+    if layer.stride != (1, 1):
+        input, padding = F.pad(input, (*_zeros(layer, input, -1), *_zeros(layer, input, -2))), 0
+    return group_conv2d(input, weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
+
+
+def _zeros(layer: Any, input: Tensor, axis: int) -> tuple[int, int]:
+    """Before and after the image along ``axis``."""
+    length, stride = input.shape[axis], layer.stride[axis]
+    reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+    total = max((-(-length // stride) - 1) * stride + reach - length, 0)
+    return total // 2, total - total // 2
+
+
+def _standardised(layer: Any) -> Tensor:
+    """Scaled weight standardisation, arXiv 2101.08692: each filter of mean 0 and variance (gain * scale)^2.
+
+    A batch norm whose channels are the filters, as timm computes it: bit for bit the same.
+    """
+    filters = layer.weight.reshape(1, layer.out_channels, -1)
+    gain = (layer.gain * layer.scale).view(-1)
+    weight = F.batch_norm(filters, None, None, gain, training=True, momentum=0.0, eps=layer.eps)
+    return weight.reshape_as(layer.weight)
+
+
+_EQUATIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "timm.layers.conv2d_same.Conv2dSame": _conv2d_same,
+    "timm.layers.std_conv.ScaledStdConv2d": _scaled_std_conv2d,
+    "timm.layers.std_conv.ScaledStdConv2dSame": _scaled_std_conv2d_same,
+}

@@ -1,0 +1,28 @@
+"""torchvision and timm, whose networks the tests convert."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+
+_operators: list[torch.library.Library] = []
+
+
+def load(name: str) -> ModuleType:
+    """Imports "timm" or "torchvision", or a module of theirs.
+
+    torchvision's compiled operators don't load beside a CPU torch, and it declares meta kernels for them:
+    they are defined here, without kernels, where they are missing. No network of the tests calls one.
+    """
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        if _operators or "torchvision::nms does not exist" not in str(error):
+            raise
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _operators.append(library)  # what it defines goes with it
+    return importlib.import_module(name)

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix kernels gpu measure bench lint format clean
+.PHONY: help demo test zoo matrix kernels gpu measure bench lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 
 test: .venv/dev.installed  ## run the tests (5 minutes)
 	$(BIN)/python -m pytest -q --numprocesses auto --benchmark-disable
+
+zoo: .venv/dev.installed  ## convert every network of timm (2 minutes)
+	$(BIN)/python -m pytest -q -m zoo --numprocesses auto
 
 matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (12 minutes)
 	$(BIN)/python -m pytest -q -m matrix

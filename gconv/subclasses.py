@@ -91,10 +91,11 @@ def _scaled_std_conv2d_same(layer: Any, input: Tensor) -> Tensor:
 def _convolve_same(layer: Any, input: Tensor, weight: Tensor) -> Tensor:
     """TensorFlow's "SAME": ceil(H / stride) rows come out, the odd zero goes after.
 
-    At stride 1 that is PyTorch's "same", and needs no copy of the input.
+    At stride 1 that is PyTorch's "same". Where both sides get as much, no padded copy of the input is needed.
     """
+    alike = all(d * (k - 1) % 2 == 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
     padding: Any = "same"
-    if layer.stride != (1, 1):
+    if layer.stride != (1, 1) or not alike:
         input, padding = F.pad(input, (*_zeros(layer, input, -1), *_zeros(layer, input, -2))), 0
     return group_conv2d(input, weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
 

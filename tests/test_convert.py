@@ -1,0 +1,348 @@
+"""``convert`` and ``revert``: what is swapped, what is left and why, and that all else stays."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+import zoo
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+import gconv
+
+
+def network() -> nn.Module:
+    shared = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        shared,
+        nn.Conv2d(16, 16, 3, stride=2, padding=1, dilation=(2, 1), groups=16, padding_mode="reflect"),
+        shared,
+        nn.Conv2d(16, 8, 1),
+    )
+
+
+def test_convert_swaps_grouped_convolutions_and_keeps_all_else() -> None:
+    model = network().train()
+    original = copy.deepcopy(model)
+    seen: list[str] = []
+    model[2].register_forward_hook(lambda *_: seen.append("hook"))
+    before = {key: id(p) for key, p in model.named_parameters(remove_duplicate=False)}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    report = gconv.convert(model, depthwise=True)
+
+    assert [layer.name for layer in report.swapped] == ["1.0", "2", "3"]
+    assert [layer.name for layer in report.left] == ["0", "5"]
+    assert {key: id(p) for key, p in model.named_parameters(remove_duplicate=False)} == before
+    assert list(model.state_dict()) == list(original.state_dict())
+    assert all(type(model[i]) is gconv.GroupConv2d for i in (2, 3, 4)) and model[2] is model[4]
+    x = torch.randn(2, 3, 9, 9)
+    for name in ("aten", "reference"):
+        with gconv.backend(name):
+            torch.testing.assert_close(model(x), original(x))
+    assert seen
+    model(x).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[2].weight, original[2].weight)
+
+
+def test_state_dicts_go_both_ways_strictly() -> None:
+    plain, converted = network(), network()
+    gconv.convert(converted)
+    saved = io.BytesIO()
+    torch.save(plain.state_dict(), saved)
+    saved.seek(0)
+    converted.load_state_dict(torch.load(saved, weights_only=True), strict=True)
+    x = torch.randn(2, 3, 9, 9)
+    plain.eval(), converted.eval()
+    assert torch.equal(plain(x), converted(x))
+    other = network().eval()
+    other.load_state_dict(converted.state_dict(), strict=True)
+    assert torch.equal(other(x), converted(x))
+
+
+class Padded(nn.Conv2d):
+    """A subclass that leaves the convolution to nn.Conv2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+class Halved(nn.Conv2d):
+    """One that calls it by the name that is meant for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / 2, self.bias)
+
+
+class Named(Padded):
+    """One that has settings of its own and no forward."""
+
+    def __init__(self, channels: int, groups: int, name: str = "?") -> None:
+        super().__init__(channels, channels, 3, groups=groups)
+        self.name = name
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {super().extra_repr()}"
+
+
+class ByItself(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, groups=self.groups).sin()
+
+
+class OwnConvolution(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight, bias) * 2
+
+
+class Activated(nn.Conv2d):
+    activation = torch.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(super().forward(x))
+
+
+class FromC(nn.Conv2d):
+    forward = functools.partial(torch.sin)
+
+
+def test_convert_says_what_it_left_and_why() -> None:
+    model = nn.ModuleDict(
+        {
+            "dense": nn.Conv2d(8, 8, 3),
+            "depthwise": nn.Conv2d(8, 16, 3, groups=8),
+            "alone": ByItself(8, 8, 3, groups=2),
+            "own": OwnConvolution(8, 8, 3, groups=2),
+            "active": Activated(8, 8, 3, groups=2),
+            "c": FromC(8, 8, 3, groups=2),
+            "kept": nn.Conv2d(8, 8, (3, 5), stride=(2, 1), groups=4),
+            "done": gconv.GroupConv2d(8, 8, 3, groups=4),
+            "patched": nn.Conv2d(8, 8, 3, groups=2),
+            "lazy": nn.LazyConv2d(8, 3, groups=8),
+            "fast": nn.Conv2d(8, 16, 3, stride=2, dilation=3, groups=4),
+        }
+    )
+    model["patched"].forward = lambda x: x
+    report = gconv.convert(model, filter=lambda module, name: name != "kept")
+    by_itself = "it could call self._conv_forward(input, weight, bias)"
+    assert {layer.name: layer.reason for layer in report.layers} == {
+        "dense": "dense: groups=1",
+        "depthwise": "depthwise: convert(..., depthwise=True) swaps it",
+        "alone": f"its class ByItself convolves by itself: {by_itself}",
+        "own": "its class OwnConvolution has a _conv_forward of its own",
+        "active": "has an activation of its own",
+        "c": f"its class FromC convolves by itself: {by_itself}",
+        "kept": "the filter left it",
+        "done": "is a GroupConv2d already",
+        "patched": "its forward was replaced",
+        "lazy": "may be depthwise: convert(..., depthwise=True) swaps it",
+        "fast": "groups=4",
+    }
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["layer", "geometry", "result", "why"]
+    assert lines[1] == "dense      8 -> 8, 3x3                         left     dense: groups=1"
+    assert lines[7] == "kept       8 -> 8, 3x5, stride (2, 1)          left     the filter left it"
+    assert lines[10].startswith("lazy       ? -> 8, 3x3                         left")
+    assert lines[11] == "fast       8 -> 16, 3x3, stride 2, dilation 3  swapped  groups=4"
+    assert lines[12] == "1 of 11 convolutions swapped"
+    assert not gconv.convert(model, filter=lambda module, name: name != "kept").swapped
+
+
+def test_depthwise_convolutions_are_swapped_on_request() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, groups=8), nn.LazyConv2d(16, 3, groups=16), nn.Conv2d(16, 1, 1))
+    assert not gconv.convert(model).swapped
+    assert [layer.name for layer in gconv.convert(model, depthwise=True).swapped] == ["0", "1"]
+
+
+timm_layers = functools.partial(zoo.load, "timm.layers")
+SUBCLASSES: dict[str, Callable[[], nn.Conv2d]] = {
+    "super().forward": lambda: Padded(8, 8, 3, groups=4),
+    "_conv_forward": lambda: Halved(8, 8, 3, groups=4),
+    "no forward": lambda: Named(8, 4, "mine"),
+    "Conv2dSame": lambda: timm_layers().Conv2dSame(8, 12, (3, 4), groups=4),
+    "Conv2dSame, odd": lambda: timm_layers().Conv2dSame(8, 12, 3, dilation=2, groups=4),
+    "Conv2dSame, stride": lambda: timm_layers().Conv2dSame(8, 12, (3, 4), stride=(2, 3), groups=4),
+    "Conv2dSame, stride 3": lambda: timm_layers().Conv2dSame(8, 12, 2, stride=3, dilation=(2, 1), groups=4),
+    "ScaledStdConv2d": lambda: timm_layers().ScaledStdConv2d(8, 12, 3, stride=2, groups=4, gamma=1.7),
+    "ScaledStdConv2dSame": lambda: timm_layers().ScaledStdConv2dSame(8, 12, 3, stride=2, groups=4),
+    "ScaledStdConv2dSame, static": lambda: timm_layers().ScaledStdConv2dSame(8, 12, 3, groups=4, padding=1),
+}
+
+
+@pytest.mark.parametrize("make", SUBCLASSES.values(), ids=SUBCLASSES)
+def test_subclasses_keep_what_they_do(make: Callable[[], nn.Conv2d]) -> None:
+    original = make().double()
+    for parameter in original.parameters():
+        nn.init.normal_(parameter)
+    layer = copy.deepcopy(original)
+    report = gconv.convert(layer)
+    assert report.swapped, report
+    assert isinstance(layer, gconv.GroupConv2d) and isinstance(layer, type(original))
+    assert repr(layer) == f"Group{original!r}"
+    # Pictures that fit the strides, and that don't.
+    for size in ((3, 8, 9, 12), (3, 8, 12, 7), (8, 10, 10)):
+        x = torch.randn(size, dtype=torch.float64)
+        results = []
+        for module, backend in ((original, "auto"), (layer, "aten"), (layer, "reference")):
+            with gconv.backend(backend):
+                y = module(x.requires_grad_())
+            parameters = list(module.parameters())
+            results.append([y.detach(), *torch.autograd.grad(y.sin().sum(), [x, *parameters])])
+        assert all(map(torch.equal, results[1], results[0]))
+        torch.testing.assert_close(results[2], results[0])
+
+
+def test_converted_classes_are_constructed_copied_and_pickled_as_their_own() -> None:
+    layer = Named(8, 4, "mine")
+    gconv.convert(layer)
+    again = type(layer)(16, 2)
+    assert (again.in_channels, again.groups, again.name) == (16, 2, "?")
+    saved = io.BytesIO()
+    torch.save(layer, saved)
+    saved.seek(0)
+    x = torch.randn(1, 8, 5, 5)
+    for twin in (copy.deepcopy(layer), copy.copy(layer), torch.load(saved, weights_only=False)):
+        assert type(twin) is type(layer) and torch.equal(twin(x), layer(x))
+        assert gconv.revert(twin) == ("",) and type(twin) is Named and torch.equal(twin(x), layer(x))
+
+
+def test_lazy_convolutions_become_group_convolutions_with_their_first_input() -> None:
+    layer, x = nn.LazyConv2d(8, 3, groups=4), torch.randn(2, 12, 5, 5)
+    assert "swapped  groups=4" in str(gconv.convert(layer))
+    assert gconv.convert(layer).left[0].reason == "is a GroupConv2d already"
+    twin = copy.deepcopy(layer)
+    assert layer(x).shape == (2, 8, 3, 3) and type(layer) is gconv.GroupConv2d
+    assert gconv.revert(layer) == ("",) and type(layer) is nn.Conv2d
+    assert gconv.revert(twin) == ("",) and type(twin) is nn.LazyConv2d
+    twin(x)
+    assert type(twin) is nn.Conv2d and not gconv.revert(twin)
+
+
+class Scaled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * 3
+
+
+@pytest.mark.parametrize("parametrized_first", [True, False])
+def test_parametrised_convolutions_stay_parametrised(parametrized_first: bool) -> None:
+    x, layer = torch.randn(2, 8, 5, 5), Padded(8, 8, 3, groups=4)
+    if not parametrized_first:
+        gconv.convert(layer)
+    parametrizations.weight_norm(layer)
+    parametrize.register_parametrization(layer, "bias", Scaled())
+    expected = layer(x)
+    if parametrized_first:
+        assert gconv.convert(layer).swapped
+    ran = count_calls(layer)
+    assert torch.equal(layer(x), expected) and ran
+    assert [key for key, _ in layer.named_parameters()] == [
+        "parametrizations.weight.original0",
+        "parametrizations.weight.original1",
+        "parametrizations.bias.original",
+    ]
+    twin = copy.deepcopy(layer)
+    assert gconv.revert(twin) == ("",) and type(twin).__name__ == "ParametrizedPadded"
+    assert torch.equal(twin(x), expected) and not isinstance(twin, gconv.GroupConv2d)
+    parametrize.remove_parametrizations(layer, "bias")
+    assert torch.equal(layer(x), expected) and parametrize.is_parametrized(layer)
+    parametrize.remove_parametrizations(layer, "weight")
+    torch.testing.assert_close(layer(x), expected)
+    assert type(layer).__name__ == "GroupPadded"
+    assert gconv.revert(layer) == ("",) and type(layer) is Padded
+
+
+def count_calls(layer: nn.Module) -> list[int]:
+    """A list that grows with each convolution that ``layer`` runs through gconv."""
+    calls: list[int] = []
+    original = type(layer)._conv_forward
+
+    def counting(*args: Tensor) -> Tensor:
+        calls.append(1)
+        return original(layer, *args)
+
+    assert original is gconv.GroupConv2d._conv_forward
+    layer._conv_forward = counting
+    return calls
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.weight_norm], ids=lambda f: f.__name__)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_made_by_hooks_are_still_made(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    layer, x = wrap(nn.Conv2d(8, 8, 3, groups=4)).eval(), torch.randn(2, 8, 5, 5)
+    expected = layer(x)
+    assert gconv.convert(layer).swapped
+    with torch.no_grad():
+        next(p for n, p in layer.named_parameters() if n != "bias").mul_(1)
+    assert torch.equal(layer(x), expected)
+
+
+def test_hooks_of_every_kind_stay() -> None:
+    layer, ran = nn.Conv2d(4, 4, 3, groups=2), []
+    layer.register_forward_pre_hook(lambda *_: ran.append("before"))
+    layer.register_forward_hook(lambda *_: ran.append("after"))
+    layer.register_full_backward_hook(lambda *_: ran.append("gradient"))
+    layer.register_state_dict_post_hook(lambda *_: ran.append("state"))
+    gconv.convert(layer)
+    layer(torch.randn(1, 4, 5, 5, requires_grad=True)).sum().backward()
+    layer.state_dict()
+    assert ran == ["before", "after", "gradient", "state"]
+
+
+def test_revert_leaves_layers_that_were_made_as_group_convolutions() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3, groups=4), gconv.GroupConv2d(8, 8, 3, groups=4, activation="relu")
+    )
+    gconv.convert(model)
+    before = copy.deepcopy(model[0].__dict__)
+    assert gconv.revert(model) == ("0",)
+    assert [type(layer) for layer in model] == [nn.Conv2d, gconv.GroupConv2d]
+    assert model[0].__dict__.keys() == nn.Conv2d(8, 8, 3).__dict__.keys() < before.keys()
+    assert not gconv.revert(model)
+
+
+def test_revert_refuses_to_drop_an_activation() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4))
+    gconv.convert(model)
+    model[1].activation = "relu"
+    with pytest.raises(RuntimeError, match="1 has activation='relu': Conv2d has none"):
+        gconv.revert(model)
+    assert all(isinstance(layer, gconv.GroupConv2d) for layer in model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_is_refused() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)))
+    for function in (gconv.convert, gconv.revert):
+        with pytest.raises(
+            TypeError, match=r"TorchScript module is fixed: convert before torch\.jit\.script"
+        ):
+            function(scripted)
+
+
+def test_convert_of_a_single_layer_and_of_no_module() -> None:
+    layer = nn.Conv2d(8, 8, 3, groups=2)
+    assert "(the model)" in str(gconv.convert(layer)) and isinstance(layer, gconv.GroupConv2d)
+    assert "0 of 0" in str(gconv.convert(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
+        gconv.convert(lambda x: x)
+
+
+def test_converted_modules_copy_and_pickle() -> None:
+    layer = nn.Conv2d(8, 8, 3, groups=2)
+    gconv.convert(layer)
+    saved = io.BytesIO()
+    torch.save(layer, saved)
+    saved.seek(0)
+    x = torch.randn(1, 8, 5, 5)
+    for twin in (copy.deepcopy(layer), torch.load(saved, weights_only=False)):
+        assert type(twin) is gconv.GroupConv2d
+        assert torch.equal(twin(x), layer(x))

@@ -5,6 +5,7 @@ from gconv.dispatch import backend
 from gconv.explain import Explanation, explain
 from gconv.functional import group_conv2d
 from gconv.module import GroupConv2d
+from gconv.profile import Profile, profile
 
 __version__ = "0.1.0"
 
@@ -12,9 +13,11 @@ __all__ = [
     "ConversionReport",
     "Explanation",
     "GroupConv2d",
+    "Profile",
     "backend",
     "convert",
     "explain",
     "group_conv2d",
+    "profile",
     "revert",
 ]

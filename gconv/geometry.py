@@ -98,6 +98,17 @@ class ConvGeometry:
         """
         return 2 * math.prod(self.output_size) * math.prod(self.weight_size[1:])
 
+    def __str__(self) -> str:
+        """Such as "8 x 128/32 x 56 x 56 -> 128, 3x3, stride 2": N x C/groups x H x W -> K, R x S."""
+        n, c, h, w = self.input_size
+        k, _, r, s = self.weight_size
+        groups = f"/{self.groups}" if self.groups > 1 else ""
+        parts = [f"{n} x {c}{groups} x {h} x {w} -> {k}", f"{r}x{s}"]
+        for name, pair in (("stride", self.stride), ("dilation", self.dilation)):
+            if pair != (1, 1):
+                parts.append(f"{name} {pair[0]}" if pair[0] == pair[1] else f"{name} {pair}")
+        return ", ".join(parts)
+
     def compulsory_bytes(self, itemsize: int) -> int:
         """Bytes that a pass cannot avoid moving, with elements of ``itemsize`` bytes: x, w and y once each.
 

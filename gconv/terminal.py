@@ -34,17 +34,17 @@ def columns(rows: Iterable[Sequence[str]], left: int, rule: bool = False) -> str
     )
 
 
-def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], what: str, total: int | None = None, lines: int = LINES) -> Iterator[T]:
     """``items``, with a line on stderr that says how many are done and how long the rest may take.
 
-    The line moves on a terminal; elsewhere there are ten of them at most.
+    The line moves on a terminal; elsewhere there are as many as ``lines`` at most.
     """
     total = len(items) if total is None and isinstance(items, Collection) else total or 0
     moving, start, shown = sys.stderr.isatty(), time.monotonic(), -1
     done = 0
     for done, item in enumerate(items):
-        part = done * LINES // max(total, 1)
-        if moving or part > shown:
+        part = done * lines // max(total, 1)
+        if moving or (lines and part > shown):
             shown = part
             _show(what, done, total, time.monotonic() - start, moving)
         yield item

@@ -13,17 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-from gconv import dispatch, functional
+from gconv import dispatch
 from gconv.environment import environment
 from gconv.geometry import PASSES, ConvGeometry
 from gconv.problem import TYPES, Problem
+from gconv.recorder import record
 from gconv.suites import REAL, SUITES
 from gconv.terminal import add_names, columns, count, fail, minutes, run_resumable, track
 
@@ -48,37 +47,10 @@ def grouped_convolutions(model: Callable[[], nn.Module], size: Sequence[int]) ->
         model: makes the network.
         size: of the image, (C, H, W).
     """
-    with torch.device("meta"), _Recorder() as recorder, torch.no_grad():
-        model().eval()(torch.empty(1, *size))
-    return list(dict.fromkeys(recorder.geometries))
-
-
-class _Recorder(TorchFunctionMode):
-    """Notes the geometry of each grouped convolution that is called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.geometries: list[ConvGeometry] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (F.conv2d, functional.group_conv2d):
-            self._note(*args, **{k: v for k, v in kwargs.items() if k not in ("activation", "backend")})
-        return func(*args, **kwargs)
-
-    def _note(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> None:
-        if groups > 1:
-            _, geometry = functional.prepare(input, weight, bias, stride, padding, dilation, groups, None)
-            self.geometries.append(geometry)
+    with torch.device("meta"), torch.no_grad():
+        network = model().eval()
+        calls = record(network, lambda: network(torch.empty(1, *size)))
+    return list(dict.fromkeys(call.geometry for call in calls if call.geometry.groups > 1))
 
 
 def main(command: Sequence[str] | None = None) -> int:
@@ -137,22 +109,19 @@ def _rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
     """What was measured in channels_last, in microseconds, a row each."""
     rows = [("layer", "pass", "type", "tile", "triton", "aten", "speedup")]
     for f in findings:
-        n, c, h, w = f.problem.geometry.input_size
-        k, _, r, s = f.problem.geometry.weight_size
-        layer = f"{n} x {c}/{f.problem.geometry.groups} x {h} x {w} -> {k}, {r}x{s}"
-        layer += "".join(
-            f", {name} {'x'.join(map(str, pair))}"
-            for name, pair in (
-                ("stride", f.problem.geometry.stride),
-                ("dilation", f.problem.geometry.dilation),
-            )
-            if pair != (1, 1)
-        )
         ours, theirs = f.triton.get("channels_last"), f.aten["channels_last"]
         numbers = ("", f"{theirs:.1f}", "") if ours is None else (
             f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}x"
         )  # fmt: skip
-        rows.append((layer, f.problem.pass_, f.problem.type, str(f.tile or "none is right"), *numbers))
+        rows.append(
+            (
+                str(f.problem.geometry),
+                f.problem.pass_,
+                f.problem.type,
+                str(f.tile or "none is right"),
+                *numbers,
+            )
+        )
     return rows
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import gconv
+import resnext
 from benchmarks import __main__ as benchmarks
 from benchmarks import layers, networks
 from benchmarks.store import read_table
@@ -48,6 +49,21 @@ def test_tuned_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.undo()
     for cached in caches:
         cached.cache_clear()
+
+
+def test_profile_measures_both_backends() -> None:
+    model = resnext.ResNeXt((1, 1, 1, 1), 8, 4, stem_width=16, num_classes=10).cuda().train()
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.randn(8, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
+    with torch.autocast("cuda", torch.bfloat16):
+        told = gconv.profile(model, x)
+    grouped = [c for c in told.convolutions if c.grouped]
+    assert [c.call.name for c in grouped] == [f"layer{i}.0.conv2" for i in (1, 2, 3, 4)]
+    for c in grouped:
+        assert (c.call.dtype, c.call.layout) == (torch.bfloat16, "channels_last")
+        assert all(times.keys() == {"aten", "triton"} for times in c.seconds.values())
+    assert told.network > told.total("aten") > told.total("floor") > 0 and told.network_with_gconv > 0
+    assert str(told).count("triton") > 4
 
 
 def test_benchmarks_measure_and_report(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 GCONV_ORDER = [
     "gconv",
     "gconv.tune",
+    "gconv.profile",
+    "gconv.recorder",
     "gconv.convert",
     "gconv.subclasses",
     "gconv.explain",

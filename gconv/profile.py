@@ -1,0 +1,243 @@
+"""``profile``: the convolutions of a network, what each takes and could take, and what gconv would gain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from gconv import dispatch
+from gconv.problem import LAYOUTS, TYPES, Operands, Problem
+from gconv.recorder import Call, record
+from gconv.terminal import columns, track
+from gconv.timing import Times, copy_speed, sets_of_operands, time_together
+
+RUNS = 3  # of the network that are timed
+
+
+@dataclass(frozen=True)
+class ProfiledConvolution:
+    """A convolution of a network.
+
+    Attributes:
+        call: name, geometry, type, layout and passes.
+        backends: who runs each pass where ``auto`` decides, and why. PyTorch for dense ones, as ``convert``
+            leaves them.
+        seconds: by pass and backend, for those that were measured.
+        floor: seconds that the passes take at the least, moving their operands once; None on meta.
+    """
+
+    call: Call
+    backends: Mapping[str, tuple[str, str]]
+    seconds: Mapping[str, Mapping[str, float]]
+    floor: float | None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether there is more than one group."""
+        return self.call.geometry.groups > 1
+
+    def total(self, backend: str) -> float | None:
+        """Seconds of all passes on "auto", "aten" or "triton"; None where one was not measured."""
+        chosen = {p: self.backends[p][0] if backend == "auto" else backend for p in self.call.passes}
+        times = [self.seconds.get(p, {}).get(name) for p, name in chosen.items()]
+        return None if None in times else sum(times)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What :func:`profile` found; prints as a table.
+
+    Attributes:
+        convolutions: in the order in which they ran.
+        training: whether it was a training step, or a forward pass without gradients.
+        network: seconds that the whole network took with PyTorch's own convolutions; None on meta.
+    """
+
+    convolutions: tuple[ProfiledConvolution, ...]
+    training: bool
+    network: float | None
+
+    def total(self, backend: str, grouped: bool = False) -> float | None:
+        """Seconds of all convolutions, or of the grouped ones; "floor" is a backend here.
+
+        None where one of them was not measured.
+        """
+        chosen = [c for c in self.convolutions if c.grouped or not grouped]
+        times = [c.floor if backend == "floor" else c.total(backend) for c in chosen]
+        return None if None in times else sum(times)
+
+    @property
+    def network_with_gconv(self) -> float | None:
+        """Seconds that the whole network would take, its grouped convolutions running as ``auto`` decides."""
+        before, after = self.total("aten", grouped=True), self.total("auto", grouped=True)
+        return None if None in (self.network, before, after) else self.network - before + after
+
+    def __str__(self) -> str:
+        what = "training step" if self.training else "forward pass"
+        if not self.convolutions:
+            return f"no 2-d convolution in a {what}"
+        first = self.convolutions[0].call
+        lines = [
+            f"{len(self.convolutions)} convolutions in a {what}, {first.dtype} on {first.device}, in us",
+            columns(self._rows(), left=3, rule=True),
+            "",
+            columns(self._summary(), left=1),
+        ]
+        return "\n".join([*lines, *self._remarks()])
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        timed = [b for b in ("aten", "triton") if any(c.total(b) is not None for c in self.convolutions)]
+        rows = [("layer", "convolution", "auto", "floor", *timed)]
+        for c in self.convolutions:
+            names = {p: c.backends[p][0] for p in c.call.passes}
+            auto = names["forward"] if len({*names.values()}) == 1 else "/".join(names.values())
+            times = [_microseconds(t) for t in (c.floor, *map(c.total, timed))]
+            name = c.call.name or "(the model)"
+            rows.append((name, str(c.call.geometry), auto if c.grouped else "dense", *times))
+        return rows
+
+    def _summary(self) -> list[tuple[str, ...]]:
+        rows = [("", "all", "grouped", "network", "")]
+        networks = {"aten": self.network, "auto": self.network_with_gconv}
+        for name in ("floor", "aten", "auto"):
+            times = (self.total(name), self.total(name, grouped=True), networks.get(name))
+            rows.append((name, *map(_microseconds, times), ""))
+        if self.network_with_gconv is not None:
+            rows[-1] = (*rows[-1][:-1], f"{self.network / self.network_with_gconv:.2f}x")
+        return rows
+
+    def _remarks(self) -> Iterator[str]:
+        grouped = [c for c in self.convolutions if c.grouped]
+        if not grouped:
+            yield "none of them is grouped: there is nothing to gain"
+        reasons = {
+            c.backends[p][1]: None for c in grouped for p in c.call.passes if c.backends[p][0] == "aten"
+        }
+        yield from (f"aten: {reason}" for reason in reasons)
+        contiguous = sum(c.call.layout == "contiguous" for c in grouped if c.call.device.type == "cuda")
+        if contiguous:
+            yield (
+                f"{contiguous} of {len(grouped)} grouped convolutions run contiguous: the kernels are for "
+                "channels_last, model.to(memory_format=torch.channels_last)"
+            )
+
+
+def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profile:
+    """Runs a network and measures each of its convolutions: what would it gain from gconv?
+
+    The network may be converted or not. It runs as it is set: with gradients in training mode, where those of
+    the convolutions are measured as well, without in evaluation mode; under autocast where that is on. One
+    run is watched, and three are timed, on PyTorch's own convolutions. Then the passes of each convolution
+    are timed by themselves: PyTorch's, and on a GPU gconv's, where there is more than one group. Buffers get
+    their values back; parameters and their gradients are not touched.
+
+    Args:
+        model: a network, compiled or not: it is run eagerly.
+        example_input: its input, or a tuple of its positional arguments; on meta nothing is timed.
+
+    Returns:
+        A table of the convolutions, with the memory floor and the backend that ``auto`` takes; ``print`` it.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        Exception: whatever the model raises on the input.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, in whose graphs no call is seen
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    network = None
+    with _buffers_kept(model), torch.set_grad_enabled(model.training):
+        calls = record(model, lambda: model(*arguments))
+        if calls and calls[0].device.type != "meta":
+            with dispatch.backend("aten"):
+                network = _seconds(lambda: _step(model, arguments), calls[0].device)
+    distinct = list(dict.fromkeys(replace(call, name="") for call in calls))
+    measured = {call: _measure(call) for call in track(distinct, "measuring convolutions", lines=0)}
+    convolutions = [ProfiledConvolution(call, *measured[replace(call, name="")]) for call in calls]
+    return Profile(tuple(convolutions), model.training, network)
+
+
+def _step(model: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """A forward pass, and in training mode a backward pass that leaves the parameters' ``grad`` alone."""
+    outputs = tree_leaves(model(*arguments))
+    roots = [output for output in outputs if isinstance(output, Tensor) and output.requires_grad]
+    if roots:
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        torch.autograd.grad([root.sum() for root in roots], parameters, allow_unused=True)
+
+
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    """The median of some runs."""
+    synchronize = torch.get_device_module(device).synchronize
+    times = []
+    for _ in range(RUNS):
+        synchronize()
+        start = time.perf_counter()
+        run()
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return Times.of(times).p50
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Gives buffers, such as a batch norm's running statistics, the values back that they had."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+def _measure(
+    call: Call,
+) -> tuple[dict[str, tuple[str, str]], dict[str, dict[str, float]], float | None]:
+    """Who runs each pass, what it takes on each backend, and the floor of all."""
+    geometry, dtype, device = call.geometry, call.dtype, call.device
+    size = {"forward": geometry.input_size, "weight_grad": geometry.input_size}
+    backends, seconds = {}, {}
+    for pass_ in call.passes:
+        operand = torch.empty(size.get(pass_, geometry.output_size), dtype=dtype, device=device)
+        operand = operand.to(memory_format=LAYOUTS[call.layout])
+        backends[pass_] = ("aten", "dense")
+        if geometry.groups > 1:
+            backends[pass_] = dispatch.decide("auto", pass_, operand, dtype, geometry)
+        seconds[pass_] = _time(call, pass_) if device.type != "meta" else {}
+    if device.type == "meta":
+        return backends, seconds, None
+    return (
+        backends,
+        seconds,
+        len(call.passes) * geometry.compulsory_bytes(dtype.itemsize) / copy_speed(device),
+    )
+
+
+def _time(call: Call, pass_: str) -> dict[str, float]:
+    """Seconds of a pass on each backend that could run it; of none for types that are not measured."""
+    type_ = next((name for name, (dtype, _) in TYPES.items() if dtype == call.dtype), None)
+    if type_ is None:
+        return {}
+    problem = Problem(pass_, call.geometry, type_)
+    count = sets_of_operands(problem.bytes, call.device)
+    sets = [problem.draw(call.device, call.layout) for _ in range(count)]
+    runs: dict[str, Callable[[Operands], Tensor]] = {"aten": problem.run_pytorch}
+    kernels_run = dispatch.why_not_triton(sets[0].x, call.dtype, call.geometry) is None
+    if call.geometry.groups > 1 and call.device.type == "cuda" and kernels_run:
+        runs["triton"] = lambda operands: problem.run(operands, "triton")
+    contenders = {name: [lambda run=run, o=o: run(o) for o in sets] for name, run in runs.items()}
+    with torch.no_grad(), torch.autocast(call.device.type, enabled=False):
+        return {name: times.p50 for name, times in time_together(contenders, call.device).items()}
+
+
+def _microseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e6:,.0f}"

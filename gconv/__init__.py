@@ -5,6 +5,7 @@ from gconv.dispatch import backend
 from gconv.explain import Explanation, explain
 from gconv.functional import group_conv2d
 from gconv.module import GroupConv2d
+from gconv.ops import decompositions
 from gconv.profile import Profile, profile
 
 __version__ = "0.1.0"
@@ -16,6 +17,7 @@ __all__ = [
     "Profile",
     "backend",
     "convert",
+    "decompositions",
     "explain",
     "group_conv2d",
     "profile",

@@ -107,31 +107,28 @@ def revert(model: nn.Module) -> tuple[str, ...]:
             nothing is reverted.
     """
     _check_model(model)
-    swapped = {name: module for name, module in model.named_modules() if _ORIGINAL in module.__dict__}
+    swapped = {name: module for name, module in model.named_modules() if _SWAPPED in module.__dict__}
     for name, module in swapped.items():
         if getattr(module, "activation", None) is not None:
-            own = module.__dict__[_ORIGINAL].__name__
+            own = module._original.__name__
             raise RuntimeError(f"{name or 'the model'} has activation={module.activation!r}: {own} has none")
     for module in swapped.values():
-        original = module.__dict__.pop(_ORIGINAL)
-        if isinstance(module, nn.LazyConv2d):
-            del module.cls_to_become
-        else:
-            _set_class(module, original)
-            module.__dict__.pop("cls_to_become", None)
+        if not isinstance(module, nn.LazyConv2d):
+            _set_class(module, module._original)
+        for mark in (_SWAPPED, "cls_to_become"):
+            module.__dict__.pop(mark, None)
     return tuple(swapped)
 
 
-_ORIGINAL = "_class_before_gconv"  # in a swapped module's __dict__, so that it is copied and pickled with it
+_SWAPPED = "_swapped_by_gconv"  # in a module's __dict__, so that it is copied and pickled with it
 
 
 def _swap(module: nn.Conv2d) -> None:
     if isinstance(module, nn.LazyConv2d):
-        module.__dict__.update({"cls_to_become": GroupConv2d, _ORIGINAL: nn.Conv2d})
-        return
-    original = _own_class(module)
-    _set_class(module, subclasses.grouped(original))
-    module.__dict__[_ORIGINAL] = original
+        module.__dict__["cls_to_become"] = GroupConv2d
+    else:
+        _set_class(module, subclasses.grouped(_own_class(module)))
+    module.__dict__[_SWAPPED] = True
 
 
 def _own_class(module: nn.Module) -> type[Any]:
@@ -157,7 +154,7 @@ def _check_model(model: Any) -> None:
 def _reason_to_leave(
     module: nn.Conv2d, name: str, depthwise: bool, filter: Callable[[nn.Module, str], bool] | None
 ) -> str | None:
-    if isinstance(module, GroupConv2d) or _ORIGINAL in module.__dict__:
+    if isinstance(module, GroupConv2d) or _SWAPPED in module.__dict__:
         return "is a GroupConv2d already"
     if module.groups == 1:
         return "dense: groups=1"

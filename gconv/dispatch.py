@@ -58,11 +58,15 @@ def _set(name: str) -> Iterator[None]:
 
 
 def requested(name: str | None) -> str:
-    """The backend that a call asks for: its argument, else that of the ``with backend(...)`` around it."""
-    if name is None:
-        return _current
-    check_backend(name)
-    return name
+    """The backend that a call asks for: its argument, else that of the ``with backend(...)`` around it.
+
+    Graphs for other programs, ONNX and traced TorchScript, always take "aten": those know ``F.conv2d`` alone.
+    """
+    if name is not None:
+        check_backend(name)
+    if torch.jit.is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
+        return "aten"
+    return _current if name is None else name
 
 
 def check_backend(name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,8 +28,9 @@ class GroupConv2d(nn.Conv2d):
         RuntimeError: a zero or negative ``kernel_size``, ``stride`` or ``dilation``; a negative ``padding``.
     """
 
-    # On the class, so that a module whose class was swapped has one.
+    # On the class, so that a module whose class was swapped has them: the activation, and what it was before.
     activation: str | None = None
+    _original: type[nn.Conv2d] = nn.Conv2d
 
     def __init__(
         self,
@@ -81,6 +82,13 @@ class GroupConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         text = super().extra_repr()
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """``torch.jit.script`` asks for this before it compiles; what it said otherwise would be no help."""
+        raise RuntimeError(
+            "torch.jit.script cannot compile GroupConv2d: script before gconv.convert or after gconv.revert, "
+            "or take torch.export or torch.jit.trace"
+        )
 
 
 def pad_input(layer: nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:

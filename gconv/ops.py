@@ -10,8 +10,8 @@ Arguments are those that :func:`gconv.group_conv2d` has checked: ``padding`` is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -148,6 +148,20 @@ def _fake_weight_grad(
 ) -> tuple[Tensor, Tensor]:
     weight = _empty(weight_size, grad_output, passes.layout(grad_output, input))
     return weight, grad_output.new_empty(weight_size[0] if with_bias else 0)
+
+
+def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
+    """The operators as PyTorch's own convolutions, for ``ExportedProgram.run_decompositions``.
+
+    A program exported on a GPU holds gconv's operators: what loads it must import gconv. After
+    ``program.run_decompositions(gconv.decompositions())`` it runs anywhere, and goes to ONNX.
+    """
+    kernels = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}
+    return {getattr(torch.ops.gconv, name).default: partial(_on_aten, run) for name, run in kernels.items()}
+
+
+def _on_aten(run: Callable[..., Any], *args: Any) -> Any:
+    return run(*args[:-1], "aten")
 
 
 @register_flop_formula(torch.ops.gconv.forward)

@@ -319,13 +319,18 @@ def test_revert_refuses_to_drop_an_activation() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_torchscript_is_refused() -> None:
-    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)))
+def test_torchscript_is_refused_before_and_after() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2))
+    scripted = torch.jit.script(model)
     for function in (gconv.convert, gconv.revert):
-        with pytest.raises(
-            TypeError, match=r"TorchScript module is fixed: convert before torch\.jit\.script"
-        ):
+        with pytest.raises(TypeError, match=r"is fixed: convert before torch\.jit\.script"):
             function(scripted)
+    gconv.convert(model)
+    with pytest.raises(RuntimeError, match=r"cannot compile GroupConv2d: .* or after gconv\.revert, or take"):
+        torch.jit.script(model)
+    gconv.revert(model)
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(torch.jit.script(model)(x), model(x))
 
 
 def test_convert_of_a_single_layer_and_of_no_module() -> None:

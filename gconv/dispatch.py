@@ -60,11 +60,11 @@ def _set(name: str) -> Iterator[None]:
 def requested(name: str | None) -> str:
     """The backend that a call asks for: its argument, else that of the ``with backend(...)`` around it.
 
-    Graphs for other programs, ONNX and traced TorchScript, always take "aten": those know ``F.conv2d`` alone.
+    An export to ONNX always takes "aten": other programs know no other.
     """
     if name is not None:
         check_backend(name)
-    if torch.jit.is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         return "aten"
     return _current if name is None else name
 

@@ -63,6 +63,9 @@ def group_conv2d(
         return handle_torch_function(
             group_conv2d, tensors, *tensors, stride, padding, dilation, groups, **options
         )
+    if torch.jit.is_tracing():  # for a program that knows F.conv2d alone, with sizes that are tensors
+        output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return output if activation is None else output.relu_()
     dtype, geometry = prepare(input, weight, bias, stride, padding, dilation, groups, activation)
     name = dispatch.requested(backend)
     if dispatch.aten_alone(name, input, dtype, geometry):

@@ -104,7 +104,8 @@ def _zeros(layer: Any, input: Tensor, axis: int) -> tuple[int, int]:
     """Before and after the image along ``axis``."""
     length, stride = input.shape[axis], layer.stride[axis]
     reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-    total = max((-(-length // stride) - 1) * stride + reach - length, 0)
+    total = (-(-length // stride) - 1) * stride + reach - length
+    total = total.clamp(min=0) if isinstance(total, Tensor) else max(total, 0)  # torch.jit.trace's sizes
     return total // 2, total - total // 2
 
 

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test zoo matrix kernels gpu measure bench lint format clean
+.PHONY: help demo examples test long matrix kernels gpu measure bench lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,11 +15,14 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 	$(BIN)/python -m resnext predict runs/demo/samples/*.png
 	@echo "look at runs/demo/curves.png and mistakes.png; go on with: . .venv/bin/activate; resnext --help"
 
+examples: .venv/dev.installed  ## run examples/: a timm network in three lines, a RegNet, a ConvNeXt (1 minute)
+	for script in examples/*.py; do echo "== $$script"; $(BIN)/python tests/zoo.py $$script || exit 1; done
+
 test: .venv/dev.installed  ## run the tests (5 minutes)
 	$(BIN)/python -m pytest -q --numprocesses auto --benchmark-disable
 
-zoo: .venv/dev.installed  ## convert every network of timm (2 minutes)
-	$(BIN)/python -m pytest -q -m zoo --numprocesses auto
+long: .venv/dev.installed  ## convert every network of timm, try geometries by the hundred (5 minutes)
+	$(BIN)/python -m pytest -q -m long --numprocesses auto
 
 matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (12 minutes)
 	$(BIN)/python -m pytest -q -m matrix

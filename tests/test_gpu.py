@@ -105,6 +105,86 @@ def test_compiled_network_is_the_eager_one(mode: str) -> None:
     torch.testing.assert_close(*results)
 
 
+def converted_network() -> torch.nn.Module:
+    """On the kernels: grouped convolutions of stride 1 and 2 around batch norm, bfloat16, channels_last."""
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(64, 64, 3, padding=1, groups=16, bias=False),
+        torch.nn.BatchNorm2d(64),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(64, 128, 3, stride=2, padding=1, groups=16),
+    )
+    assert len(gconv.convert(net).swapped) == 2
+    return net.cuda().bfloat16().to(memory_format=torch.channels_last)
+
+
+def image(batch: int = 8) -> torch.Tensor:
+    x = torch.randn(batch, 64, 28, 28, device="cuda", dtype=torch.bfloat16)
+    return x.to(memory_format=torch.channels_last)
+
+
+def test_inference_in_a_cuda_graph() -> None:
+    net, x = converted_network().eval(), image()
+    with torch.inference_mode(), gconv.backend("triton"):
+        net(x)  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = net(x)
+        for _ in range(2):
+            x.copy_(image())
+            graph.replay()
+            assert torch.equal(y, net(x))
+
+
+def test_training_step_in_a_cuda_graph() -> None:
+    """Forward and backward, as ``torch.cuda.make_graphed_callables`` captures them, against eager steps."""
+    results = []
+    for graphed in (False, True):
+        torch.manual_seed(0)
+        net = converted_network().train()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        with gconv.backend("triton"):
+            run = torch.cuda.make_graphed_callables(net, (image(),)) if graphed else net
+            net[1].reset_running_stats()
+            torch.manual_seed(1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                run(image()).float().square().mean().backward()
+                optimizer.step()
+        results.append({key: value.float() for key, value in net.state_dict().items()})
+    for key in results[0]:
+        torch.testing.assert_close(results[1][key], results[0][key], atol=1e-2, rtol=1e-2)
+
+
+def test_a_scaled_autocast_step_follows_the_original() -> None:
+    original = converted_network().float()
+    converted = copy.deepcopy(original)
+    gconv.revert(original)
+    losses = []
+    for net in (original, converted):
+        scaler, optimizer = torch.amp.GradScaler("cuda"), torch.optim.SGD(net.parameters(), 0.1)
+        torch.manual_seed(1)
+        losses.append([])
+        for _ in range(4):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", torch.float16):
+                loss = net(image().float()).float().square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses[-1].append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[1][-1] < losses[1][0]
+
+
+def test_exported_program_decomposes_to_standard_convolutions() -> None:
+    net, x = converted_network().eval(), image()
+    with torch.no_grad():
+        program = torch.export.export(net, (x,))
+        standard = program.run_decompositions(gconv.decompositions())
+        assert any("gconv" in str(node.target) for node in program.graph.nodes)
+        assert not any("gconv" in str(node.target) for node in standard.graph.nodes)
+        torch.testing.assert_close(standard.module()(x), net(x), atol=5e-2, rtol=5e-2)
+
+
 def test_a_kept_kernel_starts_on_the_stream_of_the_call() -> None:
     layer = gconv.GroupConv2d(128, 128, 3, padding=1, groups=32, bias=False).cuda().bfloat16()
     layer = layer.to(memory_format=torch.channels_last)

@@ -113,11 +113,12 @@ def geometries(draw: st.DrawFn, kernel: str) -> Case:
     )
 
 
+@pytest.mark.parametrize("examples", [30, pytest.param(200, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kernel", ["3x3", "any", "depthwise"])
-def test_any_geometry_matches_float64(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 drawn of each kind, on a device of few and of many processors: rows whole and in chunks."""
+def test_any_geometry_matches_float64(kernel: str, examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many drawn of each kind, on a device of few and of many processors: rows whole and in chunks."""
 
-    @settings(max_examples=100, deadline=None, derandomize=True)
+    @settings(max_examples=examples, deadline=None, derandomize=True)
     @given(
         geometries(kernel),
         st.sampled_from(DTYPES),

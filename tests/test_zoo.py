@@ -60,6 +60,15 @@ NETWORKS = {
     # in torchvision's Conv2dNormActivation
     "torchvision/regnet_y_400mf": 64,
 }
+SLOW = {
+    "bat_resnext26ts",
+    "dm_nfnet_f0",
+    "eca_halonext26ts",
+    "efficientvit_l1",
+    "haloregnetz_b",
+    "repvgg_b1g4",
+    "skresnext50_32x4d",
+}
 SHARDS = 16
 
 
@@ -80,7 +89,13 @@ def train_step(model: nn.Module, size: int) -> dict[str, Tensor]:
     return {"output": y.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
 
 
-@pytest.mark.parametrize(("name", "size"), NETWORKS.items(), ids=NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, id=name, marks=[pytest.mark.long] * (name in SLOW))
+        for name, size in NETWORKS.items()
+    ],
+)
 def test_converted_networks_train_as_the_original(name: str, size: int) -> None:
     """On the reference backend, which shares no code with PyTorch's convolutions."""
     model = create(name, size).double().train()
@@ -101,7 +116,7 @@ def test_converted_networks_train_as_the_original(name: str, size: int) -> None:
     assert [type(module) for module in twin.modules()] == classes
 
 
-@pytest.mark.zoo
+@pytest.mark.long
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_every_grouped_convolution_of_timm_is_swapped(shard: int) -> None:
     """Of all its networks: 161 of 1,371 have some that are not depthwise, 4,669 of them, in timm 1.0.31."""

@@ -1,8 +1,13 @@
-"""torchvision and timm, whose networks the tests convert."""
+"""torchvision and timm, whose networks the tests convert.
+
+``python tests/zoo.py SCRIPT ...`` runs a script that imports them where torchvision's operators don't load.
+"""
 
 from __future__ import annotations
 
 import importlib
+import runpy
+import sys
 from types import ModuleType
 
 import torch
@@ -26,3 +31,9 @@ def load(name: str) -> ModuleType:
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _operators.append(library)  # what it defines goes with it
     return importlib.import_module(name)
+
+
+if __name__ == "__main__":
+    load("torchvision")
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")

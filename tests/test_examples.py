@@ -1,0 +1,51 @@
+"""The scripts of ``examples/``, run for real."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(name: str, *options: str) -> str:
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        str(ROOT / "tests" / "zoo.py"),
+        str(ROOT / "examples" / name),
+        *options,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_timm_network_in_three_lines() -> None:
+    out = run("timm_in_three_lines.py", "--model", "test_nfnet", "--batch", "2", "--image", "64")
+    assert "6 of 33 convolutions swapped" in out
+    assert float(re.search(r"largest difference: (\S+)", out)[1]) < 1e-5
+    assert "convolutions in a forward pass, torch.float32 on cpu" in out
+
+
+def test_regnet_learns() -> None:
+    out = run("train_regnet.py", "--steps", "10", "--batch", "32", "--compile")
+    assert out.startswith("regnety_002: 13 of 70 convolutions are gconv's")
+    assert re.search(r"step   10  loss \d\.\d{3}\n.*% of 300 held-out digits right", out)
+
+
+def test_convnext_with_depthwise() -> None:
+    out = run("convnext_depthwise.py")
+    assert out.startswith(
+        "convert(model) swaps 0\nconvert(model, depthwise=True, filter=...) swaps 10, such as\n"
+    )
+    assert "stages.1.blocks.0.conv_dw: GroupConv2d(" in out and "floor" in out
+    assert out.endswith("revert(model) brings 10 back\nlargest difference: 0.0e+00\n")
+
+
+def test_every_example_is_run() -> None:
+    names = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+    assert names == sorted(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))

@@ -13,8 +13,6 @@ ROOT = Path(__file__).parent.parent
 def run(name: str, *options: str) -> str:
     command = [
         sys.executable,
-        "-W",
-        "error",
         str(ROOT / "tests" / "zoo.py"),
         str(ROOT / "examples" / name),
         *options,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import zoo
 
 ROOT = Path(__file__).parent.parent
 # Outside in: each may import those after it.
@@ -111,6 +112,8 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_python_in_the_readme_runs(code: str) -> None:
+    if "import timm" in code:
+        zoo.load("timm")
     exec(compile(code, "README.md", "exec"), {})
 
 

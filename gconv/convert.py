@@ -82,14 +82,13 @@ def convert(
         TypeError: ``model`` is no module, or a TorchScript module, whose code is fixed.
     """
     _check_model(model)
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    reasons = [_reason_to_leave(module, name, depthwise, filter) for name, module in found]
     layers = []
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Conv2d):
-            continue
-        reason = _reason_to_leave(module, name, depthwise, filter)
+    for (name, module), reason in zip(found, reasons, strict=True):
+        layers.append(Layer(name, _geometry(module), reason is None, reason or f"groups={module.groups}"))
         if reason is None:
             _swap(module)
-        layers.append(Layer(name, _geometry(module), reason is None, reason or f"groups={module.groups}"))
     return ConversionReport(tuple(layers))
 
 
@@ -124,15 +123,21 @@ _SWAPPED = "_swapped_by_gconv"  # in a module's __dict__, so that it is copied a
 
 
 def _swap(module: nn.Conv2d) -> None:
+    cls = subclasses.grouped(_own_class(module))
     if isinstance(module, nn.LazyConv2d):
-        module.__dict__["cls_to_become"] = GroupConv2d
+        module.__dict__["cls_to_become"] = cls
     else:
-        _set_class(module, subclasses.grouped(_own_class(module)))
+        _set_class(module, cls)
     module.__dict__[_SWAPPED] = True
 
 
 def _own_class(module: nn.Module) -> type[Any]:
-    """The class of a module, beneath the one that a parametrisation made for it alone."""
+    """The class that a module has, or, if it is lazy, will have.
+
+    Beneath the one that a parametrisation made for it alone.
+    """
+    if isinstance(module, nn.LazyConv2d):
+        return module.cls_to_become
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 
 
@@ -168,7 +173,7 @@ def _reason_to_leave(
         return "its forward was replaced"
     if hasattr(module, "activation"):
         return "has an activation of its own"
-    if reason := subclasses.why_not(own if not lazy else nn.Conv2d):
+    if reason := subclasses.why_not(own):
         return reason
     if filter is not None and not filter(module, name):
         return "the filter left it"

@@ -259,14 +259,23 @@ def test_autocast_with_a_gradient_scaler_trains(backend: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
-def test_activation_checkpointing_computes_again_what_it_did(backend: str, reentrant: bool) -> None:
+def test_activation_checkpointing_computes_again_what_it_did(
+    backend: str, reentrant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, converted = pair()
+    ran: list[str] = []
+    for name in PASSES:
+        original = getattr(passes, name)
+        monkeypatch.setattr(passes, name, lambda *a, n=name, run=original: ran.append(n) or run(*a))
 
     def run(x: Tensor) -> Tensor:
         return converted.head(checkpoint(converted.features, x, use_reentrant=reentrant))
 
     x = images().requires_grad_()  # a reentrant one needs an input with a gradient
     assert_same(step(converted, x, run), step(plain, x))
+    if backend == "reference":
+        again = ["forward"] * 3 + ["input_grad", "weight_grad"] * 3
+        assert ran[:3] == ["forward"] * 3 and sorted(ran[3:]) == sorted(again)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from gconv import subclasses
+from gconv.functional import pair
 from gconv.module import GroupConv2d
 from gconv.terminal import columns
 
@@ -102,18 +103,23 @@ def revert(model: nn.Module) -> tuple[str, ...]:
 
     Raises:
         TypeError: as :func:`convert`.
-        RuntimeError: a swapped layer was given an ``activation``, which its own class would not apply;
-            nothing is reverted.
+        RuntimeError: a swapped layer was given an ``activation``, which its own class would not apply, or
+            another class, by FSDP2 say; nothing is reverted.
     """
     _check_model(model)
-    swapped = {name: module for name, module in model.named_modules() if _SWAPPED in module.__dict__}
+    swapped = {name: module for name, module in model.named_modules() if _is_swapped(module)}
     for name, module in swapped.items():
-        if getattr(module, "activation", None) is not None:
-            own = module._original.__name__
-            raise RuntimeError(f"{name or 'the model'} has activation={module.activation!r}: {own} has none")
+        if isinstance(module, nn.LazyConv2d):
+            continue
+        name, own = name or "the model", _own_class(module)
+        original = getattr(own, "_gconv_original", None)
+        if original is None or own is not subclasses.grouped(original):
+            raise RuntimeError(f"{name} became a {own.__name__} after it was swapped: revert before that")
+        if module.activation is not None:
+            raise RuntimeError(f"{name} has activation={module.activation!r}: {original.__name__} has none")
     for module in swapped.values():
         if not isinstance(module, nn.LazyConv2d):
-            _set_class(module, module._original)
+            _set_class(module, _own_class(module)._gconv_original)
         for mark in (_SWAPPED, "cls_to_become"):
             module.__dict__.pop(mark, None)
     return tuple(swapped)
@@ -122,22 +128,22 @@ def revert(model: nn.Module) -> tuple[str, ...]:
 _SWAPPED = "_swapped_by_gconv"  # in a module's __dict__, so that it is copied and pickled with it
 
 
+def _is_swapped(module: nn.Module) -> bool:
+    """Whether ``convert`` made it what it is; by its class too, where a copy has lost the mark."""
+    made = isinstance(module, GroupConv2d) and type(module)._gconv_original is not nn.Conv2d
+    return made or _SWAPPED in module.__dict__
+
+
 def _swap(module: nn.Conv2d) -> None:
-    cls = subclasses.grouped(_own_class(module))
     if isinstance(module, nn.LazyConv2d):
-        module.__dict__["cls_to_become"] = cls
+        module.__dict__["cls_to_become"] = GroupConv2d
     else:
-        _set_class(module, cls)
+        _set_class(module, subclasses.grouped(_own_class(module)))
     module.__dict__[_SWAPPED] = True
 
 
 def _own_class(module: nn.Module) -> type[Any]:
-    """The class that a module has, or, if it is lazy, will have.
-
-    Beneath the one that a parametrisation made for it alone.
-    """
-    if isinstance(module, nn.LazyConv2d):
-        return module.cls_to_become
+    """The class of a module, beneath the one that a parametrisation made for it alone."""
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 
 
@@ -146,7 +152,7 @@ def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
     if parametrize.is_parametrized(module):
         made = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
         cls = type(f"Parametrized{cls.__name__}", (cls,), made)
-    module.__class__ = cls
+    object.__setattr__(module, "__class__", cls)  # whatever the class does where an attribute is set
 
 
 def _check_model(model: Any) -> None:
@@ -159,20 +165,22 @@ def _check_model(model: Any) -> None:
 def _reason_to_leave(
     module: nn.Conv2d, name: str, depthwise: bool, filter: Callable[[nn.Module, str], bool] | None
 ) -> str | None:
-    if isinstance(module, GroupConv2d) or _SWAPPED in module.__dict__:
+    lazy = isinstance(module, nn.LazyConv2d)
+    if isinstance(module, GroupConv2d) or (lazy and _is_swapped(module)):
         return "is a GroupConv2d already"
     if module.groups == 1:
         return "dense: groups=1"
-    lazy = isinstance(module, nn.LazyConv2d)
     if not depthwise and module.groups == (module.out_channels if lazy else module.in_channels):
         return f"{'may be depthwise' if lazy else 'depthwise'}: convert(..., depthwise=True) swaps it"
-    own = _own_class(module)
-    if not issubclass(own, nn.Conv2d):
-        return f"its class {type(module).__name__} hides the one that it was made of"
+    own = module.cls_to_become if lazy else _own_class(module)
+    if (lazy and own is not nn.Conv2d) or not issubclass(own, nn.Conv2d):
+        return f"its class {type(module).__name__} hides the one that it is made of"
     if {"forward", "_conv_forward"} & module.__dict__.keys():
         return "its forward was replaced"
     if hasattr(module, "activation"):
         return "has an activation of its own"
+    if getattr(module, "qconfig", None) is not None:
+        return "is prepared for torch.ao.quantization, which looks for its very class"
     if reason := subclasses.why_not(own):
         return reason
     if filter is not None and not filter(module, name):
@@ -183,9 +191,10 @@ def _reason_to_leave(
 def _geometry(module: nn.Conv2d) -> str:
     """Such as "128 -> 256, 3x3, stride 2"; what a convolution has by default is not said."""
     # A lazy one has 0 channels until it has seen an input.
-    parts = [f"{module.in_channels or '?'} -> {module.out_channels}", "x".join(map(str, module.kernel_size))]
+    kernel = "x".join(map(str, pair("kernel_size", module.kernel_size, least=1)))
+    parts = [f"{module.in_channels or '?'} -> {module.out_channels}", kernel]
     for name in ("stride", "dilation"):
-        pair = getattr(module, name)
-        if tuple(pair) != (1, 1):
-            parts.append(f"{name} {pair[0]}" if pair[0] == pair[1] else f"{name} {tuple(pair)}")
+        both = pair(name, getattr(module, name), least=1)
+        if both != (1, 1):
+            parts.append(f"{name} {both[0]}" if both[0] == both[1] else f"{name} {both}")
     return ", ".join(parts)

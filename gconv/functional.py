@@ -57,15 +57,17 @@ def group_conv2d(
         RuntimeError: numbers, shapes, dtypes or devices that don't fit together, as ``F.conv2d`` raises; or
             ``backend="triton"`` where it cannot run.
     """
-    if has_torch_function_variadic(input, weight, bias):
-        tensors = (input, weight, bias)
+    tensors = (input, weight, bias)
+    watched = has_torch_function_variadic(*tensors)
+    if torch.jit.is_tracing() or (watched and any(map(_has_its_own_convolution, tensors))):
+        # The tracer's sizes are tensors, and its program knows no other convolution.
+        output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return output if activation is None else output.relu()
+    if watched:
         options = {"activation": activation, "backend": backend}
         return handle_torch_function(
             group_conv2d, tensors, *tensors, stride, padding, dilation, groups, **options
         )
-    if torch.jit.is_tracing():  # for a program that knows F.conv2d alone, with sizes that are tensors
-        output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        return output if activation is None else output.relu_()
     dtype, geometry = prepare(input, weight, bias, stride, padding, dilation, groups, activation)
     name = dispatch.requested(backend)
     if dispatch.aten_alone(name, input, dtype, geometry):
@@ -77,6 +79,14 @@ def group_conv2d(
     batch, weight, bias = batch.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     output = autograd.group_conv(batch, weight, bias, activation, geometry, name)
     return output if input.ndim == 4 else output.squeeze(0)
+
+
+def _has_its_own_convolution(tensor: Any) -> bool:
+    """Whether ``F.conv2d`` may mean something else to a tensor's class: it could not know our function."""
+    override = (
+        getattr(type(tensor).__torch_function__, "__func__", None) if isinstance(tensor, Tensor) else None
+    )
+    return override not in (None, Tensor.__torch_function__.__func__)
 
 
 def prepare(

@@ -30,7 +30,7 @@ class GroupConv2d(nn.Conv2d):
 
     # On the class, so that a module whose class was swapped has them: the activation, and what it was before.
     activation: str | None = None
-    _original: type[nn.Conv2d] = nn.Conv2d
+    _gconv_original: type[nn.Conv2d] = nn.Conv2d
 
     def __init__(
         self,

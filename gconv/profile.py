@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from gconv import dispatch
@@ -75,7 +76,10 @@ class Profile:
 
     @property
     def network_with_gconv(self) -> float | None:
-        """Seconds that the whole network would take, its grouped convolutions running as ``auto`` decides."""
+        """Seconds that the whole network would take, its grouped convolutions running as ``auto`` decides.
+
+        All of them: what ``convert`` leaves, such as depthwise ones unless they are asked for, it reports.
+        """
         before, after = self.total("aten", grouped=True), self.total("auto", grouped=True)
         return None if None in (self.network, before, after) else self.network - before + after
 
@@ -136,7 +140,7 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
     the convolutions are measured as well, without in evaluation mode; under autocast where that is on. One
     run is watched, and three are timed, on PyTorch's own convolutions. Then the passes of each convolution
     are timed by themselves: PyTorch's, and on a GPU gconv's, where there is more than one group. Buffers get
-    their values back; parameters and their gradients are not touched.
+    their values back, parameters and their gradients are not touched; random numbers are drawn.
 
     Args:
         model: a network, compiled or not: it is run eagerly.
@@ -146,15 +150,19 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
         A table of the convolutions, with the memory floor and the backend that ``auto`` takes; ``print`` it.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is no module, or returns nothing in training mode that has a gradient.
+        ValueError: it has lazy layers that have seen no input yet.
         Exception: whatever the model raises on the input.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # of torch.compile, in whose graphs no call is seen
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise ValueError("the model has lazy layers that have seen no input: run it once before")
     network = None
-    with _buffers_kept(model), torch.set_grad_enabled(model.training):
+    training = model.training and not torch.is_inference_mode_enabled()
+    with _buffers_kept(model), torch.set_grad_enabled(training):
         calls = record(model, lambda: model(*arguments))
         if calls and calls[0].device.type != "meta":
             with dispatch.backend("aten"):
@@ -162,16 +170,23 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
     distinct = list(dict.fromkeys(replace(call, name="") for call in calls))
     measured = {call: _measure(call) for call in track(distinct, "measuring convolutions", lines=0)}
     convolutions = [ProfiledConvolution(call, *measured[replace(call, name="")]) for call in calls]
-    return Profile(tuple(convolutions), model.training, network)
+    return Profile(tuple(convolutions), training, network)
 
 
 def _step(model: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """A forward pass, and in training mode a backward pass that leaves the parameters' ``grad`` alone."""
+    """A forward pass, and where gradients are on a backward pass, which leaves every ``grad`` alone."""
     outputs = tree_leaves(model(*arguments))
+    tensors = (*model.parameters(), *(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)))
+    inputs = [tensor for tensor in tensors if tensor.requires_grad]
+    if not inputs or not torch.is_grad_enabled():
+        return
     roots = [output for output in outputs if isinstance(output, Tensor) and output.requires_grad]
-    if roots:
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        torch.autograd.grad([root.sum() for root in roots], parameters, allow_unused=True)
+    if not roots:
+        raise TypeError(
+            "in training mode the model must return a tensor with a gradient, or a tuple, list or dict of "
+            "such: profile it in evaluation mode, or return one"
+        )
+    torch.autograd.grad(roots, inputs, [torch.ones_like(root) for root in roots], allow_unused=True)
 
 
 def _seconds(run: Callable[[], None], device: torch.device) -> float:
@@ -190,13 +205,18 @@ def _seconds(run: Callable[[], None], device: torch.device) -> float:
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
     """Gives buffers, such as a batch norm's running statistics, the values back that they had."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    modules = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [buffer for _, named in modules for buffer in named.values() if buffer is not None]
+    values = [buffer.detach().clone() for buffer in buffers]
     try:
         yield
     finally:
+        for module, named in modules:
+            module._buffers.update(named)
         with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+            for buffer, value in zip(buffers, values, strict=True):
+                if not buffer.is_meta and not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def _measure(

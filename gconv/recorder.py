@@ -42,6 +42,8 @@ def record(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
     running: list[str] = []
     with ExitStack() as hooks, _Recorder(running) as recorder:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no such hook, and runs where no mode sees it
             enter = module.register_forward_pre_hook(lambda *_, name=name: running.append(name), prepend=True)
             leave = module.register_forward_hook(lambda *_: _leave(running), always_call=True)
             hooks.callback(enter.remove)
@@ -78,9 +80,12 @@ class _Recorder(TorchFunctionMode):
         dilation: Any = 1,
         groups: int = 1,
     ) -> None:
-        dtype, geometry = functional.prepare(input, weight, bias, stride, padding, dilation, groups, None)
+        try:
+            dtype, geometry = functional.prepare(input, weight, bias, stride, padding, dilation, groups, None)
+        except (RuntimeError, TypeError, ValueError):
+            return  # F.conv2d will tell what is wrong, or takes more than dense tensors
         passes = ["forward"]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             passes += ["input_grad"] * input.requires_grad + ["weight_grad"] * weight.requires_grad
         layout = "contiguous" if input.stride(-3) != 1 or input.is_contiguous() else "channels_last"
         name = self.running[-1] if self.running else ""

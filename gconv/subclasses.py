@@ -22,19 +22,38 @@ from gconv.module import GroupConv2d
 
 def why_not(original: type[nn.Conv2d]) -> str | None:
     """Why a module of class ``original`` cannot be swapped, None if it can."""
-    if _owner(original, "_conv_forward") is not nn.Conv2d:
-        return f"its class {original.__name__} has a _conv_forward of its own"
-    owner = _owner(original, "forward")
-    if owner is nn.Conv2d or _name(owner) in _EQUATIONS:
-        return None
-    code = getattr(inspect.unwrap(owner.forward), "__code__", None)
-    called = set(code.co_names) if code else set()
-    if "_conv_forward" in called or {"super", "forward"} <= called:
-        return None
-    return (
-        f"its class {original.__name__} convolves by itself: "
-        "it could call self._conv_forward(input, weight, bias)"
-    )
+    name = original.__name__
+    if original.__module__.startswith("torch.ao."):
+        return f"its class {name} is one that torch.ao.quantization looks for"
+    if _name(original, "_conv_forward") != "torch.nn.modules.conv.Conv2d._conv_forward":
+        return f"its class {name} has a _conv_forward of its own"
+    if not _leaves_the_convolution(original):
+        return f"its class {name} convolves by itself: it could call self._conv_forward(input, weight, bias)"
+    if original.__reduce_ex__ is not object.__reduce_ex__ or original.__reduce__ is not object.__reduce__:
+        return f"its class {name} is pickled in a way of its own"
+    if hasattr(original, "__getnewargs__") or hasattr(original, "__getnewargs_ex__"):
+        return f"its class {name} is pickled in a way of its own"
+    try:
+        grouped(original)
+    except TypeError as error:
+        return f"its class {name} cannot be subclassed: {error}"
+    return None
+
+
+def _leaves_the_convolution(original: type[nn.Conv2d]) -> bool:
+    """Whether ``forward`` leaves the convolution to ``nn.Conv2d``, or is known as an equation."""
+    if _name(original, "forward") in _EQUATIONS:
+        return True
+    for owner in (cls for cls in original.__mro__ if "forward" in vars(cls)):  # in super()'s order
+        if owner is nn.Conv2d:
+            return True
+        code = getattr(inspect.unwrap(owner.forward), "__code__", None)
+        called = set(code.co_names) if code else set()
+        if "_conv_forward" in called:
+            return True
+        if not {"super", "forward"} <= called:
+            return False
+    return False
 
 
 @cache
@@ -46,27 +65,24 @@ def grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
         "__module__": __name__,
         "__init__": original.__init__,
         "__reduce_ex__": _reduce,
-        "_original": original,
+        "_gconv_original": original,
     }
-    if equation := _EQUATIONS.get(_name(_owner(original, "forward"))):
+    if equation := _EQUATIONS.get(_name(original, "forward")):
         namespace["forward"] = equation
     return new_class(
         f"Group{original.__name__}", (GroupConv2d, original), exec_body=lambda n: n.update(namespace)
     )
 
 
-def _owner(cls: type, method: str) -> type:
-    """The class that defines the ``method`` that ``cls`` has."""
-    return next(c for c in cls.__mro__ if method in vars(c))
-
-
-def _name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _name(cls: type, method: str) -> str:
+    """Of the function that a method is, wherever it was defined: one that was patched in has another."""
+    function = getattr(cls, method)
+    return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"
 
 
 def _reduce(module: Any, protocol: int) -> tuple[Any, ...]:
     """Pickles a module whose class no import finds by the class that it was made of."""
-    return _restore, (module._original,), module.__getstate__()
+    return _restore, (type(module)._gconv_original,), module.__getstate__()
 
 
 def _restore(original: type[nn.Conv2d]) -> GroupConv2d:
@@ -97,7 +113,8 @@ def _convolve_same(layer: Any, input: Tensor, weight: Tensor) -> Tensor:
     padding: Any = "same"
     if layer.stride != (1, 1) or not alike:
         input, padding = F.pad(input, (*_zeros(layer, input, -1), *_zeros(layer, input, -2))), 0
-    return group_conv2d(input, weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
+    settings = (layer.stride, padding, layer.dilation, layer.groups)
+    return group_conv2d(input, weight, layer.bias, *settings, activation=layer.activation)
 
 
 def _zeros(layer: Any, input: Tensor, axis: int) -> tuple[int, int]:
@@ -121,7 +138,7 @@ def _standardised(layer: Any) -> Tensor:
 
 
 _EQUATIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "timm.layers.conv2d_same.Conv2dSame": _conv2d_same,
-    "timm.layers.std_conv.ScaledStdConv2d": _scaled_std_conv2d,
-    "timm.layers.std_conv.ScaledStdConv2dSame": _scaled_std_conv2d_same,
+    "timm.layers.conv2d_same.Conv2dSame.forward": _conv2d_same,
+    "timm.layers.std_conv.ScaledStdConv2d.forward": _scaled_std_conv2d,
+    "timm.layers.std_conv.ScaledStdConv2dSame.forward": _scaled_std_conv2d_same,
 }

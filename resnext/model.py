@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gconv import GroupConv2d
-from resnext.weights import Weights, fit, read_weights
+from resnext.weights import Weights, fit, number_of_classes, read_weights
 
 STEMS = ("imagenet", "small")
 
@@ -190,8 +190,8 @@ def _variant(
     if weights is None:
         return ResNeXt(repeats, cardinality, base_width, **options)
     state = read_weights(weights, name)
-    if "fc.bias" in state:
-        options.setdefault("num_classes", len(state["fc.bias"]))
+    if classes := number_of_classes(state):
+        options.setdefault("num_classes", classes)
     model = ResNeXt(repeats, cardinality, base_width, **options)
     fit(model, state, weights)
     return model
@@ -218,7 +218,7 @@ def resnext50_32x4d(*, weights: Weights | None = None, **options: Any) -> ResNeX
         options: as in :class:`ResNeXt`.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: the weights cannot be had or do not fit; in one line.
+        OSError, ImportError, ValueError: the weights cannot be had or do not fit; in one line.
     """
     return _variant("resnext50_32x4d", (3, 4, 6, 3), 32, 4, weights, **options)
 

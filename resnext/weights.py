@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -23,37 +24,50 @@ def read_weights(weights: Weights, variant: str) -> dict[str, Tensor]:
     """The state dict that ``weights`` names.
 
     Args:
-        weights: a file that ends in .pth, .pt, .bin or .safetensors and holds a state dict, or one under
-            "state_dict", "model" or "weights"; a name of torchvision's, such as "IMAGENET1K_V2" or "DEFAULT",
-            or the member of its enumeration; or a name of timm's, such as "a1h_in1k" or
-            "resnext50_32x4d.a1h_in1k".
+        weights: a file that holds a state dict, or one under "state_dict", "model" or "weights", as safetensors
+            if its name ends so, else as torch.save writes; a name of torchvision's,
+            such as "IMAGENET1K_V2" or "DEFAULT", or the member of its enumeration; or a name of timm's, such
+            as "a1h_in1k" or "resnext50_32x4d.a1h_in1k".
         variant: the network's name, such as "resnext50_32x4d".
 
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: ``weights`` is neither.
         ImportError: the library that publishes the name is not installed or does not load.
+        OSError: the library could not load them, say without a network.
         ValueError: the file is damaged or holds no weights; no such name is published for ``variant``.
     """
     if hasattr(weights, "get_state_dict"):
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
+        return _published(
+            "torchvision", weights, partial(weights.get_state_dict, progress=True, check_hash=True)
+        )
     if not isinstance(weights, str | PathLike):
         raise TypeError(f"weights must be a file or a published name, got {weights!r}")
-    if isinstance(weights, PathLike) or weights.endswith(FILES):
-        return _from_file(Path(weights))
+    path = Path(weights)
+    if isinstance(weights, PathLike) or path.suffix.lower() in FILES or path.is_file():
+        return _from_file(path)
     if name := _TORCHVISION.fullmatch(weights):
         return _from_torchvision(weights, name[1], name[2], variant)
     return _from_timm(weights, variant)
+
+
+def number_of_classes(state: Mapping[str, Tensor]) -> int | None:
+    """Of the classifier in ``state``, None where there is none."""
+    weight = state.get("fc.weight")
+    return None if weight is None or weight.ndim != 2 else len(weight)
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], source: Weights) -> None:
     """Loads ``state`` strictly, but for a classifier of another size, which stays as it was initialised.
 
     Raises:
-        ValueError: keys or sizes do not fit; the first of them is named.
+        ValueError: keys or sizes do not fit, and the first of them is named; ``model`` is on meta.
     """
     own = model.state_dict()
-    if "fc.weight" in state and len(state["fc.weight"]) != len(own["fc.weight"]):
+    if any(tensor.is_meta for tensor in own.values()):
+        raise ValueError(f"{source}: a network on the meta device has no memory for weights")
+    classes = (number_of_classes(state), number_of_classes(own))
+    if None not in classes and classes[0] != classes[1] and "fc.bias" in state:
         state = {**state, "fc.weight": own["fc.weight"], "fc.bias": own["fc.bias"]}
     for key in [*own, *state]:
         if key not in state or key not in own:
@@ -67,7 +81,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: Weights) -> None:
 
 def _from_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
         if path.suffix == ".safetensors":
             content = _import("safetensors.torch", f"{path}: needs safetensors").load_file(path)
@@ -76,8 +90,7 @@ def _from_file(path: Path) -> dict[str, Tensor]:
     except (ImportError, OSError):
         raise
     except Exception as error:  # of half a dozen types for as many kinds of damage
-        told = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: cut short, damaged, or more than weights: {told}") from None
+        raise ValueError(f"{path}: cut short, damaged, or more than weights: {_line(error)}") from None
     for key in ("state_dict", "model", "weights"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -95,6 +108,14 @@ def _from_torchvision(weights: str, of: str | None, name: str, variant: str) -> 
     return read_weights(published[name], variant)
 
 
+def _published(library: str, weights: Weights, load: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What a library loads, or one error for all that can happen between it and where it keeps them."""
+    try:
+        return dict(load())
+    except Exception as error:
+        raise OSError(f"weights={weights!r}: {library} could not load them: {_line(error)}") from error
+
+
 def _stem(published: Any) -> str:
     return published.__name__.removesuffix("_Weights")
 
@@ -106,7 +127,13 @@ def _from_timm(weights: str, variant: str) -> dict[str, Tensor]:
     if f"{variant}.{tag}" not in published:
         names = [name.partition(".")[2] for name in published] or "nothing"
         raise ValueError(f"weights={weights!r}: for {variant} timm publishes {names}")
-    return timm.create_model(f"{variant}.{tag}", pretrained=True).state_dict()
+    create = partial(timm.create_model, f"{variant}.{tag}", pretrained=True)
+    return _published("timm", weights, lambda: create().state_dict())
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says, without a terminal's colours."""
+    return re.sub(r"\x1b\[\d*m", "", str(error)).partition("\n")[0]
 
 
 def _import(name: str, why: str) -> ModuleType:

@@ -6,6 +6,7 @@ import copy
 import functools
 import io
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +116,59 @@ class FromC(nn.Conv2d):
     forward = functools.partial(torch.sin)
 
 
+class ChildOfByItself(ByItself):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def counted(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A decorator of somebody's."""
+
+    @functools.wraps(forward)
+    def wrapper(*args: Any) -> Tensor:
+        return forward(*args)
+
+    return wrapper
+
+
+class ByItselfDecorated(nn.Conv2d):
+    @counted
+    def forward(self, x: Tensor) -> Tensor:
+        super().train(self.training)  # a super() that is not forward's
+        return F.conv2d(x, self.weight, self.bias, groups=self.groups)
+
+
+class PickledItsWay(nn.Conv2d):
+    def __reduce__(self) -> tuple:
+        return nn.Identity, ()
+
+
+class MadeWithArguments(nn.Conv2d):
+    def __new__(cls, *args: Any, **options: Any) -> MadeWithArguments:
+        return super().__new__(cls)
+
+    def __getnewargs__(self) -> tuple:
+        return (self.in_channels,)
+
+
+class Final(nn.Conv2d):
+    def __init_subclass__(cls) -> None:
+        raise TypeError("no subclasses, please")
+
+
+class LazyForever(nn.LazyConv2d):
+    cls_to_become = None
+
+
+class Unplugged(nn.Conv2d):
+    """One whose attributes do not go where others' go."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__":
+            raise AttributeError("frozen")
+        super().__setattr__(name, value)
+
+
 def test_convert_says_what_it_left_and_why() -> None:
     model = nn.ModuleDict(
         {
@@ -124,6 +178,14 @@ def test_convert_says_what_it_left_and_why() -> None:
             "own": OwnConvolution(8, 8, 3, groups=2),
             "active": Activated(8, 8, 3, groups=2),
             "c": FromC(8, 8, 3, groups=2),
+            "child": ChildOfByItself(8, 8, 3, groups=2),
+            "decorated": ByItselfDecorated(8, 8, 3, groups=2),
+            "pickled": PickledItsWay(8, 8, 3, groups=2),
+            "made": MadeWithArguments(8, 8, 3, groups=2),
+            "final": Final(8, 8, 3, groups=2),
+            "forever": LazyForever(8, 3, groups=2),
+            "prepared": nn.Conv2d(8, 8, 3, groups=2),
+            "convolves": nn.Conv2d(8, 8, 3, groups=2),
             "kept": nn.Conv2d(8, 8, (3, 5), stride=(2, 1), groups=4),
             "done": gconv.GroupConv2d(8, 8, 3, groups=4),
             "patched": nn.Conv2d(8, 8, 3, groups=2),
@@ -132,6 +194,8 @@ def test_convert_says_what_it_left_and_why() -> None:
         }
     )
     model["patched"].forward = lambda x: x
+    model["convolves"]._conv_forward = lambda x, weight, bias: x
+    model["prepared"].qconfig = "some"
     report = gconv.convert(model, filter=lambda module, name: name != "kept")
     by_itself = "it could call self._conv_forward(input, weight, bias)"
     assert {layer.name: layer.reason for layer in report.layers} == {
@@ -141,6 +205,14 @@ def test_convert_says_what_it_left_and_why() -> None:
         "own": "its class OwnConvolution has a _conv_forward of its own",
         "active": "has an activation of its own",
         "c": f"its class FromC convolves by itself: {by_itself}",
+        "child": f"its class ChildOfByItself convolves by itself: {by_itself}",
+        "decorated": f"its class ByItselfDecorated convolves by itself: {by_itself}",
+        "pickled": "its class PickledItsWay is pickled in a way of its own",
+        "made": "its class MadeWithArguments is pickled in a way of its own",
+        "final": "its class Final cannot be subclassed: no subclasses, please",
+        "forever": "its class LazyForever hides the one that it is made of",
+        "prepared": "is prepared for torch.ao.quantization, which looks for its very class",
+        "convolves": "its forward was replaced",
         "kept": "the filter left it",
         "done": "is a GroupConv2d already",
         "patched": "its forward was replaced",
@@ -150,10 +222,10 @@ def test_convert_says_what_it_left_and_why() -> None:
     lines = str(report).splitlines()
     assert lines[0].split() == ["layer", "geometry", "result", "why"]
     assert lines[1] == "dense      8 -> 8, 3x3                         left     dense: groups=1"
-    assert lines[7] == "kept       8 -> 8, 3x5, stride (2, 1)          left     the filter left it"
-    assert lines[10].startswith("lazy       ? -> 8, 3x3                         left")
-    assert lines[11] == "fast       8 -> 16, 3x3, stride 2, dilation 3  swapped  groups=4"
-    assert lines[12] == "1 of 11 convolutions swapped"
+    assert lines[-6] == "kept       8 -> 8, 3x5, stride (2, 1)          left     the filter left it"
+    assert lines[-3].startswith("lazy       ? -> 8, 3x3                         left")
+    assert lines[-2] == "fast       8 -> 16, 3x3, stride 2, dilation 3  swapped  groups=4"
+    assert lines[-1] == "1 of 19 convolutions swapped"
     assert not gconv.convert(model, filter=lambda module, name: name != "kept").swapped
 
 
@@ -174,7 +246,8 @@ SUBCLASSES: dict[str, Callable[[], nn.Conv2d]] = {
     "Conv2dSame, stride 3": lambda: timm_layers().Conv2dSame(8, 12, 2, stride=3, dilation=(2, 1), groups=4),
     "ScaledStdConv2d": lambda: timm_layers().ScaledStdConv2d(8, 12, 3, stride=2, groups=4, gamma=1.7),
     "ScaledStdConv2dSame": lambda: timm_layers().ScaledStdConv2dSame(8, 12, 3, stride=2, groups=4),
-    "ScaledStdConv2dSame, static": lambda: timm_layers().ScaledStdConv2dSame(8, 12, 3, groups=4, padding=1),
+    "ScaledStdConv2dSame, static": lambda: timm_layers().ScaledStdConv2dSame(8, 12, 3, groups=4, padding=0),
+    "frozen": lambda: Unplugged(8, 8, 3, groups=4),
 }
 
 
@@ -199,6 +272,76 @@ def test_subclasses_keep_what_they_do(make: Callable[[], nn.Conv2d]) -> None:
             results.append([y.detach(), *torch.autograd.grad(y.sin().sum(), [x, *parameters])])
         assert all(map(torch.equal, results[1], results[0]))
         torch.testing.assert_close(results[2], results[0])
+
+
+def test_what_was_patched_in_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it was converted: by people who want other padding, say."""
+    same, plain = timm_layers().Conv2dSame(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4)
+    monkeypatch.setattr(type(same), "forward", lambda self, x: x)
+    assert "convolves by itself" in gconv.convert(same).left[0].reason
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, x, weight, bias: x)
+    assert "has a _conv_forward of its own" in gconv.convert(plain).left[0].reason
+
+
+def test_settings_that_are_no_pairs_are_taken_as_conv2d_takes_them() -> None:
+    layer, x = nn.Conv2d(8, 8, 3, groups=4), torch.randn(2, 8, 9, 9)
+    layer.stride, layer.dilation, layer.padding = 2, (1,), 1
+    expected = layer(x)
+    assert "8 -> 8, 3x3, stride 2  swapped" in str(gconv.convert(layer))
+    assert torch.equal(layer(x), expected)
+
+
+def test_an_activation_is_applied_after_an_equation_too() -> None:
+    for make in (timm_layers().Conv2dSame, timm_layers().ScaledStdConv2d):
+        layer, x = make(8, 8, 3, groups=4), torch.randn(2, 8, 9, 9)
+        gconv.convert(layer)
+        expected = layer(x).relu()
+        layer.activation = "relu"
+        assert torch.equal(layer(x), expected)
+
+
+def test_attributes_named_as_gconvs_own_do_not_matter() -> None:
+    layer = Padded(8, 8, 3, groups=4)
+    layer._original = nn.Parameter(torch.ones(()))
+    gconv.convert(layer)
+    twin = copy.deepcopy(layer)
+    assert gconv.revert(twin) == ("",) and type(twin) is Padded
+
+
+class Quantised(Tensor):
+    """Numbers that stand for a hundredth of themselves, which conv2d alone knows."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is F.conv2d:
+            with torch._C.DisableTorchFunctionSubclass():
+                input, weight, *rest = args
+                return F.conv2d(input, weight.as_subclass(Tensor) / 100, *rest, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("backend", ["aten", "reference"])
+def test_weights_that_mean_something_else_keep_their_meaning(backend: str) -> None:
+    layer, x = nn.Conv2d(8, 8, 3, groups=4, bias=False), torch.randn(2, 8, 9, 9)
+    layer.weight = nn.Parameter((layer.weight * 100).detach().as_subclass(Quantised), requires_grad=False)
+    expected = layer(x)
+    gconv.convert(layer)
+    with gconv.backend(backend):
+        torch.testing.assert_close(layer(x), expected)
+        layer.activation = "relu"
+        torch.testing.assert_close(layer(x), expected.relu())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_what_quantisation_looks_for_is_left_to_it() -> None:
+    quantization = torch.ao.quantization
+    model = nn.Sequential(quantization.QuantStub(), nn.Conv2d(8, 8, 3, groups=4), quantization.DeQuantStub())
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    quantization.prepare_qat(model.train(), inplace=True)
+    (left,) = gconv.convert(model).left
+    assert "torch.ao.quantization" in left.reason
+    model(torch.randn(2, 8, 9, 9))
+    assert "quantized" in type(quantization.convert(model.eval())[1]).__module__
 
 
 def test_converted_classes_are_constructed_copied_and_pickled_as_their_own() -> None:
@@ -307,6 +450,33 @@ def test_revert_leaves_layers_that_were_made_as_group_convolutions() -> None:
     assert [type(layer) for layer in model] == [nn.Conv2d, gconv.GroupConv2d]
     assert model[0].__dict__.keys() == nn.Conv2d(8, 8, 3).__dict__.keys() < before.keys()
     assert not gconv.revert(model)
+
+
+def test_revert_knows_copies_that_lost_the_mark() -> None:
+    class Copied(Padded):
+        def __deepcopy__(self, memo: dict) -> Copied:
+            twin = type(self)(8, 8, 3, groups=4)
+            twin.load_state_dict(self.state_dict())
+            return twin
+
+    layer = Copied(8, 8, 3, groups=4)
+    gconv.convert(layer)
+    twin = copy.deepcopy(layer)
+    assert gconv.revert(twin) == ("",) and type(twin) is Copied
+
+
+def test_revert_refuses_what_became_something_else() -> None:
+    class Wrapped(gconv.GroupConv2d):
+        pass
+
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4))
+    gconv.convert(model)
+    model[1].__class__ = Wrapped
+    with pytest.raises(RuntimeError, match="1 became a Wrapped after it was swapped: revert before that"):
+        gconv.revert(model)
+    assert type(model[0]) is gconv.GroupConv2d
+    model[1].__class__ = Padded
+    assert gconv.convert(model).swapped[0].name == "1"
 
 
 def test_revert_refuses_to_drop_an_activation() -> None:

@@ -35,7 +35,13 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     fast, slow = {"aten": 200e-6, "triton": 100e-6}, {"aten": 40e-6, "triton": 80e-6}
     functions = profile.__globals__
     monkeypatch.setitem(functions, "_time", lambda call, pass_: fast if call.geometry.groups == 4 else slow)
-    monkeypatch.setitem(functions, "_seconds", lambda run, device: run() or 2e-3)
+
+    def seconds(run: Any, device: torch.device) -> float:
+        assert dispatch.requested(None) == "aten"
+        run()
+        return 2e-3
+
+    monkeypatch.setitem(functions, "_seconds", seconds)
     monkeypatch.setitem(functions, "copy_speed", lambda device: 1e9)
 
     def decide(name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry: Any) -> tuple[str, str]:
@@ -85,11 +91,15 @@ def test_profile_tells_every_convolution_and_the_gain(fixed: None) -> None:
 def test_profile_of_a_training_step(fixed: None) -> None:
     model = Net().train()
     model.norm.running_mean.fill_(3.0)
+    gradients: list[Tensor] = []
+    model.stem.weight.register_hook(gradients.append)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     told = gconv.profile(model, (torch.randn(2, 3, 8, 8), 2.0))
     assert told.training
     assert [c.call.passes for c in told.convolutions] == [("forward", "weight_grad"), *[PASSES] * 3]
     assert told.convolutions[1].total("auto") == pytest.approx(400e-6)
+    assert told.convolutions[1].floor == pytest.approx(3 * 5696e-9)
+    assert len(gradients) == 1 and gradients[0].any()
     assert "triton/triton/aten" in str(told) and "in a training step" in str(told)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -138,3 +148,66 @@ def test_hooks_and_buffers_are_undone_where_the_model_fails() -> None:
     with pytest.raises(RuntimeError, match="channels"):
         gconv.profile(model, torch.randn(2, 4, 8, 8))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Guarded(nn.Module):
+    """Goes on where a part of it fails, with a convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = nn.Conv2d(4, 4, 3, groups=2)
+        self.inner = nn.Conv2d(2, 2, 1)
+        self.inner.register_forward_pre_hook(lambda module, args: (F.conv2d(args[0], module.weight),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            self.broken(x)
+        except RuntimeError:
+            return F.conv2d(self.inner(x), self.inner.weight)
+
+
+def test_names_are_those_of_the_innermost_module_that_runs() -> None:
+    told = gconv.profile(Guarded().eval(), torch.randn(1, 2, 5, 5))
+    assert [c.call.name for c in told.convolutions] == ["inner", "inner", ""]
+
+
+def test_training_step_without_an_output_to_start_from() -> None:
+    class Boxed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return iter([self.conv(x)])
+
+    with pytest.raises(TypeError, match="in training mode the model must return a tensor with a gradient"):
+        gconv.profile(Boxed().train(), torch.randn(1, 2, 4, 4))
+    with torch.inference_mode():
+        told = gconv.profile(Boxed().train(), torch.randn(1, 2, 4, 4))
+    assert not told.training and told.convolutions[0].call.passes == ("forward",)
+
+
+def test_frozen_networks_complex_outputs_and_replaced_buffers() -> None:
+    class Fancy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1).requires_grad_(False)
+            self.register_buffer("ones", torch.ones(1).expand(3))
+            self.register_buffer("average", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.average = self.average * 0.9 + 0.1
+            return torch.fft.fft2(self.conv(x))
+
+    model = Fancy().train()
+    told = gconv.profile(model, torch.randn(1, 2, 4, 4, requires_grad=True))
+    assert told.convolutions[0].call.passes == ("forward", "input_grad")
+    assert model.average == 0
+    told = gconv.profile(model, torch.randn(1, 2, 4, 4))
+    assert told.convolutions[0].call.passes == ("forward",)
+
+
+def test_lazy_networks_are_to_be_run_once_before() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    with pytest.raises(ValueError, match="lazy layers that have seen no input: run it once before"):
+        gconv.profile(model, torch.randn(1, 2, 5, 5))

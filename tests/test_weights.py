@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -61,6 +62,7 @@ WRITERS: dict[str, Callable[[dict, Path], object]] = {
     "w.bin": lambda state, path: torch.save(
         {"state_dict": {f"module._orig_mod.{key}": tensor for key, tensor in state.items()}}, path
     ),
+    "w.ckpt": lambda state, path: torch.save({"weights": state}, path),
     "w.safetensors": lambda state, path: pytest.importorskip("safetensors.torch").save_file(state, path),
 }
 
@@ -98,6 +100,17 @@ def test_what_is_no_file_or_does_not_fit_says_so_in_one_line(trained: dict, tmp_
         reading.fit(resnext.ResNeXt((2, 4, 6, 3)), trained, "w.pth")
     with pytest.raises(ValueError, match=r"it has no layer3\.6\.conv1\.weight"):
         reading.fit(resnext.ResNeXt((3, 4, 7, 3)), trained, "w.pth")
+    without_bias = {key: tensor for key, tensor in trained.items() if key != "fc.bias"}
+    with pytest.raises(ValueError, match=r"it has no fc\.bias"):
+        reading.fit(resnext.resnext50_32x4d(num_classes=10), without_bias, "w.pth")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"folder\.pth: not a file"):
+        load(weights=tmp_path / "folder.pth")
+    with torch.device("meta"), pytest.raises(ValueError, match="on the meta device has no memory"):
+        load(weights=tmp_path / "w.pth")
+    torch.save({"weights": trained, "made by": test_files_load}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match=r"more than weights: Weights only load failed\. [^\x1b]*$"):
+        load(weights=tmp_path / "code.pth")
     with pytest.raises(TypeError, match="weights must be a file or a published name, got 3"):
         load(weights=3)
 
@@ -127,6 +140,29 @@ def test_timms_names_load_through_timm(name: str, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(builder, function, from_hub)
     assert_loaded(resnext.resnext50_32x4d(weights=name), published)
     assert len(asked) == 1 and "resnext50_32x4d" in asked[0] and "a1h" in asked[0]
+
+
+@pytest.mark.parametrize("name", ["IMAGENET1K_V2", "a1h_in1k"])
+def test_without_a_network_the_error_says_what_was_asked_for(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(zoo.load("torchvision.models._api"), "load_state_dict_from_url", fail)
+    for function in ("load_state_dict_from_hf", "load_state_dict_from_url"):
+        monkeypatch.setattr(zoo.load("timm.models._builder"), function, fail)
+    with pytest.raises(OSError, match=f"{name}.* could not load them: <urlopen error Name or service"):
+        resnext.resnext50_32x4d(weights=name)
+
+
+def test_a_library_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(reading, "import_module", broken)
+    with pytest.raises(ImportError, match="torchvision does not load beside this torch: operator"):
+        resnext.resnext50_32x4d(weights="DEFAULT")
 
 
 def test_unknown_names_are_refused_with_those_that_are_published() -> None:

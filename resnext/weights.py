@@ -24,10 +24,12 @@ def read_weights(weights: Weights, variant: str) -> dict[str, Tensor]:
     """The state dict that ``weights`` names.
 
     Args:
-        weights: a file that holds a state dict, or one under "state_dict", "model" or "weights", as safetensors
-            if its name ends so, else as torch.save writes; a name of torchvision's,
-            such as "IMAGENET1K_V2" or "DEFAULT", or the member of its enumeration; or a name of timm's, such
-            as "a1h_in1k" or "resnext50_32x4d.a1h_in1k".
+        weights: one of
+
+            - a file that holds a state dict, or one under "state_dict", "model" or "weights": in safetensors'
+              format if its name ends so, else in that of torch.save;
+            - a name of torchvision's, such as "IMAGENET1K_V2" or "DEFAULT", or the member of its enumeration;
+            - a name of timm's, such as "a1h_in1k" or "resnext50_32x4d.a1h_in1k".
         variant: the network's name, such as "resnext50_32x4d".
 
     Raises:

@@ -138,6 +138,12 @@ class ByItselfDecorated(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, groups=self.groups)
 
 
+class PaddedDecorated(nn.Conv2d):
+    @counted
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (1, 0, 1, 0)))
+
+
 class PickledItsWay(nn.Conv2d):
     def __reduce__(self) -> tuple:
         return nn.Identity, ()
@@ -238,6 +244,7 @@ def test_depthwise_convolutions_are_swapped_on_request() -> None:
 timm_layers = functools.partial(zoo.load, "timm.layers")
 SUBCLASSES: dict[str, Callable[[], nn.Conv2d]] = {
     "super().forward": lambda: Padded(8, 8, 3, groups=4),
+    "decorated": lambda: PaddedDecorated(8, 8, 3, groups=4),
     "_conv_forward": lambda: Halved(8, 8, 3, groups=4),
     "no forward": lambda: Named(8, 4, "mine"),
     "Conv2dSame": lambda: timm_layers().Conv2dSame(8, 12, (3, 4), groups=4),

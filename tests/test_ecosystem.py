@@ -90,16 +90,15 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], **tolerance:
         torch.testing.assert_close(ours[name], theirs[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 COMPILERS = [
-    "aot_eager",
-    pytest.param(
-        "inductor",
-        marks=pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler"),
-    ),
+    ("aten", "aot_eager"),
+    ("reference", "aot_eager"),
+    pytest.param("reference", "inductor", marks=needs_compiler),
 ]
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize(("backend", "compiler"), COMPILERS, indirect=["backend"])
 def test_compile_trains_and_infers_with_any_batch(compiling: None, backend: str, compiler: str) -> None:
     plain, converted = pair()
     counter = torch._dynamo.testing.CompileCounterWithBackend(compiler)
@@ -118,10 +117,9 @@ def test_compile_trains_and_infers_with_any_batch(compiling: None, backend: str,
     assert counter.frame_count == 2
 
 
+@needs_compiler
 def test_compile_keeps_channels_last(compiling: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In training too, where Inductor lets a network with grouped aten convolutions go contiguous."""
-    if shutil.which("g++") is None:
-        pytest.skip("Inductor needs a C++ compiler")
     _, converted = pair(torch.float32)
     converted = converted.to(memory_format=torch.channels_last)
     seen: dict[str, set[bool]] = {}
@@ -356,15 +354,14 @@ def test_flop_counter_counts_as_for_the_original(backend: str) -> None:
     assert counter.get_total_flops() == once + (weight_grads_too_often if backend == "aten" else 0)
 
 
-@pytest.mark.parametrize(
-    "run",
-    [workers.data_parallel, workers.converted_when_wrapped, workers.fully_sharded, workers.sharded_alone],
-    ids=lambda run: run.__name__,
-)
-def test_two_processes_train_as_one_with_all_images(run: Callable[[int], dict], tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(workers.in_a_group, (run, tmp_path), nprocs=2)
+def test_two_processes_train_as_one_with_all_images(tmp_path: Path) -> None:
+    """DistributedDataParallel and FSDP2, around converted networks and converted when around them."""
+    torch.multiprocessing.spawn(workers.in_a_group, (tmp_path,), nprocs=2)
+    states = torch.load(tmp_path / "states.pt")
+    assert list(states) == ["data_parallel", "converted_when_wrapped", "fully_sharded", "sharded_alone"]
     alone = workers.network()
-    start = {key: tensor.clone() for key, tensor in alone.state_dict().items()}
+    start = alone[0].first.weight.clone()
     workers.train(alone, *workers.data())
-    assert not torch.equal(start["0.first.weight"], alone[0].first.weight)
-    assert_same(torch.load(tmp_path / "state.pt"), alone.state_dict())
+    assert not torch.equal(start, alone[0].first.weight)
+    for state in states.values():
+        assert_same(state, alone.state_dict())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -52,15 +51,15 @@ def train(model: nn.Module, images: Tensor, labels: Tensor) -> None:
         optimizer.step()
 
 
-def in_a_group(rank: int, run: Callable[[int], dict[str, Tensor]], folder: Path) -> None:
-    """Runs one of the functions below as one of two processes; the first writes what it returns."""
+def in_a_group(rank: int, folder: Path) -> None:
+    """Runs each of ``RUNS`` as one of two processes; the first writes what they return."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
         with gconv.backend("reference"):
-            state = run(rank)
+            states = {run.__name__: run(rank) for run in RUNS}
         if rank == 0:
-            torch.save(state, folder / "state.pt")
+            torch.save(states, folder / "states.pt")
     finally:
         dist.destroy_process_group()
 
@@ -110,3 +109,6 @@ def sharded_alone(rank: int) -> dict[str, Tensor]:
     train(model, images[rank::2], labels[rank::2])
     assert len(gconv.revert(model)) == 4
     return {key: tensor.full_tensor() for key, tensor in model.state_dict().items()}
+
+
+RUNS = (data_parallel, converted_when_wrapped, fully_sharded, sharded_alone)

@@ -69,7 +69,6 @@ SLOW = {
     "repvgg_b1g4",
     "skresnext50_32x4d",
 }
-SHARDS = 16
 
 
 def create(name: str, size: int) -> nn.Module:
@@ -117,12 +116,10 @@ def test_converted_networks_train_as_the_original(name: str, size: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("shard", range(SHARDS))
-def test_every_grouped_convolution_of_timm_is_swapped(shard: int) -> None:
-    """Of all its networks: 161 of 1,371 have some that are not depthwise, 4,669 of them, in timm 1.0.31."""
-    timm = zoo.load("timm")
-    grouped = depthwise = 0
-    for name in timm.list_models()[shard::SHARDS]:
+def test_every_grouped_convolution_of_timm_is_swapped() -> None:
+    """And each that is left has its reason; the README tells the totals."""
+    timm, total = zoo.load("timm"), Counter()
+    for name in timm.list_models():
         with torch.device("meta"):
             model = timm.create_model(name)
         keys = list(model.state_dict())
@@ -137,5 +134,9 @@ def test_every_grouped_convolution_of_timm_is_swapped(shard: int) -> None:
         assert len(report.swapped) == counted["grouped"], name
         assert len(gconv.convert(model, depthwise=True).swapped) == counted["depthwise"], name
         assert list(model.state_dict()) == keys
-        grouped, depthwise = grouped + counted["grouped"], depthwise + counted["depthwise"]
-    assert grouped > 4000 / SHARDS / 3 and depthwise > 10_000 / SHARDS / 3
+        total += counted
+        total["networks"] += 1
+        total["networks with grouped"] += counted["grouped"] > 0
+    if timm.__version__ == "1.0.31":
+        assert (total["networks"], total["networks with grouped"], total["grouped"]) == (1371, 161, 4669)
+    assert total["grouped"] > 4000

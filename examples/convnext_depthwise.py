@@ -28,6 +28,8 @@ def main() -> None:
         return not name.startswith("stages.0.")
 
     report = gconv.convert(model, depthwise=True, filter=later_stages)
+    if not report.swapped:
+        parser.error(f"{options.model} has no depthwise convolution after stages.0")
     print(f"convert(model, depthwise=True, filter=...) swaps {len(report.swapped)}, such as")
     name = report.swapped[0].name
     layer = model.get_submodule(name)

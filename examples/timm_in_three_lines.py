@@ -1,4 +1,4 @@
-"""A timm network made faster in three lines, and what each of its convolutions gains on this machine."""
+"""A timm network converted in three lines, and what each of its convolutions gains on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import gconv
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnext50_32x4d", help="any name of timm's; default: %(default)s")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--image", type=int, default=160, help="height and width; default: %(default)s")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

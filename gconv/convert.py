@@ -43,6 +43,8 @@ class ConversionReport:
         return tuple(layer for layer in self.layers if not layer.swapped)
 
     def __str__(self) -> str:
+        if not self.layers:
+            return "no nn.Conv2d in the model; 1-d, 3-d, transposed and functional convolutions stay"
         rows = [("layer", "geometry", "result", "why")]
         rows += [
             (
@@ -80,9 +82,12 @@ def convert(
         A report of every 2-d convolution, swapped or left, with the reason; ``print`` it.
 
     Raises:
-        TypeError: ``model`` is no module, or a TorchScript module, whose code is fixed.
+        TypeError: ``model`` is no module, or a TorchScript module, whose code is fixed; ``filter`` is not
+            callable.
     """
     _check_model(model)
+    if filter is not None and not callable(filter):
+        raise TypeError(f"filter must be callable as filter(module, name), got {type(filter).__name__}")
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     reasons = [_reason_to_leave(module, name, depthwise, filter) for name, module in found]
     layers = []
@@ -111,7 +116,7 @@ def revert(model: nn.Module) -> tuple[str, ...]:
     for name, module in swapped.items():
         if isinstance(module, nn.LazyConv2d):
             continue
-        name, own = name or "the model", _own_class(module)
+        name, own = f"layer {name!r}" if name else "the model", _own_class(module)
         original = getattr(own, "_gconv_original", None)
         if original is None or own is not subclasses.grouped(original):
             raise RuntimeError(f"{name} became a {own.__name__} after it was swapped: revert before that")

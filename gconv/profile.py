@@ -86,7 +86,10 @@ class Profile:
     def __str__(self) -> str:
         what = "training step" if self.training else "forward pass"
         if not self.convolutions:
-            return f"no 2-d convolution in a {what}"
+            return (
+                f"no call of F.conv2d or group_conv2d in a {what}; "
+                "what an exported or otherwise compiled graph calls does not show"
+            )
         first = self.convolutions[0].call
         lines = [
             f"{len(self.convolutions)} convolutions in a {what}, {first.dtype} on {first.device}, in us",
@@ -125,6 +128,12 @@ class Profile:
             c.backends[p][1]: None for c in grouped for p in c.call.passes if c.backends[p][0] == "aten"
         }
         yield from (f"aten: {reason}" for reason in reasons)
+        unmeasured = {str(c.call.dtype) for c in self.convolutions if c.floor and c.total("aten") is None}
+        if unmeasured:
+            yield f"not timed one by one: {', '.join(sorted(unmeasured))}"
+        depthwise = sum(c.call.geometry.channels_per_group[0] == 1 for c in grouped)
+        if depthwise:
+            yield f"{depthwise} of the grouped ones are depthwise: convert(..., depthwise=True) takes those"
         contiguous = sum(c.call.layout == "contiguous" for c in grouped if c.call.device.type == "cuda")
         if contiguous:
             yield (
@@ -150,12 +159,15 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
         A table of the convolutions, with the memory floor and the backend that ``auto`` takes; ``print`` it.
 
     Raises:
-        TypeError: ``model`` is no module, or returns nothing in training mode that has a gradient.
+        TypeError: ``model`` is no module, or a TorchScript one, or returns in training mode nothing that has a
+            gradient.
         ValueError: it has lazy layers that have seen no input yet.
         Exception: whatever the model raises on the input.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("what a TorchScript module calls cannot be seen: profile before torch.jit.script")
     model = getattr(model, "_orig_mod", model)  # of torch.compile, in whose graphs no call is seen
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):

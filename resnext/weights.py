@@ -40,12 +40,11 @@ def read_weights(weights: Weights, variant: str) -> dict[str, Tensor]:
         ValueError: the file is damaged or holds no weights; no such name is published for ``variant``.
     """
     if hasattr(weights, "get_state_dict"):
-        return _published(
-            "torchvision", weights, partial(weights.get_state_dict, progress=True, check_hash=True)
-        )
+        weights = f"{type(weights).__name__}.{weights.name}"
     if not isinstance(weights, str | PathLike):
-        raise TypeError(f"weights must be a file or a published name, got {weights!r}")
-    path = Path(weights)
+        hint = "; load_state_dict takes a state dict" if isinstance(weights, Mapping) else ""
+        raise TypeError(f"weights must be a file or a published name, got {type(weights).__name__}{hint}")
+    path = Path(weights).expanduser()
     if isinstance(weights, PathLike) or path.suffix.lower() in FILES or path.is_file():
         return _from_file(path)
     if name := _TORCHVISION.fullmatch(weights):
@@ -85,19 +84,23 @@ def _from_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             content = _import("safetensors.torch", f"{path}: needs safetensors").load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (ImportError, OSError):
         raise
     except Exception as error:  # of half a dozen types for as many kinds of damage
-        raise ValueError(f"{path}: cut short, damaged, or more than weights: {_line(error)}") from None
+        # Its own text would have people run whatever code the file may hold.
+        raise ValueError(
+            f"{path}: cut short, damaged, in another format, or more than a state dict "
+            "(a whole model, say: save its state_dict())"
+        ) from error
     for key in ("state_dict", "model", "weights"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path}: holds no state dict")
+        raise ValueError(f"{path}: holds no state dict, nor one under state_dict, model or weights")
     return {_WRAPPERS.sub("", key): tensor for key, tensor in content.items()}
 
 
@@ -107,7 +110,8 @@ def _from_torchvision(weights: str, of: str | None, name: str, variant: str) -> 
     if published is None or name not in published.__members__ or of not in (None, _stem(published)):
         names = list(published.__members__) if published else "nothing"
         raise ValueError(f"weights={weights!r}: for {variant} torchvision publishes {names}")
-    return read_weights(published[name], variant)
+    get = partial(published[name].get_state_dict, progress=True, check_hash=True)
+    return _published("torchvision", weights, get)
 
 
 def _published(library: str, weights: Weights, load: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -123,7 +127,7 @@ def _stem(published: Any) -> str:
 
 
 def _from_timm(weights: str, variant: str) -> dict[str, Tensor]:
-    timm = _import("timm", f"weights={weights!r} are no file ({', '.join(FILES)}) but timm's, if anybody's")
+    timm = _import("timm", f"weights={weights!r}: no such file, and a name like this would be timm's")
     tag = weights.removeprefix("timm/").removeprefix(f"{variant}.")
     published = timm.list_models(f"{variant}.*", pretrained=True)
     if f"{variant}.{tag}" not in published:

@@ -479,7 +479,7 @@ def test_revert_refuses_what_became_something_else() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4))
     gconv.convert(model)
     model[1].__class__ = Wrapped
-    with pytest.raises(RuntimeError, match="1 became a Wrapped after it was swapped: revert before that"):
+    with pytest.raises(RuntimeError, match="layer '1' became a Wrapped after it was swapped: revert"):
         gconv.revert(model)
     assert type(model[0]) is gconv.GroupConv2d
     model[1].__class__ = Padded
@@ -490,7 +490,7 @@ def test_revert_refuses_to_drop_an_activation() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4))
     gconv.convert(model)
     model[1].activation = "relu"
-    with pytest.raises(RuntimeError, match="1 has activation='relu': Conv2d has none"):
+    with pytest.raises(RuntimeError, match="layer '1' has activation='relu': Conv2d has none"):
         gconv.revert(model)
     assert all(isinstance(layer, gconv.GroupConv2d) for layer in model)
 
@@ -513,7 +513,9 @@ def test_torchscript_is_refused_before_and_after() -> None:
 def test_convert_of_a_single_layer_and_of_no_module() -> None:
     layer = nn.Conv2d(8, 8, 3, groups=2)
     assert "(the model)" in str(gconv.convert(layer)) and isinstance(layer, gconv.GroupConv2d)
-    assert "0 of 0" in str(gconv.convert(nn.Linear(2, 2)))
+    assert str(gconv.convert(nn.Linear(2, 2))).startswith("no nn.Conv2d in the model; 1-d, 3-d, transposed")
+    with pytest.raises(TypeError, match=r"filter must be callable as filter\(module, name\), got str"):
+        gconv.convert(nn.Linear(2, 2), filter="0")
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
         gconv.convert(lambda x: x)
 

@@ -85,6 +85,7 @@ def test_profile_tells_every_convolution_and_the_gain(fixed: None) -> None:
         "aten   480      440    2,000",
         "auto   280      240    1,800  1.11x",
         "aten: slow here",
+        "1 of the grouped ones are depthwise: convert(..., depthwise=True) takes those",
     ]
 
 
@@ -126,6 +127,7 @@ def test_profile_measures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_measured_is_left_blank() -> None:
     told = gconv.profile(Net().eval().double(), torch.randn(2, 3, 8, 8).double())
     assert told.total("aten") is None and told.network_with_gconv is None and told.network > 0
+    assert "not timed one by one: torch.float64" in str(told)
     with torch.device("meta"):
         told = gconv.profile(Net().train(), torch.empty(2, 3, 8, 8))
     assert told.network is None and told.total("floor") is None and len(told.convolutions) == 4
@@ -133,14 +135,16 @@ def test_what_cannot_be_measured_is_left_blank() -> None:
 
 
 def test_networks_without_anything_to_gain() -> None:
-    assert (
-        str(gconv.profile(nn.Linear(2, 2).eval(), torch.randn(1, 2)))
-        == "no 2-d convolution in a forward pass"
-    )
+    told = str(gconv.profile(nn.Linear(2, 2).eval(), torch.randn(1, 2)))
+    assert told.startswith("no call of F.conv2d or group_conv2d in a forward pass")
     told = str(gconv.profile(nn.Conv2d(2, 2, 1).eval(), torch.randn(1, 2, 4, 4)))
     assert told.endswith("none of them is grouped: there is nothing to gain")
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
         gconv.profile(lambda x: x, torch.randn(1))
+    with pytest.warns(DeprecationWarning):
+        scripted = torch.jit.script(nn.Conv2d(2, 2, 1))
+    with pytest.raises(TypeError, match=r"cannot be seen: profile before torch\.jit\.script"):
+        gconv.profile(scripted, torch.randn(1, 2, 4, 4))
 
 
 def test_hooks_and_buffers_are_undone_where_the_model_fails() -> None:

@@ -34,6 +34,8 @@ def load(name: str) -> ModuleType:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python tests/zoo.py SCRIPT ...")
     load("torchvision")
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")

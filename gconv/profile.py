@@ -159,8 +159,8 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
         A table of the convolutions, with the memory floor and the backend that ``auto`` takes; ``print`` it.
 
     Raises:
-        TypeError: ``model`` is no module, or a TorchScript one, or returns in training mode nothing that has a
-            gradient.
+        TypeError: ``model`` is no module, or a TorchScript one, or returns nothing with a gradient in
+            training mode.
         ValueError: it has lazy layers that have seen no input yet.
         Exception: whatever the model raises on the input.
     """

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from gconv import subclasses
 from gconv.functional import pair
+from gconv.geometry import steps_in_words
 from gconv.module import GroupConv2d
 from gconv.terminal import columns
 
@@ -195,11 +196,9 @@ def _reason_to_leave(
 
 def _geometry(module: nn.Conv2d) -> str:
     """Such as "128 -> 256, 3x3, stride 2"; what a convolution has by default is not said."""
+    kernel, *steps = (
+        pair(name, getattr(module, name), least=1) for name in ("kernel_size", "stride", "dilation")
+    )
     # A lazy one has 0 channels until it has seen an input.
-    kernel = "x".join(map(str, pair("kernel_size", module.kernel_size, least=1)))
-    parts = [f"{module.in_channels or '?'} -> {module.out_channels}", kernel]
-    for name in ("stride", "dilation"):
-        both = pair(name, getattr(module, name), least=1)
-        if both != (1, 1):
-            parts.append(f"{name} {both[0]}" if both[0] == both[1] else f"{name} {both}")
-    return ", ".join(parts)
+    parts = [f"{module.in_channels or '?'} -> {module.out_channels}", "x".join(map(str, kernel))]
+    return ", ".join([*parts, *steps_in_words(*steps)])

@@ -34,6 +34,14 @@ def output_length(length: int, kernel: int, stride: int, padding: int, dilation:
     return (length + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def steps_in_words(stride: tuple[int, int], dilation: tuple[int, int]) -> list[str]:
+    """Such as ["stride 2", "dilation (2, 1)"]; what is 1 is not said."""
+    pairs = {"stride": stride, "dilation": dilation}
+    return [
+        f"{name} {pair[0] if pair[0] == pair[1] else pair}" for name, pair in pairs.items() if pair != (1, 1)
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class ConvGeometry:
     """The sizes of one grouped convolution.
@@ -103,11 +111,8 @@ class ConvGeometry:
         n, c, h, w = self.input_size
         k, _, r, s = self.weight_size
         groups = f"/{self.groups}" if self.groups > 1 else ""
-        parts = [f"{n} x {c}{groups} x {h} x {w} -> {k}", f"{r}x{s}"]
-        for name, pair in (("stride", self.stride), ("dilation", self.dilation)):
-            if pair != (1, 1):
-                parts.append(f"{name} {pair[0]}" if pair[0] == pair[1] else f"{name} {pair}")
-        return ", ".join(parts)
+        steps = steps_in_words(self.stride, self.dilation)
+        return ", ".join([f"{n} x {c}{groups} x {h} x {w} -> {k}", f"{r}x{s}", *steps])
 
     def compulsory_bytes(self, itemsize: int) -> int:
         """Bytes that a pass cannot avoid moving, with elements of ``itemsize`` bytes: x, w and y once each.

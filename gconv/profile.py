@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +16,7 @@ from gconv import dispatch
 from gconv.problem import LAYOUTS, TYPES, Operands, Problem
 from gconv.recorder import Call, record
 from gconv.terminal import columns, track
-from gconv.timing import Times, copy_speed, sets_of_operands, time_together
-
-RUNS = 3  # of the network that are timed
+from gconv.timing import copy_speed, sets_of_operands, time_together, wall_time
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
 
     The network may be converted or not. It runs as it is set: with gradients in training mode, where those of
     the convolutions are measured as well, without in evaluation mode; under autocast where that is on. One
-    run is watched, and three are timed, on PyTorch's own convolutions. Then the passes of each convolution
+    run is watched, and a few are timed, on PyTorch's own convolutions. Then the passes of each convolution
     are timed by themselves: PyTorch's, and on a GPU gconv's, where there is more than one group. Buffers get
     their values back, parameters and their gradients are not touched; random numbers are drawn.
 
@@ -178,7 +175,7 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
         calls = record(model, lambda: model(*arguments))
         if calls and calls[0].device.type != "meta":
             with dispatch.backend("aten"):
-                network = _seconds(lambda: _step(model, arguments), calls[0].device)
+                network = wall_time(lambda: _step(model, arguments), calls[0].device, seconds=0).p50
     distinct = list(dict.fromkeys(replace(call, name="") for call in calls))
     measured = {call: _measure(call) for call in track(distinct, "measuring convolutions", lines=0)}
     convolutions = [ProfiledConvolution(call, *measured[replace(call, name="")]) for call in calls]
@@ -199,19 +196,6 @@ def _step(model: nn.Module, arguments: tuple[Any, ...]) -> None:
             "such: profile it in evaluation mode, or return one"
         )
     torch.autograd.grad(roots, inputs, [torch.ones_like(root) for root in roots], allow_unused=True)
-
-
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    """The median of some runs."""
-    synchronize = torch.get_device_module(device).synchronize
-    times = []
-    for _ in range(RUNS):
-        synchronize()
-        start = time.perf_counter()
-        run()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return Times.of(times).p50
 
 
 @contextmanager

@@ -95,7 +95,10 @@ def host_time(call: Call, device: torch.device, rounds: int = 30) -> float:
 
 
 def wall_time(call: Callable[[], object], device: torch.device, seconds: float = 2.0) -> Times:
-    """The time of one of many calls in a row, host and device together, as a training loop sees it."""
+    """The time of one of many calls in a row, host and device together, as a training loop sees it.
+
+    All rounds take about as many ``seconds``; with 0 each is one call.
+    """
     synchronize = torch.get_device_module(device).synchronize
 
     def round_of(count: int) -> float:

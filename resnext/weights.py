@@ -119,7 +119,8 @@ def _published(library: str, weights: Weights, load: Callable[[], Mapping[str, T
     try:
         return dict(load())
     except Exception as error:
-        raise OSError(f"weights={weights!r}: {library} could not load them: {_line(error)}") from error
+        told = str(error).partition("\n")[0]
+        raise OSError(f"weights={weights!r}: {library} could not load them: {told}") from error
 
 
 def _stem(published: Any) -> str:
@@ -135,11 +136,6 @@ def _from_timm(weights: str, variant: str) -> dict[str, Tensor]:
         raise ValueError(f"weights={weights!r}: for {variant} timm publishes {names}")
     create = partial(timm.create_model, f"{variant}.{tag}", pretrained=True)
     return _published("timm", weights, lambda: create().state_dict())
-
-
-def _line(error: Exception) -> str:
-    """The first line of what an error says, without a terminal's colours."""
-    return re.sub(r"\x1b\[\d*m", "", str(error)).partition("\n")[0]
 
 
 def _import(name: str, why: str) -> ModuleType:

@@ -143,20 +143,23 @@ def test_compile_keeps_channels_last(compiling: None, monkeypatch: pytest.Monkey
     assert seen == {"forward": {True}, "input_grad": {True}, "weight_grad": {True}}
 
 
-def test_a_compiled_network_can_be_converted_and_reverted(compiling: None) -> None:
+def test_a_compiled_network_can_be_converted_and_reverted(
+    compiling: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, _ = pair()
     compiled = torch.compile(plain.eval(), fullgraph=True, backend="aot_eager")
-    graphs, x = [], images()
+    traced, x = [], images()
     expected = compiled(x)
+    ran: list[int] = []
     original = ops.forward
+    monkeypatch.setattr(ops, "forward", lambda *args: ran.append(1) or original(*args))
     for change in (gconv.convert, gconv.revert):
         assert change(compiled)
-        with gconv.backend("reference"), pytest.MonkeyPatch.context() as patch:
-            ran: list[int] = []
-            patch.setattr(ops, "forward", lambda *args: ran.append(1) or original(*args))  # noqa: B023
+        ran.clear()
+        with gconv.backend("reference"):
             torch.testing.assert_close(compiled(x), expected)
-        graphs.append(len(ran))
-    assert graphs == [3, 0]
+        traced.append(len(ran))
+    assert traced == [3, 0]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

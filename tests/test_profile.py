@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import gconv
 from gconv import dispatch, profile
 from gconv.geometry import PASSES, Padding
+from gconv.timing import Times
 
 
 class Net(nn.Module):
@@ -36,12 +37,12 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     functions = profile.__globals__
     monkeypatch.setitem(functions, "_time", lambda call, pass_: fast if call.geometry.groups == 4 else slow)
 
-    def seconds(run: Any, device: torch.device) -> float:
+    def wall_time(run: Any, device: torch.device, seconds: float) -> Times:
         assert dispatch.requested(None) == "aten"
         run()
-        return 2e-3
+        return Times(1e-3, 2e-3, 3e-3)
 
-    monkeypatch.setitem(functions, "_seconds", seconds)
+    monkeypatch.setitem(functions, "wall_time", wall_time)
     monkeypatch.setitem(functions, "copy_speed", lambda device: 1e9)
 
     def decide(name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry: Any) -> tuple[str, str]:

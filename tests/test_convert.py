@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import copy
-import functools
 import io
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-import zoo
+from convolutions import (
+    Activated,
+    ByItself,
+    ByItselfDecorated,
+    ChildOfByItself,
+    Final,
+    FromC,
+    LazyForever,
+    MadeWithArguments,
+    OwnConvolution,
+    Padded,
+    PickledItsWay,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -68,111 +77,6 @@ def test_state_dicts_go_both_ways_strictly() -> None:
     other = network().eval()
     other.load_state_dict(converted.state_dict(), strict=True)
     assert torch.equal(other(x), converted(x))
-
-
-class Padded(nn.Conv2d):
-    """A subclass that leaves the convolution to nn.Conv2d."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (0, 1, 0, 1)))
-
-
-class Halved(nn.Conv2d):
-    """One that calls it by the name that is meant for it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight / 2, self.bias)
-
-
-class Named(Padded):
-    """One that has settings of its own and no forward."""
-
-    def __init__(self, channels: int, groups: int, name: str = "?") -> None:
-        super().__init__(channels, channels, 3, groups=groups)
-        self.name = name
-
-    def extra_repr(self) -> str:
-        return f"{self.name}, {super().extra_repr()}"
-
-
-class ByItself(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, groups=self.groups).sin()
-
-
-class OwnConvolution(nn.Conv2d):
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(x, weight, bias) * 2
-
-
-class Activated(nn.Conv2d):
-    activation = torch.sin
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(super().forward(x))
-
-
-class FromC(nn.Conv2d):
-    forward = functools.partial(torch.sin)
-
-
-class ChildOfByItself(ByItself):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 1
-
-
-def counted(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A decorator of somebody's."""
-
-    @functools.wraps(forward)
-    def wrapper(*args: Any) -> Tensor:
-        return forward(*args)
-
-    return wrapper
-
-
-class ByItselfDecorated(nn.Conv2d):
-    @counted
-    def forward(self, x: Tensor) -> Tensor:
-        super().train(self.training)  # a super() that is not forward's
-        return F.conv2d(x, self.weight, self.bias, groups=self.groups)
-
-
-class PaddedDecorated(nn.Conv2d):
-    @counted
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (1, 0, 1, 0)))
-
-
-class PickledItsWay(nn.Conv2d):
-    def __reduce__(self) -> tuple:
-        return nn.Identity, ()
-
-
-class MadeWithArguments(nn.Conv2d):
-    def __new__(cls, *args: Any, **options: Any) -> MadeWithArguments:
-        return super().__new__(cls)
-
-    def __getnewargs__(self) -> tuple:
-        return (self.in_channels,)
-
-
-class Final(nn.Conv2d):
-    def __init_subclass__(cls) -> None:
-        raise TypeError("no subclasses, please")
-
-
-class LazyForever(nn.LazyConv2d):
-    cls_to_become = None
-
-
-class Unplugged(nn.Conv2d):
-    """One whose attributes do not go where others' go."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "__class__":
-            raise AttributeError("frozen")
-        super().__setattr__(name, value)
 
 
 def test_convert_says_what_it_left_and_why() -> None:
@@ -241,102 +145,12 @@ def test_depthwise_convolutions_are_swapped_on_request() -> None:
     assert [layer.name for layer in gconv.convert(model, depthwise=True).swapped] == ["0", "1"]
 
 
-timm_layers = functools.partial(zoo.load, "timm.layers")
-SUBCLASSES: dict[str, Callable[[], nn.Conv2d]] = {
-    "super().forward": lambda: Padded(8, 8, 3, groups=4),
-    "decorated": lambda: PaddedDecorated(8, 8, 3, groups=4),
-    "_conv_forward": lambda: Halved(8, 8, 3, groups=4),
-    "no forward": lambda: Named(8, 4, "mine"),
-    "Conv2dSame": lambda: timm_layers().Conv2dSame(8, 12, (3, 4), groups=4),
-    "Conv2dSame, odd": lambda: timm_layers().Conv2dSame(8, 12, 3, dilation=2, groups=4),
-    "Conv2dSame, stride": lambda: timm_layers().Conv2dSame(8, 12, (3, 4), stride=(2, 3), groups=4),
-    "Conv2dSame, stride 3": lambda: timm_layers().Conv2dSame(8, 12, 2, stride=3, dilation=(2, 1), groups=4),
-    "ScaledStdConv2d": lambda: timm_layers().ScaledStdConv2d(8, 12, 3, stride=2, groups=4, gamma=1.7),
-    "ScaledStdConv2dSame": lambda: timm_layers().ScaledStdConv2dSame(8, 12, 3, stride=2, groups=4),
-    "ScaledStdConv2dSame, static": lambda: timm_layers().ScaledStdConv2dSame(8, 12, 3, groups=4, padding=0),
-    "frozen": lambda: Unplugged(8, 8, 3, groups=4),
-}
-
-
-@pytest.mark.parametrize("make", SUBCLASSES.values(), ids=SUBCLASSES)
-def test_subclasses_keep_what_they_do(make: Callable[[], nn.Conv2d]) -> None:
-    original = make().double()
-    for parameter in original.parameters():
-        nn.init.normal_(parameter)
-    layer = copy.deepcopy(original)
-    report = gconv.convert(layer)
-    assert report.swapped, report
-    assert isinstance(layer, gconv.GroupConv2d) and isinstance(layer, type(original))
-    assert repr(layer) == f"Group{original!r}"
-    # Pictures that fit the strides, and that don't.
-    for size in ((3, 8, 9, 12), (3, 8, 12, 7), (8, 10, 10)):
-        x = torch.randn(size, dtype=torch.float64)
-        results = []
-        for module, backend in ((original, "auto"), (layer, "aten"), (layer, "reference")):
-            with gconv.backend(backend):
-                y = module(x.requires_grad_())
-            parameters = list(module.parameters())
-            results.append([y.detach(), *torch.autograd.grad(y.sin().sum(), [x, *parameters])])
-        assert all(map(torch.equal, results[1], results[0]))
-        torch.testing.assert_close(results[2], results[0])
-
-
-def test_what_was_patched_in_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it was converted: by people who want other padding, say."""
-    same, plain = timm_layers().Conv2dSame(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4)
-    monkeypatch.setattr(type(same), "forward", lambda self, x: x)
-    assert "convolves by itself" in gconv.convert(same).left[0].reason
-    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, x, weight, bias: x)
-    assert "has a _conv_forward of its own" in gconv.convert(plain).left[0].reason
-
-
 def test_settings_that_are_no_pairs_are_taken_as_conv2d_takes_them() -> None:
     layer, x = nn.Conv2d(8, 8, 3, groups=4), torch.randn(2, 8, 9, 9)
     layer.stride, layer.dilation, layer.padding = 2, (1,), 1
     expected = layer(x)
     assert "8 -> 8, 3x3, stride 2  swapped" in str(gconv.convert(layer))
     assert torch.equal(layer(x), expected)
-
-
-def test_an_activation_is_applied_after_an_equation_too() -> None:
-    for make in (timm_layers().Conv2dSame, timm_layers().ScaledStdConv2d):
-        layer, x = make(8, 8, 3, groups=4), torch.randn(2, 8, 9, 9)
-        gconv.convert(layer)
-        expected = layer(x).relu()
-        layer.activation = "relu"
-        assert torch.equal(layer(x), expected)
-
-
-def test_attributes_named_as_gconvs_own_do_not_matter() -> None:
-    layer = Padded(8, 8, 3, groups=4)
-    layer._original = nn.Parameter(torch.ones(()))
-    gconv.convert(layer)
-    twin = copy.deepcopy(layer)
-    assert gconv.revert(twin) == ("",) and type(twin) is Padded
-
-
-class Quantised(Tensor):
-    """Numbers that stand for a hundredth of themselves, which conv2d alone knows."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is F.conv2d:
-            with torch._C.DisableTorchFunctionSubclass():
-                input, weight, *rest = args
-                return F.conv2d(input, weight.as_subclass(Tensor) / 100, *rest, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
-@pytest.mark.parametrize("backend", ["aten", "reference"])
-def test_weights_that_mean_something_else_keep_their_meaning(backend: str) -> None:
-    layer, x = nn.Conv2d(8, 8, 3, groups=4, bias=False), torch.randn(2, 8, 9, 9)
-    layer.weight = nn.Parameter((layer.weight * 100).detach().as_subclass(Quantised), requires_grad=False)
-    expected = layer(x)
-    gconv.convert(layer)
-    with gconv.backend(backend):
-        torch.testing.assert_close(layer(x), expected)
-        layer.activation = "relu"
-        torch.testing.assert_close(layer(x), expected.relu())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -349,20 +163,6 @@ def test_what_quantisation_looks_for_is_left_to_it() -> None:
     assert "torch.ao.quantization" in left.reason
     model(torch.randn(2, 8, 9, 9))
     assert "quantized" in type(quantization.convert(model.eval())[1]).__module__
-
-
-def test_converted_classes_are_constructed_copied_and_pickled_as_their_own() -> None:
-    layer = Named(8, 4, "mine")
-    gconv.convert(layer)
-    again = type(layer)(16, 2)
-    assert (again.in_channels, again.groups, again.name) == (16, 2, "?")
-    saved = io.BytesIO()
-    torch.save(layer, saved)
-    saved.seek(0)
-    x = torch.randn(1, 8, 5, 5)
-    for twin in (copy.deepcopy(layer), copy.copy(layer), torch.load(saved, weights_only=False)):
-        assert type(twin) is type(layer) and torch.equal(twin(x), layer(x))
-        assert gconv.revert(twin) == ("",) and type(twin) is Named and torch.equal(twin(x), layer(x))
 
 
 def test_lazy_convolutions_become_group_convolutions_with_their_first_input() -> None:
@@ -462,19 +262,6 @@ def test_revert_leaves_layers_that_were_made_as_group_convolutions() -> None:
     assert [type(layer) for layer in model] == [nn.Conv2d, gconv.GroupConv2d]
     assert model[0].__dict__.keys() == nn.Conv2d(8, 8, 3).__dict__.keys() < before.keys()
     assert not gconv.revert(model)
-
-
-def test_revert_knows_copies_that_lost_the_mark() -> None:
-    class Copied(Padded):
-        def __deepcopy__(self, memo: dict) -> Copied:
-            twin = type(self)(8, 8, 3, groups=4)
-            twin.load_state_dict(self.state_dict())
-            return twin
-
-    layer = Copied(8, 8, 3, groups=4)
-    gconv.convert(layer)
-    twin = copy.deepcopy(layer)
-    assert gconv.revert(twin) == ("",) and type(twin) is Copied
 
 
 def test_revert_refuses_what_became_something_else() -> None:

@@ -31,6 +31,7 @@ Measures gconv beside PyTorch's own convolution (cuDNN), torch.compile and the m
 
   run        single passes of the grouped layers of well-known networks
   networks   whole networks, inference and training steps
+  accuracy   the digits' network trained fused and unfused, some seeds of each
   report     tables (report.md) and pictures (*.png) of what is in a folder of results
 
 A run writes a line for each measurement as soon as it is made and can be stopped at any time; the same
@@ -93,6 +94,25 @@ def run_networks(parsed: argparse.Namespace) -> int:
         table.append((*(str(row[name]) for name in networks.CASE), speed, share, row["problem"] or ""))
     print(columns(table, left=5, rule=True))
     return 1 if wrong else 0
+
+
+def run_accuracy(parsed: argparse.Namespace) -> int:
+    """Trains networks, and prints what they learnt."""
+    try:
+        from benchmarks import accuracy
+    except ModuleNotFoundError as error:
+        fail(f"training needs {error.name}: install gconv with its extra 'train'")
+    device, store = _device(), _store(parsed)
+    all_ = list(accuracy.cases(parsed.seeds, parsed.epochs, parsed.backend))
+    done = store.settled("accuracy", accuracy.Row, accuracy.CASE)
+
+    def measure(case: tuple) -> list[dict[str, Any]]:
+        return [asdict(accuracy.measure(*case, device))]
+
+    todo = [case for case in all_ if case not in done]
+    _measure_all(todo, len(all_), measure, store, "accuracy", parsed.minutes)
+    print(columns(accuracy.in_short(store.read("accuracy", accuracy.Row)), left=4, rule=True))
+    return 0
 
 
 def report(parsed: argparse.Namespace) -> int:
@@ -165,15 +185,16 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def common(made: argparse.ArgumentParser, batches: list[int]) -> None:
-        told = " ".join(map(str, batches))
-        made.add_argument(
-            "--batch", type=count, nargs="+", default=batches, metavar="N", help=f"default: {told}"
-        )
+        if batches:
+            told = " ".join(map(str, batches))
+            made.add_argument(
+                "--batch", type=count, nargs="+", default=batches, metavar="N", help=f"default: {told}"
+            )
         made.add_argument(
             "--out", type=Path, metavar="DIR", help="default: benchmarks/results/ and the GPU's name, or cpu"
         )
         made.add_argument(
-            "--overwrite", action="store_true", help="drop all that `run` and `networks` left in DIR"
+            "--overwrite", action="store_true", help="drop all that was measured into DIR before"
         )
         made.add_argument("--minutes", type=minutes, default=float("inf"), metavar="M", help="stop after M")
 
@@ -193,6 +214,15 @@ def _parser() -> argparse.ArgumentParser:
     add_names(made, "--modes", networks.MODES)
     made.add_argument("--image", type=_side, default=224, metavar="PIXELS", help="at least 32; default: 224")
     common(made, [256, 64])
+
+    made = command("accuracy", run_accuracy, "Train the demo's network on its digits, unfused and fused.")
+    made.add_argument("--seeds", type=count, default=3, metavar="N", help="of each; default: 3")
+    made.add_argument("--epochs", type=count, default=6, metavar="N", help="default: 6")
+    made.add_argument(
+        "--backend", choices=("triton", "reference"), default="reference",
+        help="who runs the convolutions; on others nothing is fused. default: reference",
+    )  # fmt: skip
+    common(made, [])
 
     made = command("report", report, "Write report.md and pictures of what a folder of results holds.")
     made.add_argument(

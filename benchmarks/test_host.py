@@ -84,14 +84,14 @@ def test_launch(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, la
     x, w = (torch.randn(s).to(memory_format=torch.channels_last) for s in ((1, 16, 3, 3), (16, 4, 3, 3)))
     geometry = ConvGeometry.of(x.shape, w.shape, (1, 1), (1, 1, 1, 1), (1, 1), 4)
     operands = Operands(x.stride(), w.stride(), torch.float32, "tf32", Device("cuda", "none", 132))
-    plan, y = plan_forward(geometry, operands, False, False), torch.empty_like(x)
-    options = {**plan.arguments, **plan.tile.options}
+    plan, y = plan_forward(geometry, operands), torch.empty_like(x)
+    options, tensors = {**plan.arguments, **plan.tile.options}, (x, w, x, y, y, y, y)
 
     def through_triton() -> None:
-        plan.kernel[(plan.programs,)](x, w, x, y, **options)
+        plan.kernel[(plan.programs,)](*tensors, **options)
 
     monkeypatch.setattr(driver, "_active", stub_gpu.Driver())
-    benchmark(through_triton if launcher == "Triton's" else lambda: plan(x, w, x, y))
+    benchmark(through_triton if launcher == "Triton's" else lambda: plan(*tensors))
 
 
 @pytest.mark.benchmark(group="host time over F.conv2d")

@@ -10,18 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gconv.activation import finish
 from gconv.geometry import ConvGeometry, Padding
 
 
 def forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, activation: str | None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: str | None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """y (N, K, P, Q) from input (N, C, H, W), weight (K, C / groups, R, S) and bias (K,)."""
+    """y = activation(conv(input) + bias + residual).
+
+    y and residual are (N, K, P, Q), input (N, C, H, W), weight (K, C / groups, R, S), bias (K,).
+    """
     padding, extra = _split_padding(geometry)
     output = F.conv2d(
         _pad(input, extra), weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups
     )
-    return output.relu_() if activation == "relu" else output
+    return finish(output, residual, activation)
 
 
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:

@@ -24,6 +24,8 @@ from torch.autograd import Function, forward_ad
 from gconv import ops
 from gconv.geometry import ConvGeometry
 
+ACTIVATIONS = (None, "relu")  # whose gradients need nothing but the output
+
 
 def group_conv(
     input: Tensor,
@@ -36,7 +38,7 @@ def group_conv(
     """y (N, K, P, Q) = activation(conv(input, weight) + bias)."""
     if _in_eager_autograd():
         return _apply(GroupConv2dFunction, input, weight, bias, activation, geometry, backend)
-    return ops.forward(input, weight, bias, activation, geometry, backend)
+    return ops.forward(input, weight, bias, None, activation, geometry, backend)
 
 
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
@@ -52,7 +54,7 @@ def weight_grad(
     """dw (K, C / groups, R, S) and dbias (K,), empty if not asked, from grad_output and input."""
     if _in_eager_autograd():
         return _apply(WeightGradFunction, grad_output, input, with_bias, geometry, backend)
-    return ops.weight_grad(grad_output, input, with_bias, geometry, backend)
+    return ops.weight_grad(grad_output, input, None, with_bias, geometry, backend)
 
 
 class GroupConv2dFunction(Function):
@@ -70,7 +72,7 @@ class GroupConv2dFunction(Function):
         backend: str,
     ) -> Tensor:
         with ops.below_autograd():
-            return ops.forward(input, weight, bias, activation, geometry, backend)
+            return ops.forward(input, weight, bias, None, activation, geometry, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -158,7 +160,7 @@ class WeightGradFunction(Function):
         grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
     ) -> tuple[Tensor, Tensor]:
         with ops.below_autograd():
-            return ops.weight_grad(grad_output, input, with_bias, geometry, backend)
+            return ops.weight_grad(grad_output, input, None, with_bias, geometry, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -211,6 +213,13 @@ def _gradient_possible() -> bool:
     return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
+def gradient_possible(*tensors: Tensor | None) -> bool:
+    """Whether someone may ask for a gradient through any of ``tensors``."""
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def _refuse_nested_forward_mode() -> None:
     """PyTorch hands a Function's ``jvp`` saved tensors without their outer tangents: silently wrong."""
     if eager_transforms.JVP_NESTING > 1:
@@ -232,8 +241,20 @@ def _sum(first: Tensor | None, second: Tensor) -> Tensor:
 
 
 def _forward_kernel(
-    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *settings: Any
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    *settings: Any,
 ) -> Tensor:
+    if residual is not None or activation not in ACTIVATIONS:
+        if gradient_possible(input, weight, bias, residual):
+            raise RuntimeError(
+                "a residual or activation inside the kernel has no gradient: it is for inference"
+            )
+        with ops.below_autograd():
+            return torch.ops.gconv.forward(input, weight, bias, residual, activation, *settings)
     geometry, backend = ConvGeometry.of(input.shape, weight.shape, *settings[:-1]), settings[-1]
     return _apply(GroupConv2dFunction, input, weight, bias, activation, geometry, backend)
 

@@ -86,14 +86,16 @@ def convert(
         TypeError: ``model`` is no module, or a TorchScript module, whose code is fixed; ``filter`` is not
             callable.
     """
-    _check_model(model)
+    check_model(model)
     if filter is not None and not callable(filter):
         raise TypeError(f"filter must be callable as filter(module, name), got {type(filter).__name__}")
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     reasons = [_reason_to_leave(module, name, depthwise, filter) for name, module in found]
     layers = []
     for (name, module), reason in zip(found, reasons, strict=True):
-        layers.append(Layer(name, _geometry(module), reason is None, reason or f"groups={module.groups}"))
+        layers.append(
+            Layer(name, geometry_in_words(module), reason is None, reason or f"groups={module.groups}")
+        )
         if reason is None:
             _swap(module)
     return ConversionReport(tuple(layers))
@@ -112,7 +114,7 @@ def revert(model: nn.Module) -> tuple[str, ...]:
         RuntimeError: a swapped layer was given an ``activation``, which its own class would not apply, or
             another class, by FSDP2 say; nothing is reverted.
     """
-    _check_model(model)
+    check_model(model)
     swapped = {name: module for name, module in model.named_modules() if _is_swapped(module)}
     for name, module in swapped.items():
         if isinstance(module, nn.LazyConv2d):
@@ -161,7 +163,8 @@ def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
     object.__setattr__(module, "__class__", cls)  # whatever the class does where an attribute is set
 
 
-def _check_model(model: Any) -> None:
+def check_model(model: Any) -> None:
+    """Raises TypeError where ``model`` is no module whose parts can be exchanged."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
@@ -194,8 +197,8 @@ def _reason_to_leave(
     return None
 
 
-def _geometry(module: nn.Conv2d) -> str:
-    """Such as "128 -> 256, 3x3, stride 2"; what a convolution has by default is not said."""
+def geometry_in_words(module: nn.Conv2d) -> str:
+    """Of a layer, such as "128 -> 256, 3x3, stride 2"; what a convolution has by default is not said."""
     kernel, *steps = (
         pair(name, getattr(module, name), least=1) for name in ("kernel_size", "stride", "dilation")
     )

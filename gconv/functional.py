@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from gconv import autograd, dispatch
+from gconv import autograd, dispatch, ops
+from gconv.activation import ACTIVATIONS, check_activation, finish
 from gconv.geometry import ConvGeometry, Padding, same_padding
-
-ACTIVATIONS = (None, "relu")
 
 
 def group_conv2d(
@@ -27,9 +26,10 @@ def group_conv2d(
     groups: int = 1,
     *,
     activation: str | None = None,
+    residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Grouped 2-d convolution: ``F.conv2d`` with an optional ReLU, on the fastest backend for it.
+    """Grouped 2-d convolution on the fastest backend for it: ``F.conv2d``, and what often follows.
 
     Differentiable to any order, forward mode included; works under autocast, ``torch.compile``,
     ``torch.export`` and ``torch.func``.
@@ -43,7 +43,8 @@ def group_conv2d(
             "same" for as many as keep H and W, at stride 1.
         dilation: distance between taps, one number, or (vertical, horizontal); at least 1.
         groups: C and K are split into this many independent convolutions.
-        activation: None, or "relu", applied to the result.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result.
+        residual: added to the result before the activation, as ``+`` would: of its shape, or broadcast.
         backend: "auto", "triton", "aten" or "reference"; None takes that of the enclosing
             ``with gconv.backend(...)``.
 
@@ -57,28 +58,46 @@ def group_conv2d(
         RuntimeError: numbers, shapes, dtypes or devices that don't fit together, as ``F.conv2d`` raises; or
             ``backend="triton"`` where it cannot run.
     """
-    tensors = (input, weight, bias)
+    tensors = (input, weight, bias, residual)
     watched = has_torch_function_variadic(*tensors)
     if torch.jit.is_tracing() or (watched and any(map(_has_its_own_convolution, tensors))):
         # The tracer's sizes are tensors, and its program knows no other convolution.
         output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        return output if activation is None else output.relu()
+        output = output if residual is None else output + residual
+        return output if activation is None else ACTIVATIONS[activation](output)
     if watched:
-        options = {"activation": activation, "backend": backend}
-        return handle_torch_function(
-            group_conv2d, tensors, *tensors, stride, padding, dilation, groups, **options
-        )
-    dtype, geometry = prepare(input, weight, bias, stride, padding, dilation, groups, activation)
+        arguments = (input, weight, bias, stride, padding, dilation, groups)
+        options = {"activation": activation, "residual": residual, "backend": backend}
+        return handle_torch_function(group_conv2d, tensors, *arguments, **options)
+    dtype, geometry = prepare(input, weight, bias, stride, padding, dilation, groups, activation, residual)
     name = dispatch.requested(backend)
     if dispatch.aten_alone(name, input, dtype, geometry):
         zeros = "same" if padding == "same" else (geometry.padding.top, geometry.padding.left)
         # Under autocast F.conv2d casts, and remembers the weights that it cast.
         output = F.conv2d(input, weight, bias, geometry.stride, zeros, geometry.dilation, geometry.groups)
-        return output if activation is None else output.relu_()
+        return finish(output, residual, activation)
     batch = input if input.ndim == 4 else input.unsqueeze(0)
     batch, weight, bias = batch.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    output = autograd.group_conv(batch, weight, bias, activation, geometry, name)
+    if residual is None and activation in autograd.ACTIVATIONS:
+        output = autograd.group_conv(batch, weight, bias, activation, geometry, name)
+    elif _epilogue_fits((batch, weight, bias, residual), residual, dtype, geometry):
+        output = ops.forward(batch, weight, bias, residual, activation, geometry, name)
+    else:
+        output = autograd.group_conv(batch, weight, bias, None, geometry, name)
+        return finish(output if input.ndim == 4 else output.squeeze(0), residual, activation)
     return output if input.ndim == 4 else output.squeeze(0)
+
+
+def _epilogue_fits(
+    tensors: tuple[Tensor | None, ...], residual: Tensor | None, dtype: torch.dtype, geometry: ConvGeometry
+) -> bool:
+    """Whether a kernel may add the residual and apply the activation: nobody asks for gradients through them.
+
+    Nor must the sum broadcast, or be of another type than the convolution's.
+    """
+    if residual is not None and (residual.shape != geometry.output_size or residual.dtype != dtype):
+        return False
+    return not autograd.gradient_possible(*tensors)
 
 
 def _has_its_own_convolution(tensor: Any) -> bool:
@@ -98,13 +117,14 @@ def prepare(
     dilation: int | Sequence[int],
     groups: int,
     activation: str | None,
+    residual: Tensor | None = None,
 ) -> tuple[torch.dtype, ConvGeometry]:
     """Checks the arguments of :func:`group_conv2d`.
 
     Returns:
         The type that the convolution runs in, autocast's where it is on, and the sizes, N = 1 for one image.
     """
-    _check_types(input, weight, bias, activation)
+    _check_types(input, weight, bias, activation, residual)
     dtype = _common_dtype(input, weight, bias, activation)
     stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
     zeros = _padding(padding, weight, stride, dilation)
@@ -115,17 +135,12 @@ def prepare(
     return dtype, geometry
 
 
-def check_activation(activation: Any) -> None:
-    """Raises ValueError where ``activation`` is not one that the kernels can apply."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or 'relu', got {activation!r}")
-
-
-def _check_types(input: Any, weight: Any, bias: Any, activation: Any) -> None:
+def _check_types(input: Any, weight: Any, bias: Any, activation: Any, residual: Any) -> None:
     """What does not depend on any number: types, dimensions, devices, names."""
     tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
-    if not (tensors and (bias is None or isinstance(bias, Tensor))):
-        named = {"input": input, "weight": weight, **({} if bias is None else {"bias": bias})}
+    if not (tensors and isinstance(bias, Tensor | None) and isinstance(residual, Tensor | None)):
+        optional = {name: t for name, t in (("bias", bias), ("residual", residual)) if t is not None}
+        named = {"input": input, "weight": weight, **optional}
         name, value = next((n, v) for n, v in named.items() if not isinstance(v, Tensor))
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
     check_activation(activation)

@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gconv.functional import check_activation, group_conv2d, pair
+from gconv.activation import check_activation
+from gconv.functional import group_conv2d, pair
 
 
 class GroupConv2d(nn.Conv2d):

@@ -1,11 +1,12 @@
-"""The three passes as PyTorch operators: ``torch.ops.gconv.forward``, ``input_grad`` and ``weight_grad``.
+"""The passes as PyTorch operators: ``torch.ops.gconv.forward``, ``input_grad`` and so on.
 
 As operators they stay whole in a compiled or exported graph. Each has a fake kernel (sizes and strides
 without data) and a FLOP formula for PyTorch's flop counter; :mod:`gconv.autograd` gives them their gradients.
 Where "aten" runs every pass, :func:`gconv.group_conv2d` calls ``F.conv2d`` instead, and none of this is used.
 
 Arguments are those that :func:`gconv.group_conv2d` has checked: ``padding`` is (top, bottom, left, right),
-``activation`` None or "relu", ``backend`` a name of ``gconv.dispatch.BACKENDS``.
+``activation`` None or a name of ``gconv.activation.ACTIVATIONS``, ``backend`` one of
+``gconv.dispatch.BACKENDS``. What ``norm`` is, :mod:`gconv.batch_norm` says.
 """
 
 from __future__ import annotations
@@ -25,10 +26,24 @@ _SETTINGS = "int[2] stride, SymInt[4] padding, int[2] dilation, SymInt groups, s
 
 # define and impl, not custom_op: a quarter of its host time a call.
 library = torch.library.Library("gconv", "DEF")
-library.define(f"forward(Tensor input, Tensor weight, Tensor? bias, str? activation, {_SETTINGS}) -> Tensor")
+library.define(
+    "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str? activation, "
+    f"{_SETTINGS}) -> Tensor"
+)
 library.define(f"input_grad(Tensor grad_output, Tensor weight, SymInt[4] input_size, {_SETTINGS}) -> Tensor")
 library.define(
     "weight_grad(Tensor grad_output, Tensor input, SymInt[4] weight_size, bool with_bias, "
+    f"{_SETTINGS}) -> (Tensor, Tensor)"
+)
+library.define(
+    f"norm_forward(Tensor input, Tensor norm, Tensor weight, Tensor? bias, {_SETTINGS}) -> (Tensor, Tensor)"
+)
+library.define(
+    "norm_input_grad(Tensor grad_output, Tensor weight, Tensor input, Tensor norm, "
+    f"{_SETTINGS}) -> (Tensor, Tensor)"
+)
+library.define(
+    "norm_weight_grad(Tensor grad_output, Tensor input, Tensor norm, SymInt[4] weight_size, bool with_bias, "
     f"{_SETTINGS}) -> (Tensor, Tensor)"
 )
 
@@ -37,6 +52,7 @@ def forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    residual: Tensor | None,
     activation: str | None,
     geometry: ConvGeometry,
     backend: str,
@@ -45,29 +61,56 @@ def forward(
 
     An operator that is written in Python costs 25 us of the host's time a call.
     """
-    if _unwatched(input, weight):
+    if unwatched(input, weight, residual):
         with below_autograd():
-            return passes.forward(input, weight, bias, activation, geometry, backend)
-    return torch.ops.gconv.forward(input, weight, bias, activation, *geometry.settings, backend)
+            return passes.forward(input, weight, bias, residual, activation, geometry, backend)
+    return torch.ops.gconv.forward(input, weight, bias, residual, activation, *geometry.settings, backend)
 
 
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
     """The input gradient, as :func:`forward` goes about it."""
-    if _unwatched(grad_output, weight):
+    if unwatched(grad_output, weight):
         with below_autograd():
             return passes.input_grad(grad_output, weight, geometry, backend)
     return torch.ops.gconv.input_grad(grad_output, weight, geometry.input_size, *geometry.settings, backend)
 
 
 def weight_grad(
-    grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
+    grad_output: Tensor,
+    input: Tensor,
+    norm: Tensor | None,
+    with_bias: bool,
+    geometry: ConvGeometry,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The weight gradient, as :func:`forward` goes about it."""
-    if _unwatched(grad_output, input):
+    if unwatched(grad_output, input):
         with below_autograd():
-            return passes.weight_grad(grad_output, input, with_bias, geometry, backend)
-    size, settings = geometry.weight_size, geometry.settings
-    return torch.ops.gconv.weight_grad(grad_output, input, size, with_bias, *settings, backend)
+            return passes.weight_grad(grad_output, input, norm, with_bias, geometry, backend)
+    rest = (geometry.weight_size, with_bias, *geometry.settings, backend)
+    if norm is None:
+        return torch.ops.gconv.weight_grad(grad_output, input, *rest)
+    return torch.ops.gconv.norm_weight_grad(grad_output, input, norm, *rest)
+
+
+def norm_forward(
+    input: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The forward pass between batch norms, as :func:`forward` goes about it."""
+    if unwatched(input, weight):
+        with below_autograd():
+            return passes.norm_forward(input, norm, weight, bias, geometry, backend)
+    return torch.ops.gconv.norm_forward(input, norm, weight, bias, *geometry.settings, backend)
+
+
+def norm_input_grad(
+    grad_output: Tensor, weight: Tensor, input: Tensor, norm: Tensor, geometry: ConvGeometry, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The input gradient between batch norms, as :func:`forward` goes about it."""
+    if unwatched(grad_output, weight):
+        with below_autograd():
+            return passes.norm_input_grad(grad_output, weight, input, norm, geometry, backend)
+    return torch.ops.gconv.norm_input_grad(grad_output, weight, input, norm, *geometry.settings, backend)
 
 
 # Below the tracking of views as well: an operator's result is its own, whatever views its making took.
@@ -75,19 +118,14 @@ below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _unwatched(first: Tensor, second: Tensor) -> bool:
+def unwatched(*tensors: Tensor | None) -> bool:
     """Whether nobody would notice an operator: no tracer, mode, transform, subclass or profiler."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._are_functorch_transforms_active() or torch.autograd._profiler_enabled():
         return False
-    ordinary = _ordinary_keys(first.device)
-    return (
-        type(first) in _PLAIN
-        and _keys(first) in ordinary
-        and type(second) in _PLAIN
-        and _keys(second) in ordinary
-    )
+    ordinary = _ordinary_keys(tensors[0].device)
+    return all(t is None or (type(t) in _PLAIN and _keys(t) in ordinary) for t in tensors)
 
 
 def _keys(tensor: Tensor) -> int:
@@ -105,10 +143,15 @@ def _ordinary_keys(device: torch.device) -> frozenset[int]:
 
 
 def _forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *settings: Any
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    *settings: Any,
 ) -> Tensor:
     geometry = ConvGeometry.of(input.shape, weight.shape, *settings[:-1])
-    return passes.forward(input, weight, bias, activation, geometry, settings[-1])
+    return passes.forward(input, weight, bias, residual, activation, geometry, settings[-1])
 
 
 def _input_grad(grad_output: Tensor, weight: Tensor, input_size: Sequence[int], *settings: Any) -> Tensor:
@@ -119,17 +162,55 @@ def _input_grad(grad_output: Tensor, weight: Tensor, input_size: Sequence[int], 
 def _weight_grad(
     grad_output: Tensor, input: Tensor, weight_size: Sequence[int], with_bias: bool, *settings: Any
 ) -> tuple[Tensor, Tensor]:
+    return _norm_weight_grad(grad_output, input, None, weight_size, with_bias, *settings)
+
+
+def _norm_forward(
+    input: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    geometry = ConvGeometry.of(input.shape, weight.shape, *settings[:-1])
+    return passes.norm_forward(input, norm, weight, bias, geometry, settings[-1])
+
+
+def _norm_input_grad(
+    grad_output: Tensor, weight: Tensor, input: Tensor, norm: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    geometry = ConvGeometry.of(input.shape, weight.shape, *settings[:-1])
+    return passes.norm_input_grad(grad_output, weight, input, norm, geometry, settings[-1])
+
+
+def _norm_weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    norm: Tensor | None,
+    weight_size: Sequence[int],
+    with_bias: bool,
+    *settings: Any,
+) -> tuple[Tensor, Tensor]:
     geometry = ConvGeometry.of(input.shape, weight_size, *settings[:-1])
-    return passes.weight_grad(grad_output, input, with_bias, geometry, settings[-1])
+    return passes.weight_grad(grad_output, input, norm, with_bias, geometry, settings[-1])
 
 
-for _name, _operator in (("forward", _forward), ("input_grad", _input_grad), ("weight_grad", _weight_grad)):
-    library.impl(_name, _operator, "CompositeExplicitAutograd")
+_KERNELS = {
+    "forward": _forward,
+    "input_grad": _input_grad,
+    "weight_grad": _weight_grad,
+    "norm_forward": _norm_forward,
+    "norm_input_grad": _norm_input_grad,
+    "norm_weight_grad": _norm_weight_grad,
+}
+for _name, _kernel in _KERNELS.items():
+    library.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("gconv::forward", lib=library)
 def _fake_forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *settings: Any
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    *settings: Any,
 ) -> Tensor:
     size = ConvGeometry.of(input.shape, weight.shape, *settings[:-1]).output_size
     return _empty(size, input, passes.layout(input, weight))
@@ -150,14 +231,37 @@ def _fake_weight_grad(
     return weight, grad_output.new_empty(weight_size[0] if with_bias else 0)
 
 
+@torch.library.register_fake("gconv::norm_forward", lib=library)
+def _fake_norm_forward(
+    input: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    output = _fake_forward(input, weight, bias, None, None, *settings)
+    return output, norm.new_empty(2, weight.shape[0])
+
+
+@torch.library.register_fake("gconv::norm_input_grad", lib=library)
+def _fake_norm_input_grad(
+    grad_output: Tensor, weight: Tensor, input: Tensor, norm: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    grad = _fake_input_grad(grad_output, weight, input.shape, *settings)
+    return grad, norm.new_empty(2, input.shape[1])
+
+
+@torch.library.register_fake("gconv::norm_weight_grad", lib=library)
+def _fake_norm_weight_grad(
+    grad_output: Tensor, input: Tensor, norm: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    return _fake_weight_grad(grad_output, input, *rest)
+
+
 def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     """The operators as PyTorch's own convolutions, for ``ExportedProgram.run_decompositions``.
 
     A program exported on a GPU holds gconv's operators: what loads it must import gconv. After
     ``program.run_decompositions(gconv.decompositions())`` it runs anywhere, and goes to ONNX.
     """
-    kernels = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}
-    return {getattr(torch.ops.gconv, name).default: partial(_on_aten, run) for name, run in kernels.items()}
+    operators = {getattr(torch.ops.gconv, name).default: run for name, run in _KERNELS.items()}
+    return {operator: partial(_on_aten, run) for operator, run in operators.items()}
 
 
 def _on_aten(run: Callable[..., Any], *args: Any) -> Any:
@@ -169,6 +273,7 @@ def _forward_flops(
     input_size: Sequence[int],
     weight_size: Sequence[int],
     bias_size: Sequence[int] | None,
+    residual_size: Sequence[int] | None,
     activation: str | None,
     *settings: Any,
     out_shape: Any = None,
@@ -191,6 +296,43 @@ def _input_grad_flops(
 def _weight_grad_flops(
     grad_size: Sequence[int],
     input_size: Sequence[int],
+    weight_size: Sequence[int],
+    with_bias: bool,
+    *settings: Any,
+    out_shape: Any = None,
+) -> int:
+    return ConvGeometry.of(input_size, weight_size, *settings[:-1]).flops
+
+
+@register_flop_formula(torch.ops.gconv.norm_forward)
+def _norm_forward_flops(
+    input_size: Sequence[int],
+    norm_size: Sequence[int],
+    weight_size: Sequence[int],
+    bias_size: Sequence[int] | None,
+    *settings: Any,
+    out_shape: Any = None,
+) -> int:
+    return ConvGeometry.of(input_size, weight_size, *settings[:-1]).flops
+
+
+@register_flop_formula(torch.ops.gconv.norm_input_grad)
+def _norm_input_grad_flops(
+    grad_size: Sequence[int],
+    weight_size: Sequence[int],
+    input_size: Sequence[int],
+    norm_size: Sequence[int],
+    *settings: Any,
+    out_shape: Any = None,
+) -> int:
+    return ConvGeometry.of(input_size, weight_size, *settings[:-1]).flops
+
+
+@register_flop_formula(torch.ops.gconv.norm_weight_grad)
+def _norm_weight_grad_flops(
+    grad_size: Sequence[int],
+    input_size: Sequence[int],
+    norm_size: Sequence[int],
     weight_size: Sequence[int],
     with_bias: bool,
     *settings: Any,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from gconv import dispatch
+from gconv import batch_norm, dispatch
 from gconv.geometry import ConvGeometry
 
 
@@ -21,14 +21,18 @@ def forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    residual: Tensor | None,
     activation: str | None,
     geometry: ConvGeometry,
     backend: str,
 ) -> Tensor:
-    """y (N, K, P, Q): channels_last where input or weight is, else contiguous."""
+    """y (N, K, P, Q) = activation(conv(input) + bias + residual).
+
+    channels_last where input or weight is, else contiguous.
+    """
     run = dispatch.implementation(backend, "forward", input, geometry)
     with _no_autocast(input):
-        output = run.forward(input, weight, bias, geometry, activation)
+        output = run.forward(input, weight, bias, geometry, activation, residual)
     return _arrange(output, layout(input, weight))
 
 
@@ -41,26 +45,70 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, back
 
 
 def weight_grad(
-    grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
+    grad_output: Tensor,
+    input: Tensor,
+    norm: Tensor | None,
+    with_bias: bool,
+    geometry: ConvGeometry,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """dw (K, C / groups, R, S) and dbias (K,), empty if not asked.
 
-    dw is channels_last where grad_output or input is, else contiguous.
+    With a ``norm`` (:mod:`gconv.batch_norm`) what was convolved is relu(scale input + shift). dw is
+    channels_last where grad_output or input is, else contiguous.
     """
     run = dispatch.implementation(backend, "weight_grad", input, geometry)
     with _no_autocast(input):
-        weight, bias = run.weight_grad(grad_output, input, geometry, with_bias)
+        if norm is None:
+            weight, bias = run.weight_grad(grad_output, input, geometry, with_bias)
+        elif hasattr(run, "norm_weight_grad"):
+            weight, bias = run.norm_weight_grad(grad_output, input, norm, geometry, with_bias)
+        else:
+            weight, bias = run.weight_grad(
+                grad_output, batch_norm.normalise(input, norm), geometry, with_bias
+            )
     weight = _arrange(weight, layout(grad_output, input))
     return weight, grad_output.new_empty(0) if bias is None else bias
 
 
+def norm_forward(
+    input: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, backend: str
+) -> tuple[Tensor, Tensor]:
+    """y (N, K, P, Q) = conv(relu(scale input + shift)) + bias, and mean and variance (2, K) of its channels.
+
+    ``norm``: :mod:`gconv.batch_norm`, whose equations a backend runs that cannot do all in one kernel.
+    """
+    run = dispatch.implementation(backend, "forward", input, geometry)
+    with _no_autocast(input):
+        if hasattr(run, "norm_forward"):
+            output, moments = run.norm_forward(input, norm, weight, bias, geometry)
+        else:
+            output = run.forward(batch_norm.normalise(input, norm), weight, bias, geometry, None, None)
+            moments = batch_norm.moments(output)
+    return _arrange(output, layout(input, weight)), moments
+
+
+def norm_input_grad(
+    grad_output: Tensor, weight: Tensor, input: Tensor, norm: Tensor, geometry: ConvGeometry, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The gradient (N, C, H, W) of scale input + shift, and the sums (2, C) that batch norm's needs of it."""
+    run = dispatch.implementation(backend, "input_grad", grad_output, geometry)
+    with _no_autocast(grad_output):
+        if hasattr(run, "norm_input_grad"):
+            grad, sums = run.norm_input_grad(grad_output, weight, input, norm, geometry)
+        else:
+            grad = batch_norm.through_relu(run.input_grad(grad_output, weight, geometry), input, norm)
+            sums = batch_norm.grad_sums(grad, input, norm)
+    return _arrange(grad, layout(grad_output, weight)), sums
+
+
 def layout(first: Tensor, second: Tensor) -> torch.memory_format:
     """The layout of a result: channels_last where either tensor's strides say so."""
-    either = _is_channels_last(first) or _is_channels_last(second)
+    either = is_channels_last(first) or is_channels_last(second)
     return torch.channels_last if either else torch.contiguous_format
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
+def is_channels_last(tensor: Tensor) -> bool:
     """What PyTorch's ``suggest_memory_format`` says, which takes 8 us, where one look does not tell."""
     channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
     if channels_last != tensor.is_contiguous():

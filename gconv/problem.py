@@ -88,7 +88,7 @@ class Problem:
         """The pass on a backend of ours, through its operator."""
         (x, w, dy), settings = operands, (*self.geometry.settings, backend)
         if self.pass_ == "forward":
-            return torch.ops.gconv.forward(x, w, None, None, *settings)
+            return torch.ops.gconv.forward(x, w, None, None, None, *settings)
         if self.pass_ == "input_grad":
             return torch.ops.gconv.input_grad(dy, w, x.shape, *settings)
         return torch.ops.gconv.weight_grad(dy, x, w.shape, False, *settings)[0]

@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from gconv import functional
 from gconv.geometry import ConvGeometry
 
+_BEYOND_CONV2D = ("activation", "residual", "backend")  # arguments of ours that F.conv2d has not
+
 
 @dataclass(frozen=True)
 class Call:
@@ -67,7 +69,7 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func in (F.conv2d, functional.group_conv2d):
-            self._note(*args, **{k: v for k, v in kwargs.items() if k not in ("activation", "backend")})
+            self._note(*args, **{k: v for k, v in kwargs.items() if k not in _BEYOND_CONV2D})
         return func(*args, **kwargs)
 
     def _note(

@@ -7,6 +7,8 @@ pixel (u p + d r, v q + e s) through weight w[r, s], inside each group g:
     input_grad   dx[n,g,c,i,j] = sum over k,r,s of dy[n,g,k,p,q] w*[g,k,c,r,s]  with i = up+dr, j = vq+es
     weight_grad  dw[g,k,c,r,s] = sum over n,p,q of dy[n,g,k,p,q] x*[n,g,c,up+dr,vq+es]
 
+What may run inside the kernels beside them, batch norm before and after, is in :mod:`gconv.batch_norm`.
+
 (* conjugates complex numbers.) 16-bit tensors are multiplied and summed in float32 and rounded once.
 """
 
@@ -18,32 +20,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gconv.activation import finish
+from gconv.batch_norm import wide
 from gconv.geometry import ConvGeometry
 
 
 def forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, activation: str | None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: str | None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """y (N, K, P, Q) from input (N, C, H, W), weight (K, C / groups, R, S) and bias (K,)."""
+    """y = activation(conv(input) + bias + residual).
+
+    y and residual are (N, K, P, Q), input (N, C, H, W), weight (K, C / groups, R, S), bias (K,).
+    """
     n, k, p, q = geometry.output_size
-    padded, weight = _pad(_wide(input), geometry), _wide(weight)
+    padded, weight = _pad(wide(input), geometry), wide(weight)
     output = padded.new_zeros(n, geometry.groups, k // geometry.groups, p, q)
     for r, s, pixels in _taps(geometry):
         tap = _by_group(weight[:, :, r, s], 0, geometry)
         output += torch.einsum("ngcpq,gkc->ngkpq", _by_group(padded[pixels], 1, geometry), tap)
     output = output.reshape(n, k, p, q)
     if bias is not None:
-        output += _wide(bias).view(k, 1, 1)
-    if activation == "relu":
-        output = output.relu()
-    return output.to(input.dtype)
+        output += wide(bias).view(k, 1, 1)
+    return finish(output, None if residual is None else wide(residual), activation).to(input.dtype)
 
 
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """dx (N, C, H, W) from grad_output (N, K, P, Q) and weight (K, C / groups, R, S)."""
     n, c, h, w = geometry.input_size
     top, bottom, left, right = geometry.padding
-    grads, weight = _by_group(_wide(grad_output), 1, geometry), _wide(weight)
+    grads, weight = _by_group(wide(grad_output), 1, geometry), wide(weight)
     padded = grads.new_zeros(n, c, top + h + bottom, left + w + right)
     for r, s, pixels in _taps(geometry):
         tap = _by_group(weight[:, :, r, s].conj(), 0, geometry)
@@ -55,13 +65,12 @@ def weight_grad(
     grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw (K, C / groups, R, S) and, if asked, dbias (K,), from grad_output (N, K, P, Q) and input."""
-    padded, grads = _pad(_wide(input), geometry), _wide(grad_output)
+    padded, grads = _pad(wide(input), geometry), wide(grad_output)
     weight = grads.new_empty(geometry.weight_size)
     for r, s, pixels in _taps(geometry):
-        image = _by_group(padded[pixels].conj(), 1, geometry)
-        weight[:, :, r, s] = torch.einsum("ngkpq,ngcpq->gkc", _by_group(grads, 1, geometry), image).flatten(
-            0, 1
-        )
+        met = _by_group(padded[pixels].conj(), 1, geometry)
+        tap = torch.einsum("ngkpq,ngcpq->gkc", _by_group(grads, 1, geometry), met)
+        weight[:, :, r, s] = tap.flatten(0, 1)
     bias = grads.sum((0, 2, 3)).to(input.dtype) if with_bias else None
     return weight.to(input.dtype), bias
 
@@ -89,8 +98,3 @@ def _by_group(tensor: Tensor, channel_dim: int, geometry: ConvGeometry) -> Tenso
 def _pad(input: Tensor, geometry: ConvGeometry) -> Tensor:
     top, bottom, left, right = geometry.padding
     return F.pad(input, (left, right, top, bottom))
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in the type that sums are held in: float32 for sixteen-bit ones, else its own."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

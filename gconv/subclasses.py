@@ -25,7 +25,7 @@ def why_not(original: type[nn.Conv2d]) -> str | None:
     name = original.__name__
     if original.__module__.startswith("torch.ao."):
         return f"its class {name} is one that torch.ao.quantization looks for"
-    if _name(original, "_conv_forward") != "torch.nn.modules.conv.Conv2d._conv_forward":
+    if name_of_method(original, "_conv_forward") != "torch.nn.modules.conv.Conv2d._conv_forward":
         return f"its class {name} has a _conv_forward of its own"
     if not _leaves_the_convolution(original):
         return f"its class {name} convolves by itself: it could call self._conv_forward(input, weight, bias)"
@@ -42,7 +42,7 @@ def why_not(original: type[nn.Conv2d]) -> str | None:
 
 def _leaves_the_convolution(original: type[nn.Conv2d]) -> bool:
     """Whether ``forward`` leaves the convolution to ``nn.Conv2d``, or is known as an equation."""
-    if _name(original, "forward") in _EQUATIONS:
+    if name_of_method(original, "forward") in _EQUATIONS:
         return True
     for owner in (cls for cls in original.__mro__ if "forward" in vars(cls)):  # in super()'s order
         if owner is nn.Conv2d:
@@ -67,14 +67,38 @@ def grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
         "__reduce_ex__": _reduce,
         "_gconv_original": original,
     }
-    if equation := _EQUATIONS.get(_name(original, "forward")):
+    if equation := _EQUATIONS.get(name_of_method(original, "forward")):
         namespace["forward"] = equation
     return new_class(
         f"Group{original.__name__}", (GroupConv2d, original), exec_body=lambda n: n.update(namespace)
     )
 
 
-def _name(cls: type, method: str) -> str:
+def is_a_convolution(layer: nn.Conv2d) -> bool:
+    """Whether ``layer`` puts out conv(input, weight) + bias and no more, with its parameters as they are."""
+    return _convolves_plainly(layer) and "weight" in layer._parameters and _activation(layer) is None
+
+
+def takes_activation(layer: nn.Conv2d) -> bool:
+    """Whether its ``activation`` is the last that is done to its output, and still free."""
+    own = _convolves_plainly(layer) or type(layer).forward in (_scaled_std_conv2d, _scaled_std_conv2d_same)
+    return isinstance(layer, GroupConv2d) and own and _activation(layer) is None
+
+
+def _convolves_plainly(layer: nn.Conv2d) -> bool:
+    cls = type(layer)
+    known = (nn.Conv2d.forward, _conv2d_same)
+    forward = (
+        cls.forward in known or name_of_method(cls, "forward") == "timm.layers.conv2d_same.Conv2dSame.forward"
+    )
+    return forward and cls._conv_forward in (nn.Conv2d._conv_forward, GroupConv2d._conv_forward)
+
+
+def _activation(layer: nn.Conv2d) -> str | None:
+    return getattr(layer, "activation", None)
+
+
+def name_of_method(cls: type, method: str) -> str:
     """Of the function that a method is, wherever it was defined: one that was patched in has another."""
     function = getattr(cls, method)
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv import GroupConv2d
+from gconv import GroupConv2d, conv_between_norms
 from resnext.weights import Weights, fit, number_of_classes, read_weights
 
 STEMS = ("imagenet", "small")
@@ -27,12 +27,22 @@ class Bottleneck(nn.Module):
         cardinality: groups of the 3x3, the "C" of the paper.
         group_width: channels of one group, the "d" of the paper.
         stride: of the 3x3 and of the shortcut.
+        fused: run the batch norms around the 3x3 inside its kernels, where :func:`gconv.conv_between_norms`
+            can: the same numbers with fewer passes over memory.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, cardinality: int, group_width: int, stride: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        cardinality: int,
+        group_width: int,
+        stride: int = 1,
+        *,
+        fused: bool = False,
     ) -> None:
         super().__init__()
+        self.fused = fused
         width = cardinality * group_width
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -45,8 +55,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), rounded up."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.conv1(x)
+        if self.fused:
+            out = conv_between_norms(out, self.bn1, self.conv2, self.bn2)
+        else:
+            out = self.relu(self.bn2(self.conv2(self.relu(self.bn1(out)))))
         out = self.bn3(self.conv3(out))
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)
@@ -75,6 +88,8 @@ class ResNeXt(nn.Module):
             some 32 pixels.
         stem_width: channels of the stem; a stage puts out 4, 8, 16, 32 times as many.
         zero_init_residual: start each block as its shortcut, by a zero scale in its last batch norm.
+        fused: run the batch norms around each 3x3 inside its kernels, in training and evaluation: the same
+            network, with the same state dict. For inference alone, :func:`gconv.fuse` goes further.
 
     Raises:
         ValueError: ``repeats`` has not four entries, or a number is too small, or an unknown ``stem``.
@@ -91,6 +106,7 @@ class ResNeXt(nn.Module):
         stem: str = "imagenet",
         stem_width: int = 64,
         zero_init_residual: bool = False,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         sizes = {
@@ -101,12 +117,8 @@ class ResNeXt(nn.Module):
             "stem_width": stem_width,
         }
         _check_arguments(repeats, stem, sizes)
-        self.repeats, self.cardinality, self.base_width, self.stem = (
-            tuple(repeats),
-            cardinality,
-            base_width,
-            stem,
-        )
+        self.repeats, self.cardinality, self.base_width = tuple(repeats), cardinality, base_width
+        self.stem, self.fused = stem, fused
 
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = nn.Conv2d(in_channels, stem_width, kernel, stride, padding=kernel // 2, bias=False)
@@ -138,6 +150,7 @@ class ResNeXt(nn.Module):
                     self.cardinality,
                     group_width,
                     stride if first else 1,
+                    fused=self.fused,
                 )
             )
         return nn.Sequential(*layers)

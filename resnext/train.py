@@ -35,6 +35,7 @@ class Network:
     num_classes: int = len(CLASSES)
     in_channels: int = 1
     stem: str = "small"
+    fused: bool = False
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,11 @@ def test_resnext50_kernels_spill_nothing_and_take_few_instructions() -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("triton", TRITONS.values(), ids=TRITONS)
-@pytest.mark.parametrize("options", [[dtype] for dtype in TYPES] + [["float16", "--epilogue"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [[dtype] for dtype in TYPES] + [["float16", "--form", form] for form in ("epilogue", "residual", "norm")],
+    ids=" ".join,
+)
 def test_every_tile_spills_nothing(options: list[str], triton: Path | None) -> None:
     assert triton is None or triton.exists(), f"no Triton in {triton}: make matrix fetches it"
     found = table("--dtypes", *options, triton=triton)

@@ -198,6 +198,6 @@ def test_partial_sums_stay_within_the_workspace() -> None:
         geometry = ConvGeometry.of(*sizes, (1, 1), (1, 1, 1, 1), (1, 1), groups)
         strides = (size * size * channels, 1, size * channels, channels)
         operands = launch.Operands(strides, strides, torch.bfloat16, "ieee", h200)
-        plan, splits, numbers = plan_weight_grad(geometry, operands, False)
+        plan, splits, numbers = plan_weight_grad(geometry, operands)
         assert 4 * splits * numbers <= tiles.WORKSPACE
         assert plan.programs >= 132 * 4

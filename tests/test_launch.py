@@ -111,7 +111,7 @@ for layer in (SUITES["tiny"][1], SUITES["depthwise"][2]):
         problem = Problem(pass_, layer.geometry(2), "bfloat16")
         operands = problem.draw(torch.device("cpu"))
         for tile in candidates.candidates(pass_, problem.geometry, problem.dtype, "ieee", gpu)[:1]:
-            job = compiled.Job("sm_90", "bfloat16", pass_, problem.geometry, False, 0, tile)
+            job = compiled.Job("sm_90", "bfloat16", pass_, problem.geometry, "plain", 0, tile)
             compiled.compile_job(job)
             if pass_ == "weight_grad":
                 compiled.compile_job(job._replace(index=1))

@@ -60,7 +60,7 @@ def test_fake_kernels_tell_the_strides(backend: str, size: tuple) -> None:
     x, w = torch.randn(input_size), torch.randn(weight_size)
     grad = F.conv2d(x, w, padding=1, groups=groups)
     calls = [
-        (torch.ops.gconv.forward, x, w, (None, None)),
+        (torch.ops.gconv.forward, x, w, (None, None, None)),
         (torch.ops.gconv.input_grad, grad, w, (input_size,)),
         (torch.ops.gconv.weight_grad, grad, x, (weight_size, True)),
     ]

@@ -30,7 +30,7 @@ def calls(case: Case, backend: str) -> dict[str, tuple]:
     x, w, b = case.tensors()
     grad = torch.randn_like(F.conv2d(x, w, b, **case.settings)).requires_grad_()
     return {
-        "forward": (x, w, b, "relu", *settings),
+        "forward": (x, w, b, None, "relu", *settings),
         "input_grad": (grad, w, x.shape, *settings),
         "weight_grad": (grad, x, w.shape, True, *settings),
     }

@@ -46,7 +46,7 @@ def test_opcheck(name: str) -> None:
     dy = torch.randn_like(F.conv2d(x, w, b, **CASE.settings)).requires_grad_()
     settings = ((1, 1), (1, 1, 1, 1), (1, 1), 4, "triton")
     arguments = {
-        "forward": (x, w, b, "relu", *settings),
+        "forward": (x, w, b, None, "relu", *settings),
         "input_grad": (dy, w, x.shape, *settings),
         "weight_grad": (dy, x, w.shape, True, *settings),
     }

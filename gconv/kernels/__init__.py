@@ -8,12 +8,22 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels import choice
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import device_of, float32_precision
-from gconv.kernels.forward import forward
-from gconv.kernels.input_grad import input_grad
+from gconv.kernels.forward import forward, norm_forward
+from gconv.kernels.input_grad import input_grad, norm_input_grad
 from gconv.kernels.tiles import Tile
-from gconv.kernels.weight_grad import weight_grad
+from gconv.kernels.weight_grad import norm_weight_grad, weight_grad
 
-__all__ = ["Correlation", "forward", "input_grad", "tile_of", "verdict", "weight_grad"]
+__all__ = [
+    "Correlation",
+    "forward",
+    "input_grad",
+    "norm_forward",
+    "norm_input_grad",
+    "norm_weight_grad",
+    "tile_of",
+    "verdict",
+    "weight_grad",
+]
 
 
 def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: torch.device) -> Tile:

@@ -59,9 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     add_names(parser, "--suite", SUITES, REAL)
     add_names(parser, "--dtypes", TYPES, ["float16"], " (tf32: float32 as F.conv2d multiplies it by default)")
     parser.add_argument(
-        "--epilogue",
-        action="store_true",
-        help="with bias and ReLU, and with the bias gradient; default: without",
+        "--form",
+        choices=list(compiled.FORMS),
+        default="plain",
+        help="what runs in the kernels beside the convolution: nothing (plain, the default); bias and ReLU "
+        "(epilogue), a residual and SiLU (residual), batch norm and ReLU before it, the moments of the next "
+        "after it, and the gradients of both (norm)",
     )
     parser.add_argument(
         "--tuning",
@@ -77,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compile_all(arguments: argparse.Namespace) -> Iterator[Kernel]:
     """All that was asked for, on several cores."""
-    asked = (arguments.suite, arguments.dtypes, arguments.targets, arguments.epilogue, arguments.tuning)
+    asked = (arguments.suite, arguments.dtypes, arguments.targets, arguments.form, arguments.tuning)
     jobs = compiled.find_jobs(*asked)
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         running = [pool.submit(compiled.compile_job, job, layers) for job, layers in jobs.items()]

@@ -24,7 +24,8 @@ from triton.runtime.jit import create_function_from_signature
 from gconv.geometry import PASSES, ConvGeometry
 from gconv.kernels.candidates import candidates
 from gconv.kernels.device import Device
-from gconv.kernels.forward import plan_forward
+from gconv.kernels.forward import parts_of, plan_forward
+from gconv.kernels.fusion import PARTIALS, PLAIN, Fusion, plan_merge
 from gconv.kernels.input_grad import plan_input_grad
 from gconv.kernels.launch import Launch, Operands
 from gconv.kernels.tiles import Tile
@@ -33,6 +34,17 @@ from gconv.problem import TYPES
 from gconv.suites import SUITES
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+# What runs in the kernels of each pass beside the convolution.
+FORMS = {
+    "plain": dict.fromkeys(PASSES, PLAIN),
+    "epilogue": {"forward": Fusion(True, "relu"), "weight_grad": Fusion(True)},
+    "residual": {"forward": Fusion(True, "silu", epilogue="residual")},
+    "norm": {
+        "forward": Fusion(prologue=True, epilogue="moments"),
+        "input_grad": Fusion(epilogue="gradient"),
+        "weight_grad": Fusion(prologue=True),
+    },
+}
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -67,21 +79,21 @@ class Kernel:
 class Job(NamedTuple):
     """Which launch to compile: the ``index``-th of a pass. Cheap to send to another process.
 
-    ``epilogue``: with bias and ReLU, and with the bias gradient. ``tile``: None for the one that is chosen.
+    ``form``: a key of ``FORMS``. ``tile``: None for the one that is chosen.
     """
 
     target: str
     dtype: str
     pass_: str
     geometry: ConvGeometry
-    epilogue: bool
+    form: str
     index: int
     tile: Tile | None = None
 
     @property
     def launch(self) -> Launch:
         """The launch itself, planned for channels_last tensors and a GPU of 132 processors."""
-        launches = _launches(self.target, self.dtype, self.pass_, self.geometry, self.epilogue, self.tile)
+        launches = _launches(self.target, self.dtype, self.pass_, self.geometry, self.form, self.tile)
         return launches[self.index]
 
     @property
@@ -95,7 +107,7 @@ def find_jobs(
     suites: Iterable[str],
     dtypes: Iterable[str],
     targets: Iterable[str],
-    epilogue: bool = False,
+    form: str = "plain",
     tuning: bool = False,
 ) -> dict[Job, tuple[str, ...]]:
     """The launches of the suites' layers at batch 256, each distinct binary once, with what runs in it.
@@ -104,12 +116,12 @@ def find_jobs(
     """
     found: dict[tuple, tuple[Job, list[str]]] = {}
     layers = {layer.name: layer.geometry(256) for suite in suites for layer in SUITES[suite]}
-    for target, dtype, (name, geometry), pass_ in product(targets, dtypes, layers.items(), PASSES):
+    for target, dtype, (name, geometry), pass_ in product(targets, dtypes, layers.items(), FORMS[form]):
         precision, device = _precision_and_device(target, dtype)
         tiles = candidates(pass_, geometry, TYPES[dtype][0], precision, device) if tuning else [None]
         for tile in tiles:
-            for index in range(len(_launches(target, dtype, pass_, geometry, epilogue, tile))):
-                job = Job(target, dtype, pass_, geometry, epilogue, index, tile)
+            for index in range(len(_launches(target, dtype, pass_, geometry, form, tile))):
+                job = Job(target, dtype, pass_, geometry, form, index, tile)
                 found.setdefault(job.binary, (job, []))[1].append(f"{name}: {pass_}")
     return {job: tuple(names) for job, names in found.values()}
 
@@ -162,7 +174,7 @@ def _launches(
     dtype: str,
     pass_: str,
     geometry: ConvGeometry,
-    epilogue: bool,
+    form: str,
     tile: Tile | None = None,
 ) -> list[Launch]:
     """What a pass launches, in order."""
@@ -172,12 +184,15 @@ def _launches(
     def operands(first: tuple[int, ...], second: tuple[int, ...]) -> Operands:
         return Operands(_strides(first), _strides(second), TYPES[dtype][0], precision, device)
 
-    if pass_ == "forward":
-        return [plan_forward(geometry, operands(x, w), epilogue, epilogue, tile)]
-    if pass_ == "input_grad":
-        return [plan_input_grad(geometry, operands(y, w), tile)]
-    partial, splits, size = plan_weight_grad(geometry, operands(y, x), epilogue, tile)
-    return [partial, plan_reduce(geometry, splits, size, _strides(w))]
+    fusion = FORMS[form][pass_]
+    if pass_ == "weight_grad":
+        partial, splits, size = plan_weight_grad(geometry, operands(y, x), fusion, tile)
+        return [partial, plan_reduce(geometry, splits, size, _strides(w))]
+    plan, first = (plan_forward, x) if pass_ == "forward" else (plan_input_grad, y)
+    launch = plan(geometry, operands(first, w), fusion, tile)
+    channels = geometry.weight_size[0] if pass_ == "forward" else geometry.input_size[1]
+    merging = [plan_merge(parts_of(launch), channels, fusion.epilogue)] if fusion.epilogue in PARTIALS else []
+    return [launch, *merging]
 
 
 def _precision_and_device(target: str, dtype: str) -> tuple[str, Device]:
@@ -196,7 +211,9 @@ def _specialise(launch: Launch, target: str, dtype: str) -> tuple[GPUTarget, AST
     """What Triton compiles when it launches, by its own code: it finds in its cache what is made here."""
     gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
     kernel, backend = launch.kernel, make_backend(gpu)
-    types = {name: torch.float32 if name == "p_sums" else TYPES[dtype][0] for name in kernel.arg_names}
+    types = {
+        name: torch.float32 if _holds_sums(name, launch) else TYPES[dtype][0] for name in kernel.arg_names
+    }
     tensors = {name: torch.empty(1, dtype=type_) for name, type_ in types.items() if name.startswith("p_")}
     arguments = {**launch.arguments, **launch.tile.options}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -205,6 +222,15 @@ def _specialise(launch: Launch, target: str, dtype: str) -> tuple[GPUTarget, AST
         backend, arguments, bound, specialisation, options
     )
     return gpu, ASTSource(kernel, signature, constants, attributes), launch.tile.options
+
+
+def _holds_sums(name: str, launch: Launch) -> bool:
+    """Whether a pointer is to float32, whatever the convolution's type; those that are not used are not."""
+    epilogue = launch.arguments.get("EPILOGUE", "plain")
+    if name == "p_norm":
+        return launch.arguments.get("PROLOGUE", False) or epilogue == "gradient"
+    own = "p_dy" in launch.kernel.arg_names or launch.tile.kernel in ("reduce", "merge")
+    return name in ("p_parts", "p_result") or (name == "p_sums" and (own or epilogue in PARTIALS))
 
 
 def _outputs_a_turn(launch: Launch) -> float:

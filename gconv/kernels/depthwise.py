@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from gconv.kernels.packing import finish, load_tile, locate_columns, store_tile
+from gconv.kernels.fusion import emit
+from gconv.kernels.packing import load_tile, locate_columns
 
 COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "rows", "top", "left", "splits"]
 STRIDES = ["dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w", "y_w", "w_0", "w_g", "w_r", "w_s"]
@@ -52,12 +53,12 @@ def add_gradients(sums, x, dy, s: tl.constexpr, S: tl.constexpr):
 
 @triton.jit(do_not_specialize=COUNTS + STRIDES)
 def depthwise_slide_kernel(
-    p_x, p_w, p_bias, p_y,
+    p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
     packs, groups, columns, H, W, P, Q, rows, top, left, step_w, tap_w,
     x_n, x_h, x_w, y_w, w_0, w_g, w_r, w_s,
     R: tl.constexpr, S: tl.constexpr,
-    BIAS: tl.constexpr, RELU: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Vertical stride and dilation 1: slides down the rows of x, each loaded once for the R outputs it feeds.
 
@@ -85,7 +86,7 @@ def depthwise_slide_kernel(
     o_y = ((image * P * Q + q) * y_w * UNIT)[:, None] + c[None, :]
     h0 = first - top
     p_x += (n * x_n + h0.to(tl.int64) * x_h) * UNIT
-    p_y += (n * P + first - (R - 1)) * Q * y_w * UNIT
+    at = (n * P + first - (R - 1)) * Q * y_w * UNIT
     zero = tl.zeros([BM, BO], tl.float32)
     sums = repeat(zero, R)
     for h in range(h0, end - top + R - 1):
@@ -94,16 +95,18 @@ def depthwise_slide_kernel(
             m_x = m_column & (h >= 0) & (h < H) & (w >= 0) & (w < W)
             x = load_tile(p_x, o_x + s * tap_w * x_w * UNIT, m_x, m_c, FULL).to(tl.float32)
             sums = add_products(sums, x, weights, s, S)
-        done = finish(sums[R - 1], p_bias, c, m_c, BIAS, RELU)
-        store_tile(p_y, o_y, done, m_column & (h >= h0 + R - 1), m_c, FULL)
+        emit(
+            sums[R - 1], (), 1, p_bias, p_side + at, p_y + at, o_y, (), c,
+            m_column & (h >= h0 + R - 1), m_c, BIAS, ACTIVATION, EPILOGUE, FULL,
+        )  # fmt: skip
         sums = (zero,) + sums[:-1]
         p_x += x_h * UNIT
-        p_y += Q * y_w * UNIT
+        at += Q * y_w * UNIT
 
 
 @triton.jit(do_not_specialize=COUNTS + STRIDES)
 def depthwise_slide_weight_kernel(
-    p_dy, p_x, p_sums,
+    p_dy, p_x, p_sums, p_norm,
     packs, groups, columns, H, W, P, Q, rows, top, left, splits, step_w, tap_w,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     R: tl.constexpr, S: tl.constexpr, BIAS: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
@@ -159,14 +162,14 @@ def depthwise_slide_weight_kernel(
 
 @triton.jit(do_not_specialize=COUNTS + STRIDES)
 def depthwise_kernel(
-    p_x, p_w, p_bias, p_y,
+    p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
     packs, groups, columns, H, W, P, Q, rows, top, left,
     x_n, x_h, x_w, y_w, w_0, w_g, w_r, w_s,
     R: tl.constexpr, S: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, DIVISOR_H: tl.constexpr, DIVISOR_W: tl.constexpr,
     TAP_H: tl.constexpr, TAP_W: tl.constexpr,
-    BIAS: tl.constexpr, RELU: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Any geometry with one channel a group, in and out.
 
@@ -187,7 +190,7 @@ def depthwise_kernel(
     c, m_c = locate_depthwise(i_pack, groups, BO)
     p_w += w_0 + c * w_g
     p_x += n * x_n * UNIT
-    p_y += (n * P + first) * Q * y_w * UNIT
+    at = (n * P + first) * Q * y_w * UNIT
     o_y = ((image * P * Q + q) * y_w * UNIT)[:, None] + c[None, :]
     for p in range(first, tl.minimum(first + rows, P)):
         acc = tl.zeros([BM, BO], tl.float32)
@@ -202,13 +205,16 @@ def depthwise_kernel(
                 x = load_tile(p_row, o_x, m_x, m_c, FULL)
                 weight = tl.load(p_w + r * w_r + s * w_s, m_c, 0.0)
                 acc += x.to(tl.float32) * weight.to(tl.float32)[None, :]
-        store_tile(p_y, o_y, finish(acc, p_bias, c, m_c, BIAS, RELU), m_column, m_c, FULL)
-        p_y += Q * y_w * UNIT
+        emit(
+            acc, (), 1, p_bias, p_side + at, p_y + at, o_y, (), c,
+            m_column, m_c, BIAS, ACTIVATION, EPILOGUE, FULL,
+        )  # fmt: skip
+        at += Q * y_w * UNIT
 
 
 @triton.jit(do_not_specialize=COUNTS + STRIDES)
 def depthwise_weight_kernel(
-    p_dy, p_x, p_sums,
+    p_dy, p_x, p_sums, p_norm,
     packs, groups, columns, H, W, P, Q, rows, top, left, splits,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     R: tl.constexpr, S: tl.constexpr,

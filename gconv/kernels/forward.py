@@ -5,20 +5,30 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
-from gconv.kernels.choice import tile_of
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.depthwise import depthwise_kernel, depthwise_slide_kernel
+from gconv.kernels.fusion import (
+    PARTIALS,
+    PLAIN,
+    Fusion,
+    emit,
+    load_norm,
+    merge,
+    normalise,
+    normalise_row,
+    store_sums,
+)
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last, empty_channels_last
 from gconv.kernels.packing import (
     dot,
     dot_row,
-    finish,
     load_kernel,
     load_row,
     load_tile,
@@ -26,7 +36,6 @@ from gconv.kernels.packing import (
     locate_columns,
     locate_weights,
     mask_columns,
-    store_tile,
 )
 
 # Plain counts, whose divisibility tells the compiler nothing: one binary serves them all.
@@ -36,11 +45,12 @@ WEIGHTS = ["w_0", "w_g", "w_i", "w_o", "w_r", "w_s"]
 
 @triton.jit(do_not_specialize=COUNTS + WEIGHTS)
 def slide_kernel(
-    p_x, p_w, p_bias, p_y,
+    p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
     packs, groups, columns, H, W, P, Q, rows, top, left, step_w, tap_w,
     x_n, x_h, x_w, y_w, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
-    BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr,
+    PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
     UNIT: tl.constexpr, AHEAD: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """3x3, vertical stride 1 or 2: slides down the rows of x and loads each once for every output it feeds.
@@ -65,6 +75,10 @@ def slide_kernel(
     c, m_c = locate_channels(i_pack, 0, groups, CI, G, BI)
     k, m_k = locate_channels(i_pack, 0, groups, CO, G, BO)
     w0, w1, w2 = load_kernel(p_w, i_pack, groups, w_0, w_g, w_i, w_o, w_r, w_s, CI, CO, G, BI, BO)
+    if EPILOGUE == "gradient":
+        norm = load_norm(p_norm, groups * CO, k, m_k, True)
+    else:
+        norm = load_norm(p_norm, groups * CI, c, m_c, PROLOGUE)
 
     j = q * step_w - left
     m_x = mask_columns(j, tap_w, W, m_column)
@@ -73,10 +87,11 @@ def slide_kernel(
     h0 = first * STRIDE - top
     p_x += (n * x_n + h0.to(tl.int64) * x_h) * UNIT
     step = tap_w * x_w * UNIT
+    zero = tl.zeros([BM, BO], tl.float32)
+    sums = (zero, zero)
     if STRIDE == 1:
-        p_y += (n * P + first - 2) * Q * y_w * UNIT
-        last = tl.zeros([BM, BO], tl.float32)
-        middle = tl.zeros([BM, BO], tl.float32)
+        at = (n * P + first - 2) * Q * y_w * UNIT
+        last, middle = zero, zero
         below = end - top + 2
         if AHEAD:
             x = load_row(p_x, o_x, step, m_x, (h0 >= 0) & (h0 < H), m_c, FULL)
@@ -86,39 +101,50 @@ def slide_kernel(
                 following = load_row(p_x + x_h * UNIT, o_x, step, m_x, inside, m_c, FULL)
             else:
                 x = load_row(p_x, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
-            done = dot_row(x, w2, last, PRECISION)
-            last = dot_row(x, w1, middle, PRECISION)
-            middle = dot_row(x, w0, tl.zeros([BM, BO], tl.float32), PRECISION)
-            done = finish(done, p_bias, k, m_k, BIAS, RELU)
-            store_tile(p_y, o_y, done, m_column & (h >= h0 + 2), m_k, FULL)
+            a = normalise_row(x, norm, m_x, (h >= 0) & (h < H), PROLOGUE)
+            done = dot_row(a, w2, last, PRECISION)
+            last = dot_row(a, w1, middle, PRECISION)
+            middle = dot_row(a, w0, zero, PRECISION)
+            sums = emit(
+                done, sums, h - h0 - 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
+                m_column & (h >= h0 + 2), m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
+            )  # fmt: skip
             if AHEAD:
                 x = following
             p_x += x_h * UNIT
-            p_y += Q * y_w * UNIT
+            at += Q * y_w * UNIT
     else:
-        p_y += (n * P + first - 1) * Q * y_w * UNIT
-        acc = tl.zeros([BM, BO], tl.float32)
+        at = (n * P + first - 1) * Q * y_w * UNIT
+        acc = zero
         for h in range(h0, 2 * end - top + 2, 2):
             x = load_row(p_x, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
-            done = dot_row(x, w2, acc, PRECISION)
-            acc = dot_row(x, w0, tl.zeros([BM, BO], tl.float32), PRECISION)
-            done = finish(done, p_bias, k, m_k, BIAS, RELU)
-            store_tile(p_y, o_y, done, m_column & (h >= h0 + 2), m_k, FULL)
+            a = normalise_row(x, norm, m_x, (h >= 0) & (h < H), PROLOGUE)
+            done = dot_row(a, w2, acc, PRECISION)
+            acc = dot_row(a, w0, zero, PRECISION)
+            sums = emit(
+                done, sums, (h - h0) // 2, p_bias, p_side + at, p_y + at, o_y, norm, k,
+                m_column & (h >= h0 + 2), m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
+            )  # fmt: skip
             x = load_row(p_x + x_h * UNIT, o_x, step, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
-            acc = dot_row(x, w1, acc, PRECISION)
+            a = normalise_row(x, norm, m_x, (h + 1 >= 0) & (h + 1 < H), PROLOGUE)
+            acc = dot_row(a, w1, acc, PRECISION)
             p_x += 2 * x_h * UNIT
-            p_y += Q * y_w * UNIT
+            at += Q * y_w * UNIT
+    i_part = tl.program_id(0) // packs
+    counts = tl.where(m_column, end - first, 0)
+    store_sums(p_sums, i_part, sums, counts, groups * CO, k, m_k, EPILOGUE)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def taps_kernel(
-    p_x, p_w, p_bias, p_y,
+    p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
     packs, groups, columns, H, W, P, Q, top, left,
     x_n, x_h, x_w, y_w, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, DIVISOR_H: tl.constexpr, DIVISOR_W: tl.constexpr,
     TAP_H: tl.constexpr, TAP_W: tl.constexpr,
-    BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr,
+    PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
     UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Any geometry: one matrix product for each tap and block of input channels, summed in order.
@@ -142,7 +168,9 @@ def taps_kernel(
         p, q = p.to(tl.int64), q.to(tl.int64)
     k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
     p_x += n * x_n * UNIT
-    acc = tl.zeros([BM, BO], tl.float32)
+    norm = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
+    zero = tl.zeros([BM, BO], tl.float32)
+    acc = zero
     for t in range(R * S * INPUT_BLOCKS):
         i_i, s, r = t % INPUT_BLOCKS, t // INPUT_BLOCKS % S, t // INPUT_BLOCKS // S
         c, m_c = locate_channels(i_pack, i_i, groups, CI, G, BI)
@@ -155,12 +183,17 @@ def taps_kernel(
         m_x = m_x & (h < H) & (w < W)
         o_x = ((image * x_n + h * x_h + w * x_w) * UNIT)[:, None] + c[None, :]
         x = load_tile(p_x, o_x, m_x, m_c, FULL)
+        x = normalise(x, load_norm(p_norm, groups * CI, c, m_c, PROLOGUE), m_x, PROLOGUE)
         o_w, m_w = locate_weights(i_pack, i_i, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
         acc = dot(x, tl.load(p_w + w_0 + r * w_r + s * w_s + o_w, m_w, 0.0), acc, PRECISION)
 
-    acc = finish(acc, p_bias, k, m_k, BIAS, RELU)
+    at = i_m.to(tl.int64) * BM * y_w * UNIT
     o_y = (tl.arange(0, BM) * y_w * UNIT)[:, None] + k[None, :]
-    store_tile(p_y + i_m.to(tl.int64) * BM * y_w * UNIT, o_y, acc, m_pixel, m_k, FULL)
+    sums = emit(
+        acc, (zero, zero), 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
+        m_pixel, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
+    )  # fmt: skip
+    store_sums(p_sums, i_m, sums, m_pixel.to(tl.int32), groups * CO, k, m_k, EPILOGUE)
 
 
 def forward(
@@ -169,35 +202,99 @@ def forward(
     bias: Tensor | None,
     geometry: ConvGeometry,
     activation: str | None,
+    residual: Tensor | None = None,
     tile: tiles.Tile | None = None,
 ) -> Tensor:
-    """y (N, K, P, Q), channels_last, from input (N, C, H, W), weight (K, C / groups, R, S) and bias (K,)."""
+    """y = activation(conv(input) + bias + residual), channels_last.
+
+    y and residual are (N, K, P, Q), input (N, C, H, W), weight (K, C / groups, R, S), bias (K,).
+    """
+    epilogue = "plain" if residual is None else "residual"
+    fusion = Fusion(bias is not None, activation, epilogue=epilogue)
+    return run_forward(input, weight, bias, geometry, fusion, side=residual, tile=tile)[0]
+
+
+def norm_forward(
+    input: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    tile: tiles.Tile | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y = conv(relu(scale input + shift)) + bias, and mean and variance (2, K) of its channels.
+
+    ``norm`` (3, C), float32: scale, shift, mean.
+    """
+    fusion = Fusion(bias is not None, prologue=True, epilogue="moments")
+    y, parts = run_forward(input, weight, bias, geometry, fusion, norm=norm, tile=tile)
+    return y, merge(parts, "moments")
+
+
+def run_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    fusion: Fusion,
+    *,
+    norm: Tensor | None = None,
+    side: Tensor | None = None,
+    tile: tiles.Tile | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y, and what the programs gathered of it: (parts, 3, K), or nothing."""
     x = channels_last(input)
     y = empty_channels_last(geometry.output_size, x)
+    parts = y.new_empty((0, 3, geometry.weight_size[0]), dtype=torch.float32)
     if y.numel():
-        plan = plan_forward(geometry, Operands.of(x, weight), bias is not None, activation == "relu", tile)
-        plan(x, weight, x if bias is None else bias.contiguous(), y)
-    return y
+        plan = plan_forward(geometry, Operands.of(x, weight), fusion, tile)
+        parts = empty_parts(plan, y)
+        bias = x if bias is None else bias.contiguous()
+        plan(x, weight, bias, y, x if norm is None else norm, beside(side, y), parts)
+    return y, parts
+
+
+def empty_parts(plan: Launch, like: Tensor) -> Tensor:
+    """Room for what the programs of ``plan`` gather; ``like``, a pointer that is not used, if nothing."""
+    numbers = PARTIALS.get(plan.arguments["EPILOGUE"])
+    if numbers is None:
+        return like
+    channels = plan.arguments["groups"] * plan.arguments["CO"]
+    return torch.empty((parts_of(plan), numbers, channels), dtype=torch.float32, device=like.device)
+
+
+def parts_of(plan: Launch) -> int:
+    """How many programs of ``plan`` share a channel, each with another part of its pixels."""
+    outputs = plan.tile.groups * plan.arguments["CO"]
+    blocks = -(-outputs // plan.tile.outputs) if plan.tile.kernel == "taps" else 1
+    return plan.programs // (plan.arguments["packs"] * blocks)
+
+
+def beside(side: Tensor | None, y: Tensor) -> Tensor:
+    """``side`` as kernels read it, copied only if it does not lie as y does; y if there is none."""
+    if side is None or side.stride() == y.stride():
+        return y if side is None else side
+    return torch.empty_like(y).copy_(side)
 
 
 @lru_cache(PLANS_KEPT)
 def plan_forward(
-    geometry: ConvGeometry, operands: Operands, bias: bool, relu: bool, tile: tiles.Tile | None = None
+    geometry: ConvGeometry, operands: Operands, fusion: Fusion = PLAIN, tile: tiles.Tile | None = None
 ) -> Launch:
     """How the forward pass of ``geometry`` runs on x and weight as ``operands`` describes them.
 
     In ``tile``, or in the one that is chosen for it.
     """
-    tile = tile or tile_of("forward", geometry, *operands.kind)
-    return plan_correlation(Correlation.forward(geometry), tile, operands, bias, relu)
+    tile = tile or fusion.tile("forward", geometry, operands)
+    return plan_correlation(Correlation.forward(geometry), tile, operands, fusion)
 
 
 def plan_correlation(
-    correlation: Correlation, tile: tiles.Tile, operands: Operands, bias: bool = False, relu: bool = False
+    correlation: Correlation, tile: tiles.Tile, operands: Operands, fusion: Fusion
 ) -> Launch:
     """The launch of a correlation in ``tile``: kernel, grid and arguments."""
     c, values = correlation, correlation_values(correlation, tile, operands)
-    values |= {"BIAS": bias, "RELU": relu, "step_w": c.step[1], "tap_w": c.dilation[1]}
+    values |= {**fusion.values, "step_w": c.step[1], "tap_w": c.dilation[1]}
     chunks = -(-c.output[0] // values["rows"])
     programs = values["packs"] * chunks * -(-values["columns"] // tile.pixels)
     if tile.kernel == "slide":

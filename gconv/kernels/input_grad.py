@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
-from gconv.kernels.choice import tile_of
 from gconv.kernels.correlation import Correlation
-from gconv.kernels.forward import COUNTS, WEIGHTS, correlation_values, plan_correlation
+from gconv.kernels.forward import (
+    COUNTS,
+    WEIGHTS,
+    beside,
+    correlation_values,
+    empty_parts,
+    plan_correlation,
+)
+from gconv.kernels.fusion import PLAIN, Fusion, emit, load_norm, merge, store_sums
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last, empty_channels_last
 from gconv.kernels.packing import (
     dot,
@@ -20,16 +28,16 @@ from gconv.kernels.packing import (
     load_tile,
     locate_channels,
     locate_columns,
-    store_tile,
 )
 
 
 @triton.jit(do_not_specialize=[*COUNTS, *WEIGHTS, "pairs_h", "pairs_w", "above", "before"])
 def residue_kernel(
-    p_x, p_w, p_y,
+    p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
     packs, groups, columns, H, W, P, Q, rows, top, left, pairs_h, pairs_w, above, before,
     x_n, x_h, x_w, y_w, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
     PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
     UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
@@ -67,10 +75,12 @@ def residue_kernel(
     m_odd = m_column & (q + 1 >= 0) & (q + 1 < Q)
     o_y = ((image * P * Q + q) * y_w * UNIT)[:, None] + k[None, :]
     p_x += (n * x_n + first.to(tl.int64) * x_h) * UNIT
-    p_y += (n * P + 2 * (first - 1) + top) * Q * y_w * UNIT
+    at = (n * P + 2 * (first - 1) + top) * Q * y_w * UNIT
+    norm = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
 
-    even = tl.zeros([BM, BO], tl.float32)
-    odd = tl.zeros([BM, BO], tl.float32)
+    zero = tl.zeros([BM, BO], tl.float32)
+    even, odd = zero, zero
+    sums = (zero, zero)
     for a in range(first, end + 1):
         inside = (a >= 0) & (a < H)
         x0 = load_tile(p_x, o_x, m_left & inside, m_c, FULL)
@@ -79,52 +89,98 @@ def residue_kernel(
         above_row = (a > first) & (p >= 0) & (p < P)
         below_row = (a > first) & (p + 1 >= 0) & (p + 1 < P)
         even = dot(x1, w2[2], dot(x0, w2[0], even, PRECISION), PRECISION)
-        store_tile(p_y, o_y, even, m_even & above_row, m_k, FULL)
+        sums = emit(
+            even, sums, 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
+            m_even & above_row, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
+        )  # fmt: skip
         odd = dot(x1, w2[1], odd, PRECISION)
-        store_tile(p_y, o_y + y_w * UNIT, odd, m_odd & above_row, m_k, FULL)
-        zero = tl.zeros([BM, BO], tl.float32)
+        sums = emit(
+            odd, sums, 1, p_bias, p_side + at, p_y + at, o_y + y_w * UNIT, norm, k,
+            m_odd & above_row, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
+        )  # fmt: skip
+        at += Q * y_w * UNIT
         below = dot(x1, w1[2], dot(x0, w1[0], zero, PRECISION), PRECISION)
-        store_tile(p_y + Q * y_w * UNIT, o_y, below, m_even & below_row, m_k, FULL)
+        sums = emit(
+            below, sums, 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
+            m_even & below_row, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
+        )  # fmt: skip
         below = dot(x1, w1[1], zero, PRECISION)
-        store_tile(p_y + Q * y_w * UNIT, o_y + y_w * UNIT, below, m_odd & below_row, m_k, FULL)
+        sums = emit(
+            below, sums, 1, p_bias, p_side + at, p_y + at, o_y + y_w * UNIT, norm, k,
+            m_odd & below_row, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
+        )  # fmt: skip
+        at += Q * y_w * UNIT
         even = dot(x1, w0[2], dot(x0, w0[0], zero, PRECISION), PRECISION)
         odd = dot(x1, w0[1], zero, PRECISION)
         p_x += x_h * UNIT
-        p_y += 2 * Q * y_w * UNIT
+    store_sums(p_sums, tl.program_id(0) // packs, sums, m_column, groups * CO, k, m_k, EPILOGUE)
 
 
 def input_grad(
     grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, tile: tiles.Tile | None = None
 ) -> Tensor:
     """dx (N, C, H, W), channels_last, from grad_output (N, K, P, Q) and weight (K, C / groups, R, S)."""
+    return run_input_grad(grad_output, weight, geometry, PLAIN, tile=tile)[0]
+
+
+def norm_input_grad(
+    grad_output: Tensor,
+    weight: Tensor,
+    input: Tensor,
+    norm: Tensor,
+    geometry: ConvGeometry,
+    tile: tiles.Tile | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of scale input + shift, from that of conv(relu(scale input + shift)), and its sums.
+
+    Returns:
+        da (N, C, H, W), channels_last, zero where the ReLU was; the sums (2, C) of da and da (input - mean).
+    """
+    fusion = Fusion(epilogue="gradient")
+    da, parts = run_input_grad(grad_output, weight, geometry, fusion, norm=norm, side=input, tile=tile)
+    return da, merge(parts, "gradient")
+
+
+def run_input_grad(
+    grad_output: Tensor,
+    weight: Tensor,
+    geometry: ConvGeometry,
+    fusion: Fusion,
+    *,
+    norm: Tensor | None = None,
+    side: Tensor | None = None,
+    tile: tiles.Tile | None = None,
+) -> tuple[Tensor, Tensor]:
+    """dx, and what the programs gathered of it: (parts, 2, C), or nothing."""
     dy = channels_last(grad_output)
     dx = empty_channels_last(geometry.input_size, dy)
+    parts = dx.new_empty((0, 2, dx.shape[1]), dtype=torch.float32)
     if dx.numel():
-        plan = plan_input_grad(geometry, Operands.of(dy, weight), tile)
-        if plan.tile.kernel == "residue":
-            plan(dy, weight, dx)
-        else:
-            plan(dy, weight, dy, dx)
-    return dx
+        plan = plan_input_grad(geometry, Operands.of(dy, weight), fusion, tile)
+        parts = empty_parts(plan, dx)
+        plan(dy, weight, dy, dx, dx if norm is None else norm, beside(side, dx), parts)
+    return dx, parts
 
 
 @lru_cache(PLANS_KEPT)
-def plan_input_grad(geometry: ConvGeometry, operands: Operands, tile: tiles.Tile | None = None) -> Launch:
+def plan_input_grad(
+    geometry: ConvGeometry, operands: Operands, fusion: Fusion = PLAIN, tile: tiles.Tile | None = None
+) -> Launch:
     """How the input gradient of ``geometry`` runs on dy and weight as ``operands`` describes them.
 
     In ``tile``, or in the one that is chosen for it.
     """
     correlation = Correlation.input_grad(geometry)
-    tile = tile or tile_of("input_grad", geometry, *operands.kind)
+    tile = tile or fusion.tile("input_grad", geometry, operands)
     if tile.kernel != "residue":
-        return plan_correlation(correlation, tile, operands)
+        return plan_correlation(correlation, tile, operands, fusion)
     n, _, _ = correlation.size
     above, pairs_h = pairs(correlation.output[0], correlation.top)
     before, pairs_w = pairs(correlation.output[1], correlation.left)
     values = correlation_values(correlation, tile, operands)
     column_tiles = -(-n * pairs_w // tile.pixels)
     rows = tiles.rows_in_chunk(pairs_h, values["packs"] * column_tiles, tile, operands.device)
-    values |= {"above": above, "pairs_h": pairs_h, "before": before, "pairs_w": pairs_w}
+    values |= {**fusion.values, "above": above, "pairs_h": pairs_h, "before": before, "pairs_w": pairs_w}
     values |= {"columns": n * pairs_w, "rows": rows}
     return Launch.of(residue_kernel, values["packs"] * column_tiles * -(-pairs_h // rows), values, tile)
 

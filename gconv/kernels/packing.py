@@ -124,13 +124,3 @@ def dot_row(x, w, acc, PRECISION: tl.constexpr):
     acc = dot(x[0], w[0], acc, PRECISION)
     acc = dot(x[1], w[1], acc, PRECISION)
     return dot(x[2], w[2], acc, PRECISION)
-
-
-@triton.jit
-def finish(acc, p_bias, channel, m_channel, BIAS: tl.constexpr, RELU: tl.constexpr):
-    """The epilogue: bias and ReLU on the float32 sums. NaN stays NaN, as in PyTorch's ReLU."""
-    if BIAS:
-        acc += tl.load(p_bias + channel, mask=m_channel, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        acc = tl.where(acc < 0, 0.0, acc)
-    return acc

@@ -8,7 +8,7 @@ a GPU was measured, :mod:`~gconv.kernels.choice` knows better.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -76,6 +76,20 @@ def tile_by_rule(
         return weight_grad_tile(geometry, dtype, precision, device)
     make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
     return correlation_tile(make(geometry), dtype, precision, device)
+
+
+def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """The tile where batch norm runs inside the kernel: half as high where that takes registers.
+
+    Groups of one channel go as matrix products: the kernels without them know no batch norm.
+    """
+    inputs, outputs = geometry.channels_per_group
+    if inputs == outputs == 1:
+        make = taps_weight_tile if pass_ == "weight_grad" else taps_tile
+        return make(inputs, outputs, dtype, precision, device)
+    tile = tile_by_rule(pass_, geometry, dtype, precision, device)
+    sums_beside = pass_ != "weight_grad" and tile.kernel in ("slide", "residue")
+    return replace(tile, pixels=tile.pixels // 2) if sums_beside else tile
 
 
 def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> Tile:

@@ -102,7 +102,7 @@ def compile_candidates(
     jobs: dict[tuple, tuple[compiled.Job, list[tuple[Problem, Tile]]]] = {}
     for problem, tiles in found.items():
         for tile in tiles:
-            job = compiled.Job(target, problem.type, problem.pass_, problem.geometry, False, 0, tile)
+            job = compiled.Job(target, problem.type, problem.pass_, problem.geometry, "plain", 0, tile)
             jobs.setdefault(job.binary, (job, []))[1].append((problem, tile))
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         running = {pool.submit(compiled.compile_job, job): users for job, users in jobs.values()}
@@ -120,11 +120,11 @@ def _run(problem: Problem, operands: Operands, tile: Tile, form: torch.memory_fo
     """A problem's pass on the kernels in one tile, its result in ``form``."""
     (x, w, dy), geometry = operands, problem.geometry
     if problem.pass_ == "forward":
-        result = forward(x, w, None, geometry, None, tile)
+        result = forward(x, w, None, geometry, None, tile=tile)
     elif problem.pass_ == "input_grad":
-        result = input_grad(dy, w, geometry, tile)
+        result = input_grad(dy, w, geometry, tile=tile)
     else:
-        result = weight_grad(dy, x, geometry, False, tile)[0]
+        result = weight_grad(dy, x, geometry, False, tile=tile)[0]
     return result.contiguous(memory_format=form)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
-from gconv.kernels.choice import tile_of
 from gconv.kernels.depthwise import depthwise_slide_weight_kernel, depthwise_weight_kernel
+from gconv.kernels.fusion import PLAIN, Fusion, load_norm, normalise, normalise_row
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last
 from gconv.kernels.packing import (
     dot,
@@ -60,12 +60,13 @@ def store_row(p, offset, step, sums, mask):
 
 @triton.jit(do_not_specialize=COUNTS + STRIDES)
 def slide_weight_kernel(
-    p_dy, p_x, p_sums,
+    p_dy, p_x, p_sums, p_norm,
     packs, groups, columns, H, W, P, Q, rows, top, left, splits, step_w, tap_w,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
-    BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, AHEAD: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    BIAS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    AHEAD: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums for 3x3, vertical stride 1 or 2: slides down the rows of dy and x and loads each once.
 
@@ -88,6 +89,7 @@ def slide_weight_kernel(
 
     c, m_c = locate_channels(i_pack, i_i, groups, CI, G, BI)
     k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
+    norm = load_norm(p_norm, groups * CI, c, m_c, PROLOGUE)
     zero = tl.zeros([BO, BI], tl.float32)
     sums0 = (zero, zero, zero)
     sums1 = (zero, zero, zero)
@@ -120,15 +122,17 @@ def slide_weight_kernel(
             else:
                 dy0 = load_tile(p_grad, o_dy, m_column & (h < last), m_k, FULL)
                 x = load_row(p_row, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
-            sums0 = add_row(sums0, dy0, x, PRECISION)
+            a = normalise_row(x, norm, m_x, (h >= 0) & (h < H), PROLOGUE)
+            sums0 = add_row(sums0, dy0, a, PRECISION)
             if STRIDE == 1:
-                sums1 = add_row(sums1, dy1, x, PRECISION)
-                sums2 = add_row(sums2, dy2, x, PRECISION)
+                sums1 = add_row(sums1, dy1, a, PRECISION)
+                sums2 = add_row(sums2, dy2, a, PRECISION)
                 dy2 = dy1
             else:
-                sums2 = add_row(sums2, dy1, x, PRECISION)
+                sums2 = add_row(sums2, dy1, a, PRECISION)
                 x = load_row(p_row + x_h * UNIT, o_x, step, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
-                sums1 = add_row(sums1, dy0, x, PRECISION)
+                a = normalise_row(x, norm, m_x, (h + 1 >= 0) & (h + 1 < H), PROLOGUE)
+                sums1 = add_row(sums1, dy0, a, PRECISION)
             dy1 = dy0
             if BIAS:
                 bias += dy0.to(tl.float32)
@@ -149,13 +153,14 @@ def slide_weight_kernel(
 
 @triton.jit(do_not_specialize=COUNTS + STRIDES)
 def taps_weight_kernel(
-    p_dy, p_x, p_sums,
+    p_dy, p_x, p_sums, p_norm,
     packs, groups, columns, H, W, P, Q, top, left, splits,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, TAP_H: tl.constexpr, TAP_W: tl.constexpr,
-    BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    BIAS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums for any geometry, one tap a program.
 
@@ -177,6 +182,7 @@ def taps_weight_kernel(
 
     c, m_c = locate_channels(i_pack, i_i, groups, CI, G, BI)
     k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
+    norm = load_norm(p_norm, groups * CI, c, m_c, PROLOGUE)
     sums = tl.zeros([BO, BI], tl.float32)
     bias = tl.zeros([BO], tl.float32)
     for i_m in range(i_split, tl.cdiv(columns, BM), splits):
@@ -190,7 +196,7 @@ def taps_weight_kernel(
         o_dy = ((image * dy_n + p * dy_h + q * dy_w) * UNIT)[:, None] + k[None, :]
         o_x = ((image * x_n + h * x_h + w * x_w) * UNIT)[:, None] + c[None, :]
         dy = load_tile(p_dy + n * dy_n * UNIT, o_dy, m_pixel, m_k, FULL)
-        x = load_tile(p_x + n * x_n * UNIT, o_x, m_x, m_c, FULL)
+        x = normalise(load_tile(p_x + n * x_n * UNIT, o_x, m_x, m_c, FULL), norm, m_x, PROLOGUE)
         sums = dot(tl.trans(dy), x, sums, PRECISION)
         if BIAS:
             bias += tl.sum(dy.to(tl.float32), 0)
@@ -236,6 +242,30 @@ def weight_grad(
     tile: tiles.Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """dw (K, C / groups, R, S) and, if asked, dbias (K,), from grad_output (N, K, P, Q) and input."""
+    return run_weight_grad(grad_output, input, None, geometry, with_bias, tile)
+
+
+def norm_weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    norm: Tensor,
+    geometry: ConvGeometry,
+    with_bias: bool,
+    tile: tiles.Tile | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The same where relu(scale input + shift) was convolved; ``norm`` (3, C), float32."""
+    return run_weight_grad(grad_output, input, norm, geometry, with_bias, tile)
+
+
+def run_weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    norm: Tensor | None,
+    geometry: ConvGeometry,
+    with_bias: bool,
+    tile: tiles.Tile | None,
+) -> tuple[Tensor, Tensor | None]:
+    """dw and, if asked, dbias; ``norm`` None for the input as it is."""
     dy, x = channels_last(grad_output), channels_last(input)
     layout = torch.channels_last if dy is grad_output or x is input else torch.contiguous_format
     dw = torch.empty(geometry.weight_size, dtype=x.dtype, device=x.device, memory_format=layout)
@@ -243,16 +273,17 @@ def weight_grad(
     if not dy.numel():
         dw.zero_(), db.zero_()
     else:
-        plan, splits, size = plan_weight_grad(geometry, Operands.of(dy, x), with_bias, tile)
+        fusion = Fusion(with_bias, prologue=norm is not None)
+        plan, splits, size = plan_weight_grad(geometry, Operands.of(dy, x), fusion, tile)
         sums = torch.empty((splits, size), dtype=torch.float32, device=x.device)
-        plan(dy, x, sums)
+        plan(dy, x, sums, x if norm is None else norm)
         plan_reduce(geometry, splits, size, dw.stride())(sums, dw, db)
     return dw, db if with_bias else None
 
 
 @lru_cache(PLANS_KEPT)
 def plan_weight_grad(
-    geometry: ConvGeometry, operands: Operands, with_bias: bool, tile: tiles.Tile | None = None
+    geometry: ConvGeometry, operands: Operands, fusion: Fusion = PLAIN, tile: tiles.Tile | None = None
 ) -> tuple[Launch, int, int]:
     """How the partial sums of ``geometry`` are made from dy and x as ``operands`` describes them.
 
@@ -261,10 +292,10 @@ def plan_weight_grad(
     Returns:
         The launch; how many partial sums there are of each number; how many numbers.
     """
-    tile = tile or tile_of("weight_grad", geometry, *operands.kind)
+    tile = tile or fusion.tile("weight_grad", geometry, operands)
     (n, _, h, w), (_, _, p, q) = geometry.input_size, geometry.output_size
     (k, _, r, s), (cg, kg), groups = geometry.weight_size, geometry.channels_per_group, geometry.groups
-    size = k * (cg * r * s + with_bias)
+    size = k * (cg * r * s + fusion.bias)
     columns = n * p * q if tile.kernel == "taps" else n * q
     column_tiles = -(-columns // tile.pixels)
     if tile.depthwise:
@@ -300,7 +331,7 @@ def plan_weight_grad(
         **{"CI": cg, "CO": kg, "G": tile.groups, "STRIDE": geometry.stride[0], "R": r, "S": s},
         **{"STEP_H": geometry.stride[0], "STEP_W": geometry.stride[1]},
         **{"TAP_H": geometry.dilation[0], "TAP_W": geometry.dilation[1]},
-        "BIAS": with_bias,
+        **fusion.values,
         "AHEAD": tile.ahead,
         "PRECISION": operands.precision,
         "FULL": tiles.fills(tile, groups, cg, kg),

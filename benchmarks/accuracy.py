@@ -1,0 +1,83 @@
+"""Whether a fused network learns what the unfused one does: on the digits of the demo, some seeds of each."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import gconv
+from resnext.train import Network, Recipe, train
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training.
+
+    Args:
+        fused: whether the batch norms ran inside the convolutions.
+        seed, epochs, backend: how it was trained.
+        accuracy, loss: on the 1,000 held-out digits, percent and mean cross-entropy.
+        seconds: that it took.
+        problem: none; other tables have some.
+    """
+
+    fused: bool
+    seed: int
+    epochs: int
+    backend: str
+    accuracy: float
+    loss: float
+    seconds: float
+    problem: str | None = None
+
+
+CASE = ("fused", "seed", "epochs", "backend")
+
+
+def cases(seeds: int, epochs: int, backend: str) -> Iterator[tuple[bool, int, int, str]]:
+    """Everything to be trained; what is compared is side by side."""
+    for seed, fused in product(range(seeds), (False, True)):
+        yield fused, seed, epochs, backend
+
+
+def measure(fused: bool, seed: int, epochs: int, backend: str, device: torch.device) -> Row:
+    """Trains the demo's network."""
+    network, recipe = replace(Network(), fused=fused), Recipe(epochs=epochs, seed=seed)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, gconv.backend(backend):
+        result = train(network, recipe, Path(folder) / "run", Console(quiet=True), device)
+    accuracy, loss = round(result.accuracy, 2), round(result.loss, 4)
+    return Row(fused, seed, epochs, backend, accuracy, loss, round(time.perf_counter() - start, 1))
+
+
+def in_short(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A line for each way to run it: the accuracy of each seed, their mean and deviation."""
+    table = [("network", "backend", "epochs", "accuracy of each seed", "mean", "deviation", "loss")]
+    ways = dict.fromkeys((row["backend"], row["epochs"], row["fused"]) for row in rows)
+    for backend, epochs, fused in sorted(ways):
+        of = [
+            row for row in rows if (row["backend"], row["epochs"], row["fused"]) == (backend, epochs, fused)
+        ]
+        accuracies = [row["accuracy"] for row in of]
+        deviation = f"{statistics.stdev(accuracies):.2f}" if len(of) > 1 else ""
+        table.append(
+            (
+                "fused" if fused else "unfused",
+                backend,
+                str(epochs),
+                ", ".join(f"{accuracy:.1f}%" for accuracy in accuracies),
+                f"{statistics.mean(accuracies):.2f}%",
+                deviation,
+                f"{statistics.mean(row['loss'] for row in of):.4f}",
+            )
+        )
+    return table

@@ -1,0 +1,80 @@
+"""Batch norm and ReLU around a convolution as equations on tensors, which every backend but Triton's runs.
+
+``norm`` (3, C) holds for each channel
+
+    scale = weight / sqrt(variance + eps),   shift = bias - mean scale,   mean
+
+in float32, in float64 where the tensors are. With it, and da the gradient of a,
+
+    a  = max(scale x + shift, 0)                                normalise
+    dz = da where scale x + shift > 0, else 0                   through_relu
+    sum of dz, and of dz (x - mean), over a channel's pixels    grad_sums
+    dx = scale dz + slope[0] (x - mean) + slope[1]              input_grad
+
+The slope is what x does through mean and variance, where they are the batch's: see :func:`slope`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in the type that sums are held in: float32 for sixteen-bit ones, else its own."""
+    return tensor.to(wide_dtype(tensor.dtype))
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums over tensors of ``dtype`` are held in."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def make_norm(mean: Tensor, variance: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+    """norm (3, C) of a batch norm: its ``weight`` and ``bias``, and the statistics that it divides by."""
+    scale = weight.to(mean.dtype) * torch.rsqrt(variance + eps)
+    return torch.stack([scale, bias.to(mean.dtype) - mean * scale, mean])
+
+
+def moments(x: Tensor) -> Tensor:
+    """(2, C): mean and biased variance of each channel of x (N, C, H, W)."""
+    variance, mean = torch.var_mean(wide(x), (0, 2, 3), correction=0)
+    return torch.stack([mean, variance])
+
+
+def normalise(x: Tensor, norm: Tensor) -> Tensor:
+    """a (N, C, H, W) from x, rounded to its type."""
+    return _affine(x, norm).relu_().to(x.dtype)
+
+
+def through_relu(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    """``grad``, of a, where the ReLU let x through."""
+    return torch.ops.aten.threshold_backward(grad, _affine(x, norm).to(grad.dtype), 0)
+
+
+def grad_sums(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    """(2, C): the two sums, from ``grad``, of a."""
+    grad, apart = wide(through_relu(grad, x, norm)), wide(x) - norm[2].view(-1, 1, 1)
+    return torch.stack([grad.sum((0, 2, 3)), (grad * apart).sum((0, 2, 3))])
+
+
+def input_grad(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
+    """dx (N, C, H, W) from ``grad``, of a, and slope (2, C)."""
+    scale, _, mean = norm.view(3, -1, 1, 1)
+    by_distance, constant = slope.view(2, -1, 1, 1)
+    dx = wide(through_relu(grad, x, norm)) * scale + (wide(x) - mean) * by_distance + constant
+    return dx.to(grad.dtype)
+
+
+def slope(sums: Tensor, norm: Tensor, variance: Tensor, eps: float, pixels: int) -> Tensor:
+    """(2, C) from the two sums over ``pixels`` pixels: batch norm's gradient through mean and variance.
+
+    slope[0] = -scale sum da (x - mean) / ((variance + eps) pixels),    slope[1] = -scale sum da / pixels
+    """
+    part = -norm[0] / pixels
+    return torch.stack([part * sums[1] / (variance + eps), part * sums[0]])
+
+
+def _affine(x: Tensor, norm: Tensor) -> Tensor:
+    scale, shift, _ = norm.view(3, -1, 1, 1)
+    return wide(x) * scale + shift

@@ -1,0 +1,222 @@
+"""``conv_between_norms``: batch norm, ReLU, convolution, batch norm, ReLU, with the norms inside its kernels.
+
+Forward, z being the input and a what is convolved:
+
+    statistics of z;  y = conv(a), a = relu(norm(z)) made as z is loaded, with the statistics of y gathered as
+    it is stored;  relu(norm(y))
+
+Backward, the gradient of a goes through ReLU as it is stored, with the sums that batch norm's needs; the
+weight gradient makes a from z again. So a is never in memory, and no pass is there for statistics of y.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function, forward_ad
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
+
+from gconv import batch_norm, dispatch, ops
+from gconv.functional import prepare
+from gconv.geometry import ConvGeometry
+from gconv.module import GroupConv2d
+
+
+def conv_between_norms(
+    input: Tensor,
+    before: nn.BatchNorm2d,
+    conv: nn.Conv2d,
+    after: nn.BatchNorm2d,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """``relu(after(conv(relu(before(input)))))``, with fewer passes over memory, in training and evaluation.
+
+    Gradients are those of the modules, and running statistics move as theirs. Where the kernels cannot do it,
+    or would not be faster, the modules are called one after the other: on "aten", which "auto" takes on a
+    CPU; with another norm than ``nn.BatchNorm2d`` itself, ``nn.SyncBatchNorm`` say, or another convolution
+    than :class:`~gconv.GroupConv2d` itself; where a module has hooks; under ``torch.func``, forward mode,
+    ``torch.export`` and ``torch.jit.trace``.
+
+    Args:
+        input: (N, C, H, W).
+        before: batch norm of the input's C channels.
+        conv: C to K channels.
+        after: batch norm of K channels.
+        backend: as in :func:`gconv.group_conv2d`.
+
+    Returns:
+        (N, K, P, Q), channels_last where input or weight is.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as the modules raise them. The second derivative is refused.
+    """
+    if not _can_fuse(input, before, conv, after):
+        return _one_by_one(input, before, conv, after)
+    settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    dtype, geometry = prepare(input, conv.weight, conv.bias, *settings, None)
+    name = dispatch.requested(backend)
+    if not _sizes_fit(before, after, geometry) or dispatch.aten_alone(name, input, dtype, geometry):
+        with dispatch.backend(name):
+            return _one_by_one(input, before, conv, after)
+    x, weight, bias = (None if t is None else t.to(dtype) for t in (input, conv.weight, conv.bias))
+    with torch.no_grad():
+        own = _norms(name, x).moments(x) if before.training else None
+        norm, variance = _norm(before, own, x)
+    arguments = (before.weight, before.bias, weight, bias, norm, variance, before.eps, before.training)
+    y, moments = _Convolution.apply(x, *arguments, geometry, name)
+    with torch.no_grad():
+        norm, variance = _norm(after, moments if after.training else None, y)
+    return _Normalisation.apply(y, after.weight, after.bias, norm, variance, after.eps, after.training, name)
+
+
+def _one_by_one(input: Tensor, before: nn.Module, conv: nn.Module, after: nn.Module) -> Tensor:
+    return F.relu(after(conv(F.relu(before(input), inplace=True))), inplace=True)
+
+
+def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) -> bool:
+    """Whether this is the call that the kernels know, with nobody watching what is between."""
+    if type(input) is not Tensor or input.ndim != 4 or not input.is_floating_point():
+        return False
+    if not all(map(_is_plain_norm, (before, after))) or type(conv) is not GroupConv2d:
+        return False
+    if conv.padding_mode != "zeros" or conv.activation is not None:
+        return False
+    if _has_any_global_hook() or any(map(_has_hooks, (before, conv, after))):
+        return False
+    traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return not (traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+
+
+def _is_plain_norm(norm: nn.Module) -> bool:
+    """Whether it has all that ``nn.BatchNorm2d`` can have, and decays its statistics at a fixed rate."""
+    if type(norm) is not nn.BatchNorm2d or norm.momentum is None:
+        return False
+    return norm.weight is not None and norm.bias is not None and norm.running_mean is not None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
+
+
+def _sizes_fit(before: nn.BatchNorm2d, after: nn.BatchNorm2d, geometry: ConvGeometry) -> bool:
+    """Whether there is something to normalise; batch norm has its own words where there is not."""
+    n, c, h, w = geometry.input_size
+    _, k, p, q = geometry.output_size
+    return before.num_features == c and after.num_features == k and n * h * w > 1 and n * p * q > 1
+
+
+def _norms(backend: str, x: Tensor) -> ModuleType:
+    """Who runs a norm by itself: a kernel beside the convolution's; in graphs, PyTorch's operators."""
+    if backend in ("auto", "triton") and x.dtype in dispatch.TRITON_DTYPES and ops.unwatched(x):
+        return import_module("gconv.kernels.batch_norm")
+    return batch_norm
+
+
+def _norm(norm: nn.BatchNorm2d, moments: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """norm (3, C) and the variance in it: of the batch, whose ``moments`` move the running ones, or those."""
+    if moments is None:
+        dtype = batch_norm.wide_dtype(x.dtype)
+        mean, variance = norm.running_mean.to(dtype), norm.running_var.to(dtype)
+    else:
+        mean, variance = moments
+        pixels = x.numel() // x.shape[1]
+        norm.num_batches_tracked.add_(1)
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        unbiased = variance * (pixels / (pixels - 1))
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+    return batch_norm.make_norm(mean, variance, norm.eps, norm.weight, norm.bias), variance
+
+
+class _Convolution(Function):
+    """y = conv(relu(norm(input))), and the moments of y; the gradient goes through the norm's statistics."""
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Tensor,
+        variance: Tensor,
+        eps: float,
+        of_batch: bool,
+        geometry: ConvGeometry,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        with ops.below_autograd():
+            return ops.norm_forward(input, norm, weight, bias, geometry, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        input, gamma, _, weight, _, norm, variance, ctx.eps, ctx.of_batch, ctx.geometry, ctx.backend = inputs
+        ctx.save_for_backward(input, gamma, weight, norm, variance)
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 11
+        input, gamma, weight, norm, variance = ctx.saved_tensors
+        geometry, backend = ctx.geometry, ctx.backend
+        through = weights = (None, None, None)
+        if any(ctx.needs_input_grad[:3]):
+            grad_norm, sums = ops.norm_input_grad(grad, weight, input, norm, geometry, backend)
+            through = _through_norm(ctx, grad_norm, input, gamma, norm, variance, sums)
+        if any(ctx.needs_input_grad[3:5]):
+            with_bias = ctx.needs_input_grad[4]
+            weights = ops.weight_grad(grad, input, norm, with_bias, geometry, backend)
+        return *through, weights[0], weights[1] if ctx.needs_input_grad[4] else None, *(None,) * 6
+
+
+class _Normalisation(Function):
+    """relu(norm(y)); the gradient goes through the norm's statistics, where they are those of y."""
+
+    @staticmethod
+    def forward(
+        y: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        norm: Tensor,
+        variance: Tensor,
+        eps: float,
+        of_batch: bool,
+        backend: str,
+    ) -> Tensor:
+        with ops.below_autograd():
+            return _norms(backend, y).normalise(y, norm)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        y, gamma, _, norm, variance, ctx.eps, ctx.of_batch, ctx.backend = inputs
+        ctx.save_for_backward(y, gamma, norm, variance)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, gamma, norm, variance = ctx.saved_tensors
+        sums = _norms(ctx.backend, y).grad_sums(grad, y, norm)
+        return *_through_norm(ctx, grad, y, gamma, norm, variance, sums), *(None,) * 5
+
+
+def _through_norm(
+    ctx: Any, grad: Tensor, x: Tensor, gamma: Tensor, norm: Tensor, variance: Tensor, sums: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, gamma and beta from that of relu(norm(x)) and its two sums."""
+    pixels = x.numel() // x.shape[1]
+    slope = (
+        batch_norm.slope(sums, norm, variance, ctx.eps, pixels) if ctx.of_batch else torch.zeros_like(sums)
+    )
+    grad_x = _norms(ctx.backend, x).input_grad(grad, x, norm, slope)
+    grad_gamma = sums[1] * torch.rsqrt(variance + ctx.eps)
+    return grad_x, grad_gamma.to(gamma.dtype), sums[0].to(gamma.dtype)

@@ -1,0 +1,166 @@
+"""Batch norm and ReLU by themselves, each as one pass over memory: the equations of :mod:`gconv.batch_norm`.
+
+The convolution's kernels do what touches the convolution. These do what is left: the statistics of its input,
+the norm and ReLU of its output, and their gradients. Tensors are pixels x channels, channels_last.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gconv.kernels.device import Device, device_of
+from gconv.kernels.fusion import (
+    PARTIALS,
+    add_moments,
+    load_norm,
+    merge,
+    store_sums,
+    through_relu,
+)
+from gconv.kernels.fusion import (
+    normalise as normalise_tile,
+)
+from gconv.kernels.launch import PLANS_KEPT, Launch
+from gconv.kernels.packing import load_tile, store_tile
+from gconv.kernels.tiles import Tile, power_of_two
+
+WAVES = 4  # of programs, among which the pixels of a channel are divided
+
+
+@triton.jit
+def locate(i_tile, i_block, pixels, channels, BM: tl.constexpr, BC: tl.constexpr):
+    """Offset of a tile's first pixel; offsets from it  # [BM, BC]; channels and the two masks."""
+    channel = i_block * BC + tl.arange(0, BC)
+    lane = tl.arange(0, BM)
+    first = tl.cast(i_tile, tl.int64) * BM
+    return first * channels, lane[:, None] * channels + channel[None, :], channel, first + lane < pixels
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def normalise_kernel(p_x, p_norm, p_y, pixels, channels, blocks, BM: tl.constexpr, BC: tl.constexpr):
+    """y = max(scale x + shift, 0). Grid: blocks of BC channels, fastest; tiles of BM pixels."""
+    i_block, i_tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    at, o, c, m = locate(i_tile, i_block, pixels, channels, BM, BC)
+    norm = load_norm(p_norm, channels, c, c < channels, True)
+    x = load_tile(p_x + at, o, m, c < channels, False)
+    store_tile(p_y + at, o, normalise_tile(x, norm, m, True), m, c < channels, False)
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def input_grad_kernel(
+    p_dy, p_x, p_norm, p_slope, p_dx, pixels, channels, blocks, BM: tl.constexpr, BC: tl.constexpr
+):
+    """dx = scale dz + slope[0] (x - mean) + slope[1], dz being dy where the ReLU let x through.
+
+    Grid: blocks of BC channels, fastest; tiles of BM pixels.
+    """
+    i_block, i_tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    at, o, c, m = locate(i_tile, i_block, pixels, channels, BM, BC)
+    norm = load_norm(p_norm, channels, c, c < channels, True)
+    by_distance = tl.load(p_slope + c, c < channels, 0.0)
+    constant = tl.load(p_slope + channels + c, c < channels, 0.0)
+    x = load_tile(p_x + at, o, m, c < channels, False).to(tl.float32)
+    dz = through_relu(load_tile(p_dy + at, o, m, c < channels, False), x, norm, m).to(tl.float32)
+    dx = dz * norm[0][None, :] + (x - norm[2][None, :]) * by_distance[None, :] + constant[None, :]
+    store_tile(p_dx + at, o, dx, m, c < channels, False)
+
+
+@triton.jit(do_not_specialize=["pixels", "tiles", "splits"])
+def gather_kernel(
+    p_dy, p_x, p_norm, p_sums, pixels, channels, blocks, tiles, splits,
+    EPILOGUE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """The moments of x, or the two sums of dz, in parts.
+
+    Grid: blocks of BC channels, fastest; splits, each of which takes every ``splits``-th tile of BM pixels.
+    """
+    i_block, i_split = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    c = i_block * BC + tl.arange(0, BC)
+    norm = load_norm(p_norm, channels, c, c < channels, EPILOGUE == "gradient")
+    zero = tl.zeros([BM, BC], tl.float32)
+    sums = (zero, zero)
+    counts = tl.zeros([BM], tl.int32)
+    for i_tile in range(i_split, tiles, splits):
+        at, o, c, m = locate(i_tile, i_block, pixels, channels, BM, BC)
+        x = load_tile(p_x + at, o, m, c < channels, False).to(tl.float32)
+        counts += m.to(tl.int32)
+        if EPILOGUE == "gradient":
+            dz = through_relu(load_tile(p_dy + at, o, m, c < channels, False), x, norm, m).to(tl.float32)
+            sums = (sums[0] + dz, sums[1] + dz * (x - norm[2][None, :]))
+        else:
+            # Lanes beyond the last pixel repeat their mean, which changes nothing.
+            sums = add_moments(sums, tl.where(m[:, None], x, sums[0]), (i_tile - i_split) // splits + 1)
+    store_sums(p_sums, i_split, sums, counts, channels, c, c < channels, EPILOGUE)
+
+
+def normalise(x: Tensor, norm: Tensor) -> Tensor:
+    """max(scale x + shift, 0), like x (N, C, H, W) in channels_last."""
+    x = _dense(x)
+    y = torch.empty_like(x)
+    _plan(normalise_kernel, x.numel() // x.shape[1], x.shape[1])(x, norm, y)
+    return y
+
+
+def moments(x: Tensor) -> Tensor:
+    """(2, C): mean and biased variance of each channel of x (N, C, H, W)."""
+    x = _dense(x)
+    return _gather(x, x, x, "moments")
+
+
+def grad_sums(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    """(2, C): the two sums, from ``grad``, of the output."""
+    return _gather(_dense(grad), _dense(x), norm, "gradient")
+
+
+def input_grad(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
+    """dx (N, C, H, W) from ``grad``, of the output, and slope (2, C)."""
+    grad, x = _dense(grad), _dense(x)
+    dx = torch.empty_like(x)
+    _plan(input_grad_kernel, x.numel() // x.shape[1], x.shape[1])(grad, x, norm, slope, dx)
+    return dx
+
+
+def _gather(grad: Tensor, x: Tensor, norm: Tensor, epilogue: str) -> Tensor:
+    channels = x.shape[1]
+    plan = _plan_gather(x.numel() // channels, channels, epilogue, device_of(x.device))
+    size = (plan.arguments["splits"], PARTIALS[epilogue], channels)
+    parts = torch.empty(size, dtype=torch.float32, device=x.device)
+    plan(grad, x, norm, parts)
+    return merge(parts, epilogue)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """``tensor`` as pixels x channels without gaps, copied only if it is not."""
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _tile(channels: int) -> Tile:
+    """Eight numbers of a thread in a row, which a 16-byte load brings."""
+    lanes = min(64, max(16, power_of_two(channels)))
+    return Tile("batch_norm", 1, 2048 // lanes, lanes, lanes, warps=4)
+
+
+@lru_cache(PLANS_KEPT)
+def _plan(kernel: object, pixels: int, channels: int) -> Launch:
+    """How a kernel runs that takes each tile of pixels and channels once."""
+    tile = _tile(channels)
+    blocks = -(-channels // tile.outputs)
+    values = {"pixels": pixels, "channels": channels, "blocks": blocks}
+    values |= {"BM": tile.pixels, "BC": tile.outputs}
+    return Launch.of(kernel, blocks * -(-pixels // tile.pixels), values, tile)
+
+
+@lru_cache(PLANS_KEPT)
+def _plan_gather(pixels: int, channels: int, epilogue: str, device: Device) -> Launch:
+    """How sums over the pixels are gathered."""
+    tile = _tile(channels)
+    blocks, tiles = -(-channels // tile.outputs), -(-pixels // tile.pixels)
+    splits = min(tiles, max(1, WAVES * tile.resident * device.processors // blocks))
+    values = {"pixels": pixels, "channels": channels, "blocks": blocks, "tiles": tiles, "splits": splits}
+    values |= {"EPILOGUE": epilogue, "BM": tile.pixels, "BC": tile.outputs}
+    return Launch.of(gather_kernel, blocks * splits, values, tile)

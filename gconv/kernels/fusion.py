@@ -1,0 +1,235 @@
+"""What the kernels do to tiles on their way in and out, so that no other pass over memory has to.
+
+The prologue is the batch norm and ReLU before a convolution, applied to x as it is loaded. ``norm`` holds its
+three numbers for each channel:
+
+    a = max(scale x + shift, 0),  and zero outside the image
+
+An epilogue is applied to the sums before they are stored:
+
+    residual   y = activation(y + bias + residual)
+    moments    y as it is, and mean and sum of squared deviations of each channel, for the next batch norm
+    gradient   dx = dy where scale x + shift > 0, with the sums of dx and dx (x - mean): the way back through
+               ReLU, and what batch norm's gradient needs of it
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels.choice import tile_of
+from gconv.kernels.launch import PLANS_KEPT, Launch, Operands
+from gconv.kernels.packing import load_tile, store_tile
+from gconv.kernels.tiles import Tile, norm_tile
+
+PARTIALS = {"moments": 3, "gradient": 2}  # numbers that a program leaves of each channel
+
+
+class Fusion(NamedTuple):
+    """What runs inside a kernel beside the convolution.
+
+    Args:
+        bias: added to the sums.
+        activation: None, "relu", "relu6", "silu" or "hardswish", after bias and residual.
+        prologue: batch norm and ReLU on x.
+        epilogue: "plain", "residual", "moments" or "gradient".
+    """
+
+    bias: bool = False
+    activation: str | None = None
+    prologue: bool = False
+    epilogue: str = "plain"
+
+    @property
+    def values(self) -> dict[str, bool | str]:
+        """The kernels' arguments."""
+        names = ("BIAS", "ACTIVATION", "PROLOGUE", "EPILOGUE")
+        return dict(zip(names, (self.bias, self.activation or "", self.prologue, self.epilogue), strict=True))
+
+    def tile(self, pass_: str, geometry: ConvGeometry, operands: Operands) -> Tile:
+        """What a pass runs in, unless it is told."""
+        choose = norm_tile if self.prologue or self.epilogue in PARTIALS else tile_of
+        return choose(pass_, geometry, *operands.kind)
+
+
+PLAIN = Fusion()
+
+
+@triton.jit
+def load_norm(p_norm, channels, channel, m_channel, USED: tl.constexpr):
+    """(scale, shift, mean) of a tile's channels, each  # [B]. Zeros, which cost nothing, if not USED."""
+    p, m = p_norm + channel, m_channel & USED
+    return tl.load(p, m, 0.0), tl.load(p + channels, m, 0.0), tl.load(p + 2 * channels, m, 0.0)
+
+
+@triton.jit
+def normalise(x, norm, m_pixel, PROLOGUE: tl.constexpr):
+    """The prologue on a tile, where a pixel is in the image. NaN stays NaN, as in PyTorch's ReLU."""
+    if not PROLOGUE:
+        return x
+    a = x.to(tl.float32) * norm[0][None, :] + norm[1][None, :]
+    a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(m_pixel[:, None], a, 0.0).to(x.dtype)
+
+
+@triton.jit
+def normalise_row(x, norm, m_columns, inside, PROLOGUE: tl.constexpr):
+    """The prologue on what the three taps of a kernel row meet."""
+    return (
+        normalise(x[0], norm, m_columns[0] & inside, PROLOGUE),
+        normalise(x[1], norm, m_columns[1] & inside, PROLOGUE),
+        normalise(x[2], norm, m_columns[2] & inside, PROLOGUE),
+    )
+
+
+@triton.jit
+def activate(y, ACTIVATION: tl.constexpr):
+    """The activation, on float32. NaN stays NaN, as in PyTorch's."""
+    if ACTIVATION == "relu":
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "relu6":
+        y = tl.where(y < 0, 0.0, tl.where(y > 6, 6.0, y))
+    elif ACTIVATION == "silu":
+        y = y / (1 + tl.exp(-y))
+    elif ACTIVATION == "hardswish":
+        y = y * tl.where(y < -3, 0.0, tl.where(y > 3, 1.0, (y + 3) / 6))
+    return y
+
+
+@triton.jit
+def emit(
+    acc, sums, rows, p_bias, p_side, p_y, offset, norm, channel, m_pixel, m_channel,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """The epilogue on the float32 sums of a tile, then its store; ``sums`` with the tile in them.
+
+    ``p_side`` is the residual, or x of the gradient: it lies as y does. ``rows``: this one is the so many-th.
+    """
+    if BIAS:
+        acc += tl.load(p_bias + channel, mask=m_channel, other=0.0).to(tl.float32)[None, :]
+    if EPILOGUE == "residual":
+        acc += load_tile(p_side, offset, m_pixel, m_channel, FULL).to(tl.float32)
+    y = activate(acc, ACTIVATION).to(p_y.dtype.element_ty)
+    if EPILOGUE == "gradient":
+        x = load_tile(p_side, offset, m_pixel, m_channel, FULL).to(tl.float32)
+        y = through_relu(y, x, norm, m_pixel)
+        sums = (sums[0] + y, sums[1] + y.to(tl.float32) * (x - norm[2][None, :]))
+    if EPILOGUE == "moments":
+        sums = add_moments(sums, y.to(tl.float32), rows)
+    store_tile(p_y, offset, y, m_pixel, m_channel, FULL)
+    return sums
+
+
+@triton.jit
+def through_relu(grad, x, norm, m_pixel):
+    """``grad`` where the prologue let x through; zero elsewhere, and outside the image."""
+    stopped = x * norm[0][None, :] + norm[1][None, :] <= 0
+    return tl.where(stopped | ~m_pixel[:, None], 0.0, grad)
+
+
+@triton.jit
+def add_moments(sums, y, rows):
+    """Welford's running mean and squared deviations of each lane, whose ``rows``-th number is y.
+
+    Stable, however far the mean is from zero: differences from the mean are all that is ever squared. Before
+    the first row, nothing is added.
+    """
+    mean, squares = sums
+    part = tl.where(rows > 0, 1.0 / tl.maximum(rows, 1), 0.0)
+    rest = tl.where(rows > 0, 1.0 - part, 0.0)
+    apart = y - mean
+    return mean + apart * part, squares + apart * rest * apart
+
+
+@triton.jit
+def store_sums(p_sums, i_part, sums, counts, channels, channel, m_channel, EPILOGUE: tl.constexpr):
+    """A program's part of the sums, of all its lanes, which took ``counts`` numbers each  # [BM]
+
+    Laid out (parts, 3 or 2, channels): mean, squared deviations and how many; or the two sums.
+    """
+    if EPILOGUE == "moments":
+        counts = counts.to(tl.float32)
+        count = tl.sum(counts, 0)
+        used = (counts > 0)[:, None]
+        mean = tl.sum(tl.where(used, sums[0] * counts[:, None], 0.0), 0) / count
+        apart = tl.where(used, sums[0] - mean[None, :], 0.0)
+        squares = tl.sum(tl.where(used, sums[1], 0.0) + counts[:, None] * apart * apart, 0)
+        p_sums += i_part.to(tl.int64) * 3 * channels + channel
+        tl.store(p_sums, mean, m_channel)
+        tl.store(p_sums + channels, squares, m_channel)
+        tl.store(p_sums + 2 * channels, tl.zeros_like(mean) + count, m_channel)
+    if EPILOGUE == "gradient":
+        p_sums += i_part.to(tl.int64) * 2 * channels + channel
+        tl.store(p_sums, tl.sum(sums[0], 0), m_channel)
+        tl.store(p_sums + channels, tl.sum(sums[1], 0), m_channel)
+
+
+@triton.jit(do_not_specialize=["parts", "channels"])
+def merge_kernel(
+    p_parts, p_result, parts, channels,
+    EPILOGUE: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    """The parts that programs left, merged in fixed order.
+
+    Of moments: mean and variance of all pixels, from parts i of n_i pixels, mean m_i and squares s_i:
+
+        mean = sum n_i m_i / sum n_i,    variance = (sum s_i + n_i (m_i - mean)^2) / sum n_i
+
+    Grid: blocks of BE channels. In registers: BS running totals of each, [BS, BE], added up at the end.
+    """
+    c = tl.program_id(0) * BE + tl.arange(0, BE)
+    part = tl.arange(0, BS)
+    zero = tl.zeros([BS, BE], tl.float32)
+    if EPILOGUE == "gradient":
+        first, second = zero, zero
+        for start in range(0, parts, BS):
+            o = (start + part).to(tl.int64)[:, None] * (2 * channels) + c[None, :]
+            m = (start + part < parts)[:, None] & (c < channels)[None, :]
+            first += tl.load(p_parts + o, m, 0.0)
+            second += tl.load(p_parts + channels + o, m, 0.0)
+        tl.store(p_result + c, tl.sum(first, 0), c < channels)
+        tl.store(p_result + channels + c, tl.sum(second, 0), c < channels)
+    else:
+        count, total = zero, zero
+        for start in range(0, parts, BS):
+            o = (start + part).to(tl.int64)[:, None] * (3 * channels) + c[None, :]
+            m = (start + part < parts)[:, None] & (c < channels)[None, :]
+            pixels = tl.load(p_parts + 2 * channels + o, m, 0.0)
+            count += pixels
+            total += pixels * tl.load(p_parts + o, m, 0.0)
+        pixels_in_all = tl.maximum(tl.sum(count, 0), 1.0)
+        mean = tl.sum(total, 0) / pixels_in_all
+        squares = zero
+        for start in range(0, parts, BS):
+            o = (start + part).to(tl.int64)[:, None] * (3 * channels) + c[None, :]
+            m = (start + part < parts)[:, None] & (c < channels)[None, :]
+            apart = tl.load(p_parts + o, m, 0.0) - mean[None, :]
+            pixels = tl.load(p_parts + 2 * channels + o, m, 0.0)
+            squares += tl.load(p_parts + channels + o, m, 0.0) + pixels * apart * apart
+        tl.store(p_result + c, mean, c < channels)
+        tl.store(p_result + channels + c, tl.sum(squares, 0) / pixels_in_all, c < channels)
+
+
+MERGER = Tile("merge", groups=1, pixels=32, inputs=32, outputs=32, warps=4)
+
+
+def merge(parts: Tensor, epilogue: str) -> Tensor:
+    """(2, channels) from (parts, 3 or 2, channels): mean and variance, or the two sums."""
+    result = torch.empty((2, parts.shape[2]), dtype=torch.float32, device=parts.device)
+    plan_merge(len(parts), parts.shape[2], epilogue)(parts, result)
+    return result
+
+
+@lru_cache(PLANS_KEPT)
+def plan_merge(parts: int, channels: int, epilogue: str) -> Launch:
+    """How ``parts`` parts are merged."""
+    values = {"parts": parts, "channels": channels, "EPILOGUE": epilogue}
+    values |= {"BS": MERGER.pixels, "BE": MERGER.outputs}
+    return Launch.of(merge_kernel, -(-channels // MERGER.outputs), values, MERGER)

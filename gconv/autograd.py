@@ -291,3 +291,20 @@ def _make_differentiable(operator: Any, with_gradient: Callable[..., Any]) -> No
 _make_differentiable(torch.ops.gconv.forward, _forward_kernel)
 _make_differentiable(torch.ops.gconv.input_grad, _input_grad_kernel)
 _make_differentiable(torch.ops.gconv.weight_grad, _weight_grad_kernel)
+
+
+def _refuse_gradients(operator: Any) -> None:
+    """Has ``operator`` raise where it is asked for a gradient, which only its caller in gconv knows."""
+
+    def autograd_kernel(*args: Any) -> Any:
+        if gradient_possible(*[a for a in args if isinstance(a, Tensor)]):
+            raise RuntimeError(f"{operator} has no gradient: call gconv.conv_between_norms")
+        with ops.below_autograd():
+            return operator(*args)
+
+    ops.library.impl(operator._qualified_op_name.partition("::")[2], autograd_kernel, "Autograd")
+
+
+_refuse_gradients(torch.ops.gconv.norm_forward)
+_refuse_gradients(torch.ops.gconv.norm_input_grad)
+_refuse_gradients(torch.ops.gconv.norm_weight_grad)

@@ -115,7 +115,7 @@ def _sizes_fit(before: nn.BatchNorm2d, after: nn.BatchNorm2d, geometry: ConvGeom
 
 def _norms(backend: str, x: Tensor) -> ModuleType:
     """Who runs a norm by itself: a kernel beside the convolution's; in graphs, PyTorch's operators."""
-    if backend in ("auto", "triton") and x.dtype in dispatch.TRITON_DTYPES and ops.unwatched(x):
+    if backend in ("auto", "triton") and x.dtype in dispatch.TRITON_DTYPES and ops.ordinary(x):
         return import_module("gconv.kernels.batch_norm")
     return batch_norm
 
@@ -152,8 +152,7 @@ class _Convolution(Function):
         geometry: ConvGeometry,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        with ops.below_autograd():
-            return ops.norm_forward(input, norm, weight, bias, geometry, backend)
+        return ops.norm_forward(input, norm, weight, bias, geometry, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -193,8 +192,7 @@ class _Normalisation(Function):
         of_batch: bool,
         backend: str,
     ) -> Tensor:
-        with ops.below_autograd():
-            return _norms(backend, y).normalise(y, norm)
+        return _norms(backend, y).normalise(y, norm)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

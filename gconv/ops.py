@@ -120,12 +120,17 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def unwatched(*tensors: Tensor | None) -> bool:
     """Whether nobody would notice an operator: no tracer, mode, transform, subclass or profiler."""
+    return ordinary(*tensors) and not torch.autograd._profiler_enabled()
+
+
+def ordinary(*tensors: Tensor | None) -> bool:
+    """Whether tensors hold numbers for a kernel to read: no tracer, mode, transform or subclass is about."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    if torch._C._are_functorch_transforms_active() or torch.autograd._profiler_enabled():
+    if torch._C._are_functorch_transforms_active():
         return False
-    ordinary = _ordinary_keys(tensors[0].device)
-    return all(t is None or (type(t) in _PLAIN and _keys(t) in ordinary) for t in tensors)
+    keys = _ordinary_keys(tensors[0].device)
+    return all(t is None or (type(t) in _PLAIN and _keys(t) in keys) for t in tensors)
 
 
 def _keys(tensor: Tensor) -> int:

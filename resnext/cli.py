@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, summary, complexity."""
+"""The command line: train, evaluate, predict, summary, complexity, traffic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gconv
-from resnext import checkpoint, complexity
+from resnext import checkpoint, complexity, measured, tables
 from resnext.data import CLASSES, load_mnist5k, normalize, read_image
 from resnext.errors import UserError
 from resnext.model import VARIANTS, ResNeXt
@@ -216,47 +216,17 @@ def summary(
     Without a VARIANT it is table 1 of the ResNeXt paper: ResNet-50 beside ResNeXt-50 (32 x 4d). FLOPs are
     multiply-adds for one image. All is counted on the networks themselves.
     """
-    names = variants or ["resnet50", "resnext50_32x4d"]
-    for name in names:
-        if name not in VARIANTS:
-            raise UserError(f"{name}: no such variant; choose from {', '.join(VARIANTS)}")
+    names = _variants(variants, ["resnet50", "resnext50_32x4d"])
     groups: dict[tuple, dict[str, list[complexity.Stage]]] = {}
     for name in names:
         with torch.device("meta"):
             model = VARIANTS[name]()
         size = image_size or (224 if model.stem == "imagenet" else 32)
         stages = complexity.stages(model, size)
-        key = (size, *((stage.name, _side(stage)) for stage in stages))
+        key = (size, *((stage.name, tables.side(stage)) for stage in stages))
         groups.setdefault(key, {})[name] = stages
     for (size, *_), networks in groups.items():
-        _print_table(_structure_table(size, networks))
-
-
-def _structure_table(size: int, networks: dict[str, list[complexity.Stage]]) -> Table:
-    """Networks of the same stages side by side, a column each."""
-    table = Table(title=f"{size} x {size} pixels", show_lines=True, show_footer=True)
-    table.add_column("stage", "total")
-    table.add_column("output", justify="right")
-    for name, stages in networks.items():
-        table.add_column(name, _cost(sum(s.parameters for s in stages), sum(s.flops for s in stages)))
-    for row in zip(*networks.values(), strict=True):
-        cells = []
-        for stage in row:
-            wide = max(map(len, stage.layers))
-            lines = [f"{layer:<{wide}}" for layer in stage.layers]
-            if stage.repeats > 1:
-                lines[len(lines) // 2] += f"  x {stage.repeats}"
-            cells.append("\n".join([*lines, _cost(stage.parameters, stage.flops)]))
-        table.add_row(row[0].name, _side(row[0]), *cells)
-    return table
-
-
-def _side(stage: complexity.Stage) -> str:
-    return " x ".join(map(str, stage.output[1:] or (1, 1)))
-
-
-def _cost(parameters: int, flops: int) -> str:
-    return f"{parameters:,} params\n{flops / 1e9:.3f} GFLOPs"
+        _print_table(tables.of_structure(size, networks))
 
 
 @app.command(name="complexity")
@@ -312,6 +282,45 @@ def complexity_(
     )
 
 
+@app.command()
+def traffic(
+    variants: Annotated[
+        list[str] | None, typer.Argument(help=f"Any of: {', '.join(VARIANTS)}.", metavar="VARIANT")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=32, max=2**12, help="Pixels of a side; by default 224, 32 for the CIFAR networks."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=2, help="Images in a step that a GPU is measured with.")
+    ] = 256,
+    device: DeviceOption = "auto",
+) -> None:
+    """Count the bytes that networks move, unfused and fused, beside the time that a GPU takes for them.
+
+    Megabytes of activations read and written for one image in 16 bits, in a forward pass in evaluation, and
+    in a training step. "Fused" is what `gconv.fuse` makes, and `ResNeXt(..., fused=True)`. Without a VARIANT:
+    ResNet-50, and ResNeXt-50 (32 x 4d).
+
+    Where there is a GPU, each stage is run on it, in bfloat16 autocast: the profiler's device time stands
+    beside the time that a copy of as many bytes takes.
+    """
+    where = _device(device)
+    for name in _variants(variants, ["resnet50", "resnext50_32x4d"]):
+        build = VARIANTS[name]
+        with torch.device("meta"):
+            model = build()
+        size = image_size or (224 if model.stem == "imagenet" else 32)
+        rows = complexity.traffic(model, size)
+        _print_table(tables.of_traffic(f"{name}, {size} x {size} pixels: MB an image", rows))
+        if where.type == "cuda":
+            times = measured.measure(build, batch_size, size, where)
+            for table in tables.of_times(f"{name}, batch {batch_size}", rows, times, where):
+                _print_table(table)
+    if where.type != "cuda":
+        console.print("no GPU here: nothing was measured")
+
+
 def main() -> None:
     """Runs the command line; what a person can mend is one line on stderr, and exit code 2."""
     try:
@@ -338,6 +347,14 @@ def _device(name: str) -> torch.device:
         reason = re.split(r"\n|\. ", str(error))[0]
         raise UserError(f"--device {name}: {reason}; try --device auto") from None
     return device
+
+
+def _variants(names: list[str] | None, default: list[str]) -> list[str]:
+    """Names of networks that there are."""
+    for name in names or ():
+        if name not in VARIANTS:
+            raise UserError(f"{name}: no such variant; choose from {', '.join(VARIANTS)}")
+    return names or default
 
 
 def _backend(name: str, device: torch.device) -> AbstractContextManager[None]:

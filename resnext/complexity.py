@@ -1,4 +1,4 @@
-"""Parameters and FLOPs, counted on the modules themselves.
+"""Parameters, FLOPs and memory traffic, counted on the modules themselves.
 
 FLOPs here are those of the paper (arXiv 1611.05431): multiply-adds, one for each pair, of the convolutions
 and the linear layer. PyTorch's counter, which does the counting, counts two.
@@ -7,7 +7,9 @@ and the linear layer. PyTorch's counter, which does the counting, counts two.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -52,17 +54,8 @@ def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stag
     Raises:
         ValueError: ``image_size`` is below 1.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
-    model = copy.deepcopy(model).to("meta").eval()
-    outputs = {}
-    for name, module in model.named_children():
-        module.register_forward_hook(
-            lambda _module, _input, output, name=name: outputs.update({name: output})
-        )
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, model.conv1.in_channels, height, width, device="meta"))
+    with FlopCounterMode(display=False) as counter:
+        outputs = output_sizes(model, image_size)
     flops = {
         path.partition(".")[2]: sum(ops.values()) // 2 for path, ops in counter.get_flop_counts().items()
     }
@@ -78,7 +71,7 @@ def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stag
     return [
         Stage(
             name,
-            tuple(outputs[modules[0]].shape[1:]),
+            outputs[modules[0]][1:],
             layers,
             repeats,
             sum(parameter_count(model.get_submodule(module)) for module in modules),
@@ -86,6 +79,162 @@ def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stag
         )
         for name, modules, layers, repeats in rows
     ]
+
+
+def output_sizes(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> dict[str, tuple[int, ...]]:
+    """The sizes, for one image, of what the modules of ``model`` put out, by qualified name.
+
+    Raises:
+        ValueError: ``image_size`` is below 1.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    model = copy.deepcopy(model).to("meta").eval()
+    sizes = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(
+            lambda _module, _input, output, name=name: sizes.update({name: tuple(output.shape)})
+        )
+    with torch.no_grad():
+        model(torch.empty(1, model.conv1.in_channels, height, width, device="meta"))
+    return sizes
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of activations, and of their gradients, that go from and to memory for one image.
+
+    What a step reads of the weights is not in it: a batch shares it.
+    """
+
+    read: float = 0.0
+    written: float = 0.0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.read + other.read, self.written + other.written)
+
+    def __mul__(self, times: int) -> Traffic:
+        return Traffic(times * self.read, times * self.written)
+
+    @property
+    def total(self) -> float:
+        """Bytes read and written."""
+        return self.read + self.written
+
+
+@dataclass(frozen=True)
+class StageTraffic:
+    """What one stage moves, by the operators that PyTorch runs one by one, and fused.
+
+    Attributes:
+        name: "conv1" to "conv5", then "fc".
+        inference: a forward pass in evaluation.
+        fused_inference: the same of what :func:`gconv.fuse` makes.
+        training: a forward and a backward pass.
+        fused_training: the same of ``ResNeXt(..., fused=True)``.
+    """
+
+    name: str
+    inference: Traffic
+    fused_inference: Traffic
+    training: Traffic
+    fused_training: Traffic
+
+
+def total_traffic(stages: Sequence[StageTraffic]) -> StageTraffic:
+    """The sum of all stages, as a stage called "total"."""
+    forms = [field.name for field in fields(StageTraffic)[1:]]
+    return StageTraffic("total", *(sum((getattr(s, form) for s in stages), Traffic()) for form in forms))
+
+
+def traffic(model: ResNeXt, image_size: int | tuple[int, int] = 224, itemsize: int = 2) -> list[StageTraffic]:
+    """The memory traffic of ``model`` by a model of its operators, stage by stage.
+
+    Each operator reads its inputs once and writes its outputs once, and no cache keeps them for the next one;
+    in training batch norm reads its input twice, for the statistics and to normalise. A bias that a batch
+    norm left in a dense convolution is added in a pass of its own, as PyTorch does with cuDNN.
+
+    Args:
+        model: left as it is.
+        image_size: height and width, or one number for both.
+        itemsize: bytes of a number, 2 for the 16 bits of autocast.
+
+    Raises:
+        ValueError: ``image_size`` is below 1.
+    """
+    size = {name: math.prod(shape) for name, shape in output_sizes(model, image_size).items()}
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    image, stem, pooled = model.conv1.in_channels * height * width, size["conv1"], size["maxpool"]
+    indices = _INDEX_BYTES // itemsize * pooled if isinstance(model.maxpool, nn.MaxPool2d) else 0
+    rows = [("conv1", *(_stem(image, stem, pooled, indices, training) for training, _ in _MODES))]
+    entering = pooled
+    for i in range(1, 5):
+        blocks = list(model.get_submodule(f"layer{i}").named_children())
+        totals = [Traffic()] * len(_MODES)
+        for name, block in blocks:
+            tensors = [entering, *(size[f"layer{i}.{name}.conv{k}"] for k in (1, 2, 3))]
+            projected = block.downsample is not None
+            totals = [
+                total + _block(*tensors, projected, *mode) for total, mode in zip(totals, _MODES, strict=True)
+            ]
+            entering = tensors[-1]
+        if blocks:
+            rows.append((f"conv{i + 1}", *totals))
+    rows.append(("fc", *(_conv(entering, size["avgpool"], training) for training, _ in _MODES)))
+    return [StageTraffic(name, *(moved * itemsize for moved in row)) for name, *row in rows]
+
+
+_MODES = ((False, False), (False, True), (True, False), (True, True))  # training, fused
+_INDEX_BYTES = 8  # of where max pooling found a number, which it writes in evaluation too
+
+
+def _stem(image: int, y: int, pooled: int, indices: int, training: bool) -> Traffic:
+    """7x7, batch norm, ReLU, max pool. The image takes no gradient."""
+    moved = _conv(image, y, training, input_grad=False) + _norm(y, training) + _relu(y, training)
+    if indices:
+        moved += Traffic(y, pooled + indices)
+    return moved + Traffic(pooled + indices, y) if training and indices else moved
+
+
+def _block(x: int, z1: int, z2: int, y: int, projected: bool, training: bool, fused: bool) -> Traffic:
+    """1x1 from x to z1, 3x3 to z2, 1x1 to y, and the shortcut."""
+    if not fused:
+        middle = _norm(z1, training) + _relu(z1, training) + _conv(z1, z2, training)
+        middle += _norm(z2, training) + _relu(z2, training)
+    elif training:
+        # Statistics of z1; the convolution; norm and ReLU of z2.
+        middle = Traffic(z1, 0) + Traffic(z1, z2) + Traffic(z2, z2)
+        # The sums of that norm; its gradient; that of the convolution, which reads z1 for the ReLU and the
+        # sums of its norm; that of the weights; that of the first norm.
+        middle += Traffic(2 * z2, 0) + Traffic(2 * z2, z2)
+        middle += Traffic(z2 + z1, z1) + Traffic(z2 + z1, 0) + Traffic(2 * z1, z1)
+    else:
+        middle = _norm(z1, False) + _relu(z1, False) + Traffic(z1, z2)
+    moved = _conv(x, z1, training) + middle + _conv(z2, y, training) + _norm(y, training)
+    if projected:
+        moved += _conv(x, y, training) + _norm(y, training)
+    moved += Traffic(2 * y, y) + _relu(y, training)
+    # The gradients of branch and shortcut are added.
+    return moved + Traffic(2 * x, x) if training else moved
+
+
+def _conv(x: int, y: int, training: bool, input_grad: bool = True) -> Traffic:
+    moved = Traffic(x, y)
+    if training:
+        moved += Traffic(x + y, 0) + (Traffic(y, x) if input_grad else Traffic())
+    return moved
+
+
+def _norm(y: int, training: bool) -> Traffic:
+    """In evaluation what a bias costs, too: a norm that was folded away leaves one."""
+    if not training:
+        return Traffic(y, y)
+    return Traffic(2 * y, y) + Traffic(2 * y, 0) + Traffic(2 * y, y)
+
+
+def _relu(y: int, training: bool) -> Traffic:
+    return Traffic(y, y) + (Traffic(2 * y, y) if training else Traffic())
 
 
 def parameter_count(module: nn.Module) -> int:

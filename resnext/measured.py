@@ -1,0 +1,112 @@
+"""What the stages of a network take on a GPU, by PyTorch's profiler: to stand beside the traffic model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+import gconv
+from resnext.model import ResNeXt
+
+WARM_UP = 3  # calls before the one that is profiled: kernels are compiled, cuDNN chooses
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Seconds of the device's time for one image.
+
+    Attributes:
+        name: "conv1" to "conv5", then "fc".
+        inference, fused_inference, training, fused_training: as in :class:`resnext.complexity.StageTraffic`.
+    """
+
+    name: str
+    inference: float
+    fused_inference: float
+    training: float
+    fused_training: float
+
+
+def measure(
+    build: Callable[..., ResNeXt], batch: int, image_size: int, device: torch.device
+) -> list[StageTimes]:
+    """Profiles each stage by itself, in bfloat16 autocast and channels_last, unfused and fused.
+
+    Args:
+        build: the network; called with ``fused`` False and True.
+        batch: images in a call.
+        image_size: their height and width.
+        device: where to run; on a CPU the times are those of its operators.
+    """
+    plain, fused = (
+        build(fused=fused).to(device, memory_format=torch.channels_last) for fused in (False, True)
+    )
+    x = torch.randn(batch, plain.conv1.in_channels, image_size, image_size, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    rows = []
+    for (name, stage), (_, fused_stage) in zip(_stages(plain), _stages(fused), strict=True):
+        first = name == "conv1"
+        stage.eval()
+        times = [
+            _infer(stage, x, device),
+            _infer(gconv.fuse(stage)[0], x, device),
+            _train(stage.train(), x, first, device),
+            _train(fused_stage.train(), x, first, device),
+        ]
+        rows.append(StageTimes(name, *(seconds / batch for seconds in times)))
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            x = stage(x)
+    return rows
+
+
+def _stages(model: ResNeXt) -> Iterator[tuple[str, nn.Module]]:
+    yield "conv1", nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
+    for i in range(1, 5):
+        stage = model.get_submodule(f"layer{i}")
+        if len(stage):
+            yield f"conv{i + 1}", stage
+    yield "fc", nn.Sequential(model.avgpool, nn.Flatten(), model.fc)
+
+
+def _infer(stage: nn.Module, x: Tensor, device: torch.device) -> float:
+    @torch.no_grad()
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            stage(x)
+
+    return device_seconds(step, device)
+
+
+def _train(stage: nn.Module, x: Tensor, first: bool, device: torch.device) -> float:
+    x = x.detach().requires_grad_(not first)  # the image takes no gradient
+    with torch.autocast(device.type, torch.bfloat16):
+        grad = torch.randn_like(stage(x))
+
+    def step() -> None:
+        stage.zero_grad(set_to_none=True)
+        x.grad = None
+        with torch.autocast(device.type, torch.bfloat16):
+            y = stage(x)
+        y.backward(grad)
+
+    return device_seconds(step, device)
+
+
+def device_seconds(call: Callable[[], None], device: torch.device) -> float:
+    """The time that the kernels of one call take together; on a CPU, its operators."""
+    for _ in range(WARM_UP):
+        call()
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler:
+        call()
+        torch.get_device_module(device).synchronize()
+    kind = DeviceType.CUDA if cuda else DeviceType.CPU
+    events = [e for e in profiler.events() if e.device_type == kind and not e.is_user_annotation]
+    microseconds = sum(e.self_device_time_total if cuda else e.self_cpu_time_total for e in events)
+    return microseconds / 1e6

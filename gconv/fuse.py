@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def fuse(
 class _Tracer(Tracer):
     """Looks into all modules but those that are fused as one, and those that it could not trace before."""
 
-    def __init__(self, opaque: set[type]) -> None:
+    def __init__(self, opaque: Collection[type] = ()) -> None:  # none where a pickled graph is loaded
         super().__init__()
         self.opaque = opaque
         self.blamed: nn.Module | None = None
@@ -81,7 +81,7 @@ def _fuse(root: nn.Module, name: str, report: FusionReport) -> nn.Module:
     """``root``, whose name in the model is ``name``, as a fused graph; its parts, where it has no graph."""
     opaque: dict[type, str] = {}
     while True:
-        tracer = _Tracer(set(opaque))
+        tracer = _Tracer(opaque)
         try:
             graph = tracer.trace(root, _defaults(root))
             break

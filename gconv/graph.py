@@ -131,6 +131,8 @@ class GraphFusion:
         for node in self.graph.nodes:
             if is_norm(self._module(node)):
                 self.report.norms_left[join(self.name, node.target)] = self._why_left(node)
+        for node in self.graph.nodes:
+            node.type = None  # an annotation that is a string could not be pickled
         self.graph.lint()
 
     def _module(self, node: Node) -> nn.Module | None:

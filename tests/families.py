@@ -84,12 +84,66 @@ def kernel_results(
     truth = [t.to(device) for t in expected(case, tensors, grad)]
     truth[0] = truth[0].relu() if relu else truth[0]
     limits = bounds(case, truth, dtype)
+    assert all(result.dtype == dtype for result in results)
     names = ("output", "input gradient", "weight gradient", "bias gradient")
     return dict(zip(names, zip(results, truth, limits, strict=True), strict=False))
 
 
+def norm_results(
+    case: Case, dtype: torch.dtype, device: str = "cpu"
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Result, truth and bound of each pass with batch norm and ReLU in front and statistics behind.
+
+    What is convolved is rounded to ``dtype``; the sums are compared with those of what the kernels stored.
+    """
+    tensors, geometry = case.tensors(dtype), geometry_of(case)
+    channels = geometry.input_size[1]
+    x, w, bias = (None if t is None else t.detach() for t in tensors)
+    scale, shift = torch.linspace(-1, 1.5, channels), torch.linspace(1, -0.5, channels)
+    norm = torch.stack([scale, shift, torch.full_like(scale, 0.25)])
+    inside = x.float() * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+    convolved = rounded(inside.relu(), dtype, device).requires_grad_()
+    grad = torch.randn(geometry.output_size, dtype=torch.float64).to(dtype)
+    leaves = (convolved, *(t if t is None else t.requires_grad_() for t in (w, bias)))
+    truth = expected(case, leaves, grad)
+    truth[1] = torch.where(inside > 0, truth[1], 0)
+    limits = bounds(case, truth, dtype)
+    # A number that lies between two of dtype's may be rounded to either, where the order of products differs.
+    limits[0] += 8 * torch.finfo(dtype).eps
+
+    norm, weight, dy = norm.to(device), inside_nan(w.detach().to(device)), inside_nan(grad.to(device))
+    x, b = inside_nan(x.to(device)), None if bias is None else every_other(bias.detach().to(device))
+    y, moments = kernels.norm_forward(x, norm, weight, b, geometry)
+    da, sums = kernels.norm_input_grad(dy, weight, x, norm, geometry)
+    dw, db = kernels.norm_weight_grad(dy, x, norm, geometry, bias is not None)
+    results = [y, da, dw] + ([] if db is None else [db])
+    names = ("output", "input gradient", "weight gradient", "bias gradient")
+    found = dict(zip(names, zip(results, truth, limits, strict=True), strict=False))
+    variance, average = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    of_grad = da.double() * (x.double() - 0.25)
+    held = torch.finfo(torch.float32).eps * y.numel()
+    found["mean"] = moments[0], average, held * (average.abs() + variance.sqrt())
+    of_variance = held * (variance + variance.sqrt() * average.abs()) + (held * average).square()
+    found["variance"] = moments[1], variance, of_variance
+    for name, result, terms in (("sum", sums[0], da.double()), ("sum with x", sums[1], of_grad)):
+        found[name] = result, terms.sum((0, 2, 3)), held * terms.abs().sum((0, 2, 3))
+    return found
+
+
+def rounded(tensor: Tensor, dtype: torch.dtype, device: str) -> Tensor:
+    """As kernels round float32 to ``dtype``: Triton's interpreter cuts bfloat16 off, GPUs round it."""
+    if dtype == torch.bfloat16 and device == "cpu":
+        tensor = (tensor.view(torch.int32) & -0x10000).view(torch.float32)
+    return tensor.to(dtype)
+
+
 def check_kernels(case: Case, dtype: torch.dtype, relu: bool = False, device: str = "cpu") -> None:
-    for name, (result, right, bound) in kernel_results(case, dtype, relu, device).items():
-        assert result.dtype == dtype and result.shape == right.shape, name
+    check(kernel_results(case, dtype, relu, device))
+
+
+def check(results: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+    for name, (result, right, bound) in results.items():
+        assert result.shape == right.shape, name
+        right, bound = right.to(result.device), bound.to(result.device)
         wrong = ~((result.double() - right).abs() <= bound)
         assert not wrong.any(), f"{name}: {wrong.sum()} of {wrong.numel()} beyond the bound"

@@ -1,0 +1,361 @@
+"""``conv_between_norms`` and ``ResNeXt(fused=True)``: the modules' numbers, by another way."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import gconv
+from gconv import ops
+from resnext import ResNeXt
+
+interpreted = pytest.mark.skipif(
+    os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
+)
+# Backend, type, and how far a result may be, as a part of the largest number: some roundings of its type.
+WAYS = [
+    pytest.param("reference", torch.float64, 1e-9, id="reference, float64"),
+    pytest.param("triton", torch.float32, 1e-4, id="triton, float32", marks=interpreted),
+]
+
+
+def sandwich(
+    channels: int = 8,
+    groups: int = 2,
+    stride: int = 1,
+    bias: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> nn.ModuleList:
+    """Norm, convolution, norm, with parameters and statistics that are not those of the start."""
+    conv = gconv.GroupConv2d(channels, channels, 3, stride, padding=1, groups=groups, bias=bias)
+    norms = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+    for norm in norms:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    return nn.ModuleList([norms[0], conv, norms[1]]).to(dtype)
+
+
+def one_by_one(x: Tensor, before: nn.Module, conv: nn.Module, after: nn.Module) -> Tensor:
+    return F.relu(after(conv(F.relu(before(x)))))
+
+
+def draw(dtype: torch.dtype = torch.float64, channels: int = 8) -> Tensor:
+    x = 2 * torch.randn(3, channels, 7, 6, dtype=dtype) + 5
+    return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.fixture
+def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each fused forward pass."""
+    calls, run = [], ops.norm_forward
+
+    def noting(*args: object) -> object:
+        calls.append("norm_forward")
+        return run(*args)
+
+    monkeypatch.setattr(ops, "norm_forward", noting)
+    return calls
+
+
+def assert_alike(ours: dict[str, Tensor], right: dict[str, Tensor], part: float) -> None:
+    assert ours.keys() == right.keys()
+    for name, expected in right.items():
+        assert ours[name].shape == expected.shape, name
+        apart = (ours[name].double() - expected.double()).abs().max()
+        assert apart <= part * (1 + expected.abs().max()), f"{name}: {apart:.1e}"
+
+
+def step(run: Callable[..., Tensor], x: Tensor, modules: nn.Module, grad: Tensor) -> dict[str, Tensor]:
+    """Output, gradients and statistics of a step, all there is to compare."""
+    modules.zero_grad()
+    x = x.detach().requires_grad_()
+    y = run(x, *modules)
+    y.backward(grad.to(y.dtype))
+    found = {"output": y.detach(), "input": x.grad}
+    found |= {name: p.grad for name, p in modules.named_parameters() if p.grad is not None}
+    return found | {name: buffer.detach().clone() for name, buffer in modules.named_buffers()}
+
+
+@pytest.mark.parametrize(("backend", "dtype", "part"), WAYS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("mode", ["training", "evaluation", "first frozen", "second frozen"])
+def test_outputs_gradients_and_statistics_are_those_of_the_modules(
+    backend: str, dtype: torch.dtype, part: float, stride: int, mode: str, fused_calls: list[str]
+) -> None:
+    """Over several steps, so that the running statistics move on."""
+    modules = sandwich(stride=stride, bias=mode == "first frozen", dtype=dtype)
+    modules.train(mode != "evaluation")
+    if mode.endswith("frozen"):
+        modules[0 if mode.startswith("first") else 2].eval()
+    twin = copy.deepcopy(modules).double()
+    for _ in range(3):
+        x = draw(dtype)
+        right_x, grad = x.detach().double(), torch.randn_like(one_by_one(x.double(), *copy.deepcopy(twin)))
+        ours = step(lambda *a: gconv.conv_between_norms(*a, backend=backend), x, modules, grad)
+        assert_alike(ours, step(one_by_one, right_x, twin, grad), part)
+    assert len(fused_calls) == 3
+
+
+def test_only_what_needs_a_gradient_gets_one(fused_calls: list[str]) -> None:
+    modules = sandwich()
+    for parameter in (modules[0].weight, modules[0].bias, modules[1].weight):
+        parameter.requires_grad_(False)
+    twin, x, grad = copy.deepcopy(modules), draw(), torch.randn(3, 8, 7, 6, dtype=torch.float64)
+    ours = step(lambda *a: gconv.conv_between_norms(*a, backend="reference"), x, modules, grad)
+    right = step(one_by_one, x, twin, grad)
+    assert_alike(ours, right, 1e-9)
+    assert "0.weight" not in ours and "2.weight" in ours and fused_calls
+
+
+def test_gradients_are_exact() -> None:
+    modules = sandwich(4, 2)
+    parameters = [p.detach().clone().requires_grad_() for p in modules.parameters()]
+    names = [name for name, _ in modules.named_parameters()]
+    x = torch.randn(2, 4, 3, 4, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        for name, value in zip(names, values, strict=True):  # not functional_call, which torch.func is
+            at, _, attribute = name.partition(".")
+            del modules[int(at)]._parameters[attribute]
+            modules[int(at)]._parameters[attribute] = value
+        return gconv.conv_between_norms(x, *modules, backend="reference")
+
+    assert torch.autograd.gradcheck(run, (x, *parameters))
+
+
+def test_the_second_derivative_is_refused() -> None:
+    x = draw()
+    y = gconv.conv_between_norms(x, *sandwich(), backend="reference")
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("operator", ["norm_forward", "norm_input_grad", "norm_weight_grad"])
+def test_the_operators_refuse_gradients_that_they_do_not_have(operator: str) -> None:
+    modules, x = sandwich(), draw()
+    norm, weight = torch.ones(3, 8, dtype=torch.float64), modules[1].weight
+    settings = ((1, 1), (1, 1, 1, 1), (1, 1), 2, "reference")
+    arguments = {
+        "norm_forward": (x, norm, weight, None),
+        "norm_input_grad": (x, weight, x, norm),
+        "norm_weight_grad": (x, x, norm, weight.shape, False),
+    }[operator]
+    with pytest.raises(RuntimeError, match="has no gradient: call gconv"):
+        getattr(torch.ops.gconv, operator)(*arguments, *settings)
+
+
+@pytest.mark.parametrize("name", ["norm_forward", "norm_input_grad", "norm_weight_grad"])
+def test_opcheck(name: str) -> None:
+    x, weight = draw().detach(), sandwich()[1].weight.detach()
+    norm, settings = torch.rand(3, 8, dtype=torch.float64), ((1, 1), (1, 1, 1, 1), (1, 1), 2, "reference")
+    arguments = {
+        "norm_forward": (x, norm, weight, None),
+        "norm_input_grad": (x, weight, x, norm),
+        "norm_weight_grad": (x, x, norm, weight.shape, True),
+    }[name]
+    result = torch.library.opcheck(getattr(torch.ops.gconv, name).default, (*arguments, *settings))
+    assert set(result.values()) == {"SUCCESS"}
+
+
+def hooked(modules: nn.ModuleList) -> nn.ModuleList:
+    modules[1].register_forward_hook(lambda *_: None)
+    return modules
+
+
+def synchronised(modules: nn.ModuleList) -> nn.ModuleList:
+    modules.eval()  # its training needs a GPU
+    return nn.SyncBatchNorm.convert_sync_batchnorm(modules)
+
+
+def averaged(modules: nn.ModuleList) -> nn.ModuleList:
+    modules[0].momentum = None
+    return modules
+
+
+def activated(modules: nn.ModuleList) -> nn.ModuleList:
+    modules[1].activation = "relu"
+    return modules
+
+
+def reflected(modules: nn.ModuleList) -> nn.ModuleList:
+    modules[1] = gconv.GroupConv2d(8, 8, 3, padding=1, groups=2, padding_mode="reflect").double()
+    return modules
+
+
+def without_affine(modules: nn.ModuleList) -> nn.ModuleList:
+    modules[2] = nn.BatchNorm2d(8, affine=False).double()
+    return modules
+
+
+def without_statistics(modules: nn.ModuleList) -> nn.ModuleList:
+    modules[2] = nn.BatchNorm2d(8, track_running_stats=False).double()
+    return modules
+
+
+def on_conv2d(modules: nn.ModuleList) -> nn.ModuleList:
+    modules[1].__class__ = nn.Conv2d
+    return modules
+
+
+@pytest.mark.parametrize(
+    "change",
+    [hooked, synchronised, averaged, activated, reflected, without_affine, without_statistics, on_conv2d],
+)
+def test_what_the_kernels_do_not_know_goes_through_the_modules(
+    change: Callable[[nn.ModuleList], nn.ModuleList], fused_calls: list[str]
+) -> None:
+    modules = change(sandwich())
+    twin, x, grad = copy.deepcopy(modules), draw(), torch.randn(3, 8, 7, 6, dtype=torch.float64)
+    ours = step(lambda *a: gconv.conv_between_norms(*a, backend="reference"), x, modules, grad)
+    assert_alike(ours, step(one_by_one, x, twin, grad), 1e-9)
+    assert not fused_calls
+
+
+def test_on_aten_the_modules_run(fused_calls: list[str]) -> None:
+    for backend in ("auto", "aten"):
+        gconv.conv_between_norms(draw(), *sandwich(), backend=backend)
+    assert not fused_calls
+
+
+def test_one_value_a_channel_is_refused_as_batch_norm_refuses_it() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        gconv.conv_between_norms(
+            torch.randn(1, 8, 1, 1, dtype=torch.float64), *sandwich(), backend="reference"
+        )
+
+
+def test_wrong_channels_are_refused_as_the_modules_refuse_them() -> None:
+    before, conv, after = sandwich()
+    with pytest.raises(RuntimeError, match=r"weight .* takes .* but input .* has 6"):
+        gconv.conv_between_norms(draw(channels=6), before, conv, after, backend="reference")
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast(dtype: torch.dtype, fused_calls: list[str]) -> None:
+    """Statistics and gradients of the norms stay in float32."""
+    modules = sandwich(dtype=torch.float32)
+    twin, x = copy.deepcopy(modules), draw(torch.float32)
+    grad = torch.randn(3, 8, 7, 6)
+
+    def fused(*arguments: object) -> Tensor:
+        with torch.autocast("cpu", dtype):
+            y = gconv.conv_between_norms(*arguments, backend="triton")
+        assert y.dtype == dtype
+        return y
+
+    ours, right = step(fused, x, modules, grad), step(one_by_one, x, twin, grad)
+    assert fused_calls and all(ours[name].dtype == right[name].dtype for name in right if name != "output")
+    for name in right:  # numbers of the norms' gradients near zero flip through the ReLU
+        apart = (ours[name].double() - right[name].double()).norm() / right[name].double().norm().clamp(min=1)
+        assert apart < 0.05, name
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_moves_statistics_as_it_does_with_the_modules(reentrant: bool) -> None:
+    modules = sandwich()
+    twin, x, grad = copy.deepcopy(modules), draw(), torch.randn(3, 8, 7, 6, dtype=torch.float64)
+    fused = step(
+        lambda x, *m: checkpoint(
+            lambda x: gconv.conv_between_norms(x, *m, backend="reference"), x, use_reentrant=reentrant
+        ),
+        x, modules, grad,
+    )  # fmt: skip
+    right = step(
+        lambda x, *m: checkpoint(lambda x: one_by_one(x, *m), x, use_reentrant=reentrant), x, twin, grad
+    )
+    assert_alike(fused, right, 1e-9)
+
+
+def test_torch_func_goes_through_the_modules() -> None:
+    modules = sandwich().eval()
+    x = draw().detach()
+
+    def loss(x: Tensor) -> Tensor:
+        return gconv.conv_between_norms(x, *modules, backend="reference").square().sum()
+
+    torch.testing.assert_close(torch.func.grad(loss)(x), torch.autograd.functional.jacobian(loss, x))
+
+
+# ResNeXt
+
+
+def networks(**options: object) -> tuple[ResNeXt, ResNeXt]:
+    """The same small network, fused and unfused."""
+    arguments = ((1, 2, 0, 0), 4, 4, 5)
+    made = [
+        ResNeXt(*arguments, stem="small", stem_width=16, fused=fused, **options) for fused in (True, False)
+    ]
+    for module in made[1].modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)
+    made[0].load_state_dict(made[1].state_dict())
+    return tuple(network.to(memory_format=torch.channels_last) for network in made)
+
+
+@pytest.fixture
+def _reset() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("backend", "dtype", "part"), WAYS)
+def test_a_fused_resnext_trains_as_the_unfused_one(
+    backend: str, dtype: torch.dtype, part: float, fused_calls: list[str]
+) -> None:
+    """Outputs, all gradients and running statistics, over several steps of SGD with momentum."""
+    fused, plain = networks()
+    fused, plain = fused.to(dtype), plain.double()
+    optimizers = [torch.optim.SGD(net.parameters(), 0.02, momentum=0.9) for net in (fused, plain)]
+    for _ in range(3):
+        x, labels = torch.randn(4, 3, 12, 12, dtype=dtype), torch.randint(5, (4,))
+        found = []
+        for net, optimizer, image in ((fused, optimizers[0], x), (plain, optimizers[1], x.double())):
+            optimizer.zero_grad()
+            with gconv.backend(backend if net is fused else "aten"):
+                logits = net(image)
+                F.cross_entropy(logits, labels).backward()
+            grads = {name: p.grad for name, p in net.named_parameters()}
+            buffers = {name: b.clone() for name, b in net.named_buffers()}
+            found.append({"logits": logits.detach(), **grads, **buffers})
+        assert_alike(*found, part)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert len(fused_calls) == 9
+    for net in (fused, plain):
+        net.eval()
+    with torch.no_grad():
+        expected = plain(x.double())
+        with gconv.backend(backend):
+            assert_alike({"logits": fused(x)}, {"logits": expected}, part)
+
+
+def test_state_dicts_are_alike() -> None:
+    fused, plain = networks()
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    assert all(module.fused for module in fused.modules() if hasattr(module, "fused"))
+
+
+@pytest.mark.usefixtures("_reset")
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_a_fused_resnext_compiles_whole(compiler: str) -> None:
+    fused, plain = (net.double() for net in networks())
+    compiled = torch.compile(fused, fullgraph=True, backend=compiler)
+    x, found = torch.randn(3, 3, 8, 8, dtype=torch.float64), []
+    for run, net, backend in ((compiled, fused, "reference"), (plain, plain, "aten")):
+        with gconv.backend(backend):
+            y = run(x)
+            y.square().sum().backward()
+        grads = {name: p.grad for name, p in net.named_parameters()}
+        found.append({"y": y.detach(), **grads, **dict(net.named_buffers())})
+    assert_alike(*found, 1e-9)

@@ -1,0 +1,362 @@
+"""``gconv.fuse``: the same outputs with fewer operators, and a report that says so."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+import zoo
+from torch import Tensor, nn
+
+import gconv
+from gconv.graph import fold
+from resnext import ResNeXt, resnext50_32x4d
+
+# Batch norms folded and left, activations and residuals taken into grouped convolutions.
+NETWORKS = {
+    "torchvision/resnext50_32x4d": (53, 0, 16, 0),
+    "torchvision/regnet_y_400mf": (53, 0, 16, 0),
+    "torchvision/mobilenet_v2": (52, 0, 17, 0),
+    "torchvision/mobilenet_v3_small": (34, 0, 11, 0),
+    "torchvision/mnasnet0_5": (52, 0, 17, 0),
+    "torchvision/shufflenet_v2_x0_5": (56, 0, 0, 0),  # no activation follows its depthwise convolutions
+    "torchvision/efficientnet_b0": (49, 0, 16, 0),
+    "resnext26ts": (31, 0, 8, 0),
+    "seresnext26d_32x4d": (31, 0, 8, 0),
+    "regnetx_002": (44, 0, 13, 0),
+    "regnety_004": (53, 0, 16, 0),
+    "regnetz_b16": (68, 0, 22, 0),
+    "mobilenetv3_small_050": (34, 0, 11, 0),
+    "tf_mobilenetv3_small_075": (34, 0, 11, 0),  # Conv2dSame
+    "resnest14d": (23, 0, 4, 0),
+    "repvgg_b1g4": (56, 23, 0, 13),  # branches that end in a sum, some of them a batch norm alone
+    "dpn48b": (33, 21, 16, 0),  # norms before the convolutions
+    "nf_regnet_b0": (0, 0, 0, 0),  # no norms
+}
+
+
+def create(name: str) -> nn.Module:
+    library, _, name = name.rpartition("/")
+    if library:
+        return zoo.load("torchvision.models").get_model(name, weights=None)
+    return zoo.load("timm").create_model(name)
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """With statistics and scales as training leaves them, in evaluation mode and float64."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            if module.weight is not None:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.2)
+    return model.double().eval()
+
+
+def counts(report: gconv.FusionReport) -> tuple[int, int, int, int]:
+    return (
+        len(report.folded),
+        len(report.norms_left),
+        sum(layer.activation is not None for layer in report.layers),
+        sum(layer.residual for layer in report.layers),
+    )
+
+
+@torch.no_grad()
+def assert_same(model: nn.Module, fused: nn.Module, x: Tensor) -> None:
+    right, found = model(x), fused(x)
+    assert (found - right).abs().max() <= 1e-9 * (1 + right.abs().max())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_real_networks_put_out_the_same(name: str) -> None:
+    model = trained(create(name))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fused, report = gconv.fuse(model)
+    assert counts(report) == NETWORKS[name] and not report.opaque
+    assert_same(model, fused, torch.randn(2, 3, 64, 64, dtype=torch.float64))
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert not any(type(module) is gconv.GroupConv2d for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+
+
+def test_ours_fused_for_training_or_not() -> None:
+    for option in (False, True):
+        model = trained(ResNeXt((1, 1, 0, 0), 4, 4, 10, stem="small", stem_width=16, fused=option))
+        fused, report = gconv.fuse(model)
+        assert counts(report) == (9, 0, 2, 0)
+        assert_same(model, fused, torch.randn(2, 3, 12, 12, dtype=torch.float64))
+
+
+class Branch(nn.Module):
+    """A grouped convolution that ends a branch, and how it is closed."""
+
+    def __init__(
+        self, activation: nn.Module | None = None, inplace: bool = False, swap: bool = False
+    ) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.activation, self.inplace, self.swap = activation, inplace, swap
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.last(F.relu(self.norm(self.first(x)))))
+        if self.inplace:
+            y += x
+        else:
+            y = x + y if self.swap else y + x
+        return y if self.activation is None else self.activation(y)
+
+
+BACKENDS = [
+    "aten",
+    "reference",
+    pytest.param(
+        "triton",
+        marks=pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="on the GPU elsewhere"),
+    ),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "activation", [None, nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), nn.Hardswish()], ids=str
+)
+def test_the_closing_sum_and_activation_go_into_the_kernel(
+    backend: str, activation: nn.Module | None
+) -> None:
+    model = trained(Branch(activation, inplace=True))
+    fused, report = gconv.fuse(model)
+    assert counts(report) == (2, 0, 0 if activation is None else 1, 1)
+    operators = [node.op for node in fused.graph.nodes]
+    assert operators == ["placeholder", "call_module", "call_function", "call_module", "output"]
+    x = torch.randn(2, 8, 6, 5)
+    with gconv.backend(backend), torch.no_grad():
+        torch.testing.assert_close(fused.float()(x), model.float()(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_both_orders_of_the_sum_are_known(swap: bool) -> None:
+    model = trained(Branch(swap=swap))
+    fused, report = gconv.fuse(model)
+    assert counts(report) == (2, 0, 0, 1)
+    assert_same(model, fused, torch.randn(2, 8, 6, 5, dtype=torch.float64))
+
+
+class Odd(nn.Module):
+    """One way or another of not being a convolution with its norm; ``how`` names it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.norm = nn.BatchNorm2d(8, track_running_stats=how != "no statistics")
+        self.other = nn.Conv2d(8, 8, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "broadcast":
+            return x + self.conv(self.pool(x))
+        y = self.conv(x)
+        if self.how == "used twice":
+            return self.norm(y) + y
+        if self.how == "called twice":
+            return self.norm(self.conv(F.relu(self.norm(y))))
+        if self.how == "norm called twice":
+            return self.norm(F.relu(self.norm(y)))
+        if self.how == "broadcast the other way":
+            return F.relu(y + self.pool(x))
+        if self.how == "itself":
+            return F.relu(y + y)
+        if self.how == "scaled":
+            return F.relu(torch.add(y, x, alpha=2))
+        if self.how == "a number":
+            return F.relu(y + 1)
+        if self.how == "changed before the sum":
+            z = self.other(x.relu_())
+            return F.relu(y + z)
+        if self.how == "after another":
+            return F.relu(self.norm(torch.sigmoid(y)))
+        return F.relu(self.norm(y))  # "no statistics", "hooks"
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("used twice", (0, 1, 0, 0)),
+        ("called twice", (0, 1, 0, 0)),
+        ("norm called twice", (0, 1, 0, 0)),
+        ("broadcast", (0, 0, 0, 1)),
+        ("broadcast the other way", (0, 0, 1, 1)),
+        ("itself", (0, 0, 0, 0)),
+        ("scaled", (0, 0, 0, 0)),
+        ("a number", (0, 0, 0, 0)),
+        ("changed before the sum", (0, 0, 0, 0)),
+        ("after another", (0, 1, 0, 0)),
+        ("no statistics", (0, 1, 0, 0)),
+        ("hooks", (0, 1, 0, 0)),
+    ],
+)
+def test_what_only_looks_like_it_stays_as_it_is(how: str, expected: tuple[int, ...]) -> None:
+    model = trained(Odd(how))
+    if how == "hooks":
+        model.conv.register_forward_hook(lambda *_: None)
+    fused, report = gconv.fuse(model)
+    assert counts(report) == expected, str(report)
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x.clone()), model(x.clone()), rtol=1e-9, atol=1e-9)
+
+
+def test_every_norm_that_stays_has_its_reason() -> None:
+    for how in ("used twice", "called twice", "norm called twice", "after another", "no statistics"):
+        _, report = gconv.fuse(trained(Odd(how)))
+        (reason,) = report.norms_left.values()
+        assert reason, how
+
+
+class Depends(nn.Module):
+    """What no tracer follows: a path that depends on the numbers; its parts have graphs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Branch(nn.ReLU()), Branch(nn.SiLU())
+        self.conv, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return self.one(x) if x.sum() > 0 else self.two(x)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_parts_of_what_cannot_be_traced_are_fused(nested: bool) -> None:
+    model = trained(nn.Sequential(Branch(), Depends()) if nested else Depends())
+    fused, report = gconv.fuse(model)
+    assert counts(report) == ((6, 1, 2, 3) if nested else (4, 1, 2, 2))
+    assert list(report.opaque) == (["1"] if nested else ["the model"])
+    assert "not looked into" in str(report)
+    for sign in (1, -1):
+        x = sign * torch.rand(2, 8, 6, 5, dtype=torch.float64)
+        assert_same(model, fused, x)
+
+
+def test_optional_inputs_keep_their_defaults() -> None:
+    class Masked(Branch):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            y = super().forward(x)
+            return y if mask is None else y * mask
+
+    model = trained(Masked())
+    fused, _ = gconv.fuse(model)
+    assert_same(model, fused, torch.randn(2, 8, 6, 5, dtype=torch.float64))
+
+
+def test_an_example_shows_a_trace_that_took_another_path() -> None:
+    class Flattering(Branch):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if isinstance(x, torch.fx.Proxy) else 2 * super().forward(x)
+
+    model, x = trained(Flattering()), torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    gconv.fuse(model)
+    with pytest.raises(RuntimeError, match=r"on the example the fused network is .* off"):
+        gconv.fuse(model, x)
+    gconv.fuse(trained(Branch()), x)
+
+
+def test_training_mode_is_refused_by_name() -> None:
+    model = trained(Branch())
+    model.norm2.train()
+    with pytest.raises(ValueError, match=r"layer 'norm2' is in training mode: call .eval\(\) first"):
+        gconv.fuse(model)
+    with pytest.raises(ValueError, match="the model is in training mode"):
+        gconv.fuse(Branch())
+    with pytest.raises(TypeError, match="model must be an nn"):
+        gconv.fuse(F.relu)
+
+
+def test_depthwise_can_be_left() -> None:
+    model = trained(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.ReLU()))
+    assert counts(gconv.fuse(model)[1]) == (1, 0, 1, 0)
+    assert counts(gconv.fuse(model, depthwise=False)[1]) == (1, 0, 0, 0)
+
+
+def test_classes_that_do_more_than_convolve_are_left() -> None:
+    class Doubling(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    standardised = zoo.load("timm").layers.ScaledStdConv2d
+    for conv in (Doubling(8, 8, 3, groups=2), standardised(8, 8, 3, groups=2)):
+        model = trained(nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU()))
+        fused, report = gconv.fuse(model)
+        assert counts(report) == (0, 1, 0, 0) and "does more than" in str(report)
+        assert_same(model, fused, torch.randn(2, 8, 6, 5, dtype=torch.float64))
+    model = trained(nn.Sequential(standardised(8, 8, 3, groups=2), nn.ReLU()))
+    fused, report = gconv.fuse(model)
+    assert counts(report) == (0, 0, 1, 0)
+    assert_same(model, fused, torch.randn(2, 8, 6, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fold(affine: bool, bias: bool) -> None:
+    conv, norm = nn.Conv2d(4, 6, 3, bias=bias), nn.BatchNorm2d(6, affine=affine)
+    model = trained(nn.Sequential(conv, norm))
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    right = model(x)
+    fold(conv, norm)
+    torch.testing.assert_close(conv(x), right)
+
+
+def test_the_fused_network_is_copied_kept_and_compiled() -> None:
+    model = trained(Branch(nn.ReLU()))
+    fused, _ = gconv.fuse(model)
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    for again in (copy.deepcopy(fused), torch.load(file, weights_only=False)):
+        assert_same(model, again, x)
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    for backend in ("aten", "reference"):
+        with gconv.backend(backend):
+            assert_same(model, compiled, x)
+    torch._dynamo.reset()
+
+
+def test_fusing_again_changes_nothing() -> None:
+    model = trained(Branch(nn.ReLU()))
+    fused, _ = gconv.fuse(model)
+    again, report = gconv.fuse(fused)
+    assert counts(report) == (0, 0, 0, 0)
+    assert_same(model, again, torch.randn(2, 8, 6, 5, dtype=torch.float64))
+
+
+def test_half_precision_folds_in_full() -> None:
+    model = trained(Branch(nn.ReLU())).to(torch.bfloat16)
+    fused, _ = gconv.fuse(model)
+    x = torch.randn(2, 8, 6, 5).bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x), rtol=5e-2, atol=5e-2)
+    assert {parameter.dtype for parameter in fused.parameters()} == {torch.bfloat16}
+
+
+def test_report_reads_well() -> None:
+    with torch.device("meta"):
+        model = resnext50_32x4d().eval()
+    _, report = gconv.fuse(model)
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["layer", "geometry", "folded", "in", "in", "the", "kernel", "left"]
+    assert lines[3].split() == ["layer1.0.conv2", "128", "->", "128,", "3x3", "layer1.0.bn2", "relu"]
+    assert lines[-1] == (
+        "53 of 53 batch norms folded; 16 activations and 0 residuals taken into grouped convolutions"
+    )

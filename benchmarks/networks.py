@@ -1,4 +1,4 @@
-"""Whole networks, a step at a time: with gconv, on PyTorch's own convolution, and beside ResNet-50."""
+"""Whole networks, a step at a time: with gconv, fused, on PyTorch's convolution, and beside ResNet-50."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+import gconv
 from benchmarks.layers import in_a_line
 from gconv import GroupConv2d
 from gconv.problem import LAYOUTS
@@ -39,7 +40,8 @@ TOLERANCES = {"inference": 5e-2, "training": 2.5e-1}
 class Contender:
     """A network, who runs its grouped convolutions, and in which layout.
 
-    ``runner`` is "gconv" for ``auto``, or "F.conv2d" for the network with nn.Conv2d in its place.
+    ``runner`` is "gconv" for ``auto``; "fused" for that with the batch norms in its kernels, in inference by
+    ``gconv.fuse``; "F.conv2d" for the network with nn.Conv2d in its place.
     """
 
     network: str
@@ -83,10 +85,11 @@ CASE = ("network", "runner", "layout", "task", "mode", "batch", "image")
 
 
 def contenders(networks: list[str]) -> list[Contender]:
-    """Each network with gconv, and with F.conv2d in both layouts; ResNet-50, the measure of both, without."""
+    """Each network with gconv, fused, and with F.conv2d in both layouts; ResNet-50 with that alone."""
     found = []
     for name in networks:
-        found += [Contender(name, "gconv", "channels_last")] if name != "resnet50" else []
+        ours = () if name == "resnet50" else ("gconv", "fused")
+        found += [Contender(name, runner, "channels_last") for runner in ours]
         found += [Contender(name, "F.conv2d", layout) for layout in LAYOUTS]
     return found
 
@@ -118,10 +121,10 @@ def _measure(
     contender: Contender, task: str, mode: str, batch: int, image: int, device: torch.device
 ) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = _build(contender, device)
+    model, exact = _build(contender, task, device)
     x = torch.randn(batch, 3, image, image, device=device).contiguous(memory_format=LAYOUTS[contender.layout])
     labels = torch.randint(0, model.fc.out_features, (batch,), device=device)
-    error = _error(model, x[:CHECKED], labels[:CHECKED], task)
+    error = _error(model, exact, x[:CHECKED], labels[:CHECKED], task)
     if not error <= TOLERANCES[task]:  # NaN too
         return {"error": error, "problem": f"wrong by {error:.1e}"}
     expected = _eager_result(model, x, labels, task)
@@ -149,7 +152,7 @@ def _measure(
     }
 
 
-def _eager_result(model: ResNeXt, x: Tensor, labels: Tensor, task: str) -> Tensor:
+def _eager_result(model: nn.Module, x: Tensor, labels: Tensor, task: str) -> Tensor:
     """Of the first step; the model stays as it is."""
     plain = copy.deepcopy(model)
     return _step(plain, plain, x, labels, task)()
@@ -167,10 +170,17 @@ def _difference(result: Tensor, expected: Tensor) -> float:
     return ((result.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-def _build(contender: Contender, device: torch.device) -> ResNeXt:
-    """The contender's network, the same weights for the same network."""
-    model = NETWORKS[contender.network]().to(device, memory_format=LAYOUTS[contender.layout])
-    return _on_conv2d(model) if contender.runner == "F.conv2d" else model
+def _build(contender: Contender, task: str, device: torch.device) -> tuple[nn.Module, ResNeXt]:
+    """The contender's network and the same on F.conv2d, of the same weights for the same network."""
+    build = NETWORKS[contender.network]
+    model = build().to(device, memory_format=LAYOUTS[contender.layout])
+    exact = _on_conv2d(copy.deepcopy(model))
+    if contender.runner == "fused" and task == "inference":
+        model, _ = gconv.fuse(model.eval())
+    elif contender.runner == "fused":
+        model = build(fused=True).to(device, memory_format=LAYOUTS[contender.layout])
+        model.load_state_dict(exact.state_dict())
+    return (copy.deepcopy(exact) if contender.runner == "F.conv2d" else model), exact
 
 
 def _on_conv2d(model: ResNeXt) -> ResNeXt:
@@ -181,7 +191,7 @@ def _on_conv2d(model: ResNeXt) -> ResNeXt:
     return model
 
 
-def _step(run: nn.Module, model: ResNeXt, x: Tensor, labels: Tensor, task: str) -> Callable[[], Tensor]:
+def _step(run: nn.Module, model: nn.Module, x: Tensor, labels: Tensor, task: str) -> Callable[[], Tensor]:
     """One step in bfloat16 autocast: logits without gradients, or loss, gradients and SGD with momentum.
 
     ``run`` is ``model``, compiled or not.
@@ -209,13 +219,13 @@ def _step(run: nn.Module, model: ResNeXt, x: Tensor, labels: Tensor, task: str) 
     return train
 
 
-def _error(model: ResNeXt, x: Tensor, labels: Tensor, task: str) -> float:
+def _error(model: nn.Module, exact: ResNeXt, x: Tensor, labels: Tensor, task: str) -> float:
     """Of the logits, or of all gradients together, in bfloat16 against full float32 on PyTorch's own.
 
     With the batch norms' running statistics: with those of the batch, the gradients of deep networks are
     chaotic, as far from each other in bfloat16 and float32 as from any others.
     """
-    ours, exact = copy.deepcopy(model).eval(), _on_conv2d(copy.deepcopy(model).eval())
+    ours, exact = copy.deepcopy(model).eval(), exact.eval()
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     try:

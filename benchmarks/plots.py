@@ -19,7 +19,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from benchmarks.summary import Case
 from gconv.dispatch import PASSES
 
-COLOURS = {"gconv": "#1b7f79", "F.conv2d": "#c44e52", "torch.compile": "#dd9a52", "resnet50": "#7f7f7f"}
+COLOURS = {
+    "gconv": "#1b7f79",
+    "fused": "#16405b",
+    "F.conv2d": "#c44e52",
+    "torch.compile": "#dd9a52",
+    "resnet50": "#7f7f7f",
+}
 DPI = 120
 
 
@@ -93,7 +99,7 @@ def _draw_fractions(cases: Sequence[Case], path: Path, title: str) -> Path:
 
 
 def draw_networks(rows: Sequence[dict[str, Any]], folder: Path, where: str) -> Path:
-    """Images a second of each network in its best mode: with gconv, with F.conv2d, and ResNet-50's."""
+    """Images a second of each network in its best mode: with gconv, fused, with F.conv2d, and ResNet-50's."""
     best: dict[tuple, dict[tuple[str, str], dict[str, Any]]] = {}
     for row in rows:
         if row["images_per_second"] is not None:
@@ -107,7 +113,7 @@ def draw_networks(rows: Sequence[dict[str, Any]], folder: Path, where: str) -> P
         1, len(best), figsize=(1.5 + 3.8 * len(best), 3.6), layout="constrained", squeeze=False
     )
     for axes, ((task, batch, image), found) in zip(panels[0], best.items(), strict=True):
-        names = sorted(found, key=lambda name: (name[0] == "resnet50", name[0], name[1] != "gconv"))
+        names = sorted(found, key=lambda name: (name[0] == "resnet50", name[0], list(COLOURS).index(name[1])))
         colours = [COLOURS["resnet50" if name[0] == "resnet50" else name[1]] for name in names]
         bars = axes.barh(range(len(names)), [found[n]["images_per_second"] for n in names], color=colours)
         axes.bar_label(bars, [f"{found[n]['images_per_second']:,.0f}" for n in names], padding=3, fontsize=8)

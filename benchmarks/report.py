@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ Geometric mean and worst of a suite's layers. "Of the floor": the time that the 
 speed of a copy, over ours. Ours is `auto` in channels_last; the peers count in the layout that suits them.
 "Same layout" is `auto` over `F.conv2d` for a user who leaves the layout as it is, in the worse of the two."""
 _NETWORKS = """\
-bfloat16 autocast. A training step is forward, cross-entropy, backward and SGD with momentum. "Grouped" is the
+bfloat16 autocast. A training step is forward, cross-entropy, backward and SGD with momentum. "Fused" has the
+batch norms inside the grouped convolutions, in inference by `gconv.fuse`. "Grouped" is the
 share of the grouped convolutions in a step's device time, eager. "Match" is the error of the logits, or of
 the gradients, against float32."""
 _LAYERS = """\
@@ -101,6 +102,12 @@ def _aims(layers: Sequence[Case], networks: Sequence[dict[str, Any]]) -> list[tu
                 bound,
                 times,
             )
+    for task, bound in (("inference", 1.5), ("training", 1.35)):
+        for name, gain in fused_gains(networks, task).items():
+            what = f"{task} of {name}: fused over F.conv2d with torch.compile"
+            add(f"{what}, at least {bound}x", gain, bound, times)
+        for name, part in parts_of_resnet(networks, task).items():
+            add(f"{task} of {name}: fused, of ResNet-50's images/s at least 0.9", part, 0.9, times)
     return rows
 
 
@@ -112,6 +119,34 @@ def network_gains(networks: Sequence[dict[str, Any]], task: str) -> dict[str, fl
         theirs = best.get((network, batch, image, "F.conv2d"))
         if runner == "gconv" and theirs:
             gains[f"{network}, batch {batch}, {image}x{image}"] = speed / theirs
+    return gains
+
+
+def fused_gains(networks: Sequence[dict[str, Any]], task: str) -> dict[str, float]:
+    """By network and batch: images/s fused over F.conv2d's compiled, each in its best mode and layout."""
+    rows = [row for row in networks if row["task"] == task]
+    compiled = best_speeds(row for row in rows if row["mode"].startswith("compiled"))
+    return _over(best_speeds(rows), compiled, lambda network: network)
+
+
+def parts_of_resnet(networks: Sequence[dict[str, Any]], task: str) -> dict[str, float]:
+    """By batch: images/s of ResNeXt-50 fused over ResNet-50's, each in its best mode."""
+    best = best_speeds(row for row in networks if row["task"] == task)
+    ours = {key: speed for key, speed in best.items() if key[0] == "resnext50_32x4d"}
+    return _over(ours, best, lambda _: "resnet50")
+
+
+def _over(
+    ours: dict[tuple[str, int, int, str], float],
+    theirs: dict[tuple[str, int, int, str], float],
+    peer: Callable[[str], str],
+) -> dict[str, float]:
+    """What is fused over what runs on F.conv2d, of the network that is its ``peer``."""
+    gains = {}
+    for (network, batch, image, runner), speed in ours.items():
+        other = theirs.get((peer(network), batch, image, "F.conv2d"))
+        if runner == "fused" and other:
+            gains[f"{network}, batch {batch}, {image}x{image}"] = speed / other
     return gains
 
 

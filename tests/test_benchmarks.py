@@ -180,9 +180,10 @@ def test_networks_are_measured_with_and_without_gconv(tmp_path: Path) -> None:
     assert command.main([*run, "--out", str(tmp_path)]) == 0
     rows = read_table(tmp_path / "networks.jsonl", networks.Row)
     assert {(row["runner"], row["layout"]) for row in rows} == {
-        ("gconv", "channels_last"), ("F.conv2d", "channels_last"), ("F.conv2d", "contiguous"),
+        ("gconv", "channels_last"), ("fused", "channels_last"),
+        ("F.conv2d", "channels_last"), ("F.conv2d", "contiguous"),
     }  # fmt: skip
-    assert {row["task"] for row in rows} == {"inference", "training"} and len(rows) == 6
+    assert {row["task"] for row in rows} == {"inference", "training"} and len(rows) == 8
     for row in rows:
         assert row["problem"] is None and row["images_per_second"] > 0
         assert 0 < row["grouped_share"] < 0.6 and 1e-4 < row["error"] < 0.05, "bfloat16"
@@ -192,7 +193,7 @@ def test_networks_are_measured_with_and_without_gconv(tmp_path: Path) -> None:
 def test_a_wrong_network_has_no_speed(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = gconv.GroupConv2d.forward
     monkeypatch.setattr(gconv.GroupConv2d, "forward", lambda self, x: forward(self, x) * 3)
-    ours, theirs, _ = networks.contenders(["tiny"])
+    ours, _, theirs, _ = networks.contenders(["tiny"])
     for contender, right in ((ours, False), (theirs, True)):
         row = networks.measure(contender, task, "eager", 2, 16, CPU)
         assert (row.p50 is not None) == (row.problem is None) == right
@@ -206,14 +207,32 @@ def test_a_graph_that_leaves_nan_has_no_speed(task: str, monkeypatch: pytest.Mon
 
 
 def test_the_peer_network_has_no_layer_of_ours() -> None:
-    ours, theirs, _ = networks.contenders(["tiny"])
+    ours, _, theirs, _ = networks.contenders(["tiny"])
     torch.manual_seed(0)
-    first = networks._build(ours, CPU)
+    first, _ = networks._build(ours, "training", CPU)
     torch.manual_seed(0)
-    second = networks._build(theirs, CPU)
+    second, _ = networks._build(theirs, "training", CPU)
     assert any(isinstance(module, gconv.GroupConv2d) for module in first.modules())
     assert not any(isinstance(module, gconv.GroupConv2d) for module in second.modules())
     assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+@pytest.mark.parametrize("task", networks.TASKS)
+def test_the_fused_network_is_fused_and_compared_with_the_plain_one(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, contender, *_ = networks.contenders(["tiny"])
+    torch.manual_seed(0)
+    model, exact = networks._build(contender, task, CPU)
+    if task == "training":
+        assert model.layer1[0].fused and not exact.layer1[0].fused
+    else:
+        assert model.get_submodule("layer1.0.conv2").activation == "relu"
+    fold = gconv.graph.fold
+    monkeypatch.setattr("gconv.graph.fold", lambda conv, norm: (fold(conv, norm), conv.bias.data.add_(1)))
+    monkeypatch.setattr("resnext.model.conv_between_norms", lambda x, b, c, a: -a(c(b(x))))
+    row = networks.measure(contender, task, "eager", 2, 16, CPU)
+    assert row.p50 is None and row.problem.startswith("wrong by")
 
 
 def test_grouped_share_counts_grouped_convolutions_once() -> None:
@@ -285,6 +304,9 @@ def test_report_tells_what_the_rows_say(tmp_path: Path) -> None:
         network_row("resnext50_32x4d", "gconv", "eager", 1500.0),
         network_row("resnext50_32x4d", "gconv", "compiled", 2400.0),
         network_row("resnext50_32x4d", "F.conv2d", "graphed", 2000.0),
+        network_row("resnext50_32x4d", "fused", "graphed", 2700.0),
+        network_row("resnext50_32x4d", "F.conv2d", "compiled", 1800.0),
+        network_row("resnet50", "F.conv2d", "compiled", 3000.0),
         network_row("resnet50", "F.conv2d", "eager", None),
     ]
     for name, rows in (("layers", ROWS), ("networks", table)):
@@ -301,6 +323,8 @@ def test_report_tells_what_the_rows_say(tmp_path: Path) -> None:
         "host time of an eager call over F.conv2d's, at most 1.3x | 1.20x | yes |",
         "training of resnext50_32x4d, batch 256, 224x224: over F.conv2d, each in its best mode, at least "
         "1.25x | 1.20x | no |",
+        "224x224: fused over F.conv2d with torch.compile, at least 1.35x | 1.50x | yes |",
+        "224x224: fused, of ResNet-50's images/s at least 0.9 | 0.90x | yes |",
         "OutOfMemoryError: too large",
     ):
         assert line in text, line

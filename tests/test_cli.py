@@ -304,10 +304,19 @@ def test_summary_and_complexity_print_the_papers_tables(run: Run) -> None:
     assert rows["32"] == ["4", "128", "70,144", "0.220", "25.0 M", "4.23", "22.2%", "21.2%"]
 
 
+def test_traffic_prints_bytes_fused_and_unfused(run: Run) -> None:
+    code, out, _ = run("traffic", "resnext50_32x4d", "--device", "cpu")
+    assert code == 0 and "no GPU here: nothing was measured" in out
+    assert ["total", "202.8", "180.7", "11%", "602.2", "508.1", "16%"] in cells(out)
+    code, _, err = run("traffic", "resnext51")
+    assert code == 2
+    one_line(err, "resnext51: no such variant")
+
+
 def test_help_names_every_command(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("train", "evaluate", "predict", "summary", "complexity"):
+    for command in ("train", "evaluate", "predict", "summary", "complexity", "traffic"):
         assert command in out
         code, text, _ = run(command, "--help")
         assert code == 0 and "Usage" in text

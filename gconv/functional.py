@@ -138,7 +138,8 @@ def prepare(
 def _check_types(input: Any, weight: Any, bias: Any, activation: Any, residual: Any) -> None:
     """What does not depend on any number: types, dimensions, devices, names."""
     tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
-    if not (tensors and isinstance(bias, Tensor | None) and isinstance(residual, Tensor | None)):
+    tensors = tensors and (bias is None or isinstance(bias, Tensor))
+    if not (tensors and (residual is None or isinstance(residual, Tensor))):
         optional = {name: t for name, t in (("bias", bias), ("residual", residual)) if t is not None}
         named = {"input": input, "weight": weight, **optional}
         name, value = next((n, v) for n, v in named.items() if not isinstance(v, Tensor))

@@ -102,7 +102,7 @@ def normalise(x: Tensor, norm: Tensor) -> Tensor:
     """max(scale x + shift, 0), like x (N, C, H, W) in channels_last."""
     x = _dense(x)
     y = torch.empty_like(x)
-    _plan(normalise_kernel, x.numel() // x.shape[1], x.shape[1])(x, norm, y)
+    plan_norm(normalise_kernel, x.numel() // x.shape[1], x.shape[1])(x, norm, y)
     return y
 
 
@@ -121,13 +121,13 @@ def input_grad(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
     """dx (N, C, H, W) from ``grad``, of the output, and slope (2, C)."""
     grad, x = _dense(grad), _dense(x)
     dx = torch.empty_like(x)
-    _plan(input_grad_kernel, x.numel() // x.shape[1], x.shape[1])(grad, x, norm, slope, dx)
+    plan_norm(input_grad_kernel, x.numel() // x.shape[1], x.shape[1])(grad, x, norm, slope, dx)
     return dx
 
 
 def _gather(grad: Tensor, x: Tensor, norm: Tensor, epilogue: str) -> Tensor:
     channels = x.shape[1]
-    plan = _plan_gather(x.numel() // channels, channels, epilogue, device_of(x.device))
+    plan = plan_gather(x.numel() // channels, channels, epilogue, device_of(x.device))
     size = (plan.arguments["splits"], PARTIALS[epilogue], channels)
     parts = torch.empty(size, dtype=torch.float32, device=x.device)
     plan(grad, x, norm, parts)
@@ -146,7 +146,7 @@ def _tile(channels: int) -> Tile:
 
 
 @lru_cache(PLANS_KEPT)
-def _plan(kernel: object, pixels: int, channels: int) -> Launch:
+def plan_norm(kernel: object, pixels: int, channels: int) -> Launch:
     """How a kernel runs that takes each tile of pixels and channels once."""
     tile = _tile(channels)
     blocks = -(-channels // tile.outputs)
@@ -156,7 +156,7 @@ def _plan(kernel: object, pixels: int, channels: int) -> Launch:
 
 
 @lru_cache(PLANS_KEPT)
-def _plan_gather(pixels: int, channels: int, epilogue: str, device: Device) -> Launch:
+def plan_gather(pixels: int, channels: int, epilogue: str, device: Device) -> Launch:
     """How sums over the pixels are gathered."""
     tile = _tile(channels)
     blocks, tiles = -(-channels // tile.outputs), -(-pixels // tile.pixels)

@@ -6,6 +6,7 @@ AMD's.
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from gconv.geometry import PASSES, ConvGeometry
+from gconv.kernels.batch_norm import input_grad_kernel, normalise_kernel, plan_gather, plan_norm
 from gconv.kernels.candidates import candidates
 from gconv.kernels.device import Device
 from gconv.kernels.forward import parts_of, plan_forward
@@ -191,8 +193,13 @@ def _launches(
     plan, first = (plan_forward, x) if pass_ == "forward" else (plan_input_grad, y)
     launch = plan(geometry, operands(first, w), fusion, tile)
     channels = geometry.weight_size[0] if pass_ == "forward" else geometry.input_size[1]
-    merging = [plan_merge(parts_of(launch), channels, fusion.epilogue)] if fusion.epilogue in PARTIALS else []
-    return [launch, *merging]
+    if fusion.epilogue not in PARTIALS:
+        return [launch]
+    # The norms by themselves: forward the moments of x and the norm of y, backward the way through that.
+    kernel, tensor = (normalise_kernel, x) if pass_ == "forward" else (input_grad_kernel, y)
+    pixels = math.prod(tensor) // tensor[1]
+    alone = [plan_norm(kernel, pixels, tensor[1]), plan_gather(pixels, tensor[1], fusion.epilogue, device)]
+    return [launch, plan_merge(parts_of(launch), channels, fusion.epilogue), *alone]
 
 
 def _precision_and_device(target: str, dtype: str) -> tuple[str, Device]:
@@ -226,11 +233,11 @@ def _specialise(launch: Launch, target: str, dtype: str) -> tuple[GPUTarget, AST
 
 def _holds_sums(name: str, launch: Launch) -> bool:
     """Whether a pointer is to float32, whatever the convolution's type; those that are not used are not."""
-    epilogue = launch.arguments.get("EPILOGUE", "plain")
+    epilogue, alone = launch.arguments.get("EPILOGUE"), launch.tile.kernel == "batch_norm"
     if name == "p_norm":
-        return launch.arguments.get("PROLOGUE", False) or epilogue == "gradient"
+        return launch.arguments.get("PROLOGUE", False) or epilogue == "gradient" or (alone and not epilogue)
     own = "p_dy" in launch.kernel.arg_names or launch.tile.kernel in ("reduce", "merge")
-    return name in ("p_parts", "p_result") or (name == "p_sums" and (own or epilogue in PARTIALS))
+    return name in ("p_parts", "p_result", "p_slope") or (name == "p_sums" and (own or epilogue in PARTIALS))
 
 
 def _outputs_a_turn(launch: Launch) -> float:

@@ -245,12 +245,12 @@ def run_forward(
     """y, and what the programs gathered of it: (parts, 3, K), or nothing."""
     x = channels_last(input)
     y = empty_channels_last(geometry.output_size, x)
-    parts = y.new_empty((0, 3, geometry.weight_size[0]), dtype=torch.float32)
-    if y.numel():
-        plan = plan_forward(geometry, Operands.of(x, weight), fusion, tile)
-        parts = empty_parts(plan, y)
-        bias = x if bias is None else bias.contiguous()
-        plan(x, weight, bias, y, x if norm is None else norm, beside(side, y), parts)
+    if not y.numel():
+        return y, torch.empty((0, 3, geometry.weight_size[0]), device=x.device)
+    plan = plan_forward(geometry, Operands.of(x, weight), fusion, tile)
+    parts = empty_parts(plan, y)
+    bias = x if bias is None else bias.contiguous()
+    plan(x, weight, bias, y, x if norm is None else norm, beside(side, y), parts)
     return y, parts
 
 

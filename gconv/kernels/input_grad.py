@@ -154,11 +154,11 @@ def run_input_grad(
     """dx, and what the programs gathered of it: (parts, 2, C), or nothing."""
     dy = channels_last(grad_output)
     dx = empty_channels_last(geometry.input_size, dy)
-    parts = dx.new_empty((0, 2, dx.shape[1]), dtype=torch.float32)
-    if dx.numel():
-        plan = plan_input_grad(geometry, Operands.of(dy, weight), fusion, tile)
-        parts = empty_parts(plan, dx)
-        plan(dy, weight, dy, dx, dx if norm is None else norm, beside(side, dx), parts)
+    if not dx.numel():
+        return dx, torch.empty((0, 2, dx.shape[1]), device=dx.device)
+    plan = plan_input_grad(geometry, Operands.of(dy, weight), fusion, tile)
+    parts = empty_parts(plan, dx)
+    plan(dy, weight, dy, dx, dx if norm is None else norm, beside(side, dx), parts)
     return dx, parts
 
 

@@ -11,6 +11,7 @@ weight gradient makes a from z again. So a is never in memory, and no pass is th
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -58,13 +59,12 @@ def conv_between_norms(
         TypeError, ValueError, RuntimeError: as the modules raise them. The second derivative is refused.
     """
     if not _can_fuse(input, before, conv, after):
-        return _one_by_one(input, before, conv, after)
+        return _one_by_one(input, before, conv, after, backend)
     settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
     dtype, geometry = prepare(input, conv.weight, conv.bias, *settings, None)
     name = dispatch.requested(backend)
     if not _sizes_fit(before, after, geometry) or dispatch.aten_alone(name, input, dtype, geometry):
-        with dispatch.backend(name):
-            return _one_by_one(input, before, conv, after)
+        return _one_by_one(input, before, conv, after, backend)
     x, weight, bias = (None if t is None else t.to(dtype) for t in (input, conv.weight, conv.bias))
     with torch.no_grad():
         own = _norms(name, x).moments(x) if before.training else None
@@ -76,8 +76,11 @@ def conv_between_norms(
     return _Normalisation.apply(y, after.weight, after.bias, norm, variance, after.eps, after.training, name)
 
 
-def _one_by_one(input: Tensor, before: nn.Module, conv: nn.Module, after: nn.Module) -> Tensor:
-    return F.relu(after(conv(F.relu(before(input), inplace=True))), inplace=True)
+def _one_by_one(
+    input: Tensor, before: nn.Module, conv: nn.Module, after: nn.Module, backend: str | None
+) -> Tensor:
+    with nullcontext() if backend is None else dispatch.backend(backend):
+        return F.relu(after(conv(F.relu(before(input), inplace=True))), inplace=True)
 
 
 def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) -> bool:

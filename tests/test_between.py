@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gconv
-from gconv import ops
+from gconv import dispatch, ops
 from resnext import ResNeXt
 
 interpreted = pytest.mark.skipif(
@@ -227,6 +227,15 @@ def test_on_aten_the_modules_run(fused_calls: list[str]) -> None:
     assert not fused_calls
 
 
+def test_the_backend_holds_for_the_modules_too() -> None:
+    seen, modules = [], hooked(sandwich())
+    modules[1].register_forward_pre_hook(lambda *_: seen.append(dispatch.requested(None)))
+    gconv.conv_between_norms(draw(), *modules, backend="reference")
+    assert seen == ["reference"]
+    with pytest.raises(ValueError, match="backend must be one of"):
+        gconv.conv_between_norms(draw(), *modules, backend="cudnn")
+
+
 def test_one_value_a_channel_is_refused_as_batch_norm_refuses_it() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         gconv.conv_between_norms(
@@ -347,12 +356,14 @@ def test_state_dicts_are_alike() -> None:
 
 
 @pytest.mark.usefixtures("_reset")
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-def test_a_fused_resnext_compiles_whole(compiler: str) -> None:
+@pytest.mark.parametrize(
+    ("compiler", "name"), [("aot_eager", "reference"), ("inductor", "reference"), ("aot_eager", "auto")]
+)
+def test_a_fused_resnext_compiles_whole(compiler: str, name: str) -> None:
     fused, plain = (net.double() for net in networks())
     compiled = torch.compile(fused, fullgraph=True, backend=compiler)
     x, found = torch.randn(3, 3, 8, 8, dtype=torch.float64), []
-    for run, net, backend in ((compiled, fused, "reference"), (plain, plain, "aten")):
+    for run, net, backend in ((compiled, fused, name), (plain, plain, "aten")):
         with gconv.backend(backend):
             y = run(x)
             y.square().sum().backward()

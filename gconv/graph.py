@@ -117,7 +117,11 @@ class GraphFusion:
         self, root: nn.Module, graph: Graph, name: str, opaque: tuple[type, ...], report: FusionReport
     ) -> None:
         self.root, self.graph, self.name, self.opaque, self.report = root, graph, name, opaque, report
-        self.calls = Counter(id(self._module(node)) for node in graph.nodes)
+        # Those inside a module that is called as a whole count as called: they may be elsewhere as well.
+        called = (self._module(node) for node in graph.nodes if node.op == "call_module")
+        self.calls = Counter(id(part) for module in called for part in module.modules())
+        owners = (node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr")
+        self.read = {id(root.get_submodule(owner)) for owner in owners}
 
     def run(self) -> None:
         """Changes graph and modules, and writes down what it did."""
@@ -175,6 +179,8 @@ class GraphFusion:
             return "the batch norm has no running statistics"
         if self.calls[id(norm)] > 1:
             return "the batch norm is called more than once"
+        if {id(conv), id(norm)} & self.read:
+            return "its parameters, or the batch norm's, are used elsewhere"
         return "the batch norm has hooks, which would see something else" if _has_hooks(norm) else None
 
     def _fold(self, node: Node, norm_node: Node) -> None:
@@ -194,6 +200,8 @@ class GraphFusion:
         if total is None or type(conv) is not GroupConv2d or not _is_sum(total):
             return node
         other = next(argument for argument in total.args if argument is not node)
+        if _in_place(total) and other is total.args[0]:
+            return node  # it is the shortcut that is written into
         if any(self._may_change(between, node.args[0]) for between in _between(node, total)):
             layer.reason = layer.reason or "its input may be changed before the sum that follows"
             return node
@@ -229,8 +237,7 @@ class GraphFusion:
         module = self._module(node)
         if module is not None:
             return isinstance(module, self.opaque) or getattr(module, "inplace", False)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return name.endswith("_") or name.startswith("i") or bool(node.kwargs.get("inplace"))
+        return _in_place(node)
 
     def _why_left(self, node: Node) -> str:
         before = node.args[0] if node.args else None
@@ -269,6 +276,12 @@ def is_norm(module: nn.Module | None) -> bool:
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _in_place(node: Node) -> bool:
+    """Whether a function or method may write into its inputs, by its name."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.endswith("_") or name.startswith(("i", "__i")) or "inplace" in node.kwargs
 
 
 def _is_sum(node: Node) -> bool:

@@ -179,6 +179,12 @@ class Odd(nn.Module):
             return F.relu(y + y)
         if self.how == "scaled":
             return F.relu(torch.add(y, x, alpha=2))
+        if self.how == "into the other":
+            z = self.other(x)
+            z.add_(y)
+            return z * self.other(z)
+        if self.how == "weights read":
+            return F.relu(self.norm(y)) * self.conv.weight.sum()
         if self.how == "a number":
             return F.relu(y + 1)
         if self.how == "changed before the sum":
@@ -199,6 +205,8 @@ class Odd(nn.Module):
         ("broadcast the other way", (0, 0, 1, 1)),
         ("itself", (0, 0, 0, 0)),
         ("scaled", (0, 0, 0, 0)),
+        ("into the other", (0, 0, 0, 0)),
+        ("weights read", (0, 1, 0, 0)),
         ("a number", (0, 0, 0, 0)),
         ("changed before the sum", (0, 0, 0, 0)),
         ("after another", (0, 1, 0, 0)),
@@ -235,6 +243,15 @@ class Depends(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
         return self.one(x) if x.sum() > 0 else self.two(x)
+
+
+def test_what_a_module_without_a_graph_shares_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), Depends())
+    model[2].conv = model[0]
+    fused, report = gconv.fuse(trained(model))
+    assert report.norms_left.get("1")
+    for sign in (1, -1):
+        assert_same(model, fused, sign * torch.rand(2, 8, 6, 5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("nested", [False, True])

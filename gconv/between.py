@@ -26,7 +26,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from gconv import batch_norm, dispatch, ops
 from gconv.functional import prepare
 from gconv.geometry import ConvGeometry
-from gconv.module import GroupConv2d
+from gconv.module import GroupConv2d, is_watched
 
 
 def conv_between_norms(
@@ -42,8 +42,8 @@ def conv_between_norms(
     Gradients are those of the modules, and running statistics move as theirs. Where the kernels cannot do it,
     or would not be faster, the modules are called one after the other: on "aten", which "auto" takes on a
     CPU; with another norm than ``nn.BatchNorm2d`` itself, ``nn.SyncBatchNorm`` say, or another convolution
-    than :class:`~gconv.GroupConv2d` itself; where a module has hooks; under ``torch.func``, forward mode,
-    ``torch.export`` and ``torch.jit.trace``.
+    than :class:`~gconv.GroupConv2d` itself; where a module has hooks; where autocast would narrow the input;
+    under ``torch.func``, forward mode, ``torch.export`` and ``torch.jit.trace``.
 
     Args:
         input: (N, C, H, W).
@@ -63,14 +63,15 @@ def conv_between_norms(
     settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
     dtype, geometry = prepare(input, conv.weight, conv.bias, *settings, None)
     name = dispatch.requested(backend)
-    if not _sizes_fit(before, after, geometry) or dispatch.aten_alone(name, input, dtype, geometry):
+    fits = input.dtype == dtype and _sizes_fit(before, after, geometry)  # autocast does not narrow a norm
+    if dispatch.aten_alone(name, input, dtype, geometry) or not fits:
         return _one_by_one(input, before, conv, after, backend)
-    x, weight, bias = (None if t is None else t.to(dtype) for t in (input, conv.weight, conv.bias))
+    weight, bias = (None if t is None else t.to(dtype) for t in (conv.weight, conv.bias))
     with torch.no_grad():
-        own = _norms(name, x).moments(x) if before.training else None
-        norm, variance = _norm(before, own, x)
+        own = _norms(name, input).moments(input) if before.training else None
+        norm, variance = _norm(before, own, input)
     arguments = (before.weight, before.bias, weight, bias, norm, variance, before.eps, before.training)
-    y, moments = _Convolution.apply(x, *arguments, geometry, name)
+    y, moments = _Convolution.apply(input, *arguments, geometry, name)
     with torch.no_grad():
         norm, variance = _norm(after, moments if after.training else None, y)
     return _Normalisation.apply(y, after.weight, after.bias, norm, variance, after.eps, after.training, name)
@@ -80,7 +81,13 @@ def _one_by_one(
     input: Tensor, before: nn.Module, conv: nn.Module, after: nn.Module, backend: str | None
 ) -> Tensor:
     with nullcontext() if backend is None else dispatch.backend(backend):
-        return F.relu(after(conv(F.relu(before(input), inplace=True))), inplace=True)
+        return _relu(after, conv(_relu(before, input)))
+
+
+def _relu(norm: nn.Module, x: Tensor) -> Tensor:
+    """relu(norm(x)), in the memory of what a batch norm makes where nobody else has seen it."""
+    own = isinstance(norm, nn.modules.batchnorm._BatchNorm) and not is_watched(norm)
+    return F.relu(norm(x), inplace=own)
 
 
 def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) -> bool:
@@ -91,7 +98,7 @@ def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) 
         return False
     if conv.padding_mode != "zeros" or conv.activation is not None:
         return False
-    if _has_any_global_hook() or any(map(_has_hooks, (before, conv, after))):
+    if _has_any_global_hook() or any(map(is_watched, (before, conv, after))):
         return False
     traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
     return not (traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
@@ -99,14 +106,10 @@ def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) 
 
 def _is_plain_norm(norm: nn.Module) -> bool:
     """Whether it has all that ``nn.BatchNorm2d`` can have, and decays its statistics at a fixed rate."""
-    if type(norm) is not nn.BatchNorm2d or norm.momentum is None:
+    if type(norm) is not nn.BatchNorm2d or norm.momentum is None or not norm.track_running_stats:
         return False
-    return norm.weight is not None and norm.bias is not None and norm.running_mean is not None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in hooks)
+    has = (norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    return all(tensor is not None for tensor in has)
 
 
 def _sizes_fit(before: nn.BatchNorm2d, after: nn.BatchNorm2d, geometry: ConvGeometry) -> bool:

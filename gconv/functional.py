@@ -80,7 +80,7 @@ def group_conv2d(
     batch, weight, bias = batch.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if residual is None and activation in autograd.ACTIVATIONS:
         output = autograd.group_conv(batch, weight, bias, activation, geometry, name)
-    elif _epilogue_fits((batch, weight, bias, residual), residual, dtype, geometry):
+    elif _epilogue_fits((batch, weight, bias, residual), dtype, geometry, input.ndim == 3):
         output = ops.forward(batch, weight, bias, residual, activation, geometry, name)
     else:
         output = autograd.group_conv(batch, weight, bias, None, geometry, name)
@@ -89,14 +89,17 @@ def group_conv2d(
 
 
 def _epilogue_fits(
-    tensors: tuple[Tensor | None, ...], residual: Tensor | None, dtype: torch.dtype, geometry: ConvGeometry
+    tensors: tuple[Tensor | None, ...], dtype: torch.dtype, geometry: ConvGeometry, one_image: bool
 ) -> bool:
     """Whether a kernel may add the residual and apply the activation: nobody asks for gradients through them.
 
     Nor must the sum broadcast, or be of another type than the convolution's.
     """
-    if residual is not None and (residual.shape != geometry.output_size or residual.dtype != dtype):
-        return False
+    input, _, _, residual = tensors
+    if residual is not None:
+        alike = residual.shape == geometry.output_size and residual.dtype == dtype
+        if not alike or residual.device != input.device or one_image:
+            return False
     return not autograd.gradient_possible(*tensors)
 
 
@@ -125,7 +128,7 @@ def prepare(
         The type that the convolution runs in, autocast's where it is on, and the sizes, N = 1 for one image.
     """
     _check_types(input, weight, bias, activation, residual)
-    dtype = _common_dtype(input, weight, bias, activation)
+    dtype = common_dtype(input, weight, bias, activation)
     stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
     zeros = _padding(padding, weight, stride, dilation)
     groups = _integer(groups, "groups", groups, "an int")
@@ -154,7 +157,7 @@ def _check_types(input: Any, weight: Any, bias: Any, activation: Any, residual: 
         raise RuntimeError(f"input, weight and bias must be on one device, got {places}")
 
 
-def _common_dtype(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> torch.dtype:
+def common_dtype(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> torch.dtype:
     """The one type that the tensors have once autocast, where it is on, has cast them."""
     dtypes = (input.dtype, weight.dtype, input.dtype if bias is None else bias.dtype)
     device = "cpu" if input.is_cpu else input.device.type

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Tracer
+from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.utils._pytree import tree_leaves
 
-from gconv.convert import check_model, convert, geometry_in_words
-from gconv.graph import FusedLayer, FusionReport, GraphFusion, is_norm, join
+from gconv.convert import check_model, convert
+from gconv.graph import FusionReport, GraphFusion
+from gconv.module import is_watched
 
 
 def fuse(
@@ -23,9 +25,8 @@ def fuse(
 
     The batch norm that follows a convolution goes into its weights. Grouped convolutions become
     :class:`~gconv.GroupConv2d`, and take into their kernels the ReLU, ReLU6, SiLU or hardswish that follows,
-    and the sum with a shortcut before it. The rest runs as it did. The model is traced by ``torch.fx``; what
-    cannot be traced, modules whose path depends on their input, is left as it is, and its parts are fused
-    one by one.
+    and the sum with a shortcut before it. The rest runs as it did. The model is traced by ``torch.fx``; a
+    module that cannot be, because its path depends on its input, or that has hooks, stays as it is.
 
     Args:
         model: in evaluation mode; left as it is.
@@ -39,35 +40,55 @@ def fuse(
 
     Raises:
         TypeError: ``model`` is no module, or a TorchScript module.
-        ValueError: a part of it is in training mode, where a batch norm depends on the batch.
-        RuntimeError: the outputs on ``example`` differ: the trace took a path that the model does not.
+        ValueError: a part of it is in training mode, where a batch norm depends on the batch; or the model
+            itself has hooks or a replaced forward, which would be lost.
+        RuntimeError: the model itself cannot be traced: fuse its parts; or the outputs on ``example`` differ:
+            the trace took a path that the model does not.
     """
     check_model(model)
     training = [name for name, module in model.named_modules() if module.training]
     if training:
         where = "the model" if training[0] == "" else f"layer {training[0]!r}"
         raise ValueError(f"{where} is in training mode: call .eval() first")
-    fused = copy.deepcopy(model)
-    convert(fused, depthwise=depthwise)
-    report = FusionReport()
-    fused = _fuse(fused, "", report)
+    if is_watched(model):
+        raise ValueError("the model has hooks or a forward that was replaced, which would be lost")
+    root = copy.deepcopy(model)
+    convert(root, depthwise=depthwise)
+    graph, opaque = _trace(root)
+    report = GraphFusion(root, graph, opaque).run()
+    fused = GraphModule(root, graph, type(model).__name__)
+    fused.delete_all_unused_submodules()
     fused.requires_grad_(False)
     if example is not None:
         _compare(model, fused, example)
     return fused, report
 
 
-class _Tracer(Tracer):
-    """Looks into all modules but those that are fused as one, and those that it could not trace before."""
+class _Proxy(Proxy):
+    """Keeps ``x += y`` as what it is: ``torch.fx`` makes ``x + y`` of it, which may have another type."""
 
-    def __init__(self, opaque: Collection[type] = ()) -> None:  # none where a pickled graph is loaded
+    def __iadd__(self, other: Any) -> Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
+class _Tracer(Tracer):
+    """Looks into all modules but those that are fused as one, and those that it must not or cannot.
+
+    Args:
+        opaque: classes that it could not trace before; none where a pickled graph is loaded.
+    """
+
+    def __init__(self, opaque: Collection[type] = ()) -> None:
         super().__init__()
-        self.opaque = opaque
+        self.opaque = tuple(opaque)
         self.blamed: nn.Module | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         whole = (nn.Conv2d, nn.modules.batchnorm._BatchNorm, *self.opaque)
-        return isinstance(m, whole) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, whole) or is_watched(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: Node) -> Proxy:
+        return _Proxy(node, self)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         try:
@@ -77,50 +98,25 @@ class _Tracer(Tracer):
             raise
 
 
-def _fuse(root: nn.Module, name: str, report: FusionReport) -> nn.Module:
-    """``root``, whose name in the model is ``name``, as a fused graph; its parts, where it has no graph."""
+def _trace(root: nn.Module) -> tuple[Graph, dict[type, str]]:
+    """The graph of ``root``, and the classes of modules that it calls as a whole, each with the reason."""
     opaque: dict[type, str] = {}
     while True:
         tracer = _Tracer(opaque)
         try:
-            graph = tracer.trace(root, _defaults(root))
-            break
+            return tracer.trace(root, _defaults(root)), opaque
         except Exception as error:  # whatever code makes of what is no tensor yet
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            if tracer.blamed is None:
-                return _fuse_parts(root, name, reason, report)
+            if tracer.blamed is None or type(tracer.blamed) in opaque:
+                raise RuntimeError(f"the model cannot be traced, fuse its parts: {reason}") from error
             opaque[type(tracer.blamed)] = reason
-    for target in dict.fromkeys(node.target for node in graph.nodes if node.op == "call_module"):
-        module = root.get_submodule(target)
-        if type(module) in opaque:
-            _fuse_parts(module, join(name, target), opaque[type(module)], report)
-    GraphFusion(root, graph, name, tuple(opaque), report).run()
-    fused = GraphModule(root, graph, type(root).__name__)
-    fused.delete_all_unused_submodules()
-    return fused
 
 
 def _defaults(root: nn.Module) -> dict[str, Any]:
     """The optional arguments of its forward, which are left out: as inputs they would count as given."""
     parameters = inspect.signature(root.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def _fuse_parts(module: nn.Module, name: str, reason: str, report: FusionReport) -> nn.Module:
-    """``module``, its children fused: those of one input, which can be traced without whoever calls them."""
-    report.opaque[name or "the model"] = reason
-    for child_name, child in list(module.named_children()):
-        at = join(name, child_name)
-        if isinstance(child, nn.Conv2d):
-            left = "the module around it cannot be traced"
-            report.layers.append(FusedLayer(at, geometry_in_words(child), reason=left))
-        elif is_norm(child):
-            report.norms_left[at] = "the module around it cannot be traced"
-        elif any(True for _ in child.children()):
-            one_input = len(inspect.signature(child.forward).parameters) == 1
-            parts = child if one_input else _fuse_parts(child, at, "it takes more than one input", report)
-            setattr(module, child_name, _fuse(child, at, report) if one_input else parts)
-    return module
+    plain = (type(None), bool, int, float, str)
+    return {p.name: p.default for p in parameters if isinstance(p.default, plain)}
 
 
 def _compare(model: nn.Module, fused: nn.Module, example: Tensor) -> None:
@@ -132,8 +128,10 @@ def _compare(model: nn.Module, fused: nn.Module, example: Tensor) -> None:
     for one, other in zip(expected, found, strict=True):
         if isinstance(one, Tensor) and one.numel():
             tolerance = 0.05 if one.dtype in (torch.float16, torch.bfloat16) else 1e-3
-            same = other.shape == one.shape
-            apart = (other - one).abs().max() / one.abs().max().clamp(min=1e-12) if same else torch.inf
+            apart = torch.inf
+            if other.shape == one.shape:
+                right = one.double()
+                apart = ((other.double() - right).abs().max() / right.abs().max().clamp(min=1e-12)).item()
             if not apart <= tolerance:
-                problem = f"on the example the fused network is {float(apart):.1e} off"
+                problem = f"on the example the fused network is {apart:.1e} off"
                 raise RuntimeError(f"{problem}: tracing took a path that the model does not")

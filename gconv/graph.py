@@ -15,8 +15,8 @@ from torch.fx import Graph, Node
 
 from gconv import passes, subclasses
 from gconv.convert import geometry_in_words
-from gconv.functional import group_conv2d
-from gconv.module import GroupConv2d, pad_input
+from gconv.functional import common_dtype, group_conv2d
+from gconv.module import GroupConv2d, is_watched, pad_input
 from gconv.terminal import columns
 
 _MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
@@ -101,9 +101,12 @@ class FusionReport:
 class AddingConv2d(GroupConv2d):
     """A ``GroupConv2d`` that adds a second input before its activation, inside the kernel."""
 
-    def forward(self, input: Tensor, residual: Tensor) -> Tensor:
-        """activation(conv(input) + residual)."""
+    def forward(self, input: Tensor, residual: Any, in_place: bool = False) -> Tensor:
+        """activation(conv(input) + residual), of the convolution's type if ``in_place``, as ``+=`` is."""
         x, padding = pad_input(self, input)
+        residual = torch.as_tensor(residual, device=x.device)
+        if in_place:
+            residual = residual.to(common_dtype(x, self.weight, self.bias, self.activation))
         settings = (self.stride, padding, self.dilation, self.groups)
         return group_conv2d(
             x, self.weight, self.bias, *settings, activation=self.activation, residual=residual
@@ -111,33 +114,54 @@ class AddingConv2d(GroupConv2d):
 
 
 class GraphFusion:
-    """Fuses what a graph calls one after the other."""
+    """Fuses what a graph calls one after the other.
 
-    def __init__(
-        self, root: nn.Module, graph: Graph, name: str, opaque: tuple[type, ...], report: FusionReport
-    ) -> None:
-        self.root, self.graph, self.name, self.opaque, self.report = root, graph, name, opaque, report
-        # Those inside a module that is called as a whole count as called: they may be elsewhere as well.
-        called = (self._module(node) for node in graph.nodes if node.op == "call_module")
-        self.calls = Counter(id(part) for module in called for part in module.modules())
+    Args:
+        root: whose graph it is; its modules are changed.
+        graph: is changed.
+        opaque: classes of modules that the graph calls without knowing what they do, with the reasons.
+    """
+
+    def __init__(self, root: nn.Module, graph: Graph, opaque: dict[type, str]) -> None:
+        self.root, self.graph, self.opaque, self.report = root, graph, opaque, FusionReport()
+        self.calls = Counter(id(self._module(node)) for node in graph.nodes)
+        # What has two names may be called by a module that is no part of the graph.
+        self.names = Counter(id(module) for _, module in root.named_modules(remove_duplicate=False))
         owners = (node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr")
         self.read = {id(root.get_submodule(owner)) for owner in owners}
 
-    def run(self) -> None:
-        """Changes graph and modules, and writes down what it did."""
+    def run(self) -> FusionReport:
+        """Changes graph and modules, and tells what it did."""
         for node in list(self.graph.nodes):
-            if type(self._module(node)) in _NOTHING and not _has_hooks(self._module(node)):
+            module = self._module(node)
+            if type(module) in _NOTHING and not is_watched(module) and len(node.args) == 1:
                 node.replace_all_uses_with(node.args[0])
                 self.graph.erase_node(node)
         for node in list(self.graph.nodes):
-            if isinstance(self._module(node), nn.Conv2d):
+            module = self._module(node)
+            if isinstance(module, nn.Conv2d):
                 self.report.layers.append(self._fuse(node))
-        for node in self.graph.nodes:
-            if is_norm(self._module(node)):
-                self.report.norms_left[join(self.name, node.target)] = self._why_left(node)
+            elif module is not None and not is_norm(module):
+                self._tell_of_parts(node.target, module)
         for node in self.graph.nodes:
             node.type = None  # an annotation that is a string could not be pickled
+            if is_norm(self._module(node)):
+                self.report.norms_left[node.target] = self._why_left(node)
         self.graph.lint()
+        return self.report
+
+    def _tell_of_parts(self, name: str, module: nn.Module) -> None:
+        """What stays in a module that the graph does not look into."""
+        parts = [(join(name, part), m) for part, m in module.named_modules()]
+        convolutions = [(part, m) for part, m in parts if isinstance(m, nn.Conv2d)]
+        norms = [part for part, m in parts if is_norm(m)]
+        if not (convolutions or norms):
+            return
+        why = "it has hooks, or its forward was replaced"
+        self.report.opaque[name] = self.opaque.get(type(module), why)
+        left = f"{name} is not looked into"
+        self.report.layers += [FusedLayer(p, geometry_in_words(m), reason=left) for p, m in convolutions]
+        self.report.norms_left |= dict.fromkeys(norms, left)
 
     def _module(self, node: Node) -> nn.Module | None:
         """What a node calls, if it is a module."""
@@ -146,18 +170,20 @@ class GraphFusion:
     def _fuse(self, node: Node) -> FusedLayer:
         """One convolution with what follows it."""
         conv = self._module(node)
-        layer = FusedLayer(join(self.name, node.target), geometry_in_words(conv))
-        if self.calls[id(conv)] > 1:
+        layer = FusedLayer(node.target, geometry_in_words(conv))
+        if self.calls[id(conv)] > 1 or self.names[id(conv)] > 1:
             layer.reason = "it is called more than once"
-            return layer
-        if _has_hooks(conv):
-            layer.reason = "it has hooks, which would see something else"
+        elif is_watched(conv):
+            layer.reason = "it has hooks, or its forward was replaced"
+        elif len(node.args) != 1 or node.kwargs:
+            layer.reason = "it is not called with its input alone"
+        if layer.reason:
             return layer
         norm = self._next(node)
         if norm is not None and is_norm(self._module(norm)):
             layer.reason = self._why_not_fold(conv, self._module(norm)) or ""
             if not layer.reason:
-                layer.norm = join(self.name, norm.target)
+                layer.norm = norm.target
                 self._fold(node, norm)
         if subclasses.takes_activation(conv):
             node = self._take_residual(node, layer)
@@ -177,11 +203,11 @@ class GraphFusion:
             return f"the batch norm's class {type(norm).__name__} does more than batch norm"
         if norm.running_mean is None:
             return "the batch norm has no running statistics"
-        if self.calls[id(norm)] > 1:
+        if self.calls[id(norm)] > 1 or self.names[id(norm)] > 1:
             return "the batch norm is called more than once"
         if {id(conv), id(norm)} & self.read:
             return "its parameters, or the batch norm's, are used elsewhere"
-        return "the batch norm has hooks, which would see something else" if _has_hooks(norm) else None
+        return "the batch norm has hooks, or its forward was replaced" if is_watched(norm) else None
 
     def _fold(self, node: Node, norm_node: Node) -> None:
         """The batch norm into the convolution's weights; an activation of its own stays in its place."""
@@ -202,12 +228,12 @@ class GraphFusion:
         other = next(argument for argument in total.args if argument is not node)
         if _in_place(total) and other is total.args[0]:
             return node  # it is the shortcut that is written into
-        if any(self._may_change(between, node.args[0]) for between in _between(node, total)):
-            layer.reason = layer.reason or "its input may be changed before the sum that follows"
+        if any(map(self._may_write, _between(node, total))):  # the convolution's input, or a view of it
+            layer.reason = layer.reason or "something may be written in place before the sum that follows"
             return node
         conv.__class__, layer.residual = AddingConv2d, True
         with self.graph.inserting_before(total):  # where both are there
-            both = self.graph.call_module(node.target, (node.args[0], other))
+            both = self.graph.call_module(node.target, (node.args[0], other, _in_place(total)))
         total.replace_all_uses_with(both)
         self.graph.erase_node(total)
         self.graph.erase_node(node)
@@ -219,7 +245,7 @@ class GraphFusion:
         if following is None or following.args[0] is not node:
             return
         module = self._module(following)
-        if following.op == "call_module" and not _has_hooks(module):
+        if following.op == "call_module" and not is_watched(module):
             layer.activation = _MODULES.get(type(module))
         elif following.op == "call_function":
             layer.activation = _FUNCTIONS.get(following.target)
@@ -230,14 +256,13 @@ class GraphFusion:
             following.replace_all_uses_with(node)
             self.graph.erase_node(following)
 
-    def _may_change(self, node: Node, value: Node) -> bool:
-        """Whether a node may write into ``value``."""
-        if value not in node.all_input_nodes:
-            return False
+    def _may_write(self, node: Node) -> bool:
+        """Whether a node may write into a tensor that was there before."""
         module = self._module(node)
-        if module is not None:
-            return isinstance(module, self.opaque) or getattr(module, "inplace", False)
-        return _in_place(node)
+        if module is None:
+            return _in_place(node)
+        known = type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Conv2d)
+        return not known or getattr(module, "inplace", False)
 
     def _why_left(self, node: Node) -> str:
         before = node.args[0] if node.args else None
@@ -245,8 +270,7 @@ class GraphFusion:
             return "it follows no convolution"
         if len(before.users) > 1:
             return "its convolution's output goes elsewhere too"
-        name = join(self.name, before.target)
-        return next(layer.reason for layer in self.report.layers if layer.name == name)
+        return next(layer.reason for layer in self.report.layers if layer.name == before.target)
 
 
 def fold(conv: nn.Conv2d, norm: nn.Module) -> None:
@@ -272,10 +296,6 @@ def fold(conv: nn.Conv2d, norm: nn.Module) -> None:
 def is_norm(module: nn.Module | None) -> bool:
     """Whether it is a batch norm, of whatever class."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _in_place(node: Node) -> bool:

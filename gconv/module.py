@@ -97,3 +97,10 @@ def pad_input(layer: nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
     if layer.padding_mode == "zeros":
         return input, layer.padding
     return F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module has hooks, or does something else than its class: who runs its part must call it."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    replaced = {"forward", "_conv_forward"} & module.__dict__.keys()
+    return bool(replaced) or any(getattr(module, name) for name in names)

@@ -76,7 +76,8 @@ def grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
 
 def is_a_convolution(layer: nn.Conv2d) -> bool:
     """Whether ``layer`` puts out conv(input, weight) + bias and no more, with its parameters as they are."""
-    return _convolves_plainly(layer) and "weight" in layer._parameters and _activation(layer) is None
+    own = {"weight", "bias"} <= layer._parameters.keys()
+    return own and _convolves_plainly(layer) and _activation(layer) is None
 
 
 def takes_activation(layer: nn.Conv2d) -> bool:

@@ -181,7 +181,8 @@ def traffic(model: ResNeXt, image_size: int | tuple[int, int] = 224, itemsize: i
             entering = tensors[-1]
         if blocks:
             rows.append((f"conv{i + 1}", *totals))
-    rows.append(("fc", *(_conv(entering, size["avgpool"], training) for training, _ in _MODES)))
+    ends = Traffic(entering, size["avgpool"]), Traffic(entering + size["avgpool"], entering + size["avgpool"])
+    rows.append(("fc", *(ends[training] for training, _ in _MODES)))
     return [StageTraffic(name, *(moved * itemsize for moved in row)) for name, *row in rows]
 
 

@@ -307,7 +307,7 @@ def test_summary_and_complexity_print_the_papers_tables(run: Run) -> None:
 def test_traffic_prints_bytes_fused_and_unfused(run: Run) -> None:
     code, out, _ = run("traffic", "resnext50_32x4d", "--device", "cpu")
     assert code == 0 and "no GPU here: nothing was measured" in out
-    assert ["total", "202.8", "180.7", "11%", "602.2", "508.1", "16%"] in cells(out)
+    assert ["total", "202.8", "180.7", "11%", "602.0", "507.9", "16%"] in cells(out)
     code, _, err = run("traffic", "resnext51")
     assert code == 2
     one_line(err, "resnext51: no such variant")

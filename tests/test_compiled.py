@@ -31,7 +31,13 @@ def spilling(kernels: list[dict]) -> list[dict]:
     return [kernel for kernel in kernels if kernel["spills"] and kernel["target"] in NVIDIA]
 
 
-@pytest.mark.parametrize(("form", "most"), [("plain", (0.30, 0.30, 0.60)), ("norm", (1.05, 0.80, 0.85))])
+@pytest.mark.parametrize(
+    ("form", "most"),
+    [
+        ("plain", (0.30, 0.30, 0.60)),
+        pytest.param("norm", (1.05, 0.80, 0.85), marks=pytest.mark.long),
+    ],
+)
 def test_resnext50_kernels_spill_nothing_and_take_few_instructions(
     form: str, most: tuple[float, float, float]
 ) -> None:

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import PATHS, Case, bounds, expected, run
+from oracle import CASES, PATHS, Case, bounds, expected, run
+
+import gconv
 
 # F.conv2d's own, for an even kernel with padding="same".
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
@@ -130,3 +132,39 @@ def test_gradients_of_some_arguments_only(path: str, wanted: tuple[int, ...]) ->
     grads = torch.autograd.grad(output, [tensors[i] for i in wanted], grad)
     for i, result in zip(wanted, grads, strict=True):
         torch.testing.assert_close(result, truth[i])
+
+
+RESIDUALS = {
+    "of its shape": (2, 8, 7, 6),
+    "broadcast": (1, 8, 1, 6),
+    "a number": (),
+    "wider than it": (3, 2, 8, 7, 6),
+    "float64": (2, 8, 7, 6),
+}
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("backend", ["aten", "reference"])
+@pytest.mark.parametrize("name", RESIDUALS)
+def test_residual_is_added_as_plus_would(name: str, backend: str, gradients: bool) -> None:
+    x, weight, bias = CASES[0].tensors(torch.float32)
+    residual = torch.randn(RESIDUALS[name], dtype=torch.float64 if name == "float64" else torch.float32)
+    before = residual.clone()
+    with torch.set_grad_enabled(gradients):
+        options = {"residual": residual, "activation": "silu", "backend": backend}
+        y = gconv.group_conv2d(x, weight, bias, **CASES[0].settings, **options)
+        right = F.silu(F.conv2d(x, weight, bias, **CASES[0].settings) + residual)
+    torch.testing.assert_close(y, right, rtol=1e-4, atol=1e-4)
+    assert y.requires_grad == gradients and torch.equal(residual, before)
+    if gradients:
+        grads = [torch.autograd.grad(of.square().sum(), (x, weight)) for of in (y, right)]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["aten", "reference"])
+def test_residual_of_one_image(backend: str) -> None:
+    x, weight = torch.randn(6, 7, 6), torch.randn(6, 2, 3, 3)
+    for size in ((6, 7, 6), (1, 6, 7, 6)):
+        residual = torch.randn(size)
+        y = gconv.group_conv2d(x, weight, padding=1, groups=3, residual=residual, backend=backend)
+        torch.testing.assert_close(y, F.conv2d(x, weight, padding=1, groups=3) + residual)

@@ -142,10 +142,9 @@ def add_moments(sums, y, rows):
     the first row, nothing is added.
     """
     mean, squares = sums
-    part = tl.where(rows > 0, 1.0 / tl.maximum(rows, 1), 0.0)
-    rest = tl.where(rows > 0, 1.0 - part, 0.0)
-    apart = y - mean
-    return mean + apart * part, squares + apart * rest * apart
+    apart = tl.where(rows > 0, y - mean, 0.0)
+    part = 1.0 / tl.maximum(rows, 1)
+    return mean + apart * part, squares + apart * (1.0 - part) * apart
 
 
 @triton.jit

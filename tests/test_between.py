@@ -403,7 +403,12 @@ def test_state_dicts_are_alike() -> None:
 
 @pytest.mark.usefixtures("_reset")
 @pytest.mark.parametrize(
-    ("compiler", "name"), [("aot_eager", "reference"), ("inductor", "reference"), ("aot_eager", "auto")]
+    ("compiler", "name"),
+    [
+        ("aot_eager", "reference"),
+        ("aot_eager", "auto"),
+        pytest.param("inductor", "reference", marks=pytest.mark.long),
+    ],
 )
 def test_a_fused_resnext_compiles_whole(compiler: str, name: str) -> None:
     fused, plain = (net.double() for net in networks())

@@ -74,8 +74,13 @@ def assert_same(model: nn.Module, fused: nn.Module, x: Tensor) -> None:
     assert (found - right).abs().max() <= 1e-9 * (1 + right.abs().max())
 
 
+LONG = ("mnasnet0_5", "efficientnet_b0", "regnetx_002", "regnetz_b16", "mobilenetv3_small_050", "dpn48b")
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.long] * n.endswith(LONG)) for n in NETWORKS]
+)
 def test_real_networks_put_out_the_same(name: str) -> None:
     model = trained(create(name))
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -88,8 +88,10 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         make = taps_weight_tile if pass_ == "weight_grad" else taps_tile
         return make(inputs, outputs, dtype, precision, device)
     tile = tile_by_rule(pass_, geometry, dtype, precision, device)
-    sums_beside = pass_ != "weight_grad" and tile.kernel in ("slide", "residue")
-    return replace(tile, pixels=tile.pixels // 2) if sums_beside else tile
+    if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
+        return tile
+    registers = all_registers(device) if tile.outputs > LANES else tile.registers
+    return replace(tile, pixels=tile.pixels // 2, registers=registers)
 
 
 def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> Tile:

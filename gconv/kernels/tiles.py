@@ -90,7 +90,11 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     tile = tile_by_rule(pass_, geometry, dtype, precision, device)
     if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
         return tile
-    registers = all_registers(device) if tile.outputs > LANES else tile.registers
+    if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
+        sides = (inputs, outputs) if pass_ == "forward" else (outputs, inputs)
+        return taps_tile(*sides, dtype, precision, device)
+    crowded = precision == "tf32" or tile.outputs > LANES
+    registers = all_registers(device) if crowded else tile.registers
     return replace(tile, pixels=tile.pixels // 2, registers=registers)
 
 

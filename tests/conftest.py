@@ -10,6 +10,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 from oracle import CASES, PATHS, Case
 
+from gconv import ops
 from resnext.data import Digits, load_mnist5k
 
 
@@ -36,3 +37,16 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def digits() -> tuple[Digits, Digits]:
     return load_mnist5k()
+
+
+@pytest.fixture
+def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each fused forward pass."""
+    calls, run = [], ops.norm_forward
+
+    def noting(*args: object) -> object:
+        calls.append("norm_forward")
+        return run(*args)
+
+    monkeypatch.setattr(ops, "norm_forward", noting)
+    return calls

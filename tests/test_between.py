@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gconv
-from gconv import dispatch, ops
-from resnext import ResNeXt
+from gconv import dispatch
 
 interpreted = pytest.mark.skipif(
     os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
@@ -51,19 +50,6 @@ def one_by_one(x: Tensor, before: nn.Module, conv: nn.Module, after: nn.Module) 
 def draw(dtype: torch.dtype = torch.float64, channels: int = 8) -> Tensor:
     x = 2 * torch.randn(3, channels, 7, 6, dtype=dtype) + 5
     return x.contiguous(memory_format=torch.channels_last).requires_grad_()
-
-
-@pytest.fixture
-def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Notes each fused forward pass."""
-    calls, run = [], ops.norm_forward
-
-    def noting(*args: object) -> object:
-        calls.append("norm_forward")
-        return run(*args)
-
-    monkeypatch.setattr(ops, "norm_forward", noting)
-    return calls
 
 
 def assert_alike(ours: dict[str, Tensor], right: dict[str, Tensor], part: float) -> None:
@@ -340,84 +326,3 @@ def test_torch_func_goes_through_the_modules() -> None:
         return gconv.conv_between_norms(x, *modules, backend="reference").square().sum()
 
     torch.testing.assert_close(torch.func.grad(loss)(x), torch.autograd.functional.jacobian(loss, x))
-
-
-# ResNeXt
-
-
-def networks(**options: object) -> tuple[ResNeXt, ResNeXt]:
-    """The same small network, fused and unfused."""
-    arguments = ((1, 2, 0, 0), 4, 4, 5)
-    made = [
-        ResNeXt(*arguments, stem="small", stem_width=16, fused=fused, **options) for fused in (True, False)
-    ]
-    for module in made[1].modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.bias)
-    made[0].load_state_dict(made[1].state_dict())
-    return tuple(network.to(memory_format=torch.channels_last) for network in made)
-
-
-@pytest.fixture
-def _reset() -> Iterator[None]:
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize(("backend", "dtype", "part"), WAYS)
-def test_a_fused_resnext_trains_as_the_unfused_one(
-    backend: str, dtype: torch.dtype, part: float, fused_calls: list[str]
-) -> None:
-    """Outputs, all gradients and running statistics, over several steps of SGD with momentum."""
-    fused, plain = networks()
-    fused, plain = fused.to(dtype), plain.double()
-    optimizers = [torch.optim.SGD(net.parameters(), 0.02, momentum=0.9) for net in (fused, plain)]
-    for _ in range(3):
-        x, labels = torch.randn(4, 3, 8, 8, dtype=dtype), torch.randint(5, (4,))
-        found = []
-        for net, optimizer, image in ((fused, optimizers[0], x), (plain, optimizers[1], x.double())):
-            optimizer.zero_grad()
-            with gconv.backend(backend if net is fused else "aten"):
-                logits = net(image)
-                F.cross_entropy(logits, labels).backward()
-            grads = {name: p.grad for name, p in net.named_parameters()}
-            buffers = {name: b.clone() for name, b in net.named_buffers()}
-            found.append({"logits": logits.detach(), **grads, **buffers})
-        assert_alike(*found, part)
-        for optimizer in optimizers:
-            optimizer.step()
-    assert len(fused_calls) == 9
-    for net in (fused, plain):
-        net.eval()
-    with torch.no_grad():
-        expected = plain(x.double())
-        with gconv.backend(backend):
-            assert_alike({"logits": fused(x)}, {"logits": expected}, part)
-
-
-def test_state_dicts_are_alike() -> None:
-    fused, plain = networks()
-    assert list(fused.state_dict()) == list(plain.state_dict())
-    assert all(module.fused for module in fused.modules() if hasattr(module, "fused"))
-
-
-@pytest.mark.usefixtures("_reset")
-@pytest.mark.parametrize(
-    ("compiler", "name"),
-    [
-        ("aot_eager", "reference"),
-        ("aot_eager", "auto"),
-        pytest.param("inductor", "reference", marks=pytest.mark.long),
-    ],
-)
-def test_a_fused_resnext_compiles_whole(compiler: str, name: str) -> None:
-    fused, plain = (net.double() for net in networks())
-    compiled = torch.compile(fused, fullgraph=True, backend=compiler)
-    x, found = torch.randn(3, 3, 8, 8, dtype=torch.float64), []
-    for run, net, backend in ((compiled, fused, name), (plain, plain, "aten")):
-        with gconv.backend(backend):
-            y = run(x)
-            y.square().sum().backward()
-        grads = {name: p.grad for name, p in net.named_parameters()}
-        found.append({"y": y.detach(), **grads, **dict(net.named_buffers())})
-    assert_alike(*found, 1e-9)

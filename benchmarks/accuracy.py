@@ -15,7 +15,10 @@ import torch
 from rich.console import Console
 
 import gconv
-from resnext.train import Network, Recipe, train
+from resnext.config import Network, Recipe, Settings
+from resnext.data import load_data
+from resnext.train import train
+from resnext.world import World
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,12 @@ def cases(seeds: int, epochs: int, backend: str) -> Iterator[tuple[bool, int, in
 
 def measure(fused: bool, seed: int, epochs: int, backend: str, device: torch.device) -> Row:
     """Trains the demo's network."""
-    network, recipe = replace(Network(), fused=fused), Recipe(epochs=epochs, seed=seed)
+    recipe = replace(Recipe(seed=seed).lasting(epochs), micro_batch=Recipe.batch_size)
+    settings = Settings(network=Network(fused=fused), recipe=recipe)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, gconv.backend(backend):
-        result = train(network, recipe, Path(folder) / "run", Console(quiet=True), device)
+        run, world = Path(folder) / "run", World(device)
+        result = train(settings, load_data("mnist5k"), run, world, Console(quiet=True))
     accuracy, loss = round(result.accuracy, 2), round(result.loss, 4)
     return Row(fused, seed, epochs, backend, accuracy, loss, round(time.perf_counter() - start, 1))
 

@@ -1,7 +1,8 @@
-"""The pictures of a training run."""
+"""The pictures of a training run, of an evaluation, and of the study of cardinality."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,13 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
-from resnext.data import CLASSES
+from resnext import complexity
+from resnext.comparison import Compared
+from resnext.data import Data
+from resnext.evaluation import Evaluation
+
+MOST_NAMES = 30  # classes whose names fit beside a confusion matrix
 
 
 def training_curves(path: Path, rows: Sequence[dict[str, float]], title: str) -> None:
@@ -37,35 +42,92 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], title: str) ->
         ha="right",
     )
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _write(figure, path)
 
 
-def mistakes(path: Path, images: Tensor, labels: Tensor, probabilities: Tensor, title: str) -> None:
-    """The images that a network got wrong, what each is and what the network thought, the surest first.
-
-    Args:
-        path: where to write the PNG.
-        images: (N, 1, H, W), uint8, those that it got wrong.
-        labels: (N,), what they are.
-        probabilities: (N, classes), what the network thought.
-        title: above the picture.
-    """
+def mistakes(path: Path, result: Evaluation, data: Data) -> None:
+    """The held-out images that a network got wrong, what each is and what it thought, the surest first."""
     columns, most = 8, 64
-    order = probabilities.amax(1).argsort(descending=True)[:most]
-    if len(images) > most:
+    wrong = (~result.correct).nonzero().squeeze(1)
+    order = wrong[result.confidence[wrong].argsort(descending=True)][:most]
+    title = f"{len(wrong):,} of {len(result.labels):,} held-out images were mistaken"
+    if len(wrong) > most:
         title += f"; the {most} that it was surest of"
     rows = max(1, -(-len(order) // columns))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * 1.25, rows * 1.6 + 0.6), layout="constrained", squeeze=False
+        rows, columns, figsize=(columns * 1.25, rows * 1.7 + 0.6), layout="constrained", squeeze=False
     )
     for axis in axes.flat:
         axis.axis("off")
     for axis, i in zip(axes.flat, order.tolist(), strict=False):
-        label, thought = int(labels[i]), probabilities[i]
-        guess = int(thought.argmax())
-        axis.imshow(images[i, 0].numpy(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(f"a {CLASSES[label]}\nsaid {CLASSES[guess]}, {thought[guess]:.0%} sure", fontsize=8)
+        image = data.test.read(int(result.indices[i])).permute(1, 2, 0).numpy()
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        label, guess = (_short(data.classes[n]) for n in (int(result.labels[i]), int(result.guesses[i, 0])))
+        axis.set_title(f"{label}\nsaid {guess}, {result.confidence[i]:.0%} sure", fontsize=7)
     figure.suptitle(title)
+    _write(figure, path)
+
+
+def _short(name: str, most: int = 12) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def confusion(path: Path, result: Evaluation, classes: Sequence[str]) -> None:
+    """For each class, a row, the share of its images that was taken for each other one."""
+    counts = result.confusion(len(classes))
+    shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
+    named = len(classes) <= MOST_NAMES
+    side = 2.2 + 0.42 * len(classes) if named else 9.0
+    figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    # Lighter than in proportion: a mistake of one in a hundred is to be seen.
+    picture = axes.imshow(shares, cmap="Blues", norm=matplotlib.colors.PowerNorm(0.4, 0, 1))
+    figure.colorbar(picture, label="share of the class's images", shrink=0.8, ticks=[0, 0.01, 0.1, 0.5, 1])
+    axes.set(xlabel="what the network said", ylabel="what it is")
+    if named:
+        names = [_short(name) for name in classes]
+        turned = 90 if max(map(len, names)) > 2 else 0
+        axes.set_xticks(range(len(names)), names, rotation=turned)
+        axes.set_yticks(range(len(names)), names)
+        for row, column in counts.nonzero().tolist():
+            colour = "white" if shares[row, column] > 0.3 else "black"
+            axes.text(
+                column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=7
+            )
+    axes.set_title(f"{result.accuracy:.2f}% of {len(result.labels):,} images right")
+    _write(figure, path)
+
+
+def cardinality(path: Path, compared: Sequence[Compared], data: str) -> None:
+    """The errors of each pair, a point a seed, their mean and deviation, beside the paper's on ImageNet."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    places = range(len(compared))
+    for place, pair in zip(places, compared, strict=True):
+        errors = list(pair.errors.values())
+        left.plot([place] * len(errors), errors, "o", color="C0", alpha=0.4, markersize=5)
+    left.errorbar(
+        places,
+        [pair.mean for pair in compared],
+        [pair.deviation or 0 for pair in compared],
+        marker="s",
+        capsize=4,
+        color="C0",
+    )
+    left.set(title=f"here: {data}, mean and deviation of the seeds", ylabel="error, %")
+    papers = [complexity.PAPER_ERRORS.get(pair.cardinality, (math.nan, math.nan)) for pair in compared]
+    for i, layers in enumerate((50, 101)):
+        right.plot(
+            places, [paper[i] for paper in papers], marker="s", color=f"C{i + 1}", label=f"{layers} layers"
+        )
+    right.set(title="the paper: ImageNet", ylabel="top-1 error, %")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.set_xticks(places, [f"{pair.cardinality} x {pair.width}d" for pair in compared])
+        axes.set_xlabel("cardinality x width")
+        axes.grid(alpha=0.3)
+    right.set_xticks(places, [f"{c} x {d}d" for c, d in complexity.EQUAL_COMPLEXITY.items()])
+    _write(figure, path)
+
+
+def _write(figure: plt.Figure, path: Path) -> None:
     figure.savefig(path, dpi=120)
     plt.close(figure)

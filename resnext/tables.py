@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from rich.table import Table
 
 import gconv
 from resnext import complexity, measured
+from resnext.comparison import Compared
 
 
 def of_structure(size: int, networks: dict[str, list[complexity.Stage]]) -> Table:
@@ -87,3 +88,24 @@ def of_times(
 
 def _microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:.2f}"
+
+
+def of_study(title: str, compared: Sequence[Compared]) -> Table:
+    """Pairs of cardinality and width with their errors, beside the paper's."""
+    table = Table(title=title)
+    headings = ("C", "d", "parameters", "MFLOPs", "error", "deviation", "of each seed", "paper, ImageNet")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for pair in compared:
+        paper = complexity.PAPER_ERRORS.get(pair.cardinality)
+        table.add_row(
+            str(pair.cardinality),
+            str(pair.width),
+            f"{pair.parameters:,}",
+            f"{pair.flops / 1e6:.2f}",
+            f"{pair.mean:.2f}%",
+            "" if pair.deviation is None else f"{pair.deviation:.2f}",
+            ", ".join(f"{error:.2f}" for error in pair.errors.values()),
+            f"{paper[0]}%" if paper else "",
+        )
+    return table

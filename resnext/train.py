@@ -1,210 +1,293 @@
-"""Training and evaluation on the digits: the whole loop, top to bottom."""
+"""Training from the first step, or a checkpoint, to the last: the loop, and what it prints and writes."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import platform
+import signal
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 import gconv
 from resnext import checkpoint, plots
-from resnext.data import CLASSES, IMAGE_SIZE, Digits, augment, load_mnist5k, normalize, write_image
+from resnext.checkpoint import Checkpoint
+from resnext.config import DEFAULT_OPTIONS, Options, Settings
+from resnext.data import Data
+from resnext.data.images import write_image
 from resnext.errors import UserError
-from resnext.model import ResNeXt
+from resnext.evaluation import Evaluation, evaluate
+from resnext.interruption import Interrupted, Interruption
+from resnext.logs import Logs
+from resnext.training import Training, learning_rate
+from resnext.world import World
 
-
-@dataclass(frozen=True)
-class Network:
-    """The arguments of :class:`resnext.ResNeXt` for the digits."""
-
-    repeats: tuple[int, ...] = (1, 1, 1, 1)
-    cardinality: int = 8
-    base_width: int = 4
-    stem_width: int = 16
-    num_classes: int = len(CLASSES)
-    in_channels: int = 1
-    stem: str = "small"
-    fused: bool = False
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: AdamW, its rate rising for a fifth of the steps and falling for the rest (one cycle)."""
-
-    epochs: int = 12
-    batch_size: int = 50
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.05
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a network did on labelled images.
-
-    Attributes:
-        loss: mean cross-entropy.
-        probabilities: (N, classes).
-        correct: (N,), bool.
-    """
-
-    loss: float
-    probabilities: Tensor
-    correct: Tensor
-
-    @property
-    def accuracy(self) -> float:
-        """Percent of the images that the network got right."""
-        return 100 * self.correct.double().mean().item()
-
-    def row(self) -> dict[str, float]:
-        """As a part of ``summary.csv``."""
-        return {"test_loss": self.loss, "test_accuracy": self.accuracy}
-
-
-class Meter:
-    """Loss, accuracy and speed over the batches so far."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.loss_sum = 0.0
-        self.correct = self.seen = 0
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Counts a batch: its mean loss, its logits (N, classes), its labels (N,)."""
-        if not math.isfinite(loss.item()):
-            raise UserError(f"training diverged, the loss is {loss.item()}; try a lower --learning-rate")
-        self.seen += len(labels)
-        self.loss_sum += loss.item() * len(labels)
-        self.correct += int((logits.argmax(1) == labels).sum())
-
-    def row(self) -> dict[str, float]:
-        """As a part of ``summary.csv``."""
-        seconds = time.perf_counter() - self.start
-        return {
-            "train_loss": self.loss_sum / self.seen,
-            "train_accuracy": 100 * self.correct / self.seen,
-            "images_per_second": self.seen / seconds,
-            "seconds": seconds,
-        }
-
-    def __str__(self) -> str:
-        return (
-            "loss {train_loss:.3f}  accuracy {train_accuracy:.1f}%  {images_per_second:,.0f} images/s".format(
-                **self.row()
-            )
-        )
+LOG_STEPS = 10  # steps whose losses are read at once: reading one waits for the GPU
+SAMPLES = 10
 
 
 def train(
-    network: Network, recipe: Recipe, folder: Path, console: Console, device: torch.device
+    settings: Settings,
+    data: Data,
+    folder: Path,
+    world: World,
+    console: Console,
+    *,
+    options: Options = DEFAULT_OPTIONS,
+    resumed: Checkpoint | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
-    """Trains a network on the 4,000 digits and leaves in ``folder`` all that is worth keeping.
+    """Trains a network and leaves in ``folder`` all that is worth keeping.
 
-    Writes ``config.json``, after each epoch ``checkpoint.pt`` and ``summary.csv``, at the end ``curves.png``,
-    ``mistakes.png`` and ``samples/``. Ctrl-C saves the checkpoint before it goes on to the caller.
+    Writes ``config.json``; as it goes, ``checkpoint.pt`` (and ``previous.pt``, the one before), ``steps.csv``
+    and ``summary.csv``; at the end ``curves.png``, ``mistakes.png``, ``confusion.png`` and ``samples/``.
+
+    Args:
+        settings: of the run.
+        data: what ``settings.source`` names.
+        folder: of the run; made where it is missing.
+        world: the processes that share the work. The first one prints and writes.
+        console: where to.
+        options: how the run is carried out.
+        resumed: where to go on, to the bit; else from the start.
+        progress: where to show it; by default a bar of its own.
 
     Returns:
-        The evaluation of the trained network on the 1,000 held-out digits.
+        The evaluation of the trained network on the held-out images.
 
     Raises:
-        UserError: the loss is no longer a number.
+        UserError: the loss is no longer a number; an image cannot be read; a file cannot be written.
+        Interrupted: by Ctrl-C or SIGTERM; the step was ended, and a checkpoint written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "gconv": gconv.__version__}
-    settings = {
-        "network": asdict(network),
-        "recipe": asdict(recipe),
-        "device": str(device),
-        "versions": versions,
-    }
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    train_set, test_set = load_mnist5k()
-    torch.manual_seed(recipe.seed)
-    model = ResNeXt(**asdict(network)).to(device, memory_format=torch.channels_last)
-    _announce(model, train_set, test_set, console, device)
-
-    steps = recipe.epochs * (len(train_set) // recipe.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    # With 5 steps OneCycleLR would divide by zero.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=max(steps, 6), pct_start=0.2
-    )
-    rows, done = [], 0
-    try:
-        console.print(_HEADER, style="bold")
-        with _progress(console) as progress:
-            task = progress.add_task("", total=steps, status="")
-            for epoch in range(1, recipe.epochs + 1):
-                batches = _batches(train_set, recipe, epoch, device)
-                for meter in _epoch(model, optimizer, schedule, batches):
-                    done += 1
-                    name = f"epoch {epoch}/{recipe.epochs}"
-                    progress.update(task, completed=done, description=name, status=str(meter))
-                result = evaluate(model, test_set, device)
-                rows.append({"epoch": epoch, **meter.row(), **result.row()})
-                console.print(_ROW.format(**rows[-1]))
-                _write_summary(folder / "summary.csv", rows)
-                checkpoint.save(folder / checkpoint.FILE_NAME, model, settings["network"], epoch)
-    except KeyboardInterrupt:
-        epochs = done / steps * recipe.epochs
-        checkpoint.save(folder / checkpoint.FILE_NAME, model, settings["network"], epochs)
-        raise
-    _draw(folder, rows, test_set, result)
-    return result
+    with Interruption() as interruption, _progress(console, progress) as bars:
+        run = _Run(settings, data, folder, world, console, options, interruption, bars)
+        if resumed:
+            run.resume(resumed)
+        try:
+            return run.to_the_end()
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise UserError(f"{what}; {run.kept}") from None
+        finally:
+            run.close()
 
 
-def evaluate(model: ResNeXt, digits: Digits, device: torch.device, batch_size: int = 250) -> Evaluation:
-    """Runs ``model`` on ``digits``; leaves it in evaluation mode."""
-    model.eval()
-    with torch.inference_mode():
-        parts = [model(normalize(images.to(device))).cpu() for images in digits.images.split(batch_size)]
-    logits = torch.cat(parts)
-    loss = F.cross_entropy(logits, digits.labels).item()
-    return Evaluation(loss, logits.softmax(1), logits.argmax(1) == digits.labels)
+class _Run:
+    """A training with its files."""
 
+    def __init__(
+        self,
+        settings: Settings,
+        data: Data,
+        folder: Path,
+        world: World,
+        console: Console,
+        options: Options,
+        interruption: Interruption,
+        progress: Progress,
+    ) -> None:
+        self.settings, self.data, self.folder, self.world = settings, data, folder, world
+        self.console, self.options = console, options
+        self.interruption, self.progress = interruption, progress
+        self.training = Training(settings, data, world, options)
+        self.rows: list[dict[str, float]] = []
+        self.pending: list[tuple[int, int, float, torch.Tensor]] = []
+        self.sums, self.seconds, self.since = [0.0, 0.0, 0.0], 0.0, time.perf_counter()
+        self.kept = "nothing is kept yet"
+        self.logs: Logs | None = None
 
-def _batches(
-    digits: Digits, recipe: Recipe, epoch: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The epoch's batches, shuffled and augmented; an incomplete last one is left out."""
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(digits), generator=generator)
-    for chosen in order.split(recipe.batch_size):
-        if len(chosen) == recipe.batch_size:
-            images = normalize(digits.images[chosen].to(device))
-            yield augment(images, generator), digits.labels[chosen].to(device)
+    def resume(self, resumed: Checkpoint) -> None:
+        """Goes on from there."""
+        state = resumed.training
+        for what, number in self.data.fingerprint.items():
+            if state["data"][what] != number:
+                raise UserError(
+                    f"{resumed.path}: its {what} were {state['data'][what]:,}, here {number:,}: "
+                    "a run can go on with its own data alone"
+                )
+        self.training.load_state_dict(state["state"])
+        self.rows, self.sums, self.seconds = list(state["rows"]), list(state["sums"]), state["seconds"]
+        self.kept = self._in_words()
 
+    def to_the_end(self) -> Evaluation:
+        """Trains what is left, and tests."""
+        training, recipe = self.training, self.settings.recipe
+        self.world.first_does(self._begin)
+        _announce(training, self.data, self.console)
+        steps = recipe.epochs * training.steps_per_epoch
+        self.task = self.progress.add_task("", total=steps, completed=training.step_number, status="")
+        self.console.print(_HEADER, style="bold")
+        for row in self.rows:
+            self.console.print(_ROW.format(**row))
+        result = None
+        while training.epoch < recipe.epochs:
+            self._epoch()
+            result = self._test(f"testing after epoch {training.epoch + 1}")
+            training.epoch, training.step_of_epoch = training.epoch + 1, 0
+            self._end_of_epoch(result)
+        self.progress.remove_task(self.task)
+        result = result or self._test("testing")
+        self.world.first_does(lambda: self._draw(result))
+        return result
 
-def _epoch(
-    model: ResNeXt,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    batches: Iterable[tuple[Tensor, Tensor]],
-) -> Iterator[Meter]:
-    """One pass over ``batches``; after each update, how the epoch goes so far."""
-    meter = Meter()
-    model.train()
-    for images, labels in batches:
-        logits = model(images)
-        loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        meter.add(loss, logits, labels)
-        yield meter
+    def _begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        versions = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "gconv": gconv.__version__,
+        }
+        config = {
+            **self.settings.to_dict(),
+            "device": str(self.world.device),
+            "processes": self.world.size,
+            "versions": versions,
+        }
+        (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        self.logs = Logs(self.folder, self.training.step_number, self.options.tensorboard)
+        if self.rows:
+            self.logs.summary(self.rows, self.training.step_number)
+
+    def _epoch(self) -> None:
+        """What is left of the epoch."""
+        training, every = self.training, self.options.checkpoint_steps
+        self.since = time.perf_counter()
+        for batches in training.loader.epoch(training.epoch, training.step_of_epoch):
+            rate = learning_rate(training.recipe, training.step_number, training.steps_per_epoch)
+            counts = training.step(batches)
+            self.pending.append((training.step_number, training.epoch + 1, rate, counts))
+            self.progress.update(self.task, completed=training.step_number)
+            asked = self.interruption.asked if self.world.size == 1 else 0
+            last = training.step_of_epoch == training.steps_per_epoch
+            due = every and training.step_number % every == 0 and not last
+            if training.step_number % LOG_STEPS == 0 or last or due or asked:
+                asked = self._log()
+            if due or asked:
+                self._save()
+            if asked:
+                raise Interrupted(asked, self.kept)
+
+    def _log(self) -> int:
+        """Reads the losses of the last steps; the signal that asked any process to stop, 0 if none did."""
+        counts = [counts for *_, counts in self.pending] or [torch.zeros(3).double().to(self.world.device)]
+        signals = torch.zeros_like(counts[0])
+        signals[0] = self.interruption.asked
+        *values, (asked, _, _) = self.world.sum(torch.stack([*counts, signals])).tolist()
+        rows = []
+        for (step, epoch, rate, _), (loss, right, seen) in zip(self.pending, values, strict=False):
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"training diverged, the loss of step {step} is {loss}; try a lower --learning-rate; "
+                    f"{self.kept}"
+                )
+            rows.append((step, epoch, loss / seen, rate))
+            self.sums = [a + b for a, b in zip(self.sums, (loss, right, seen), strict=True)]
+        self.pending.clear()
+        if self.logs:
+            self.logs.steps(rows)
+        self.progress.update(self.task, description=self._place(), status=_STATUS.format(**self._meter()))
+        return (self.interruption.asked or signal.SIGTERM) if asked else 0
+
+    def _meter(self) -> dict[str, float]:
+        """The epoch so far, as a part of ``summary.csv``."""
+        seconds = self.seconds + time.perf_counter() - self.since
+        loss, right, seen = self.sums
+        return {
+            "train_loss": loss / seen,
+            "train_accuracy": 100 * right / seen,
+            "images_per_second": seen / seconds,
+            "seconds": seconds,
+        }
+
+    def _place(self) -> str:
+        return f"epoch {self.training.epoch + 1}/{self.settings.recipe.epochs}"
+
+    def _test(self, what: str) -> Evaluation:
+        task = self.progress.add_task(what, total=len(self.data.test), status="")
+        result = evaluate(
+            self.training.tested,
+            self.data.test,
+            self.data.format,
+            self.world,
+            workers=self.options.workers,
+            skip_corrupt=self.options.skip_corrupt,
+            advance=lambda images: self.progress.advance(task, images * self.world.size),
+        )
+        self.progress.remove_task(task)
+        return result
+
+    def _end_of_epoch(self, result: Evaluation) -> None:
+        training = self.training
+        self.rows.append({"epoch": training.epoch, **self._meter(), **result.row()})
+        self.sums, self.seconds, self.since = [0.0, 0.0, 0.0], 0.0, time.perf_counter()
+        self.console.print(_ROW.format(**self.rows[-1]))
+        lines = {*training.unreadable, *result.unreadable}
+        training.unreadable = {line for each in self.world.gather(lines) for line in each}
+        self._save()
+        self.world.first_does(self._write)
+
+    def _write(self) -> None:
+        self.logs.summary(self.rows, self.training.step_number)
+        if unreadable := self.training.unreadable:
+            path = self.folder / "unreadable.txt"
+            path.write_text("\n".join(sorted(unreadable)) + "\n")
+            self.console.print(f"{len(unreadable)} images could not be read, others took their place: {path}")
+
+    def _save(self) -> None:
+        """Writes a checkpoint; after that, this is where a resumed run goes on."""
+        training = self.training
+        seconds = self.seconds + time.perf_counter() - self.since if any(self.sums) else 0.0
+        state = {
+            "state": training.state_dict(),
+            "data": self.data.fingerprint,
+            "rows": self.rows,
+            "sums": self.sums,
+            "seconds": seconds,
+        }
+
+        def write() -> None:
+            checkpoint.save(
+                self.folder / checkpoint.FILE_NAME,
+                self.settings,
+                self.data.classes,
+                self.data.format,
+                training.tested.state_dict(),
+                training.epochs,
+                state,
+            )
+
+        self.world.first_does(write)
+        self.kept = self._in_words()
+
+    def _in_words(self) -> str:
+        path = self.folder / checkpoint.FILE_NAME
+        return f"{path} is whole ({self.training.epochs:.3g} epochs), and --resume goes on from it"
+
+    def _draw(self, result: Evaluation) -> None:
+        """The pictures of the run, and some held-out images to try ``predict`` on."""
+        data, folder = self.data, self.folder
+        plots.training_curves(folder / "curves.png", self.rows, f"ResNeXt on {len(data.train):,} images")
+        plots.mistakes(folder / "mistakes.png", result, data)
+        plots.confusion(folder / "confusion.png", result, data.classes)
+        samples = folder / "samples"
+        samples.mkdir(exist_ok=True)
+        labels = result.labels.tolist()
+        for label, name in enumerate(data.classes[:SAMPLES]):
+            if label in labels:
+                image = data.test.read(int(result.indices[labels.index(label)]))
+                write_image(samples / f"{name}.png", image)
+
+    def close(self) -> None:
+        """Ends the logs."""
+        if self.logs:
+            self.logs.close()
 
 
 _HEADER = "epoch   train loss   train acc   test loss   test acc   images/s   seconds"
@@ -212,23 +295,63 @@ _ROW = (
     "{epoch:5d}   {train_loss:10.4f}   {train_accuracy:8.2f}%   {test_loss:9.4f}   {test_accuracy:7.2f}%   "
     "{images_per_second:8,.0f}   {seconds:7.1f}"
 )
+_STATUS = "loss {train_loss:.3f}  accuracy {train_accuracy:.1f}%  {images_per_second:,.0f} images/s"
 
 
-def _announce(
-    model: ResNeXt, train_set: Digits, test_set: Digits, console: Console, device: torch.device
-) -> None:
-    conv = model.layer1[0].conv2
-    choice = gconv.explain(conv, torch.empty(1, conv.in_channels, IMAGE_SIZE, IMAGE_SIZE, device=device))
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+def _announce(training: Training, data: Data, console: Console) -> None:
+    """What is about to run, where, on what, and who runs its grouped convolutions."""
+    model, device, world, recipe = training.model, training.world.device, training.world, training.recipe
+    threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
+    processes = f", processes: {world.size}" if world.size > 1 else ""
+    console.print(f"device    {device}{threads}{processes}")
+    console.print(f"backend   {_backend(model, data, training)}")
+    size = " x ".join(map(str, (data.format.channels, data.format.size, data.format.size)))
+    console.print(
+        f"data      {data.name}: {len(data.train):,} images to train on, {len(data.test):,} held out, "
+        f"{len(data.classes)} classes, {size}"
+    )
     parameters = sum(p.numel() for p in model.parameters())
-    console.print(f"device    {device}{threads}")
-    console.print(f"backend   {choice.backend}: {choice.reason}")
-    console.print(f"data      {len(train_set):,} digits to train on, {len(test_set):,} held out")
     name = f"ResNeXt {model.repeats}, {model.cardinality} x {model.base_width}d"
-    console.print(f"network   {name}, {parameters:,} parameters\n")
+    console.print(f"network   {name}, {parameters:,} parameters")
+    console.print(f"batch     {_batch(training)}\n")
+    if training.micro < recipe.micro_batch and recipe.batch_size > training.micro:
+        console.print(
+            f"note: one process would show batch norm {min(recipe.micro_batch, recipe.batch_size)} images at "
+            f"a time; a larger --batch-size, or --micro-batch {training.micro} there, makes it the same\n"
+        )
 
 
-def _progress(console: Console) -> Progress:
+def _backend(model: torch.nn.Module, data: Data, training: Training) -> str:
+    conv, device = model.layer1[0].conv2, training.world.device
+    choice = gconv.explain(
+        conv, torch.empty(1, conv.in_channels, data.format.size, data.format.size, device=device)
+    )
+    return f"{choice.backend}: {choice.reason}"
+
+
+def _batch(training: Training) -> str:
+    batch, passes, world = training.recipe.batch_size, training.passes, training.world
+    norm = "all processes' images" if training.recipe.sync_batch_norm else f"{training.micro} at a time"
+    if passes == 1:
+        return f"{batch} images in one pass"
+    shared = f", {passes // world.size} on each process" if world.size > 1 else ""
+    faster = ""
+    if world.device.type == "cuda" and passes > world.size:
+        faster = f"; fewer are faster, if memory allows: --micro-batch {batch // world.size}"
+    return f"{batch} images in {passes} passes{shared}: batch norm sees {norm}{faster}"
+
+
+@contextmanager
+def _progress(console: Console, given: Progress | None) -> Iterator[Progress]:
+    if given is not None:
+        yield given
+        return
+    with progress_bar(console) as own:
+        yield own
+
+
+def progress_bar(console: Console, **options: Any) -> Progress:
+    """Bars with what is done, how it goes, and the time that is left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -238,30 +361,5 @@ def _progress(console: Console) -> Progress:
         TextColumn("left"),
         console=console,
         transient=True,
+        **options,
     )
-
-
-def _write_summary(path: Path, rows: list[dict[str, float]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows({k: v if k == "epoch" else f"{v:.4f}" for k, v in row.items()} for row in rows)
-
-
-def _draw(folder: Path, rows: list[dict[str, float]], test_set: Digits, result: Evaluation) -> None:
-    """The pictures of the run, and one held-out image of each class to try ``predict`` on."""
-    plots.training_curves(folder / "curves.png", rows, "ResNeXt on 4,000 digits")
-    wrong = ~result.correct
-    title = f"{int(wrong.sum())} of {len(test_set):,} held-out digits were mistaken"
-    plots.mistakes(
-        folder / "mistakes.png",
-        test_set.images[wrong],
-        test_set.labels[wrong],
-        result.probabilities[wrong],
-        title,
-    )
-    samples = folder / "samples"
-    samples.mkdir(exist_ok=True)
-    for label, name in enumerate(CLASSES):
-        first = int((test_set.labels == label).nonzero()[0])
-        write_image(samples / f"digit-{name}.png", test_set.images[first])

@@ -11,7 +11,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 from oracle import CASES, PATHS, Case
 
 from gconv import ops
-from resnext.data import Digits, load_mnist5k
+from resnext.data import Data, load_data
 
 
 def pytest_configure() -> None:
@@ -35,8 +35,13 @@ def _seed() -> None:
 
 
 @pytest.fixture(scope="session")
-def digits() -> tuple[Digits, Digits]:
-    return load_mnist5k()
+def mnist() -> Data:
+    return load_data("mnist5k")
+
+
+@pytest.fixture(scope="session")
+def digits() -> Data:
+    return load_data("digits")
 
 
 @pytest.fixture

@@ -1,0 +1,181 @@
+"""CIFAR-10 and CIFAR-100 as published: the python or the binary version, packed or unpacked.
+
+Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
+https://www.cs.toronto.edu/~kriz/cifar.html says how both versions are laid out.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from resnext.data.images import ImageFormat
+from resnext.data.sets import Data, Images
+from resnext.errors import UserError
+
+SIZE = 32
+PIXELS = 3 * SIZE * SIZE
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Where a published version keeps what."""
+
+    train: tuple[str, ...]
+    test: str
+    names: str
+    parse: Callable[[bytes], tuple[np.ndarray, np.ndarray]]
+    parse_names: Callable[[bytes], list[str]]
+
+
+def load_cifar(name: str, path: Path | None) -> Data:
+    """CIFAR-10 or CIFAR-100.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        path: the archive as it was downloaded (.tar.gz), or a folder that it, or what was in it, lies in.
+
+    Raises:
+        UserError: nothing of the kind is there, or it is cut short or damaged; the path is named.
+    """
+    number = name.removeprefix("cifar")
+    archives = [f"cifar-{number}-{version}.tar.gz" for version in ("python", "binary")]
+    if path is None:
+        raise UserError(
+            f"--data {name}: needs its archive: resnext train --data {name} PATH, where PATH is "
+            f"{' or '.join(archives)} from https://www.cs.toronto.edu/~kriz/cifar.html, or its folder"
+        )
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give the path of {' or '.join(archives)}")
+    packed = path if path.is_file() else next((path / a for a in archives if (path / a).is_file()), None)
+    versions = _VERSIONS[name]
+    wanted = {file for version in versions for file in (*version.train, version.test, version.names)}
+    files = _unpack(packed, wanted) if packed else _gather(path, wanted)
+    for version in versions:
+        missing = [file for file in (*version.train, version.test, version.names) if file not in files]
+        if not missing:
+            return _data(name, version, files, packed or path)
+    raise UserError(f"{packed or path}: not {name}: it has no {missing[0]}; give {' or '.join(archives)}")
+
+
+def _unpack(archive: Path, wanted: set[str]) -> dict[str, bytes]:
+    """The contents of the ``wanted`` files, by their names."""
+    try:
+        with tarfile.open(archive) as tar:
+            members = ((member, PurePosixPath(member.name).name) for member in tar if member.isfile())
+            return {name: tar.extractfile(member).read() for member, name in members if name in wanted}
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{archive}: cut short or damaged ({error}); download it again") from None
+
+
+def _gather(folder: Path, wanted: set[str]) -> dict[str, bytes]:
+    """The same of a folder, or of a folder in it."""
+    found = (path for path in sorted(folder.glob("*")) + sorted(folder.glob("*/*")) if path.is_file())
+    return {path.name: path.read_bytes() for path in found if path.name in wanted}
+
+
+def _data(name: str, version: _Version, files: dict[str, bytes], source: Path) -> Data:
+    def images(file: str) -> Images:
+        try:
+            pixels, labels = version.parse(files[file])
+            if len(pixels) != len(labels) or not len(labels) or pixels.dtype != np.uint8:
+                raise ValueError("as many images as labels expected")
+            return Images(
+                torch.from_numpy(pixels.reshape(-1, 3, SIZE, SIZE).copy()),
+                torch.from_numpy(labels.astype(np.int64)),
+            )
+        except Exception:  # pickle raises whatever the bytes call for
+            raise UserError(f"{source}: {file} is cut short or damaged; download it again") from None
+
+    try:
+        classes = tuple(version.parse_names(files[version.names]))
+    except Exception:
+        raise UserError(f"{source}: {version.names} is damaged; download it again") from None
+    parts = [images(file) for file in version.train]
+    train = Images(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+    test = images(version.test)
+    highest = int(max(train.labels.max(), test.labels.max()))
+    if highest >= len(classes):
+        raise UserError(f"{source}: a label is {highest}, but there are {len(classes)} classes")
+    return Data(name, classes, FORMATS[name], train, test)
+
+
+FORMATS = {
+    "cifar10": ImageFormat(3, SIZE, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+    "cifar100": ImageFormat(3, SIZE, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads arrays, lists and strings, and runs nothing else that a file may ask for."""
+
+    ALLOWED = frozenset(("_reconstruct", "ndarray", "dtype"))
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] != "numpy" or name not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not of a data set")
+        return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)
+
+
+def _load(content: bytes) -> dict[bytes, Any]:
+    return _Unpickler(io.BytesIO(content), encoding="bytes").load()
+
+
+def _python(labels: bytes) -> Callable[[bytes], tuple[np.ndarray, np.ndarray]]:
+    def parse(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+        batch = _load(content)
+        return batch[b"data"], np.array(batch[labels])
+
+    return parse
+
+
+def _python_names(key: bytes) -> Callable[[bytes], list[str]]:
+    return lambda content: [name.decode() for name in _load(content)[key]]
+
+
+def _binary(labels: int) -> Callable[[bytes], tuple[np.ndarray, np.ndarray]]:
+    """Records of ``labels`` bytes, the last of them the label that is meant, and the pixels."""
+
+    def parse(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+        records = np.frombuffer(content, np.uint8).reshape(-1, labels + PIXELS)
+        return records[:, labels:], records[:, labels - 1]
+
+    return parse
+
+
+def _binary_names(content: bytes) -> list[str]:
+    return content.decode().split()
+
+
+_BATCHES = range(1, 6)
+_VERSIONS = {
+    "cifar10": (
+        _Version(
+            tuple(f"data_batch_{i}" for i in _BATCHES),
+            "test_batch",
+            "batches.meta",
+            _python(b"labels"),
+            _python_names(b"label_names"),
+        ),
+        _Version(
+            tuple(f"data_batch_{i}.bin" for i in _BATCHES),
+            "test_batch.bin",
+            "batches.meta.txt",
+            _binary(1),
+            _binary_names,
+        ),
+    ),
+    "cifar100": (
+        _Version(("train",), "test", "meta", _python(b"fine_labels"), _python_names(b"fine_label_names")),
+        _Version(("train.bin",), "test.bin", "fine_label_names.txt", _binary(2), _binary_names),
+    ),
+}

@@ -1,0 +1,125 @@
+"""Image files and pixels: reading, scaling, what a network takes of them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from resnext.errors import UserError
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+# What is cut out of an image's middle to test on, of its shorter side: 224 of 256 pixels.
+CENTRE = 224 / 256
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What a network takes.
+
+    Attributes:
+        channels: 1, grey, or 3, red, green and blue.
+        size: pixels of a side.
+        mean, std: of each channel over the training images, for pixels from 0 to 1.
+        photographs: images of any size, of which the middle is scaled; else they have ``size`` already.
+    """
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    photographs: bool = False
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8, or float from 0 to 1 (N, C, H, W), as the network takes it: float32, mean 0, deviation 1."""
+        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (unit(images) - mean) / std
+
+
+def unit(images: Tensor) -> Tensor:
+    """uint8 images as float32 from 0 to 1; float ones as they are."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
+def open_image(path: Path, channels: int, ground: str = "black") -> Image.Image:
+    """An image file in 8 bits a channel, on the colour ``ground`` where it is transparent.
+
+    Raises:
+        UserError: no such file, or no image that can be read to its end.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as file:
+            warnings.simplefilter("ignore")  # Pillow's, of odd metadata
+            return _convert(file, "L" if channels == 1 else "RGB", ground)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image; give the path of a PNG or JPEG file") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError):
+        raise UserError(f"{path}: not an image that can be read; give a PNG or JPEG file") from None
+
+
+def _convert(file: Image.Image, mode: str, ground: str) -> Image.Image:
+    if file.mode.startswith("I;16"):
+        return Image.fromarray((np.array(file) // 257).astype(np.uint8)).convert(mode)
+    if file.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {file.mode} have no known range")
+    if file.has_transparency_data:
+        image = file.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert(mode)
+    return file.convert(mode)
+
+
+def centre(image: Image.Image, size: int) -> Image.Image:
+    """The middle of ``image``, scaled to ``size`` x ``size``."""
+    side = min(image.size) * CENTRE
+    left, top = ((length - side) / 2 for length in image.size)
+    return cut(image, (left, top, left + side, top + side), size)
+
+
+def cut(image: Image.Image, box: tuple[float, float, float, float], size: int) -> Image.Image:
+    """What is inside ``box`` (left, top, right, bottom), scaled to ``size`` x ``size``, antialiased."""
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(C, H, W), uint8."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def read_image(path: Path, form: ImageFormat, *, resize: bool = False, invert: bool = False) -> Tensor:
+    """An image file as the network takes it but for normalising: (C, H, W), uint8.
+
+    Args:
+        path: any format that Pillow reads.
+        form: what the network takes.
+        resize: scale the image, with black beside what is not square; else it must have that size, unless the
+            network takes photographs.
+        invert: turn light to dark: for dark digits on a light ground, where the network knows light ones on a
+            dark one.
+
+    Raises:
+        UserError: no such file, no image, or the wrong size.
+    """
+    image = open_image(path, form.channels, ground="white" if invert else "black")
+    size = (form.size, form.size)
+    if image.size != size and not resize and not form.photographs:
+        wide, high = image.size
+        raise UserError(
+            f"{path}: {wide} x {high} pixels, but this network takes {form.size} x {form.size}; "
+            "scale the image, or pass --resize"
+        )
+    image = ImageOps.invert(image) if invert else image
+    if form.photographs and not resize:
+        return to_tensor(centre(image, form.size))
+    return to_tensor(ImageOps.pad(image, size, Image.Resampling.LANCZOS) if image.size != size else image)
+
+
+def write_image(path: Path, image: Tensor) -> None:
+    """Writes a uint8 image (1 or 3, H, W) as a PNG."""
+    pixels = image.squeeze(0) if len(image) == 1 else image.permute(1, 2, 0)
+    Image.fromarray(pixels.contiguous().numpy()).save(path)

@@ -1,0 +1,187 @@
+"""Batches, read in workers where images are decoded; the same however many processes share them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from resnext.data.augment import RandomCrop, seed_of
+from resnext.data.sets import ImageFiles, Images
+from resnext.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and what is known of them.
+
+    Attributes:
+        indices: (n,), of the images in their set.
+        images: (n, C, H, W), uint8.
+        labels: (n,), int64.
+        seed: of what is drawn for the batch.
+        unreadable: a line for each image that could not be read.
+    """
+
+    indices: Tensor
+    images: Tensor
+    labels: Tensor
+    seed: int = 0
+    unreadable: tuple[str, ...] = ()
+
+    def pin_memory(self) -> Batch:
+        """In memory that a GPU reads while the CPU goes on."""
+        return Batch(
+            self.indices, self.images.pin_memory(), self.labels.pin_memory(), self.seed, self.unreadable
+        )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A batch to be read: which images, and the seed of what is drawn for it."""
+
+    indices: Sequence[int]
+    seed: int
+
+
+class _Reader(Dataset):
+    """Reads whole batches: what runs in a worker.
+
+    Args:
+        source: the images.
+        random: whether photographs are cut at random, as in training, else in the middle.
+        replace: whether an image that cannot be read makes way for the next one that can.
+    """
+
+    def __init__(self, source: Images | ImageFiles, random: bool, replace: bool) -> None:
+        self.source, self.random, self.replace = source, random, replace
+
+    def __getitem__(self, wanted: _Wanted) -> Batch:
+        if isinstance(self.source, Images):
+            indices = torch.as_tensor(wanted.indices)
+            return Batch(indices, self.source.images[indices], self.source.labels[indices], wanted.seed)
+        read, unreadable = [], []
+        for index in wanted.indices:
+            seed = seed_of(wanted.seed, index)
+            for candidate in self._candidates(index):
+                try:
+                    scale = {"scale": RandomCrop(seed)} if self.random else {}
+                    read.append((candidate, self.source.read(candidate, **scale)))
+                    break
+                except UserError as error:
+                    unreadable.append(str(error))
+        if not read:
+            form = self.source.format
+            none = torch.empty(0, form.channels, form.size, form.size, dtype=torch.uint8)
+            return Batch(
+                torch.empty(0, dtype=torch.int64), none, none.new_empty(0).long(), 0, tuple(unreadable)
+            )
+        indices = torch.tensor([index for index, _ in read])
+        images = torch.stack([image for _, image in read])
+        return Batch(indices, images, self.source.labels[indices], wanted.seed, tuple(unreadable))
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        for step in range(len(self.source) if self.replace else 1):
+            yield (index + step) % len(self.source)
+
+
+def micro_batch(batch_size: int, largest: int, processes: int) -> int:
+    """Images of one pass: as many as ``largest``, or fewer, so that ``processes`` share a batch evenly.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if batch_size % processes:
+        raise UserError(f"--batch-size {batch_size}: {processes} processes cannot share it evenly")
+    share = batch_size // processes
+    return next(n for n in range(min(largest, share), 0, -1) if share % n == 0)
+
+
+class TrainLoader:
+    """The steps of an epoch, each as the passes of one process.
+
+    An epoch's order depends on the seed and the epoch; a pass's draws on those and its place. Which process
+    makes a pass, and where an epoch is taken up again, changes neither.
+
+    Args:
+        source: the images.
+        batch_size: images of a step, of all processes; what is over at an epoch's end is left out.
+        micro: images of a pass.
+        seed: of orders and draws.
+        rank, processes: which of how many this is.
+        workers: processes that read, 0 for none.
+        skip_corrupt: whether an image that cannot be read makes way for another.
+        pin: for a GPU.
+    """
+
+    def __init__(
+        self,
+        source: Images | ImageFiles,
+        batch_size: int,
+        micro: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+        skip_corrupt: bool = False,
+        pin: bool = False,
+    ) -> None:
+        self.size, self.batch_size, self.micro, self.seed = len(source), batch_size, micro, seed
+        self.steps = len(source) // batch_size
+        passes = batch_size // micro
+        self.own = range(rank * passes // processes, (rank + 1) * passes // processes)
+        reader = _Reader(source, random=True, replace=skip_corrupt)
+        self.load = partial(_load, reader, workers=workers, pin=pin)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[list[Batch]]:
+        """The steps of epoch ``number`` from step ``start`` on: the passes that this process makes."""
+        order = np.random.default_rng(seed_of(self.seed, number)).permutation(self.size)
+        wanted = [
+            _Wanted(
+                order[step * self.batch_size + i * self.micro :][: self.micro].tolist(),
+                seed_of(self.seed, number, step, i),
+            )
+            for step in range(start, self.steps)
+            for i in self.own
+        ]
+        batches = iter(self.load(wanted))
+        for _ in range(start, self.steps):
+            yield [next(batches) for _ in self.own]
+
+
+def test_batches(
+    source: Images | ImageFiles,
+    batch_size: int,
+    rank: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """The batches to test on that are this process's, in order; images that cannot be read are missing."""
+    batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
+    wanted = [_Wanted(list(indices), 0) for indices in batches[rank::processes]]
+    yield from _load(_Reader(source, random=False, replace=False), wanted, workers=workers, pin=pin)
+
+
+def _load(reader: _Reader, wanted: list[_Wanted], workers: int, pin: bool) -> DataLoader:
+    return DataLoader(
+        reader,
+        batch_size=None,
+        sampler=wanted,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # else it draws from the generator that a network draws from
+    )
+
+
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C reaches workers too, which are to go on while the process ends its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

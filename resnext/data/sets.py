@@ -1,0 +1,89 @@
+"""Labelled images, in memory or in files, and a whole data set of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from resnext.data.images import ImageFormat, centre, open_image, to_tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in memory (N, C, H, W), uint8, and their labels (N,), int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> Tensor:
+        """(C, H, W), uint8."""
+        return self.images[index]
+
+    def name(self, index: int) -> str:
+        """What to call it where it is written to a file."""
+        return f"{index:05d}"
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Files of images of any size, and their labels (N,), int64."""
+
+    paths: Sequence[Path]
+    labels: Tensor
+    format: ImageFormat
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, scale: Callable[[Image.Image, int], Image.Image] = centre) -> Tensor:
+        """(C, size, size), uint8: the part that ``scale`` takes, the middle by default.
+
+        Raises:
+            UserError: it cannot be read; its path is named.
+        """
+        image = open_image(self.paths[index], self.format.channels)
+        return to_tensor(scale(image, self.format.size))
+
+    def name(self, index: int) -> str:
+        """The file's name without its suffix."""
+        return self.paths[index].stem
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to train on and what to test on.
+
+    Attributes:
+        name: as the command line calls it.
+        classes: a name for each label.
+        format: what a network takes of the images.
+        train, test: no image is in both.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    format: ImageFormat
+    train: Images | ImageFiles
+    test: Images | ImageFiles
+
+    @property
+    def fingerprint(self) -> dict[str, int]:
+        """What must not change between a run and its resumption."""
+        return {
+            "training images": len(self.train),
+            "held-out images": len(self.test),
+            "classes": len(self.classes),
+            "sum of labels times places": _checksum(self.train.labels),
+        }
+
+
+def _checksum(labels: Tensor) -> int:
+    return int((labels * torch.arange(1, len(labels) + 1)).sum())

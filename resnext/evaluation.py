@@ -1,0 +1,135 @@
+"""How a network does on labelled images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnext.data.images import ImageFormat
+from resnext.data.loader import test_batches
+from resnext.data.sets import ImageFiles, Images
+from resnext.errors import UserError
+from resnext.world import World
+
+BATCH_SIZE = 250
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a network did.
+
+    Attributes:
+        indices: (N,), of the images in their set.
+        labels: (N,), what they are.
+        guesses: (N, 5 or as many as there are classes), what the network thought, the surest first.
+        confidence: (N,), the probability of the first guess.
+        losses: (N,), cross-entropies.
+        unreadable: a line for each image that could not be read, and is not counted.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    guesses: Tensor
+    confidence: Tensor
+    losses: Tensor
+    unreadable: tuple[str, ...] = ()
+
+    @property
+    def correct(self) -> Tensor:
+        """(N,), bool."""
+        return self.guesses[:, 0] == self.labels
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return self.losses.double().mean().item()
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1: percent of the images that the network got right."""
+        return 100 * self.correct.double().mean().item()
+
+    @property
+    def top5(self) -> float:
+        """Percent of the images whose class is among the first five guesses."""
+        return 100 * (self.guesses == self.labels[:, None]).any(1).double().mean().item()
+
+    def confusion(self, num_classes: int) -> Tensor:
+        """(num_classes, num_classes), int64: images of the row's class that were taken for the column's."""
+        pairs = self.labels * num_classes + self.guesses[:, 0]
+        return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+    def row(self) -> dict[str, float]:
+        """As a part of ``summary.csv``."""
+        return {"test_loss": self.loss, "test_accuracy": self.accuracy, "test_top5": self.top5}
+
+
+def evaluate(
+    model: nn.Module,
+    source: Images | ImageFiles,
+    form: ImageFormat,
+    world: World,
+    *,
+    workers: int = 0,
+    skip_corrupt: bool = False,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Evaluation:
+    """Runs ``model`` on ``source``, shared among the processes; leaves it in evaluation mode.
+
+    Args:
+        model: takes normalised images of ``form``.
+        source: what to test on.
+        form: as above.
+        world: the processes; all get the same result.
+        workers: processes that decode images.
+        skip_corrupt: leave out what cannot be read.
+        advance: called with the number of images done since its last call.
+
+    Raises:
+        UserError: an image cannot be read; or none can.
+    """
+    model.eval()
+    n, device = len(source), world.device
+    parts, unreadable = [], []
+    with torch.inference_mode():
+        for batch in test_batches(source, BATCH_SIZE, world.rank, world.size, workers, device.type == "cuda"):
+            unreadable += batch.unreadable
+            images = form.normalize(batch.images.to(device, non_blocking=True))
+            logits = model(images.contiguous(memory_format=torch.channels_last)).float()
+            parts.append((batch, *_judge(logits, batch.labels.to(device, non_blocking=True))))
+            advance(len(batch.indices) + len(batch.unreadable))
+        unreadable = [line for lines in world.gather(unreadable) for line in lines]
+        if unreadable and not skip_corrupt:
+            raise UserError(f"{unreadable[0]}, or go on without it: --skip-corrupt")
+        # Each process fills in its own images: the sum is all of them.
+        count = max((p[1].shape[1] for p in parts), default=1)
+        width = max(world.gather(count))
+        table = torch.zeros(n, width + 3, dtype=torch.float64, device=device)
+        for batch, guesses, confidence, losses in parts:
+            columns = (confidence[:, None], losses[:, None], torch.ones_like(losses)[:, None], guesses)
+            table[batch.indices.to(device)] = torch.cat([c.double() for c in columns], 1)
+        table = world.sum(table).cpu()
+    indices = table[:, 2].nonzero().squeeze(1)
+    if not len(indices):
+        raise UserError(f"none of {n} images could be read; the first: {unreadable[0]}")
+    confidence, losses, _, *guesses = table[indices].unbind(1)
+    guesses = torch.stack(guesses, 1).long()
+    return Evaluation(indices, source.labels[indices], guesses, confidence, losses, tuple(unreadable))
+
+
+def _judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first guesses, the probability of the first, and the loss of each image."""
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    best = logits.topk(min(TOP, logits.shape[1]))
+    return best.indices, (best.values[:, 0] - logits.logsumexp(1)).exp(), losses
+
+
+def standard_error(percent: float, images: int) -> float:
+    """Of a percentage of ``images``, as if each were right or wrong by chance alone."""
+    return 100 * math.sqrt(percent / 100 * (1 - percent / 100) / images)

@@ -1,0 +1,120 @@
+"""Trained networks for other programs: torch.export, ONNX, safetensors; each checked before it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import gconv
+from resnext.checkpoint import Checkpoint
+from resnext.errors import UserError
+
+# Of the largest output: other libraries sum in another order.
+TOLERANCE = 1e-4
+BATCHES = (1, 3)
+
+
+def export(saved: Checkpoint, path: Path) -> float:
+    """Writes the network to ``path``, in the format of its suffix: .pt2, .onnx or .safetensors.
+
+    It takes normalised images (N, C, H, W), any number of them; what they are normalised by, the names of the
+    classes and the size stand in the file, as JSON under "resnext".
+
+    Returns:
+        The largest difference between what the file and the network put out for random images, relative to
+        the largest output.
+
+    Raises:
+        UserError: an unknown suffix, a library is missing, or the file would not do what the network does;
+            nothing is written.
+        OSError: the file cannot be written.
+    """
+    if path.suffix not in WRITERS:
+        raise UserError(f"{path}: write to a file that ends in {', '.join(WRITERS)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{path}: not a file in a folder that exists")
+    model = saved.network()
+    about = json.dumps(
+        {"classes": saved.classes, "images": asdict(saved.format), "settings": saved.settings.to_dict()}
+    )
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        # PyTorch's own operators, so that the file loads where gconv is not installed.
+        with gconv.backend("aten"), torch.no_grad():
+            run = WRITERS[path.suffix](model, _images(saved, 2), about, part)
+            difference = max(_difference(model, run, _images(saved, n)) for n in BATCHES)
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{path}: not written: its outputs would differ from the network's by {difference:.1e} of "
+                f"the largest, more than {TOLERANCE:.0e}"
+            )
+        os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    return difference
+
+
+def _images(saved: Checkpoint, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    form = saved.format
+    return torch.randn(count, form.channels, form.size, form.size, generator=generator)
+
+
+def _difference(model: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    expected = model(images)
+    return ((run(images) - expected).abs().max() / expected.abs().max()).item()
+
+
+def _pt2(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(model, (images,), dynamic_shapes=shapes)
+    torch.export.save(program, path, extra_files={"resnext": about})
+    return torch.export.load(path).module()
+
+
+def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"ONNX needs {error.name}: install gconv with its extra 'export'") from None
+    with redirect_stdout(StringIO()):  # it reports its steps
+        program = torch.onnx.export(
+            model,
+            (images,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    written = program.model_proto
+    onnx.helper.set_model_props(written, {"resnext": about})
+    onnx.save(written, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+def _safetensors(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
+    from safetensors.torch import load_file, save_file
+
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path, {"resnext": about})
+    weights = load_file(path)
+    return lambda x: torch.func.functional_call(model, weights, (x,))
+
+
+WRITERS: dict[str, Callable[[nn.Module, Tensor, str, Path], Callable[[Tensor], Tensor]]] = {
+    ".pt2": _pt2,
+    ".onnx": _onnx,
+    ".safetensors": _safetensors,
+}

@@ -1,0 +1,74 @@
+"""What a run writes down as it goes: a row for each step, a row for each epoch, TensorBoard's events."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnext.errors import UserError
+
+STEPS, SUMMARY = "steps.csv", "summary.csv"
+FIELDS = ("step", "epoch", "loss", "learning_rate")
+
+
+class Logs:
+    """The logs in ``folder``; with ``tensorboard`` its event files too.
+
+    Args:
+        folder: of the run.
+        steps: that the run has made; rows beyond them, of a process that died, are dropped.
+        tensorboard: needs the package of that name.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, steps: int = 0, tensorboard: bool = False) -> None:
+        self.folder = folder
+        self.events = _events(folder, steps) if tensorboard else None
+        path = folder / STEPS
+        kept = path.read_text().splitlines()[1 : steps + 1] if steps and path.exists() else []
+        _replace(path, [",".join(FIELDS), *kept])
+
+    def steps(self, rows: Sequence[tuple[int, int, float, float]]) -> None:
+        """Adds rows of ``FIELDS``."""
+        with (self.folder / STEPS).open("a", newline="") as file:
+            csv.writer(file).writerows(rows)
+        if self.events:
+            for step, _, loss, rate in rows:
+                self.events.add_scalar("loss/step", loss, step)
+                self.events.add_scalar("learning_rate", rate, step)
+
+    def summary(self, rows: Sequence[dict[str, Any]], steps: int) -> None:
+        """Writes ``summary.csv`` anew: a row for each epoch; ``steps`` were made by then."""
+        cells = [{k: v if k == "epoch" else f"{v:.4f}" for k, v in row.items()} for row in rows]
+        _replace(
+            self.folder / SUMMARY, [",".join(cells[0]), *(",".join(map(str, c.values())) for c in cells)]
+        )
+        if self.events:
+            for name, value in rows[-1].items():
+                kind, _, what = name.rpartition("_")
+                self.events.add_scalar(f"{what}/{kind}" if kind in ("train", "test") else name, value, steps)
+            self.events.flush()
+
+    def close(self) -> None:
+        """Ends TensorBoard's file."""
+        if self.events:
+            self.events.close()
+
+
+def _events(folder: Path, steps: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard: it is not installed; pip install tensorboard") from None
+    return SummaryWriter(str(folder), purge_step=steps + 1)
+
+
+def _replace(path: Path, lines: Sequence[str]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text("\n".join(lines) + "\n")
+    os.replace(part, path)

@@ -1,0 +1,92 @@
+"""Small data sets on disk, made anew in each test: archives as CIFAR's, folders as ImageNet's."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+COLOURS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (210, 200, 40), (200, 60, 200))
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def cifar_pixels(count: int, classes: int = 10, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(count, 3072) and (count,): noise around a brightness that tells the class."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    noise = generator.normal(0, 20, (count, 3072))
+    return np.clip(noise + 25 + labels[:, None] * 200 / classes, 0, 255).astype(np.uint8), labels
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def cifar10_binary(path: Path, each: int = 40, test: int = 50) -> Path:
+    """cifar-10-binary.tar.gz with five batches of ``each`` images, and ``test`` to test on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for seed, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+            pixels, labels = cifar_pixels(test if name == "test_batch" else each, seed=seed)
+            records = np.concatenate([labels[:, None].astype(np.uint8), pixels], 1)
+            add(tar, f"cifar-10-batches-bin/{name}.bin", records.tobytes())
+        add(tar, "cifar-10-batches-bin/batches.meta.txt", ("\n".join(CIFAR10) + "\n").encode())
+    return path
+
+
+def cifar10_python(path: Path, each: int = 40, test: int = 50) -> Path:
+    """The same as cifar-10-python.tar.gz."""
+    with tarfile.open(path, "w:gz") as tar:
+        for seed, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+            pixels, labels = cifar_pixels(test if name == "test_batch" else each, seed=seed)
+            batch = {b"data": pixels, b"labels": labels.tolist(), b"batch_label": b"a batch"}
+            add(tar, f"cifar-10-batches-py/{name}", pickle.dumps(batch, protocol=2))
+        names = {b"label_names": [name.encode() for name in CIFAR10], b"num_vis": 3072}
+        add(tar, "cifar-10-batches-py/batches.meta", pickle.dumps(names, protocol=2))
+    return path
+
+
+def cifar100(path: Path, binary: bool, count: int = 200) -> Path:
+    """cifar-100-binary.tar.gz or cifar-100-python.tar.gz; a coarse label is a fifth of the fine one."""
+    names = [f"class{i}" for i in range(100)]
+    with tarfile.open(path, "w:gz") as tar:
+        for seed, part in enumerate(("train", "test")):
+            pixels, labels = cifar_pixels(count, 100, seed)
+            if binary:
+                columns = [(labels // 5)[:, None], labels[:, None], pixels]
+                add(
+                    tar, f"cifar-100-binary/{part}.bin", np.concatenate(columns, 1).astype(np.uint8).tobytes()
+                )
+            else:
+                batch = {
+                    b"data": pixels,
+                    b"fine_labels": labels.tolist(),
+                    b"coarse_labels": (labels // 5).tolist(),
+                }
+                add(tar, f"cifar-100-python/{part}", pickle.dumps(batch, protocol=2))
+        if binary:
+            add(tar, "cifar-100-binary/fine_label_names.txt", "\n".join(names).encode())
+        else:
+            meta = {b"fine_label_names": [name.encode() for name in names]}
+            add(tar, "cifar-100-python/meta", pickle.dumps(meta, protocol=2))
+    return path
+
+
+def photographs(folder: Path, classes: int = 3, train: int = 12, test: int = 6) -> Path:
+    """train/CLASS/*.jpg and val/CLASS/*.png of several sizes; a class is a colour."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", train), ("val", test)):
+        for label in range(classes):
+            place = folder / part / f"colour{label}"
+            place.mkdir(parents=True)
+            for i in range(count):
+                wide, high = generator.integers(40, 90, 2)
+                pixels = generator.normal(COLOURS[label], 25, (high, wide, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(place / (f"{i}.jpg" if part == "train" else f"{i}.png"))
+    return folder

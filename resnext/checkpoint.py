@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import zipfile
 from contextlib import suppress
@@ -135,9 +136,8 @@ def _instead(path: Path) -> str:
     if previous != path:
         with suppress(UserError):
             epochs = _read(previous).epochs
-            return (
-                f"the one before it is whole ({epochs:.3g} epochs): mv '{previous}' '{path}' goes back to it"
-            )
+            back = shlex.join(("mv", str(previous), str(path)))
+            return f"the one before it is whole ({epochs:.3g} epochs): `{back}` goes back to it"
     return "train one with `resnext train`, or give the path of another"
 
 

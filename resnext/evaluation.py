@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnext.data.images import ImageFormat
-from resnext.data.loader import test_batches
+from resnext.data.loader import held_out_batches
 from resnext.data.sets import ImageFiles, Images
 from resnext.errors import UserError
 from resnext.world import World
@@ -98,7 +98,9 @@ def evaluate(
     n, device = len(source), world.device
     parts, unreadable = [], []
     with torch.inference_mode():
-        for batch in test_batches(source, BATCH_SIZE, world.rank, world.size, workers, device.type == "cuda"):
+        for batch in held_out_batches(
+            source, BATCH_SIZE, world.rank, world.size, workers, device.type == "cuda"
+        ):
             unreadable += batch.unreadable
             images = form.normalize(batch.images.to(device, non_blocking=True))
             logits = model(images.contiguous(memory_format=torch.channels_last)).float()

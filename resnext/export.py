@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
@@ -48,7 +49,8 @@ def export(saved: Checkpoint, path: Path) -> float:
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         # PyTorch's own operators, so that the file loads where gconv is not installed.
-        with gconv.backend("aten"), torch.no_grad():
+        with gconv.backend("aten"), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the libraries, about each other
             run = WRITERS[path.suffix](model, _images(saved, 2), about, part)
             difference = max(_difference(model, run, _images(saved, n)) for n in BATCHES)
         if not difference <= TOLERANCE:

@@ -361,5 +361,6 @@ def progress_bar(console: Console, **options: Any) -> Progress:
         TextColumn("left"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
         **options,
     )

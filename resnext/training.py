@@ -20,7 +20,7 @@ from resnext.config import PRECISIONS, Options, Recipe, Settings, build
 from resnext.data import Data
 from resnext.data.augment import Augmentation
 from resnext.data.loader import Batch, TrainLoader, micro_batch
-from resnext.errors import UserError
+from resnext.errors import OwnError, UserError
 from resnext.model import ResNeXt
 from resnext.world import World
 
@@ -170,7 +170,7 @@ class Training:
     def _pass(self, batch: Batch, share: float, last: bool) -> Tensor:
         """Adds the gradient of ``share`` of the mean loss; the last pass adds the other processes' too."""
         if batch.unreadable and not self.options.skip_corrupt:
-            raise UserError(f"{batch.unreadable[0]}, or go on without it: --skip-corrupt")
+            raise OwnError(f"{batch.unreadable[0]}, or go on without it: --skip-corrupt")
         self.unreadable.update(batch.unreadable)
         device = self.world.device
         labels = batch.labels.to(device, non_blocking=True)

@@ -66,28 +66,35 @@ class World:
         return outcome[0]
 
 
+def rank() -> int:
+    """The number of this process among those that ``torchrun`` started."""
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank() -> int:
+    """The same among those on this machine, which is also the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
     """The world that this process is in: those that ``torchrun`` started, else itself alone.
 
     Args:
-        device: "cuda" becomes the GPU of this process's number on this machine.
-
-    Raises:
-        UserError: there are more processes than GPUs.
+        device: of this process.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         yield World(device)
         return
-    local = int(os.environ.get("LOCAL_RANK", 0))
     if device.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UserError(f"{local + 1} processes or more, but {torch.cuda.device_count()} GPUs")
-        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(device, dist.get_rank(), size)
+    except RuntimeError as error:
+        if "closed by peer" in str(error) or "reset by peer" in str(error):
+            raise UserError("another process has ended, see above") from None
+        raise
     finally:
         dist.destroy_process_group()

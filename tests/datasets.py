@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import tarfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -40,13 +42,33 @@ def cifar10_binary(path: Path, each: int = 40, test: int = 50) -> Path:
     return path
 
 
+class Python2Pickler(pickle._Pickler):
+    """Writes text and bytes as Python 2 did, which the archives were published with."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, value: str | bytes) -> None:
+        content = value.encode() if isinstance(value, str) else value
+        self.write(b"T" + struct.pack("<i", len(content)) + content)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def python2(value: object) -> bytes:
+    """A pickle of Python 2 and NumPy 1."""
+    file = io.BytesIO()
+    Python2Pickler(file, protocol=2).dump(value)
+    return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
 def cifar10_python(path: Path, each: int = 40, test: int = 50) -> Path:
     """The same as cifar-10-python.tar.gz."""
     with tarfile.open(path, "w:gz") as tar:
         for seed, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
             pixels, labels = cifar_pixels(test if name == "test_batch" else each, seed=seed)
             batch = {b"data": pixels, b"labels": labels.tolist(), b"batch_label": b"a batch"}
-            add(tar, f"cifar-10-batches-py/{name}", pickle.dumps(batch, protocol=2))
+            add(tar, f"cifar-10-batches-py/{name}", python2(batch))
         names = {b"label_names": [name.encode() for name in CIFAR10], b"num_vis": 3072}
         add(tar, "cifar-10-batches-py/batches.meta", pickle.dumps(names, protocol=2))
     return path
@@ -69,7 +91,7 @@ def cifar100(path: Path, binary: bool, count: int = 200) -> Path:
                     b"fine_labels": labels.tolist(),
                     b"coarse_labels": (labels // 5).tolist(),
                 }
-                add(tar, f"cifar-100-python/{part}", pickle.dumps(batch, protocol=2))
+                add(tar, f"cifar-100-python/{part}", python2(batch))
         if binary:
             add(tar, "cifar-100-binary/fine_label_names.txt", "\n".join(names).encode())
         else:

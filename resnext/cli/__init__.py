@@ -11,7 +11,8 @@ import typer
 import gconv
 from resnext.cli import counting, studying, training, using
 from resnext.cli.options import console
-from resnext.errors import UserError
+from resnext.errors import OwnError, UserError
+from resnext.world import rank
 
 app = typer.Typer(
     name="resnext",
@@ -54,11 +55,12 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), told=rank() > 0 and not isinstance(error, OwnError))
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str, told: bool = False) -> NoReturn:
+    if not told:
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

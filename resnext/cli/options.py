@@ -18,6 +18,7 @@ from resnext.checkpoint import Checkpoint
 from resnext.config import Source
 from resnext.data import DATA_SETS, Data, load_data
 from resnext.errors import UserError
+from resnext.world import local_rank
 
 # No markup: a path may hold brackets.
 console = Console(highlight=False, markup=False)
@@ -48,9 +49,11 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A checkpoint, 
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name, "auto" for an accelerator where there is one."""
+    """The device of that name, "auto" for an accelerator where there is one; of GPUs, this process's own."""
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = accelerator.type if accelerator else "cpu"
+    name = f"cuda:{local_rank()}" if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

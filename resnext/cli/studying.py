@@ -26,6 +26,7 @@ from resnext.cli.options import (
     print_table,
 )
 from resnext.cli.training import Precision, default_workers, told_when_interrupted
+from resnext.comparison import verdict
 from resnext.config import Options, Settings
 from resnext.errors import UserError
 from resnext.study import PRESETS, Preset
@@ -103,7 +104,7 @@ def cardinality(
             print_table(
                 tables.of_study(f"{images.name}, {settings.recipe.epochs} epochs, {seeds} seeds", done)
             )
-            console.print(f"\n{studying.verdict(done, len(images.test))}")
+            console.print(f"\n{verdict(done, len(images.test))}")
             console.print(
                 "The paper's errors are top-1 on ImageNet at 50 layers: of other networks on other images, "
                 "shown for their order alone."

@@ -89,7 +89,8 @@ def evaluate(
     doubt = standard_error(result.accuracy, len(result.labels))
     console.print(
         f"top-1 accuracy {result.accuracy:.2f}% (standard error {doubt:.2f}), top-5 {result.top5:.2f}%, "
-        f"cross-entropy {result.loss:.4f}"
+        f"cross-entropy {result.loss:.4f}",
+        soft_wrap=True,
     )
     if result.unreadable:
         console.print(

@@ -17,7 +17,7 @@ from resnext.data.images import ImageFormat, cut, unit
 
 def seed_of(*numbers: int) -> int:
     """A seed that depends on all ``numbers``, and on nothing else."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager
@@ -102,4 +102,5 @@ def _cutmix(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tenso
     """The same of images with a part of another."""
     mix = K.RandomCutMixV2(data_keys=["input", "class"], beta=alpha, use_correct_lambda=True)
     images, pairs = mix(images, labels)
-    return images, pairs[0]
+    own, other, share = pairs[0].unbind(1)  # here kornia gives the share of the image itself
+    return images, torch.stack((own, other, 1 - share), 1)

@@ -6,6 +6,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html says how both versions are laid out.
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickle
 import tarfile
@@ -73,8 +74,8 @@ def _unpack(archive: Path, wanted: set[str]) -> dict[str, bytes]:
         with tarfile.open(archive) as tar:
             members = ((member, PurePosixPath(member.name).name) for member in tar if member.isfile())
             return {name: tar.extractfile(member).read() for member, name in members if name in wanted}
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{archive}: cut short or damaged ({error}); download it again") from None
+    except (tarfile.TarError, EOFError, OSError, zlib.error):
+        raise UserError(f"{archive}: cut short or damaged; download it again") from None
 
 
 def _gather(folder: Path, wanted: set[str]) -> dict[str, bytes]:
@@ -118,12 +119,18 @@ FORMATS = {
 class _Unpickler(pickle.Unpickler):
     """Reads arrays, lists and strings, and runs nothing else that a file may ask for."""
 
-    ALLOWED = frozenset(("_reconstruct", "ndarray", "dtype"))
-
     def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] != "numpy" or name not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is not of a data set")
-        return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)
+        # As Python 2 and NumPy 1 wrote the published files, and as later ones would.
+        allowed = {
+            "numpy.ndarray": np.ndarray,
+            "numpy.dtype": np.dtype,
+            "numpy.core.multiarray._reconstruct": np._core.multiarray._reconstruct,
+            "numpy._core.multiarray._reconstruct": np._core.multiarray._reconstruct,
+            "_codecs.encode": codecs.encode,
+        }
+        if (wanted := f"{module}.{name}") not in allowed:
+            raise pickle.UnpicklingError(f"{wanted} is not of a data set")
+        return allowed[wanted]
 
 
 def _load(content: bytes) -> dict[bytes, Any]:

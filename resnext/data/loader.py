@@ -155,7 +155,7 @@ class TrainLoader:
             yield [next(batches) for _ in self.own]
 
 
-def test_batches(
+def held_out_batches(
     source: Images | ImageFiles,
     batch_size: int,
     rank: int = 0,

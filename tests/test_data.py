@@ -218,7 +218,7 @@ def flat(steps: list) -> list[tuple]:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def held_out_batches_do_not_depend_on_processes_workers_or_where_one_starts(
+def test_batches_do_not_depend_on_processes_workers_or_where_one_starts(
     tmp_path: Path, processes: int
 ) -> None:
     data = load_data("folder", datasets.photographs(tmp_path), 16)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import datasets
@@ -16,8 +17,8 @@ import pytest
 import torch
 
 from resnext import checkpoint
+from resnext.__main__ import main
 
-ROOT = Path(__file__).parent.parent
 # Ten images a step, 20 steps an epoch, on a network with something to write.
 SMALL = (
     *(
@@ -33,46 +34,44 @@ SMALL = (
         "2",
     ),
     *("--repeats", "1,1,0,0", "--stem-width", "24", "--cardinality", "4", "--base-width", "8"),
-    *("--ema", "0.9", "--mixup", "0.2", "--cutmix", "1"),
+    *("--checkpoint-steps", "2", "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1"),
 )
-ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
-    "PATH": os.environ["PATH"],
-    "PYTHONUNBUFFERED": "1",
-    "OMP_NUM_THREADS": "1",
-}
+# Processes that have imported everything already: an import takes longer than what is tested.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["resnext.cli", "kornia.augmentation", "torch._dynamo"])
 
 
-def start(folder: Path, name: str, *more: str) -> subprocess.Popen:
-    """``python -m resnext train`` on the archive in ``folder``."""
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "resnext",
-            "train",
-            *SMALL,
-            str(folder / "cifar.tar.gz"),
-            "--name",
-            name,
-            *more,
-        ],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
+def command_line(folder: Path, log: Path, arguments: tuple[str, ...]) -> None:
+    """``resnext ARGUMENTS`` in ``folder``, in a process of its own; what it prints goes into ``log``."""
+    os.chdir(folder)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    torch.set_num_threads(1)
+    sys.argv = ["resnext", *arguments]
+    main()
 
 
-def wait_for(process: subprocess.Popen, text: str) -> str:
-    """Reads what it prints until ``text`` has come."""
-    read = ""
-    while text not in read:
-        line = process.stdout.readline()
-        assert line, read + process.stderr.read()
-        read += line
-    return read
+def start(folder: Path, name: str, *more: str) -> ForkServerProcess:
+    """``resnext train`` on the archive in ``folder``; killed with SIGKILL it gets no chance to clean up."""
+    arguments = ("train", *SMALL, str(folder / "cifar.tar.gz"), "--name", name, *more)
+    process = SERVER.Process(target=command_line, args=(folder, folder / f"{name}.log", arguments))
+    (folder / f"{name}.log").unlink(missing_ok=True)
+    process.start()
+    return process
+
+
+def wait_for_the_table(process: ForkServerProcess, folder: Path, name: str) -> None:
+    log = folder / f"{name}.log"
+    while not log.exists() or "train loss" not in log.read_text():
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.01)
+
+
+def ended(process: ForkServerProcess, folder: Path, name: str) -> tuple[int, str]:
+    """The exit code, and all that was printed."""
+    process.join(120)
+    return process.exitcode, (folder / f"{name}.log").read_text()
 
 
 def without_times(path: Path) -> list[dict[str, str]]:
@@ -96,9 +95,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("resume")
     datasets.cifar10_binary(folder / "cifar.tar.gz")
-    process = start(folder, "whole")
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    code, printed = ended(start(folder, "whole"), folder, "whole")
+    assert code == 0, printed
     return folder
 
 
@@ -116,39 +114,36 @@ def assert_the_same_run(folder: Path, name: str) -> None:
 
 def test_killed_at_ten_random_moments_it_goes_on_to_the_bit(uninterrupted: Path) -> None:
     folder, moments = uninterrupted / "runs" / "killed", random.Random(0)
-    while_writing, positions = 0, set()
+    part, while_writing, positions = folder / checkpoint.PART, 0, set()
     for kill in range(10):
+        part.unlink(missing_ok=True)  # the one before left it
         process = start(uninterrupted, "killed", "--resume")
-        wait_for(process, "train loss")
-        time.sleep(moments.uniform(0, 0.25))
-        if kill % 2:  # while a checkpoint is being written
-            part = folder / checkpoint.PART
-            while not part.exists() and process.poll() is None:
-                pass
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the training ended before it was killed"
-        process.communicate()
-        while_writing += (folder / checkpoint.PART).exists()
+        wait_for_the_table(process, uninterrupted, "killed")
+        time.sleep(moments.uniform(0, 0.6))
+        while kill % 2 and not part.exists() and process.is_alive():
+            pass  # until a checkpoint is being written
+        process.kill()
+        code, printed = ended(process, uninterrupted, "killed")
+        assert code == -signal.SIGKILL, printed
+        while_writing += part.exists()
         positions.add(checkpoint.load(folder).epochs if (folder / checkpoint.FILE_NAME).exists() else 0)
     assert while_writing >= 3 and len(positions) >= 4, (while_writing, positions)
-    process = start(uninterrupted, "killed", "--resume")
-    _, err = process.communicate()
-    assert process.returncode == 0 and err == "", err
+    code, printed = ended(start(uninterrupted, "killed", "--resume"), uninterrupted, "killed")
+    assert code == 0 and "error" not in printed, printed
     assert_the_same_run(uninterrupted, "killed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_step_and_keeps_it(uninterrupted: Path, number: signal.Signals) -> None:
-    process = start(uninterrupted, number.name)
-    wait_for(process, "train loss")
+    folder, name = uninterrupted, number.name
+    process = start(folder, name)
+    wait_for_the_table(process, folder, name)
     time.sleep(0.3)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and err == "", err
-    assert f"interrupted: runs/{number.name}/checkpoint.pt is whole" in out and "--resume goes on" in out
-    position = checkpoint.load(uninterrupted / "runs" / number.name).epochs
-    assert 0 < position < 3
-    process = start(uninterrupted, number.name, "--resume")
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert_the_same_run(uninterrupted, number.name)
+    os.kill(process.pid, number)
+    code, printed = ended(process, folder, name)
+    assert code == 128 + number, printed
+    assert f"interrupted: runs/{name}/checkpoint.pt is whole" in printed and "--resume goes on" in printed
+    assert 0 < checkpoint.load(folder / "runs" / name).epochs < 3
+    code, printed = ended(start(folder, name, "--resume"), folder, name)
+    assert code == 0, printed
+    assert_the_same_run(folder, name)

@@ -1,4 +1,4 @@
-"""Training: one step against the same by hand, any number of processes, precision, layout, averages, rates."""
+"""Training: a step against the same by hand, any number of processes, precision, layout, averages, rates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def steps(made: Training, count: int = 3) -> list[float]:
 
 
 def test_a_step_is_that_of_the_textbook(digits: Data) -> None:
-    """Four passes of ten images: their mean gradient, one update, running statistics by the mean of the passes."""
+    """Four passes of ten images: the mean of gradients and of running statistics, one update."""
     made = training(digits)
     model = copy.deepcopy(made.model)
     batches = next(made.loader.epoch(0))
@@ -198,7 +198,7 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_the_last_good_network(
 ) -> None:
     settings, data = Settings(Source("digits"), SMALL, SGD), few(digits)
     far = replace(settings, recipe=replace(SGD, learning_rate=1e20))
-    with pytest.raises(UserError, match="training diverged, the loss of step .*; nothing is kept yet"):
+    with pytest.raises(UserError, match=r"training diverged, the loss of step .*; nothing is kept yet"):
         train(far, data, tmp_path / "a", CPU, quiet())
     step, calls = Training.step, []
 
@@ -229,11 +229,11 @@ def test_tensorboard_gets_what_the_tables_have(digits: Data, tmp_path: Path) -> 
     settings = Settings(Source("digits"), SMALL, SGD)
     train(settings, few(digits), tmp_path, CPU, quiet(), options=Options(tensorboard=True))
     events = EventAccumulator(str(tmp_path)).Reload()
-    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "steps.csv").open())]
+    losses = [float(row["loss"]) for row in rows(tmp_path, "steps.csv")]
     assert [e.value for e in events.Scalars("loss/step")] == pytest.approx(losses)
-    summary = list(csv.DictReader((tmp_path / "summary.csv").open()))
     written = [e.value for e in events.Scalars("accuracy/test")]
-    assert written == pytest.approx([float(row["test_accuracy"]) for row in summary], abs=1e-3)
+    tested = [float(row["test_accuracy"]) for row in rows(tmp_path, "summary.csv")]
+    assert written == pytest.approx(tested, abs=1e-3)
 
 
 def test_tensorboard_that_is_missing_is_named(
@@ -266,31 +266,31 @@ def run(folder: Path, name: str, *more: str, processes: int = 1) -> subprocess.C
     )
 
 
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / name).read_text().splitlines()))
+
+
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """torchrun for real: losses step by step, what is tested, and the network; resumed by one process, too."""
+    """torchrun for real: losses step by step, what is tested, and the network."""
     datasets.cifar10_binary(tmp_path / "cifar.tar.gz")
     for name, processes in (("one", 1), ("two", 2)):
         done = run(tmp_path, name, processes=processes)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("batch norm sees 20 at a time") == 1, "each process printed"
-    rows = [list(csv.DictReader((tmp_path / "runs" / name / "steps.csv").open())) for name in ("one", "two")]
-    assert len(rows[0]) == len(rows[1]) == 10
-    for one, two in zip(*rows, strict=True):
-        assert (one["step"], one["epoch"], one["learning_rate"]) == (
-            two["step"],
-            two["epoch"],
-            two["learning_rate"],
-        )
-        assert abs(float(one["loss"]) - float(two["loss"])) < 1e-5
-    summaries = [list(csv.DictReader((tmp_path / "runs" / n / "summary.csv").open())) for n in ("one", "two")]
-    for one, two in zip(*summaries, strict=True):
+    one, two = (tmp_path / "runs" / name for name in ("one", "two"))
+    for ours, theirs in zip(rows(one, "steps.csv"), rows(two, "steps.csv"), strict=True):
+        assert abs(float(ours.pop("loss")) - float(theirs.pop("loss"))) < 1e-5
+        assert ours == theirs
+    for ours, theirs in zip(rows(one, "summary.csv"), rows(two, "summary.csv"), strict=True):
         for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_top5"):
-            assert abs(float(one[key]) - float(two[key])) < 1e-4, key
-    weights = [checkpoint.load(tmp_path / "runs" / name).weights for name in ("one", "two")]
+            assert abs(float(ours[key]) - float(theirs[key])) < 1e-4, key
+    assert len(rows(one, "steps.csv")) == 10 and len(rows(one, "summary.csv")) == 2
+    weights = [checkpoint.load(folder).weights for folder in (one, two)]
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], rtol=1e-5, atol=1e-5, msg=key)
 
 
+@pytest.mark.long
 def test_an_error_of_all_processes_is_printed_once(tmp_path: Path) -> None:
     datasets.cifar10_binary(tmp_path / "cifar.tar.gz")
     done = run(tmp_path, "x", "--batch-size", "41", processes=2)

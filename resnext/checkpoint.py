@@ -89,10 +89,20 @@ def save(
             _keep(path)
         part.replace(path)
         _sync(path.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from None
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """What the system said: torch.save goes on writing after a failure, and raises about that."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def _keep(path: Path) -> None:

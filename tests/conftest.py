@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +12,16 @@ import torch
 # Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
+from commands import Run
 from oracle import CASES, PATHS, Case
+from rich.console import Console
 
 from gconv import ops
-from resnext.data import Data, load_data
+from resnext.__main__ import main
+from resnext.config import Network, Recipe, Settings
+from resnext.data import Data, Images, load_data
+from resnext.train import train
+from resnext.world import World
 
 
 def pytest_configure() -> None:
@@ -42,6 +52,50 @@ def mnist() -> Data:
 @pytest.fixture(scope="session")
 def digits() -> Data:
     return load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def few(mnist: Data) -> Data:
+    """300 digits of MNIST, and 100 held out."""
+    parts = ((mnist.train, 300), (mnist.test, 100))
+    train, test = (Images(part.images[:n], part.labels[:n]) for part, n in parts)
+    return replace(mnist, train=train, test=test)
+
+
+@pytest.fixture
+def run(
+    few: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """The command line in an empty folder, where mnist5k is ``few``: (exit code, stdout, stderr)."""
+    monkeypatch.setattr("resnext.data.load_mnist5k", lambda: few)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["resnext", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def _trained_once(few: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "demo"
+    settings = Settings(network=Network((1, 1, 0, 0), 2, 2), recipe=Recipe(batch_size=20).lasting(2))
+    train(settings, few, folder, World(torch.device("cpu")), Console(quiet=True))
+    return folder
+
+
+@pytest.fixture
+def trained(run: Run, _trained_once: Path, tmp_path: Path) -> Path:
+    """``runs/demo``, a small network trained for two epochs on ``few``, in the folder of ``run``."""
+    return shutil.copytree(_trained_once, tmp_path / "runs" / "demo")
 
 
 @pytest.fixture

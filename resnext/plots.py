@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,18 +112,17 @@ def cardinality(path: Path, compared: Sequence[Compared], data: str) -> None:
         color="C0",
     )
     left.set(title=f"here: {data}, mean and deviation of the seeds", ylabel="error, %")
-    papers = [complexity.PAPER_ERRORS.get(pair.cardinality, (math.nan, math.nan)) for pair in compared]
+    left.set_xticks(places, [f"{pair.cardinality} x {pair.width}d" for pair in compared])
+    published = complexity.EQUAL_COMPLEXITY
     for i, layers in enumerate((50, 101)):
-        right.plot(
-            places, [paper[i] for paper in papers], marker="s", color=f"C{i + 1}", label=f"{layers} layers"
-        )
+        errors = [complexity.PAPER_ERRORS[c][i] for c in published]
+        right.plot(range(len(errors)), errors, marker="s", color=f"C{i + 1}", label=f"{layers} layers")
+    right.set_xticks(range(len(published)), [f"{c} x {d}d" for c, d in published.items()])
     right.set(title="the paper: ImageNet", ylabel="top-1 error, %")
     right.legend(frameon=False)
     for axes in (left, right):
-        axes.set_xticks(places, [f"{pair.cardinality} x {pair.width}d" for pair in compared])
         axes.set_xlabel("cardinality x width")
         axes.grid(alpha=0.3)
-    right.set_xticks(places, [f"{c} x {d}d" for c, d in complexity.EQUAL_COMPLEXITY.items()])
     _write(figure, path)
 
 

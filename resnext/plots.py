@@ -17,6 +17,7 @@ from resnext.comparison import Compared
 from resnext.data import Data
 from resnext.evaluation import Evaluation
 
+ACROSS, DOWN = 1.2, 1.6  # from one mistaken image to the next, in sides of an image
 MOST_NAMES = 30  # classes whose names fit beside a confusion matrix
 
 
@@ -53,16 +54,17 @@ def mistakes(path: Path, result: Evaluation, data: Data) -> None:
     if len(wrong) > most:
         title += f"; the {most} that it was surest of"
     rows = max(1, -(-len(order) // columns))
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * 1.25, rows * 1.7 + 0.6), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, i in zip(axes.flat, order.tolist(), strict=False):
+    # One axes for all: one for each image would take seconds to lay out.
+    figure, axes = plt.subplots(figsize=(columns * 1.25, rows * 1.7 + 0.6), layout="constrained")
+    for place, i in enumerate(order.tolist()):
+        x, y = place % columns * ACROSS, place // columns * DOWN
         image = data.test.read(int(result.indices[i])).permute(1, 2, 0).numpy()
-        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(x, x + 1, y + 1, y))
         label, guess = (_short(data.classes[n]) for n in (int(result.labels[i]), int(result.guesses[i, 0])))
-        axis.set_title(f"{label}\nsaid {guess}, {result.confidence[i]:.0%} sure", fontsize=7)
+        text = f"{label}\nsaid {guess}, {result.confidence[i]:.0%} sure"
+        axes.text(x + 0.5, y - 0.05, text, ha="center", va="bottom", fontsize=7)
+    axes.set(xlim=(1 - ACROSS, columns * ACROSS), ylim=(rows * DOWN, 1 - DOWN), aspect="equal")
+    axes.axis("off")
     figure.suptitle(title)
     _write(figure, path)
 

@@ -256,7 +256,6 @@ def train(
             checkpoint_steps=steps,
             tensorboard=tensorboard,
         )
-        torch.backends.cudnn.benchmark = True
         shown = console if world.first else Console(quiet=True)
         start = time.perf_counter()
         result = run_training(settings, images, folder, world, shown, options=options, resumed=saved)

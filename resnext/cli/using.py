@@ -250,7 +250,7 @@ def export(
 
     The files take normalised images (N, C, H, W), as many as one likes; what to normalise by and the names of
     the classes are printed, and stand in the file under "resnext". ONNX needs the extra 'export'. A
-    .safetensors holds the weights alone, as `weights=` of the networks takes them.
+    .safetensors holds the weights alone, for load_state_dict, or `weights=` of a named network.
     """
     saved = checkpoint.load(run)
     folder = run if run.is_dir() else run.parent

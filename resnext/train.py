@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import gconv
-from gconv.timing import cudnn_searching
 from resnext import checkpoint, plots
 from resnext.checkpoint import Checkpoint
 from resnext.config import DEFAULT_OPTIONS, Options, Settings
@@ -67,7 +66,7 @@ def train(
         UserError: the loss is no longer a number; an image cannot be read; a file cannot be written.
         Interrupted: by Ctrl-C or SIGTERM; the step was ended, and a checkpoint written.
     """
-    with Interruption() as interruption, cudnn_searching(), _progress(console, progress) as bars:
+    with Interruption() as interruption, _progress(console, progress) as bars:
         run = _Run(settings, data, folder, world, console, options, interruption, bars)
         if resumed:
             run.resume(resumed)

@@ -41,7 +41,7 @@ def test_a_fused_resnext_trains_as_the_unfused_one(
     fused, plain = networks()
     fused, plain = fused.to(dtype), plain.double()
     optimizers = [torch.optim.SGD(net.parameters(), 0.02, momentum=0.9) for net in (fused, plain)]
-    for _ in range(3):
+    for _ in range(2):
         x, labels = torch.randn(4, 3, 8, 8, dtype=dtype), torch.randint(5, (4,))
         found = []
         for net, optimizer, image in ((fused, optimizers[0], x), (plain, optimizers[1], x.double())):
@@ -55,7 +55,7 @@ def test_a_fused_resnext_trains_as_the_unfused_one(
         assert_alike(*found, part)
         for optimizer in optimizers:
             optimizer.step()
-    assert len(fused_calls) == 9
+    assert len(fused_calls) == 6
     for net in (fused, plain):
         net.eval()
     with torch.no_grad():

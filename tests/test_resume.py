@@ -133,7 +133,9 @@ def test_killed_at_ten_random_moments_it_goes_on_to_the_bit(uninterrupted: Path)
     assert_the_same_run(uninterrupted, "killed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)], ids=str
+)
 def test_a_signal_ends_the_step_and_keeps_it(uninterrupted: Path, number: signal.Signals) -> None:
     folder, name = uninterrupted, number.name
     process = start(folder, name)

@@ -62,10 +62,14 @@ NETWORKS = {
 }
 SLOW = {
     "bat_resnext26ts",
+    "cspresnext50",
+    "dla60_res2next",
     "dm_nfnet_f0",
     "eca_halonext26ts",
     "efficientvit_l1",
     "haloregnetz_b",
+    "nextvit_small",
+    "regnetv_040",
     "repvgg_b1g4",
     "skresnext50_32x4d",
 }

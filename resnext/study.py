@@ -53,7 +53,7 @@ PRESETS = {
         Settings(
             Source("digits"),
             Network((1, 1, 0, 0), stem_width=32),
-            Recipe(epochs=40, batch_size=64, micro_batch=64, learning_rate=3e-3, warmup_epochs=2.0),
+            Recipe(epochs=30, batch_size=64, micro_batch=64, learning_rate=3e-3, warmup_epochs=2.0),
         ),
         # Half of the paper's widths in blocks of half the channels: the same ratios, a quarter of the FLOPs.
         tuple((c, d // 2) for c, d in complexity.EQUAL_COMPLEXITY.items()),

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,22 +301,23 @@ _STATUS = "loss {train_loss:.3f}  accuracy {train_accuracy:.1f}%  {images_per_se
 
 def _announce(training: Training, data: Data, console: Console) -> None:
     """What is about to run, where, on what, and who runs its grouped convolutions."""
+    say = partial(console.print, soft_wrap=True)
     model, device, world, recipe = training.model, training.world.device, training.world, training.recipe
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     processes = f", processes: {world.size}" if world.size > 1 else ""
-    console.print(f"device    {device}{threads}{processes}")
-    console.print(f"backend   {_backend(model, data, training)}")
+    say(f"device    {device}{threads}{processes}")
+    say(f"backend   {_backend(model, data, training)}")
     size = " x ".join(map(str, (data.format.channels, data.format.size, data.format.size)))
-    console.print(
+    say(
         f"data      {data.name}: {len(data.train):,} images to train on, {len(data.test):,} held out, "
         f"{len(data.classes)} classes, {size}"
     )
     parameters = sum(p.numel() for p in model.parameters())
     name = f"ResNeXt {model.repeats}, {model.cardinality} x {model.base_width}d"
-    console.print(f"network   {name}, {parameters:,} parameters")
-    console.print(f"batch     {_batch(training)}\n")
+    say(f"network   {name}, {parameters:,} parameters")
+    say(f"batch     {_batch(training)}\n")
     if training.micro < recipe.micro_batch and recipe.batch_size > training.micro:
-        console.print(
+        say(
             f"note: one process would show batch norm {min(recipe.micro_batch, recipe.batch_size)} images at "
             f"a time; a larger --batch-size, or --micro-batch {training.micro} there, makes it the same\n"
         )

@@ -13,7 +13,7 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 	$(BIN)/python -m resnext train --overwrite
 	$(BIN)/python -m resnext evaluate
 	$(BIN)/python -m resnext predict runs/demo/samples/*.png
-	@echo "look at runs/demo/curves.png and mistakes.png; go on with: . .venv/bin/activate; resnext --help"
+	@echo "look at runs/demo/curves.png, confusion.png and mistakes.png; go on with: . .venv/bin/activate; resnext --help"
 
 examples: .venv/dev.installed  ## run examples/: a timm network in three lines, a RegNet, a ConvNeXt (1 minute)
 	for script in examples/*.py; do echo "== $$script"; $(BIN)/python tests/zoo.py $$script || exit 1; done
@@ -21,7 +21,7 @@ examples: .venv/dev.installed  ## run examples/: a timm network in three lines, 
 test: .venv/dev.installed  ## run the tests (5 minutes)
 	$(BIN)/python -m pytest -q --numprocesses auto --benchmark-disable
 
-long: .venv/dev.installed  ## convert every network of timm, try geometries by the hundred (5 minutes)
+long: .venv/dev.installed  ## kernels in every type, every network of timm, geometries by the hundred (10 minutes)
 	$(BIN)/python -m pytest -q -m long --numprocesses auto
 
 matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (12 minutes)

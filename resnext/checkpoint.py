@@ -36,7 +36,7 @@ class Checkpoint:
         format: what it takes.
         weights: its state dict; the moving average's, where there is one.
         epochs: that it was trained for; a fraction inside an epoch.
-        training: what :class:`resnext.train.Training` goes on from.
+        training: what :class:`resnext.training.Training` goes on from.
     """
 
     path: Path

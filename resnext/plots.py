@@ -55,7 +55,7 @@ def mistakes(path: Path, result: Evaluation, data: Data) -> None:
         title += f"; the {most} that it was surest of"
     rows = max(1, -(-len(order) // columns))
     # One axes for all: one for each image would take seconds to lay out.
-    figure, axes = plt.subplots(figsize=(columns * 1.25, rows * 1.7 + 0.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(columns * 1.25, rows * 1.65 + 0.5), layout="constrained")
     for place, i in enumerate(order.tolist()):
         x, y = place % columns * ACROSS, place // columns * DOWN
         image = data.test.read(int(result.indices[i])).permute(1, 2, 0).numpy()
@@ -63,7 +63,7 @@ def mistakes(path: Path, result: Evaluation, data: Data) -> None:
         label, guess = (_short(data.classes[n]) for n in (int(result.labels[i]), int(result.guesses[i, 0])))
         text = f"{label}\nsaid {guess}, {result.confidence[i]:.0%} sure"
         axes.text(x + 0.5, y - 0.05, text, ha="center", va="bottom", fontsize=7)
-    axes.set(xlim=(1 - ACROSS, columns * ACROSS), ylim=(rows * DOWN, 1 - DOWN), aspect="equal")
+    axes.set(xlim=(1 - ACROSS, columns * ACROSS), ylim=(rows * DOWN - 0.5, 1 - DOWN), aspect="equal")
     axes.axis("off")
     figure.suptitle(title)
     _write(figure, path)

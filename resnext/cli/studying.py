@@ -80,11 +80,12 @@ def cardinality(
         images = data_of(settings.source)
         options = Options(default_workers(images, world) if workers is None else workers, compile=compile)
         shown = console if world.first else Console(quiet=True)
-        shown.print(f"{preset.value}: {PRESETS[preset].about}")
+        shown.print(f"{preset.value}: {PRESETS[preset].about}", soft_wrap=True)
         shown.print(
             f"{len(compared.pairs)} networks x {seeds} seeds, {settings.recipe.epochs} epochs each, on "
             f"{len(images.train):,} images of {images.name}; {len(images.test):,} held out. "
-            f"Kept in {folder}\n"
+            f"Kept in {folder}\n",
+            soft_wrap=True,
         )
         with progress_bar(shown) as progress:
             done = studying.study(

@@ -12,6 +12,7 @@ from commands import SMALL, Run, cells, one_line, rows
 from PIL import Image
 
 from resnext import checkpoint
+from resnext.cli.settings import default_of
 from resnext.config import Network
 
 
@@ -222,6 +223,12 @@ def test_help_names_every_command(run: Run) -> None:
         assert command in out
         code, text, _ = run(command, "--help")
         assert code == 0 and "Usage" in text
+
+
+def test_help_tells_the_defaults_of_each_data_set() -> None:
+    assert default_of("recipe", "epochs") == "[12: mnist5k; 30: digits; 300: cifar10, cifar100; 90: folder]"
+    assert default_of("network", "repeats").endswith("3,3,3,0: cifar10, cifar100; 3,4,6,3: folder]")
+    assert default_of("recipe", "micro_batch") == "[32]"
 
 
 def test_the_named_networks_are_those_of_the_package() -> None:

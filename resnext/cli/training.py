@@ -7,17 +7,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
 from resnext import checkpoint
-from resnext.checkpoint import Checkpoint
 from resnext.cli.options import (
     DEMO,
     RUNS,
@@ -32,18 +29,8 @@ from resnext.cli.options import (
     data_of,
     device_of,
 )
-from resnext.config import (
-    OPTIMIZERS,
-    PRECISIONS,
-    SCHEDULES,
-    Network,
-    Options,
-    Recipe,
-    Settings,
-    build,
-    defaults,
-    difference,
-)
+from resnext.cli.settings import check, choices_of, default_of, settings_of
+from resnext.config import OPTIMIZERS, PRECISIONS, SCHEDULES, Options
 from resnext.data import Data, ImageFiles
 from resnext.errors import UserError
 from resnext.interruption import Interrupted
@@ -58,7 +45,6 @@ Variant = StrEnum("Variant", list(VARIANTS))
 
 RUN, DATA, NETWORK, RECIPE, SCALE = "The run", "Data", "Network", "Recipe", "Scale and speed"
 MOST_WORKERS = 8
-T = TypeVar("T")
 
 
 def train(
@@ -72,7 +58,7 @@ def train(
         typer.Option(
             help="What to train on. **mnist5k**, **digits**: 5,000 and 1,797 digits that come along. "
             "**cifar10**, **cifar100**: PATH is the published archive, python or binary, or its folder. "
-            "**folder**: PATH has train/CLASS/*.jpg and val/CLASS/*.jpg.",
+            "**folder**: PATH has `train/CLASS/*.jpg` and `val/CLASS/*.jpg`.",
             rich_help_panel=DATA,
         ),
     ] = DataName.mnist5k,
@@ -114,50 +100,98 @@ def train(
     ] = None,
     repeats: Annotated[
         str | None,
-        typer.Option(help="Blocks of each of the four stages, such as 3,4,6,3.", rich_help_panel=NETWORK),
+        typer.Option(
+            help="Blocks of each of the four stages. " + default_of("network", "repeats"),
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     cardinality: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Groups of each 3x3.", rich_help_panel=NETWORK)
+        int | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            help="Groups of each 3x3. " + default_of("network", "cardinality"),
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     base_width: Annotated[
         int | None,
         typer.Option(
-            min=1, max=4096, help="Channels of a group in the first stage.", rich_help_panel=NETWORK
+            min=1,
+            max=4096,
+            help="Channels of a group in the first stage. " + default_of("network", "base_width"),
+            rich_help_panel=NETWORK,
         ),
     ] = None,
     stem_width: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Channels of the stem.", rich_help_panel=NETWORK)
+        int | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            help="Channels of the stem. " + default_of("network", "stem_width"),
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     fused: Annotated[
         bool | None,
         typer.Option(
             "--fused",
-            help="Batch norms inside the 3x3's kernels: the same network, faster on a GPU.",
+            help="Batch norms inside the 3x3's kernels: the same network, fewer passes over memory.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the training images.", rich_help_panel=RECIPE)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Passes over the training images. " + default_of("recipe", "epochs"),
+            rich_help_panel=RECIPE,
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=2, help="Images in one update, of all processes together.", rich_help_panel=RECIPE),
+        typer.Option(
+            min=2,
+            help="Images in one update, of all processes together. " + default_of("recipe", "batch_size"),
+            rich_help_panel=RECIPE,
+        ),
     ] = None,
     optimizer: Annotated[
-        Optimizer | None, typer.Option(help="sgd is Nesterov's, momentum 0.9.", rich_help_panel=RECIPE)
+        Optimizer | None,
+        typer.Option(
+            help="sgd is Nesterov's, momentum 0.9. " + default_of("recipe", "optimizer"),
+            rich_help_panel=RECIPE,
+        ),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="The highest rate.", rich_help_panel=RECIPE)
+        float | None,
+        typer.Option(
+            min=0, help="The highest rate. " + default_of("recipe", "learning_rate"), rich_help_panel=RECIPE
+        ),
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(min=0, rich_help_panel=RECIPE)] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of all weights. " + default_of("recipe", "weight_decay"),
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
     schedule: Annotated[
         Schedule | None,
         typer.Option(
-            help="How the rate falls: cosine, or step, a tenth at each step.", rich_help_panel=RECIPE
+            help="How the rate falls: cosine, or step, a tenth at each step. "
+            + default_of("recipe", "schedule"),
+            rich_help_panel=RECIPE,
         ),
     ] = None,
     warmup_epochs: Annotated[
-        float | None, typer.Option(min=0, help="Over which the rate rises.", rich_help_panel=RECIPE)
+        float | None,
+        typer.Option(
+            min=0,
+            help="Over which the rate rises. " + default_of("recipe", "warmup_epochs"),
+            rich_help_panel=RECIPE,
+        ),
     ] = None,
     label_smoothing: Annotated[
         float | None,
@@ -195,7 +229,7 @@ def train(
         typer.Option(
             min=1,
             help="Images of one forward pass, which batch norm sees. A batch of more is several passes, "
-            "gradients added, or several processes'.",
+            "gradients added, or several processes'. " + default_of("recipe", "micro_batch"),
             rich_help_panel=SCALE,
         ),
     ] = None,
@@ -232,15 +266,15 @@ def train(
     and SIGTERM end the step, save and stop; `--resume` goes on from there, or after a crash from the last
     checkpoint, as if nothing had been.
     """
-    choices = _choices(context)
+    choices = choices_of(context)
     where = device_of(device)
     with backend_of(backend, where), join(where) as world, told_when_interrupted(world):
         folder = _folder(out, name)
         if not resume:
-            check(_settings(choices))  # before anything is removed
+            check(settings_of(choices))  # before anything is removed
         goes_on = world.first_does(lambda: _prepare(folder, resume, overwrite))
         saved = checkpoint.load(folder) if goes_on else None
-        settings = _settings(choices, saved)
+        settings = settings_of(choices, saved)
         check(settings)
         images = data_of(settings.source)
         steps = (
@@ -277,68 +311,6 @@ def told_when_interrupted(world: World) -> Iterator[None]:
         if world.first:
             console.print(f"interrupted: {interrupted}", soft_wrap=True)
         raise typer.Exit(128 + interrupted.number) from None
-
-
-def _choices(context: typer.Context) -> dict[str, Any]:
-    """What was said on the command line, as plain values; defaults are not in it."""
-    said = {
-        key: value
-        for key, value in context.params.items()
-        if context.get_parameter_source(key).name == "COMMANDLINE"
-    }
-    return {key: value.value if isinstance(value, StrEnum) else value for key, value in said.items()}
-
-
-def _settings(choices: dict[str, Any], saved: Checkpoint | None = None) -> Settings:
-    """Those of the run that is resumed, else the data set's, with what was said in their place.
-
-    Raises:
-        UserError: a resumed run was made with others.
-    """
-    base = saved.settings if saved else defaults(choices.get("data", Settings().source.name))
-    network = Network.of_variant(choices["network"]) if "network" in choices else base.network
-    if "repeats" in choices:
-        network = replace(network, repeats=_numbers(choices["repeats"]))
-    recipe = base.recipe.lasting(choices["epochs"]) if "epochs" in choices and not saved else base.recipe
-    settings = Settings(
-        _replaced(
-            base.source,
-            name=choices.get("data"),
-            path=_absolute(choices.get("path")),
-            **_of(choices, "image_size"),
-        ),
-        _replaced(network, **_of(choices, "cardinality", "base_width", "stem_width", "fused")),
-        _replaced(recipe, **_of(choices, *(f.name for f in fields(Recipe)))),
-    )
-    if saved and (differs := difference(saved.settings, settings)):
-        raise UserError(f"{saved.path}: a resumed run keeps its settings: {differs}; choose another --name")
-    return settings
-
-
-def _of(choices: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: choices.get(name) for name in names}
-
-
-def _replaced(base: T, **changes: Any) -> T:
-    """``base`` with those ``changes`` that are not None."""
-    return replace(base, **{name: value for name, value in changes.items() if value is not None})
-
-
-def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(path.expanduser().absolute())
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError:
-        raise UserError(f"--repeats {text}: not whole numbers with commas between, such as 1,1,1,1") from None
-
-
-def check(settings: Settings) -> None:
-    """Builds the network without memory, so that one that cannot be is refused before all else."""
-    with torch.device("meta"):
-        build(settings.network, num_classes=10, in_channels=3)
 
 
 def default_workers(data: Data, world: World) -> int:

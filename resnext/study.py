@@ -59,7 +59,7 @@ PRESETS = {
         tuple((c, d // 2) for c, d in complexity.EQUAL_COMPLEXITY.items()),
     ),
     "cifar": Preset(
-        "ResNeXt-29 on CIFAR-10 or CIFAR-100, 300 epochs by the paper's recipe: days on one GPU",
+        "ResNeXt-29 on CIFAR-10 or CIFAR-100, 300 epochs each by the paper's recipe: for a GPU",
         defaults("cifar10"),
         tuple(complexity.EQUAL_COMPLEXITY.items()),
     ),

@@ -16,7 +16,6 @@ from resnext.cli.options import (
     RUNS,
     Backend,
     BackendOption,
-    DataName,
     DeviceOption,
     WorkersOption,
     backend_of,
@@ -34,7 +33,7 @@ from resnext.train import progress_bar
 from resnext.world import join
 
 PresetName = StrEnum("PresetName", list(PRESETS))
-CIFAR = ("cifar10", "cifar100")
+Cifar = StrEnum("Cifar", ["cifar10", "cifar100"])
 
 
 def cardinality(
@@ -45,7 +44,7 @@ def cardinality(
         PresetName,
         typer.Option(help="; ".join(f"**{name}**: {p.about}" for name, p in PRESETS.items()) + "."),
     ] = PresetName.small,
-    data: Annotated[DataName | None, typer.Option(help="cifar10 or cifar100, of the preset cifar.")] = None,
+    data: Annotated[Cifar | None, typer.Option(help="Of the preset cifar.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Trainings of each pair.")] = 3,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Of each training, instead of the preset's.")
@@ -115,7 +114,7 @@ def cardinality(
 
 def _settings(
     preset: Preset,
-    data: DataName | None,
+    data: Cifar | None,
     path: Path | None,
     epochs: int | None,
     micro_batch: int | None,
@@ -123,7 +122,7 @@ def _settings(
 ) -> Settings:
     """The preset's, with what was said in their place."""
     source = preset.settings.source
-    if data and (source.name not in CIFAR or data.value not in CIFAR):
+    if data and source.name not in list(Cifar):
         raise UserError(
             f"--data {data.value}: the preset of {source.name} has no other; --preset cifar has two"
         )

@@ -104,22 +104,24 @@ def evaluate(
             unreadable += batch.unreadable
             images = form.normalize(batch.images.to(device, non_blocking=True))
             logits = model(images.contiguous(memory_format=torch.channels_last)).float()
-            parts.append((batch, *_judge(logits, batch.labels.to(device, non_blocking=True))))
+            # Copied: a worker's tensors hold shared memory and a file descriptor.
+            parts.append((batch.indices.clone(), *_judge(logits, batch.labels.to(device, non_blocking=True))))
             advance(len(batch.indices) + len(batch.unreadable))
         unreadable = [line for lines in world.gather(unreadable) for line in lines]
         if unreadable and not skip_corrupt:
-            raise UserError(f"{unreadable[0]}, or go on without it: --skip-corrupt")
+            raise world.agreed(UserError(f"{unreadable[0]}, or go on without it: --skip-corrupt"))
         # Each process fills in its own images: the sum is all of them.
         count = max((p[1].shape[1] for p in parts), default=1)
         width = max(world.gather(count))
-        table = torch.zeros(n, width + 3, dtype=torch.float64, device=device)
-        for batch, guesses, confidence, losses in parts:
+        # In float32, which every device has and which holds guesses exactly.
+        table = torch.zeros(n, width + 3, device=device)
+        for places, guesses, confidence, losses in parts:
             columns = (confidence[:, None], losses[:, None], torch.ones_like(losses)[:, None], guesses)
-            table[batch.indices.to(device)] = torch.cat([c.double() for c in columns], 1)
+            table[places.to(device)] = torch.cat([c.float() for c in columns], 1)
         table = world.sum(table).cpu()
     indices = table[:, 2].nonzero().squeeze(1)
     if not len(indices):
-        raise UserError(f"none of {n} images could be read; the first: {unreadable[0]}")
+        raise world.agreed(UserError(f"none of {n} images could be read; the first: {unreadable[0]}"))
     confidence, losses, _, *guesses = table[indices].unbind(1)
     guesses = torch.stack(guesses, 1).long()
     return Evaluation(indices, source.labels[indices], guesses, confidence, losses, tuple(unreadable))

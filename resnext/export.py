@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import torch
@@ -52,7 +52,8 @@ def export(saved: Checkpoint, path: Path) -> float:
         with gconv.backend("aten"), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the libraries, about each other
             run = WRITERS[path.suffix](model, _images(saved, 2), about, part)
-            difference = max(_difference(model, run, _images(saved, n)) for n in BATCHES)
+            differences = torch.tensor([_difference(model, run, _images(saved, n)) for n in BATCHES])
+        difference = differences.max().item()  # nan where one is
         if not difference <= TOLERANCE:
             raise UserError(
                 f"{path}: not written: its outputs would differ from the network's by {difference:.1e} of "
@@ -79,7 +80,9 @@ def _difference(model: nn.Module, run: Callable[[Tensor], Tensor], images: Tenso
 def _pt2(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
     shapes = ({0: torch.export.Dim.DYNAMIC},)
     program = torch.export.export(model, (images,), dynamic_shapes=shapes)
-    torch.export.save(program, path, extra_files={"resnext": about})
+    written = BytesIO()  # PyTorch's own writing to a file hides why it failed
+    torch.export.save(program, written, extra_files={"resnext": about})
+    path.write_bytes(written.getbuffer())
     return torch.export.load(path).module()
 
 
@@ -108,9 +111,9 @@ def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[
 
 
 def _safetensors(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path, {"resnext": about})
+    path.write_bytes(save({k: v.contiguous() for k, v in model.state_dict().items()}, {"resnext": about}))
     weights = load_file(path)
     return lambda x: torch.func.functional_call(model, weights, (x,))
 

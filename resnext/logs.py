@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ class Logs:
     Args:
         folder: of the run.
         steps: that the run has made; rows beyond them, of a process that died, are dropped.
-        tensorboard: needs the package of that name.
-
-    Raises:
-        UserError: TensorBoard is not installed.
+        tensorboard: needs the package of that name, as :func:`require_tensorboard` says.
     """
 
     def __init__(self, folder: Path, steps: int = 0, tensorboard: bool = False) -> None:
         self.folder = folder
-        self.events = _events(folder, steps) if tensorboard else None
+        self.events: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(str(folder), purge_step=steps + 1)
         path = folder / STEPS
         kept = path.read_text().splitlines()[1 : steps + 1] if steps and path.exists() else []
         _replace(path, [",".join(FIELDS), *kept])
@@ -60,12 +62,16 @@ class Logs:
             self.events.close()
 
 
-def _events(folder: Path, steps: int) -> Any:
+def require_tensorboard() -> None:
+    """Before anything is written.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import_module("torch.utils.tensorboard")
     except ImportError:
         raise UserError("--tensorboard: it is not installed; pip install tensorboard") from None
-    return SummaryWriter(str(folder), purge_step=steps + 1)
 
 
 def _replace(path: Path, lines: Sequence[str]) -> None:

@@ -134,7 +134,8 @@ def _error(
 ) -> float:
     """The top-1 error of one training, percent; from its checkpoint where it is finished."""
     path = folder / checkpoint.FILE_NAME
-    saved = checkpoint.load(path) if world.first_does(path.exists) else None
+    exists = world.first_does(path.exists)
+    saved = world.each_does(lambda: checkpoint.load(path)) if exists else None
     if saved and (differs := difference(saved.settings, settings)):
         raise UserError(f"{path}: of another study: {differs}; choose another --name")
     rows = saved.training["rows"] if saved else []

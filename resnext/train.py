@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -20,13 +21,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import gconv
 from resnext import checkpoint, plots
 from resnext.checkpoint import Checkpoint
-from resnext.config import DEFAULT_OPTIONS, Options, Settings
+from resnext.config import DEFAULT_OPTIONS, PRECISIONS, Options, Settings, build
 from resnext.data import Data
 from resnext.data.images import write_image
+from resnext.data.loader import micro_batch
 from resnext.errors import UserError
 from resnext.evaluation import Evaluation, evaluate
 from resnext.interruption import Interrupted, Interruption
-from resnext.logs import Logs
+from resnext.logs import Logs, require_tensorboard
 from resnext.training import Training, learning_rate
 from resnext.world import World
 
@@ -43,6 +45,7 @@ def train(
     *,
     options: Options = DEFAULT_OPTIONS,
     resumed: Checkpoint | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Trains a network and leaves in ``folder`` all that is worth keeping.
@@ -58,6 +61,7 @@ def train(
         console: where to.
         options: how the run is carried out.
         resumed: where to go on, to the bit; else from the start.
+        overwrite: remove ``folder``, once it is known that this training can start.
         progress: where to show it; by default a bar of its own.
 
     Returns:
@@ -68,11 +72,11 @@ def train(
         Interrupted: by Ctrl-C or SIGTERM; the step was ended, and a checkpoint written.
     """
     with Interruption() as interruption, _progress(console, progress) as bars:
-        run = _Run(settings, data, folder, world, console, options, interruption, bars)
-        if resumed:
-            run.resume(resumed)
+        run = world.each_does(
+            lambda: _Run(settings, data, folder, world, console, options, interruption, bars, resumed)
+        )
         try:
-            return run.to_the_end()
+            return run.to_the_end(overwrite)
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise UserError(f"{what}; {run.kept}") from None
@@ -93,6 +97,7 @@ class _Run:
         options: Options,
         interruption: Interruption,
         progress: Progress,
+        resumed: Checkpoint | None,
     ) -> None:
         self.settings, self.data, self.folder, self.world = settings, data, folder, world
         self.console, self.options = console, options
@@ -103,8 +108,12 @@ class _Run:
         self.sums, self.seconds, self.since = [0.0, 0.0, 0.0], 0.0, time.perf_counter()
         self.kept = "nothing is kept yet"
         self.logs: Logs | None = None
+        if options.tensorboard:
+            require_tensorboard()
+        if resumed:
+            self._resume(resumed)
 
-    def resume(self, resumed: Checkpoint) -> None:
+    def _resume(self, resumed: Checkpoint) -> None:
         """Goes on from there."""
         state = resumed.training
         for what, number in self.data.fingerprint.items():
@@ -117,11 +126,12 @@ class _Run:
         self.rows, self.sums, self.seconds = list(state["rows"]), list(state["sums"]), state["seconds"]
         self.kept = self._in_words()
 
-    def to_the_end(self) -> Evaluation:
+    def to_the_end(self, overwrite: bool) -> Evaluation:
         """Trains what is left, and tests."""
         training, recipe = self.training, self.settings.recipe
-        self.world.first_does(self._begin)
-        _announce(training, self.data, self.console)
+        self.world.first_does(lambda: self._begin(overwrite))
+        if self.world.first:
+            _announce(training, self.data, self.console)
         steps = recipe.epochs * training.steps_per_epoch
         self.task = self.progress.add_task("", total=steps, completed=training.step_number, status="")
         self.console.print(_HEADER, style="bold")
@@ -130,15 +140,20 @@ class _Run:
         result = None
         while training.epoch < recipe.epochs:
             self._epoch()
+            self._save()  # testing may meet an image that cannot be read
             result = self._test(f"testing after epoch {training.epoch + 1}")
             training.epoch, training.step_of_epoch = training.epoch + 1, 0
             self._end_of_epoch(result)
         self.progress.remove_task(self.task)
         result = result or self._test("testing")
         self.world.first_does(lambda: self._draw(result))
+        if any(self.world.gather(self.interruption.asked)):  # too late for this training, not for a study
+            raise Interrupted(self.interruption.asked or signal.SIGTERM, self.kept)
         return result
 
-    def _begin(self) -> None:
+    def _begin(self, overwrite: bool) -> None:
+        if overwrite and self.folder.exists():
+            shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         versions = {
             "python": platform.python_version(),
@@ -177,17 +192,14 @@ class _Run:
 
     def _log(self) -> int:
         """Reads the losses of the last steps; the signal that asked any process to stop, 0 if none did."""
-        counts = [counts for *_, counts in self.pending] or [torch.zeros(3).double().to(self.world.device)]
+        counts = [counts for *_, counts in self.pending] or [torch.zeros(3, device=self.world.device)]
         signals = torch.zeros_like(counts[0])
         signals[0] = self.interruption.asked
         *values, (asked, _, _) = self.world.sum(torch.stack([*counts, signals])).tolist()
         rows = []
         for (step, epoch, rate, _), (loss, right, seen) in zip(self.pending, values, strict=False):
             if not math.isfinite(loss):
-                raise UserError(
-                    f"training diverged, the loss of step {step} is {loss}; try a lower --learning-rate; "
-                    f"{self.kept}"
-                )
+                raise self.world.agreed(_diverged(f"the loss of step {step} is {loss}"))
             rows.append((step, epoch, loss / seen, rate))
             self.sums = [a + b for a, b in zip(self.sums, (loss, right, seen), strict=True)]
         self.pending.clear()
@@ -229,8 +241,7 @@ class _Run:
         self.rows.append({"epoch": training.epoch, **self._meter(), **result.row()})
         self.sums, self.seconds, self.since = [0.0, 0.0, 0.0], 0.0, time.perf_counter()
         self.console.print(_ROW.format(**self.rows[-1]))
-        lines = {*training.unreadable, *result.unreadable}
-        training.unreadable = {line for each in self.world.gather(lines) for line in each}
+        training.unreadable.update(result.unreadable)
         self._save()
         self.world.first_does(self._write)
 
@@ -239,11 +250,18 @@ class _Run:
         if unreadable := self.training.unreadable:
             path = self.folder / "unreadable.txt"
             path.write_text("\n".join(sorted(unreadable)) + "\n")
-            self.console.print(f"{len(unreadable)} images could not be read, others took their place: {path}")
+            self.console.print(
+                f"{len(unreadable)} images could not be read: others take their place in training, tests do "
+                f"without; see {path}",
+                soft_wrap=True,
+            )
 
     def _save(self) -> None:
         """Writes a checkpoint; after that, this is where a resumed run goes on."""
         training = self.training
+        if not training.is_finite:
+            raise self.world.agreed(_diverged(f"step {training.step_number} left weights of nan"))
+        training.unreadable = set().union(*self.world.gather(training.unreadable))
         seconds = self.seconds + time.perf_counter() - self.since if any(self.sums) else 0.0
         state = {
             "state": training.state_dict(),
@@ -299,6 +317,12 @@ _ROW = (
 _STATUS = "loss {train_loss:.3f}  accuracy {train_accuracy:.1f}%  {images_per_second:,.0f} images/s"
 
 
+def _diverged(what: str) -> UserError:
+    return UserError(
+        f"training diverged, {what}: start anew, with a lower --learning-rate and another --name"
+    )
+
+
 def _announce(training: Training, data: Data, console: Console) -> None:
     """What is about to run, where, on what, and who runs its grouped convolutions."""
     say = partial(console.print, soft_wrap=True)
@@ -306,7 +330,7 @@ def _announce(training: Training, data: Data, console: Console) -> None:
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     processes = f", processes: {world.size}" if world.size > 1 else ""
     say(f"device    {device}{threads}{processes}")
-    say(f"backend   {_backend(model, data, training)}")
+    say(f"backend   {_backend(data, training)}")
     size = " x ".join(map(str, (data.format.channels, data.format.size, data.format.size)))
     say(
         f"data      {data.name}: {len(data.train):,} images to train on, {len(data.test):,} held out, "
@@ -316,18 +340,24 @@ def _announce(training: Training, data: Data, console: Console) -> None:
     name = f"ResNeXt {model.repeats}, {model.cardinality} x {model.base_width}d"
     say(f"network   {name}, {parameters:,} parameters")
     say(f"batch     {_batch(training)}\n")
-    if training.micro < recipe.micro_batch and recipe.batch_size > training.micro:
+    if training.micro != (alone := micro_batch(recipe.batch_size, recipe.micro_batch, 1)):
         say(
-            f"note: one process would show batch norm {min(recipe.micro_batch, recipe.batch_size)} images at "
-            f"a time; a larger --batch-size, or --micro-batch {training.micro} there, makes it the same\n"
+            f"note: one process would show batch norm {alone} images at a time; a larger --batch-size, or "
+            f"--micro-batch {training.micro} there, makes it the same\n"
         )
 
 
-def _backend(model: torch.nn.Module, data: Data, training: Training) -> str:
-    conv, device = model.layer1[0].conv2, training.world.device
-    choice = gconv.explain(
-        conv, torch.empty(1, conv.in_channels, data.format.size, data.format.size, device=device)
-    )
+def _backend(data: Data, training: Training) -> str:
+    """Who runs the first grouped convolution, of an input as it will get in training."""
+    device, recipe = training.world.device, training.recipe
+    with torch.device("meta"):
+        twin, shapes = build(training.network, len(data.classes), data.format.channels), []
+        twin.layer1[0].conv2.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+        twin(torch.empty(training.micro, data.format.channels, data.format.size, data.format.size))
+    x = torch.empty(shapes[0], dtype=PRECISIONS[recipe.precision], device=device)
+    conv = training.model.layer1[0].conv2
+    with torch.autocast(device.type, x.dtype, enabled=x.dtype != torch.float32):
+        choice = gconv.explain(conv, x.contiguous(memory_format=training.layout))
     return f"{choice.backend}: {choice.reason}"
 
 

@@ -20,7 +20,7 @@ from resnext.config import PRECISIONS, Options, Recipe, Settings, build
 from resnext.data import Data
 from resnext.data.augment import Augmentation
 from resnext.data.loader import Batch, TrainLoader, micro_batch
-from resnext.errors import OwnError, UserError
+from resnext.errors import UserError
 from resnext.model import ResNeXt
 from resnext.world import World
 
@@ -82,7 +82,7 @@ class Training:
     def __init__(self, settings: Settings, data: Data, world: World, options: Options) -> None:
         recipe = settings.recipe
         _check(recipe, data, world)
-        self.recipe, self.world, self.options = recipe, world, options
+        self.network, self.recipe, self.world, self.options = settings.network, recipe, world, options
         self.micro = micro_batch(recipe.batch_size, recipe.micro_batch, world.size)
         self.passes = recipe.batch_size // self.micro
         self.loader = TrainLoader(
@@ -105,7 +105,9 @@ class Training:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self.model: ResNeXt = model.to(world.device, memory_format=self.layout)
-        self.average = _average(self.model, recipe.ema)
+        self.average = (
+            AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True) if recipe.ema else None
+        )
         self.optimizer = _optimizer(self.model, recipe)
         scaled = recipe.precision == "float16"
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=scaled)
@@ -148,14 +150,14 @@ class Training:
         return self.average.module if self.average else self.model
 
     def step(self, batches: list[Batch]) -> Tensor:
-        """One update by this process's passes: their (sum of losses, number right, number) (3,), float64."""
+        """One update by this process's passes: their (sum of losses, number right, number) (3,)."""
         self.model.train()
         rate = learning_rate(self.recipe, self.step_number, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
         self.statistics.begin()
-        counts = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        counts = torch.zeros(3, device=self.world.device)
         for i, batch in enumerate(batches):
             counts += self._pass(batch, share=1 / len(batches), last=i == len(batches) - 1)
             self.statistics.after_pass()
@@ -170,7 +172,9 @@ class Training:
     def _pass(self, batch: Batch, share: float, last: bool) -> Tensor:
         """Adds the gradient of ``share`` of the mean loss; the last pass adds the other processes' too."""
         if batch.unreadable and not self.options.skip_corrupt:
-            raise OwnError(f"{batch.unreadable[0]}, or go on without it: --skip-corrupt")
+            raise UserError(f"{batch.unreadable[0]}, or go on without it: --skip-corrupt")
+        if not len(batch.labels):
+            raise UserError(f"no training image could be read; the first: {batch.unreadable[0]}")
         self.unreadable.update(batch.unreadable)
         device = self.world.device
         labels = batch.labels.to(device, non_blocking=True)
@@ -185,7 +189,18 @@ class Training:
             self.scaler.scale(loss * share).backward()
         right = (logits.detach().argmax(1) == labels).sum()
         n = len(labels)
-        return torch.stack((loss.detach().double() * n, right.double(), right.new_tensor(n).double()))
+        return torch.stack((loss.detach() * n, right.float(), loss.new_full((), n)))
+
+    def _average(self, averages: list[Tensor], values: list[Tensor], _: Tensor) -> None:
+        """Moves ``averages`` towards ``values``; far at first, or a short training would be its start."""
+        decay = min(self.recipe.ema, (1 + self.step_number) / (10 + self.step_number))
+        get_ema_multi_avg_fn(decay)(averages, values, _)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every number of the network is one."""
+        state = [t for t in self.model.state_dict().values() if t.is_floating_point()]
+        return bool(torch.stack(torch._foreach_norm(state)).isfinite().all())
 
     def _ddp(self) -> DistributedDataParallel:
         return getattr(self.forward, "_orig_mod", self.forward)
@@ -220,17 +235,13 @@ def _check(recipe: Recipe, data: Data, world: World) -> None:
         raise UserError(f"--batch-size {recipe.batch_size}: there are {len(data.train):,} training images")
     if recipe.warmup_epochs > recipe.epochs:
         raise UserError(f"--warmup-epochs {recipe.warmup_epochs:g}: there are {recipe.epochs} --epochs")
+    if recipe.ema == 1:
+        raise UserError("--ema 1: the average would never move; 0.9999 is usual")
     if recipe.sync_batch_norm and world.size > 1 and world.device.type == "cpu":
         raise UserError(
             "--sync-batch-norm: PyTorch's SyncBatchNorm runs on GPUs alone; on CPUs --micro-batch says how "
             "many images batch norm sees, whatever the number of processes"
         )
-
-
-def _average(model: nn.Module, decay: float) -> AveragedModel | None:
-    if not decay:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

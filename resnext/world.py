@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from resnext.errors import UserError
+from resnext.errors import ToldError, UserError
+from resnext.interruption import Interrupted
 
 T = TypeVar("T")
 
@@ -56,14 +57,31 @@ class World:
             return action()
         outcome: list[Any] = [None, None]
         if self.first:
-            try:
-                outcome = [action(), None]
-            except (UserError, OSError) as error:
-                outcome = [None, error]
+            outcome = _outcome(action)
         dist.broadcast_object_list(outcome)
         if outcome[1] is not None:
-            raise outcome[1]
+            raise self.agreed(outcome[1])
         return outcome[0]
+
+    def each_does(self, action: Callable[[], T]) -> T:
+        """What ``action`` gives in this process; where it fails in any of them, all raise that error."""
+        result, error = _outcome(action) if self.size > 1 else (action(), None)
+        for failure in self.gather(error):
+            if failure is not None:
+                raise self.agreed(failure)
+        return result
+
+    def agreed(self, error: Exception) -> Exception:
+        """What to raise for an error that all processes have come to: the first one prints it."""
+        return error if self.first else ToldError(str(error))
+
+
+def _outcome(action: Callable[[], Any]) -> list[Any]:
+    """What ``action`` gives, and what a person can mend if it failed."""
+    try:
+        return [action(), None]
+    except (UserError, OSError) as error:
+        return [None, error]
 
 
 def rank() -> int:
@@ -72,8 +90,13 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """The same among those on this machine, which is also the number of its GPU."""
+    """The number of this process among those on this machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def local_size() -> int:
+    """How many processes ``torchrun`` started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 @contextmanager
@@ -90,11 +113,14 @@ def join(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # After an error of one process the others may never come to leave the group with it.
     try:
         yield World(device, dist.get_rank(), size)
     except RuntimeError as error:
         if "closed by peer" in str(error) or "reset by peer" in str(error):
             raise UserError("another process has ended, see above") from None
         raise
-    finally:
+    except Interrupted:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -77,8 +78,20 @@ def test_unreadable_photographs_end_it_or_are_counted(run: Run, tmp_path: Path) 
     assert code == 2
     one_line(err, "3.jpg: not an image that can be read", "--skip-corrupt")
     code, out, err = run(*arguments, "--batch-size", "36", "--overwrite", "--skip-corrupt")
-    assert (code, err) == (0, "") and "2 images could not be read, others took their place" in out
+    assert (code, err) == (0, "") and "2 images could not be read: others take their place" in out
     assert len(Path("runs/demo/unreadable.txt").read_text().splitlines()) == 2
+    shutil.copy(photos / "train" / "colour1" / "4.jpg", photos / "train" / "colour1" / "3.jpg")
+    code, _, err = run(*arguments, "--batch-size", "36", "--overwrite")
+    assert code == 2
+    one_line(err, "0.png: not an image that can be read", "--skip-corrupt")
+    assert checkpoint.load(Path("runs/demo")).epochs == 1, "the epoch was lost with the test"
+    code, out, _ = run("train", "--resume", "--workers", "0", "--skip-corrupt")
+    assert code == 0 and "1 images could not be read" in out
+    for path in (photos / "train").rglob("*.jpg"):
+        path.write_text("no image")
+    code, _, err = run(*arguments, "--batch-size", "36", "--overwrite", "--skip-corrupt")
+    assert code == 2
+    one_line(err, "no training image could be read; the first: ")
 
 
 def test_same_seed_trains_the_same_network(run: Run, tmp_path: Path) -> None:
@@ -97,7 +110,10 @@ def test_a_run_is_not_overwritten_unasked(run: Run, trained: Path) -> None:
     one_line(
         err, "runs/demo: exists already; go on with --resume, choose another --name, or pass --overwrite"
     )
-    for bad in (("--repeats", "1,1"), ("--device", "abacus"), ("--seed", "-1"), ("--resume",)):
+    for bad in (
+        ("--repeats", "1,1"), ("--device", "abacus"), ("--seed", "-1"), ("--resume",),
+        ("--batch-size", "1000"), ("--data", "folder", "nowhere"), ("--data", "cifar10"),
+    ):  # fmt: skip
         assert run("train", *SMALL, *bad, "--overwrite")[0] == 2
     assert kept.exists(), "removed for a run that could not start"
     assert run("train", *SMALL, "--overwrite")[0] == 0
@@ -153,6 +169,8 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, trained: P
         (("evaluate", "text.png"), "text.png: cut short, damaged, or no checkpoint"),
         (("evaluate", "--path", "empty"), "--data mnist5k comes with gconv"),
         (("export", "-o", "network.exe"), "network.exe: write to a file that ends in .pt2"),
+        (("export", "-o", "/proc/network.pt2"), "/proc/"),
+        (("export", "-o", "/proc/network.safetensors"), "/proc/"),
         (("export", "-o", "none/network.pt2"), "none/network.pt2: not a file in a folder that exists"),
         (("predict", "none.png"), "none.png: no such image"),
         (("predict", "text.png"), "text.png: not an image that can be read"),
@@ -176,6 +194,13 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, trained: P
         assert code == 2 and "Traceback" not in out + err
 
 
+def test_what_one_process_alone_meets_it_says(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    code, _, err = run("train", "--device", "cuda:7")
+    assert code == 2
+    one_line(err, "--device cuda:7")
+
+
 def test_names_with_brackets_are_printed_as_they_are(run: Run) -> None:
     code, out, err = run("train", *SMALL, "--name", "warm[-1] [red]")
     assert (code, err) == (0, "") and "written to runs/warm[-1] [red]:" in out
@@ -185,7 +210,8 @@ def test_names_with_brackets_are_printed_as_they_are(run: Run) -> None:
 
 def test_few_steps_and_narrow_terminals(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for epochs in ("1", "6"):
-        assert run("train", *SMALL, "--epochs", epochs, "--batch-size", "300", "--overwrite")[0] == 0
+        code, out, _ = run("train", *SMALL, "--epochs", epochs, "--batch-size", "300", "--overwrite")
+        assert code == 0 and "in 10 passes: batch norm sees 30 at a time" in out and "note" not in out
     monkeypatch.setenv("COLUMNS", "50")
     _, out, _ = run("complexity")
     assert "…" not in out

@@ -21,18 +21,7 @@ from resnext.__main__ import main
 
 # Ten images a step, 20 steps an epoch, on a network with something to write.
 SMALL = (
-    *(
-        "--data",
-        "cifar10",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "10",
-        "--device",
-        "cpu",
-        "--checkpoint-steps",
-        "2",
-    ),
+    *("--epochs", "3", "--batch-size", "10", "--device", "cpu"),
     *("--repeats", "1,1,0,0", "--stem-width", "24", "--cardinality", "4", "--base-width", "8"),
     *("--checkpoint-steps", "2", "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1"),
 )
@@ -43,6 +32,7 @@ SERVER.set_forkserver_preload(["resnext.cli", "kornia.augmentation", "torch._dyn
 
 def command_line(folder: Path, log: Path, arguments: tuple[str, ...]) -> None:
     """``resnext ARGUMENTS`` in ``folder``, in a process of its own; what it prints goes into ``log``."""
+    os.setsid()  # a group of its own, to be signalled with its workers
     os.chdir(folder)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -52,9 +42,11 @@ def command_line(folder: Path, log: Path, arguments: tuple[str, ...]) -> None:
     main()
 
 
-def start(folder: Path, name: str, *more: str) -> ForkServerProcess:
-    """``resnext train`` on the archive in ``folder``; killed with SIGKILL it gets no chance to clean up."""
-    arguments = ("train", *SMALL, str(folder / "cifar.tar.gz"), "--name", name, *more)
+def start(
+    folder: Path, name: str, *more: str, data: str = "cifar10", where: str = "cifar.tar.gz"
+) -> ForkServerProcess:
+    """``resnext train`` on what is in ``folder``; killed with SIGKILL it gets no chance to clean up."""
+    arguments = ("train", "--data", data, str(folder / where), *SMALL, "--name", name, *more)
     process = SERVER.Process(target=command_line, args=(folder, folder / f"{name}.log", arguments))
     (folder / f"{name}.log").unlink(missing_ok=True)
     process.start()
@@ -149,3 +141,16 @@ def test_a_signal_ends_the_step_and_keeps_it(uninterrupted: Path, number: signal
     code, printed = ended(start(folder, name, "--resume"), folder, name)
     assert code == 0, printed
     assert_the_same_run(folder, name)
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_end_with_the_step(tmp_path: Path) -> None:
+    """As torchrun and SLURM send it: to the processes that decode images too."""
+    datasets.photographs(tmp_path / "photos", train=40)
+    more = ("--image-size", "32", "--workers", "1", "--epochs", "50")
+    process = start(tmp_path, "group", *more, data="folder", where="photos")
+    wait_for_the_table(process, tmp_path, "group")
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, printed = ended(process, tmp_path, "group")
+    assert code == 128 + signal.SIGTERM and "checkpoint.pt is whole" in printed, printed
+    assert 0 < checkpoint.load(tmp_path / "runs" / "group").epochs < 50

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,13 +18,17 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import gconv
-from resnext import checkpoint
+from resnext import checkpoint, plots
 from resnext.config import Network, Options, Recipe, Settings, Source, defaults
 from resnext.data import Data, Images
 from resnext.data.loader import Batch
 from resnext.errors import UserError
+from resnext.evaluation import evaluate
+from resnext.interruption import Interrupted
 from resnext.train import train
 from resnext.training import Training, learning_rate
 from resnext.world import World
@@ -93,10 +98,11 @@ def test_the_average_follows_the_weights(digits: Data) -> None:
     made = training(digits, replace(SGD, ema=0.8))
     batches = made.loader.epoch(0)
     average = None
-    for _ in range(4):
+    for update in range(25):
         made.step(next(batches))
         now = made.model.fc.weight.detach().clone()
-        average = now if average is None else 0.8 * average + 0.2 * now
+        decay = min(0.8, (1 + update) / (10 + update))
+        average = now if average is None else decay * average + (1 - decay) * now
     torch.testing.assert_close(made.tested.fc.weight, average)
     assert made.tested is not made.model and not torch.equal(made.tested.fc.weight, made.model.fc.weight)
     assert training(digits).tested is not made.model
@@ -177,6 +183,8 @@ def test_what_does_not_go_together_is_refused(digits: Data) -> None:
         (replace(SGD, warmup_epochs=3.0), CPU, "--warmup-epochs 3: there are 2 --epochs"),
         (replace(SGD, sync_batch_norm=True), World(CPU.device, 0, 2), "SyncBatchNorm runs on GPUs alone"),
         (replace(SGD, batch_size=40), World(CPU.device, 0, 3), "3 processes cannot share it"),
+        (replace(SGD, batch_size=37), CPU, "--batch-size 37: passes of the same size, at most 10 images"),
+        (replace(SGD, ema=1.0), CPU, "--ema 1: the average would never move"),
     ):
         with pytest.raises(UserError, match=message):
             Training(Settings(Source("digits"), SMALL, recipe), digits, world, Options())
@@ -198,7 +206,7 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_the_last_good_network(
 ) -> None:
     settings, data = Settings(Source("digits"), SMALL, SGD), few(digits)
     far = replace(settings, recipe=replace(SGD, learning_rate=1e20))
-    with pytest.raises(UserError, match=r"training diverged, the loss of step .*; nothing is kept yet"):
+    with pytest.raises(UserError, match=r"diverged, the loss of step .*: start anew, with a lower --lear"):
         train(far, data, tmp_path / "a", CPU, quiet())
     step, calls = Training.step, []
 
@@ -207,9 +215,54 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_the_last_good_network(
         return step(self, batches) * (float("nan") if len(calls) == 4 else 1)
 
     monkeypatch.setattr(Training, "step", poisoned)
-    with pytest.raises(UserError, match=r"the loss of step 4 is nan.*checkpoint.pt is whole \(1 epochs\)"):
+    with pytest.raises(UserError, match="the loss of step 4 is nan"):
         train(settings, data, tmp_path / "b", CPU, quiet())
     assert all(t.isfinite().all() for t in checkpoint.load(tmp_path / "b").weights.values())
+
+    def ruined(self: Training, batches: list[Batch]) -> Tensor:
+        counts = step(self, batches)
+        if self.step_number == 4:
+            self.model.fc.weight.data[0, 0] = torch.nan
+        return counts
+
+    monkeypatch.setattr(Training, "step", ruined)
+    with pytest.raises(UserError, match="diverged, step 4 left weights of nan"):
+        train(settings, data, tmp_path / "c", CPU, quiet())
+    kept = checkpoint.load(tmp_path / "c")
+    assert kept.epochs == 1 and all(t.isfinite().all() for t in kept.weights.values())
+
+
+def test_a_signal_while_it_draws_still_ends_what_comes_after(
+    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = plots.training_curves
+
+    def interrupted(*arguments: object) -> None:
+        draw(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(plots, "training_curves", interrupted)
+    settings = Settings(Source("digits"), SMALL, SGD)
+    with pytest.raises(Interrupted, match=r"checkpoint.pt is whole \(2 epochs\)") as stopped:
+        train(settings, few(digits), tmp_path, CPU, quiet())
+    assert stopped.value.number == signal.SIGTERM and (tmp_path / "samples").is_dir()
+
+
+class NoDoubles(TorchDispatchMode):
+    """Refuses float64, which Apple's GPUs do not have."""
+
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
+        result = func(*args, **(kwargs or {}))
+        found = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.dtype == torch.float64]
+        assert not found, func
+        return result
+
+
+def test_a_step_and_a_test_need_no_float64(digits: Data) -> None:
+    made = training(digits, replace(SGD, label_smoothing=0.1, ema=0.9, precision="bfloat16"))
+    with NoDoubles():
+        steps(made, 2)
+        evaluate(made.tested, digits.test, digits.format, CPU)
 
 
 def quiet() -> Console:

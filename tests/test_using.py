@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import gconv
-from resnext import checkpoint, export
+from resnext import checkpoint, evaluation, export
 from resnext.config import Network, Recipe, Settings, Source, build
 from resnext.data import Data, load_data
 from resnext.data.images import read_image
@@ -193,6 +193,22 @@ def test_processes_that_share_an_evaluation_would_add_up(few: Data, trained: Pat
     whole = evaluate(network, few.test, few.format, CPU)
     assert whole.indices.tolist() == list(range(100)) and whole.labels.equal(few.test.labels)
     assert abs(whole.confidence - logits_of(trained, few).softmax(1).amax(1)).max() < 1e-6
+
+
+def test_a_test_lets_go_of_the_images_that_workers_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch that were kept would keep shared memory and file descriptors."""
+    data = load_data("folder", datasets.photographs(tmp_path / "photos"), 16)
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 2)
+    network = build(Network((1, 0, 0, 0), 2, 2, 4), 3, 3)
+    opened = []
+
+    def count(_: int) -> None:
+        opened.append(len(list(Path("/proc/self/fd").iterdir())))
+
+    evaluate(network, data.test, data.format, CPU, workers=1, advance=count)
+    assert len(opened) == 9 and max(opened[3:]) <= opened[2], opened
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".safetensors"])

@@ -11,8 +11,7 @@ import typer
 import gconv
 from resnext.cli import counting, studying, training, using
 from resnext.cli.options import console
-from resnext.errors import OwnError, UserError
-from resnext.world import rank
+from resnext.errors import ToldError, UserError
 
 app = typer.Typer(
     name="resnext",
@@ -55,7 +54,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _fail(str(error), told=rank() > 0 and not isinstance(error, OwnError))
+        _fail(str(error), told=isinstance(error, ToldError))
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 

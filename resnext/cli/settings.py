@@ -7,11 +7,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import typer
 
 from resnext.checkpoint import Checkpoint
-from resnext.config import Network, Recipe, Settings, build, defaults, difference
+from resnext.config import Network, Recipe, Settings, defaults, difference
 from resnext.data import DATA_SETS
 from resnext.errors import UserError
 
@@ -85,9 +84,3 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise UserError(f"--repeats {text}: not whole numbers with commas between, such as 1,1,1,1") from None
-
-
-def check(settings: Settings) -> None:
-    """Builds the network without memory, so that one that cannot be is refused before all else."""
-    with torch.device("meta"):
-        build(settings.network, num_classes=10, in_channels=3)

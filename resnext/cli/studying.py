@@ -75,9 +75,9 @@ def cardinality(
     compared = replace(PRESETS[preset], settings=settings)
     where = device_of(device)
     folder = out / (name or f"cardinality-{preset.value}")
-    with backend_of(backend, where), join(where) as world, told_when_interrupted(world):
-        images = data_of(settings.source)
-        options = Options(default_workers(images, world) if workers is None else workers, compile=compile)
+    with backend_of(backend, where), told_when_interrupted(), join(where) as world:
+        images = world.each_does(lambda: data_of(settings.source))
+        options = Options(default_workers(images) if workers is None else workers, compile=compile)
         shown = console if world.first else Console(quiet=True)
         shown.print(f"{preset.value}: {PRESETS[preset].about}", soft_wrap=True)
         shown.print(

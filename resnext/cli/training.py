@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import typer
 from rich.console import Console
 
 from resnext import checkpoint
+from resnext.checkpoint import Checkpoint
 from resnext.cli.options import (
     DEMO,
     RUNS,
@@ -29,14 +29,14 @@ from resnext.cli.options import (
     data_of,
     device_of,
 )
-from resnext.cli.settings import check, choices_of, default_of, settings_of
-from resnext.config import OPTIMIZERS, PRECISIONS, SCHEDULES, Options
+from resnext.cli.settings import choices_of, default_of, settings_of
+from resnext.config import OPTIMIZERS, PRECISIONS, SCHEDULES, Options, Settings
 from resnext.data import Data, ImageFiles
 from resnext.errors import UserError
 from resnext.interruption import Interrupted
 from resnext.model import VARIANTS
 from resnext.train import train as run_training
-from resnext.world import World, join
+from resnext.world import join, local_size, rank
 
 Optimizer = StrEnum("Optimizer", list(OPTIMIZERS))
 Schedule = StrEnum("Schedule", list(SCHEDULES))
@@ -262,28 +262,29 @@ def train(
     row an epoch), `steps.csv`, `curves.png`, `confusion.png`, `mistakes.png` and `samples/` (images to try
     `predict` on).
 
-    On N GPUs, `torchrun --nproc-per-node=N -m resnext train ...` trains the network that one GPU does. Ctrl-C
-    and SIGTERM end the step, save and stop; `--resume` goes on from there, or after a crash from the last
-    checkpoint, as if nothing had been.
+    On N GPUs, `torchrun --nproc-per-node=N -m resnext train ...` trains the network that one GPU does, where
+    a GPU's share of the batch is whole micro-batches. Ctrl-C and SIGTERM end the step, save and stop;
+    `--resume` goes on from there, or after a crash from the last checkpoint, as if nothing had been.
     """
     choices = choices_of(context)
     where = device_of(device)
-    with backend_of(backend, where), join(where) as world, told_when_interrupted(world):
+    with backend_of(backend, where), told_when_interrupted(), join(where) as world:
         folder = _folder(out, name)
-        if not resume:
-            check(settings_of(choices))  # before anything is removed
-        goes_on = world.first_does(lambda: _prepare(folder, resume, overwrite))
-        saved = checkpoint.load(folder) if goes_on else None
-        settings = settings_of(choices, saved)
-        check(settings)
-        images = data_of(settings.source)
+        goes_on = world.first_does(lambda: _goes_on(folder, resume, overwrite))
+
+        def read() -> tuple[Checkpoint | None, Settings, Data]:
+            saved = checkpoint.load(folder) if goes_on else None
+            settings = settings_of(choices, saved)
+            return saved, settings, data_of(settings.source)
+
+        saved, settings, images = world.each_does(read)
         steps = (
             (1000 if settings.source.name == "folder" else 0)
             if checkpoint_steps is None
             else checkpoint_steps
         )
         options = Options(
-            workers=default_workers(images, world) if workers is None else workers,
+            workers=default_workers(images) if workers is None else workers,
             skip_corrupt=skip_corrupt,
             channels_last=channels_last,
             compile=compile,
@@ -292,7 +293,16 @@ def train(
         )
         shown = console if world.first else Console(quiet=True)
         start = time.perf_counter()
-        result = run_training(settings, images, folder, world, shown, options=options, resumed=saved)
+        result = run_training(
+            settings,
+            images,
+            folder,
+            world,
+            shown,
+            options=options,
+            resumed=saved,
+            overwrite=overwrite,
+        )
         minutes, seconds = divmod(round(time.perf_counter() - start), 60)
         wrong = int((~result.correct).sum())
         shown.print(
@@ -303,20 +313,20 @@ def train(
 
 
 @contextmanager
-def told_when_interrupted(world: World) -> Iterator[None]:
+def told_when_interrupted() -> Iterator[None]:
     """Says what is kept where a training was interrupted, and ends with the shell's exit code for it."""
     try:
         yield
     except Interrupted as interrupted:
-        if world.first:
+        if rank() == 0:
             console.print(f"interrupted: {interrupted}", soft_wrap=True)
         raise typer.Exit(128 + interrupted.number) from None
 
 
-def default_workers(data: Data, world: World) -> int:
+def default_workers(data: Data) -> int:
     """Processes that decode images: none where they are in memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, max(1, cores // world.size)) if isinstance(data.train, ImageFiles) else 0
+    return min(MOST_WORKERS, max(1, cores // local_size())) if isinstance(data.train, ImageFiles) else 0
 
 
 def _folder(out: Path, name: str) -> Path:
@@ -325,8 +335,8 @@ def _folder(out: Path, name: str) -> Path:
     return out / name
 
 
-def _prepare(folder: Path, resume: bool, overwrite: bool) -> bool:
-    """Whether there is something to go on from; else ``folder`` is free, or is made so if asked."""
+def _goes_on(folder: Path, resume: bool, overwrite: bool) -> bool:
+    """Whether there is something to go on from; else ``folder`` is free, or a run that may be overwritten."""
     if resume and overwrite:
         raise UserError("--resume goes on with a run, --overwrite removes it: choose one")
     if not folder.exists():
@@ -342,7 +352,6 @@ def _prepare(folder: Path, resume: bool, overwrite: bool) -> bool:
         )
     if not is_run:
         raise UserError(f"{folder}: not a run, so it is not overwritten; choose another --name")
-    shutil.rmtree(folder)
     return False
 
 

@@ -73,7 +73,7 @@ def evaluate(
             data.test,
             data.format,
             World(where),
-            workers=default_workers(data, World(where)) if workers is None else workers,
+            workers=default_workers(data) if workers is None else workers,
             skip_corrupt=skip_corrupt,
             advance=lambda images: progress.advance(task, images),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import kornia.augmentation as K
 import numpy as np
@@ -41,10 +42,14 @@ class RandomCrop:
     def __call__(self, image: Image.Image, size: int) -> Image.Image:
         """The part, ``size`` x ``size``."""
         with seeded(self.seed):
-            draw = K.RandomResizedCrop((size, size), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
-            corners = draw.forward_parameters(torch.Size((1, 3, image.height, image.width)))["src"][0]
+            corners = _crop(size).forward_parameters(torch.Size((1, 3, image.height, image.width)))["src"][0]
         (left, top), (right, bottom) = corners[0].tolist(), (corners[2] + 1).tolist()
         return cut(image, (left, top, right, bottom), size)
+
+
+@cache
+def _crop(size: int) -> nn.Module:
+    return K.RandomResizedCrop((size, size), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
 
 
 def moves(name: str) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,14 @@ class ImageFormat:
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8, or float from 0 to 1 (N, C, H, W), as the network takes it: float32, mean 0, deviation 1."""
-        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (_of_channels(values, images.device) for values in (self.mean, self.std))
         return (unit(images) - mean) / std
+
+
+@cache
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept: a GPU would be waited for while they are copied to it."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def unit(images: Tensor) -> Tensor:

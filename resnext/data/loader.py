@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from resnext.data.augment import RandomCrop, seed_of
 from resnext.data.sets import ImageFiles, Images
 from resnext.errors import UserError
+from resnext.interruption import Interruption
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ class _Reader(Dataset):
                     break
                 except UserError as error:
                     unreadable.append(str(error))
+            else:
+                if self.replace:
+                    break  # all of them were tried
         if not read:
             form = self.source.format
             none = torch.empty(0, form.channels, form.size, form.size, dtype=torch.uint8)
@@ -95,12 +99,18 @@ def micro_batch(batch_size: int, largest: int, processes: int) -> int:
     """Images of one pass: as many as ``largest``, or fewer, so that ``processes`` share a batch evenly.
 
     Raises:
-        UserError: they cannot.
+        UserError: they cannot, or batch norm would see one image at a time.
     """
     if batch_size % processes:
         raise UserError(f"--batch-size {batch_size}: {processes} processes cannot share it evenly")
     share = batch_size // processes
-    return next(n for n in range(min(largest, share), 0, -1) if share % n == 0)
+    size = next(n for n in range(min(largest, share), 0, -1) if share % n == 0)
+    if size == 1 < min(largest, share):
+        raise UserError(
+            f"--batch-size {batch_size}: passes of the same size, at most {largest} images, would have one "
+            "each; choose a size with more divisors, or --micro-batch"
+        )
+    return size
 
 
 class TrainLoader:
@@ -182,6 +192,9 @@ def _load(reader: _Reader, wanted: list[_Wanted], workers: int, pin: bool) -> Da
 
 
 def _ignore_signals(_: int) -> None:
-    """Ctrl-C reaches workers too, which are to go on while the process ends its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Ctrl-C and a cluster's SIGTERM reach workers too, which are to go on while the process ends its step.
+
+    They end with it: PyTorch's workers look after their parent.
+    """
+    for number in Interruption.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
@@ -20,10 +22,24 @@ class Interrupted(Exception):
         self.number = number
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Processes that are started inside never hear of the signals; this one does when it leaves."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Interruption:
     """While it is entered, the first SIGINT or SIGTERM is noted in ``asked``; a second one acts at once."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.asked = 0
@@ -31,7 +47,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(

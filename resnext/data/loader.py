@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from resnext.data.augment import RandomCrop, seed_of
 from resnext.data.sets import ImageFiles, Images
 from resnext.errors import UserError
-from resnext.interruption import Interruption
+from resnext.interruption import unheard
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class TrainLoader:
             for step in range(start, self.steps)
             for i in self.own
         ]
-        batches = iter(self.load(wanted))
+        batches = self.load(wanted)
         for _ in range(start, self.steps):
             yield [next(batches) for _ in self.own]
 
@@ -179,22 +178,15 @@ def held_out_batches(
     yield from _load(_Reader(source, random=False, replace=False), wanted, workers=workers, pin=pin)
 
 
-def _load(reader: _Reader, wanted: list[_Wanted], workers: int, pin: bool) -> DataLoader:
-    return DataLoader(
+def _load(reader: _Reader, wanted: list[_Wanted], workers: int, pin: bool) -> Iterator[Batch]:
+    loader = DataLoader(
         reader,
         batch_size=None,
         sampler=wanted,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # else it draws from the generator that a network draws from
     )
-
-
-def _ignore_signals(_: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach workers too, which are to go on while the process ends its step.
-
-    They end with it: PyTorch's workers look after their parent.
-    """
-    for number in Interruption.SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C and a cluster's SIGTERM reach workers too, which are to go on while the process ends its step.
+    with unheard():
+        return iter(loader)

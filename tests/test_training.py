@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -274,6 +276,19 @@ def test_training_learns(digits: Data, tmp_path: Path) -> None:
     result = train(Settings(Source("digits"), SMALL, recipe), digits, tmp_path, CPU, quiet())
     assert result.accuracy > 80, "of 10 classes, guessing gets 10%"
     assert result.top5 > result.accuracy
+
+
+def test_generators_go_on_too(digits: Data) -> None:
+    """Nothing in a ResNeXt draws from them; what somebody puts into one may."""
+    made = training(digits)
+    state = made.state_dict()
+
+    def draws() -> tuple[list[float], float, float]:
+        return torch.rand(3).tolist(), random.random(), np.random.rand()
+
+    first, second = draws(), draws()
+    made.load_state_dict(state)
+    assert draws() == first != second
 
 
 def test_tensorboard_gets_what_the_tables_have(digits: Data, tmp_path: Path) -> None:

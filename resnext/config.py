@@ -58,7 +58,7 @@ class Recipe:
         seed: of the weights, the order and the augmentation.
     """
 
-    epochs: int = 12
+    epochs: int = 8
     batch_size: int = 64
     micro_batch: int = 32
     optimizer: str = "adamw"
@@ -66,7 +66,7 @@ class Recipe:
     weight_decay: float = 0.05
     schedule: str = "cosine"
     milestones: tuple[float, ...] = (1 / 2, 3 / 4)
-    warmup_epochs: float = 2.0
+    warmup_epochs: float = 1.0
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0

@@ -252,7 +252,7 @@ def test_help_names_every_command(run: Run) -> None:
 
 
 def test_help_tells_the_defaults_of_each_data_set() -> None:
-    assert default_of("recipe", "epochs") == "[12: mnist5k; 30: digits; 300: cifar10, cifar100; 90: folder]"
+    assert default_of("recipe", "epochs") == "[8: mnist5k; 30: digits; 300: cifar10, cifar100; 90: folder]"
     assert default_of("network", "repeats").endswith("3,3,3,0: cifar10, cifar100; 3,4,6,3: folder]")
     assert default_of("recipe", "micro_batch") == "[32]"
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def default_of(part: str, field: str) -> str:
-    """What holds for a setting where it is not given, as help says it: 12: mnist5k; 30: digits; ..."""
+    """What holds for a setting where it is not given, as help says it: 8: mnist5k; 30: digits; ..."""
     holders: dict[str, list[str]] = {}
     for data in DATA_SETS:
         value = getattr(getattr(defaults(data), part), field)

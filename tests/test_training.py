@@ -165,7 +165,7 @@ def test_learning_rates_rise_and_fall_as_asked() -> None:
     cifar = defaults("cifar10").recipe
     tenths = {step: learning_rate(cifar, step * 10, 10) for step in (0, 149, 150, 224, 225, 299)}
     assert list(tenths.values()) == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    assert Recipe().lasting(1).warmup_epochs == 0.2 and Recipe().lasting(100).warmup_epochs == 2.0
+    assert Recipe().lasting(1).warmup_epochs == 0.2 and Recipe().lasting(100).warmup_epochs == 1.0
 
 
 def test_the_recipes_are_the_papers() -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
+from importlib import import_module
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -88,9 +89,7 @@ def _pt2(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[
 
 def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
+        onnx, onnxruntime, _ = map(import_module, ("onnx", "onnxruntime", "onnxscript"))
     except ModuleNotFoundError as error:
         raise UserError(f"ONNX needs {error.name}: install gconv with its extra 'export'") from None
     with redirect_stdout(StringIO()):  # it reports its steps

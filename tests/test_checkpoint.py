@@ -137,10 +137,10 @@ def test_a_damaged_one_is_refused_by_name_and_the_one_before_offered(
     with pytest.raises(UserError) as error:
         checkpoint.load(trained)
     line = str(error.value)
-    assert line.startswith(f"{path}: {message}") and "the one before it is whole (1 epochs)" in line
+    assert line.startswith(f"{path}: {message}") and "the one before it is whole (2 epochs)" in line
     command = line.partition("`")[2].partition("`")[0]
     subprocess.run(shlex.split(command), check=True)
-    assert checkpoint.load(trained).epochs == 1.0
+    assert checkpoint.load(trained).epochs == 2.0, "from before the last test"
     damage(path, how)
     with pytest.raises(UserError, match="train one with `resnext train`"):
         checkpoint.load(trained)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from importlib import import_module
 from io import BytesIO, StringIO
@@ -41,8 +42,10 @@ def export(saved: Checkpoint, path: Path) -> float:
     """
     if path.suffix not in WRITERS:
         raise UserError(f"{path}: write to a file that ends in {', '.join(WRITERS)}")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{path}: not a file in a folder that exists")
+    if path.is_dir():
+        raise UserError(f"{path}: a folder")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
     model = saved.network()
     about = json.dumps(
         {"classes": saved.classes, "images": asdict(saved.format), "settings": saved.settings.to_dict()}
@@ -92,7 +95,7 @@ def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[
         onnx, onnxruntime, _ = map(import_module, ("onnx", "onnxruntime", "onnxscript"))
     except ModuleNotFoundError as error:
         raise UserError(f"ONNX needs {error.name}: install gconv with its extra 'export'") from None
-    with redirect_stdout(StringIO()):  # it reports its steps
+    with redirect_stdout(StringIO()), _quiet():  # it reports its steps, and misses torchvision
         program = torch.onnx.export(
             model,
             (images,),
@@ -107,6 +110,16 @@ def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[
     onnx.save(written, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _safetensors(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:

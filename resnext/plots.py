@@ -105,15 +105,17 @@ def cardinality(path: Path, compared: Sequence[Compared], data: str) -> None:
     for place, pair in zip(places, compared, strict=True):
         errors = list(pair.errors.values())
         left.plot([place] * len(errors), errors, "o", color="C0", alpha=0.4, markersize=5)
+    several = len(compared[0].errors) > 1
     left.errorbar(
         places,
         [pair.mean for pair in compared],
-        [pair.deviation or 0 for pair in compared],
+        [pair.deviation for pair in compared] if several else None,
         marker="s",
         capsize=4,
         color="C0",
     )
-    left.set(title=f"here: {data}, mean and deviation of the seeds", ylabel="error, %")
+    spread = "mean and deviation of the seeds" if several else "one seed"
+    left.set(title=f"here: {data}, {spread}", ylabel="error, %")
     left.set_xticks(places, [f"{pair.cardinality} x {pair.width}d" for pair in compared])
     published = complexity.EQUAL_COMPLEXITY
     for i, layers in enumerate((50, 101)):

@@ -28,6 +28,7 @@ from resnext.config import (
 )
 from resnext.data import Data
 from resnext.errors import UserError
+from resnext.interruption import Interrupted
 from resnext.train import train
 from resnext.world import World
 
@@ -102,7 +103,11 @@ def study(
             name = f"{pair.cardinality}x{pair.width}d-seed{seed}"
             progress.update(whole, description=f"study: {name}")
             settings = _settings(preset, pair, seed)
-            pair.errors[seed] = _error(settings, data, folder / name, world, console, progress, options)
+            try:
+                pair.errors[seed] = _error(settings, data, folder / name, world, console, progress, options)
+            except Interrupted as interrupted:
+                kept = f"{folder} keeps all up to {name}; the same command goes on from there"
+                raise Interrupted(interrupted.number, kept) from None
             world.first_does(lambda: _write(folder / "study.csv", compared))
             finished(name, pair.errors[seed])
             progress.advance(whole)

@@ -136,6 +136,8 @@ class _Run:
         self.console.print(_HEADER, style="bold")
         for row in self.rows:
             self.console.print(_ROW.format(**row))
+        if training.epoch == recipe.epochs:
+            self.console.print("nothing is left to train; tested and drawn again")
         result = None
         while training.epoch < recipe.epochs:
             self._epoch()

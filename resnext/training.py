@@ -172,7 +172,7 @@ class Training:
     def _pass(self, batch: Batch, share: float, last: bool) -> Tensor:
         """Adds the gradient of ``share`` of the mean loss; the last pass adds the other processes' too."""
         if batch.unreadable and not self.options.skip_corrupt:
-            raise UserError(f"{batch.unreadable[0]}, or go on without it: --skip-corrupt")
+            raise UserError(f"{batch.unreadable[0]}, or go on without it: --resume --skip-corrupt")
         if not len(batch.labels):
             raise UserError(f"no training image could be read; the first: {batch.unreadable[0]}")
         self.unreadable.update(batch.unreadable)
@@ -235,6 +235,9 @@ def _check(recipe: Recipe, data: Data, world: World) -> None:
         raise UserError(f"--batch-size {recipe.batch_size}: there are {len(data.train):,} training images")
     if recipe.warmup_epochs > recipe.epochs:
         raise UserError(f"--warmup-epochs {recipe.warmup_epochs:g}: there are {recipe.epochs} --epochs")
+    for name in ("learning_rate", "weight_decay", "warmup_epochs", "mixup", "cutmix"):
+        if not math.isfinite(getattr(recipe, name)):
+            raise UserError(f"--{name.replace('_', '-')} {getattr(recipe, name)}: must be a finite number")
     if recipe.ema == 1:
         raise UserError("--ema 1: the average would never move; 0.9999 is usual")
     if recipe.sync_batch_norm and world.size > 1 and world.device.type == "cpu":

@@ -142,7 +142,7 @@ def test_resume_says_what_does_not_go_together(run: Run, trained: Path) -> None:
         assert code == 2
         one_line(err, *parts)
     code, out, err = run("train", "--resume")
-    assert (code, err) == (0, "") and "written to runs/demo" in out
+    assert (code, err) == (0, "") and "nothing is left to train" in out and "written to runs/demo" in out
     assert rows(trained / "summary.csv")[-1]["epoch"] == "2", "trained beyond its end"
 
 
@@ -164,6 +164,7 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, trained: P
         ((*new, "--data", "folder", "empty"), "empty/train: no such folder"),
         ((*new, "--image-size", "32"), "--image-size"),
         ((*new, "--batch-size", "1000"), "--batch-size 1000: there are 300 training images"),
+        ((*new, "--mixup", "inf"), "--mixup inf: must be a finite number"),
         ((*new, "--learning-rate", "1e30", *SMALL), "diverged", "a lower --learning-rate"),
         (("evaluate", "runs/none"), "runs/none: no such checkpoint", "resnext train"),
         (("evaluate", "text.png"), "text.png: cut short, damaged, or no checkpoint"),
@@ -171,7 +172,7 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, trained: P
         (("export", "-o", "network.exe"), "network.exe: write to a file that ends in .pt2"),
         (("export", "-o", "/proc/network.pt2"), "/proc/"),
         (("export", "-o", "/proc/network.safetensors"), "/proc/"),
-        (("export", "-o", "none/network.pt2"), "none/network.pt2: not a file in a folder that exists"),
+        (("export", "-o", "none/network.pt2"), "none/network.pt2: there is no folder none"),
         (("predict", "none.png"), "none.png: no such image"),
         (("predict", "text.png"), "text.png: not an image that can be read"),
         (("predict", "wide.png"), "wide.png: 40 x 30 pixels", "takes 28 x 28", "--resize"),

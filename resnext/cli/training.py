@@ -152,7 +152,8 @@ def train(
         int | None,
         typer.Option(
             min=2,
-            help="Images in one update, of all processes together. " + default_of("recipe", "batch_size"),
+            help="Images in one update, of all processes together; those left over sit out, others each "
+            "epoch. " + default_of("recipe", "batch_size"),
             rich_help_panel=RECIPE,
         ),
     ] = None,

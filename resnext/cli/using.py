@@ -33,7 +33,7 @@ from resnext.cli.training import default_workers
 from resnext.data.folder import image_files
 from resnext.data.images import read_image
 from resnext.errors import UserError
-from resnext.evaluation import Evaluation, standard_error
+from resnext.evaluation import TOP, Evaluation, standard_error
 from resnext.evaluation import evaluate as run_evaluation
 from resnext.train import progress_bar
 from resnext.world import World
@@ -78,17 +78,13 @@ def evaluate(
             advance=lambda images: progress.advance(task, images),
         )
     rows = _class_rows(result, saved.classes)
-    plots.confusion(folder / "confusion.png", result, saved.classes)
-    with (folder / "classes.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
     print_table(
         _class_table(f"{run}, epochs: {saved.epochs:.3g}, on {len(result.labels):,} held-out images", rows)
     )
     doubt = standard_error(result.accuracy, len(result.labels))
+    top5 = f"top-5 {result.top5:.2f}%, " if len(saved.classes) > TOP else ""
     console.print(
-        f"top-1 accuracy {result.accuracy:.2f}% (standard error {doubt:.2f}), top-5 {result.top5:.2f}%, "
+        f"top-1 accuracy {result.accuracy:.2f}% (standard error {doubt:.2f}), {top5}"
         f"cross-entropy {result.loss:.4f}",
         soft_wrap=True,
     )
@@ -96,6 +92,11 @@ def evaluate(
         console.print(
             f"{len(result.unreadable)} images could not be read and are not counted", soft_wrap=True
         )
+    plots.confusion(folder / "confusion.png", result, saved.classes)
+    with (folder / "classes.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
     console.print(f"written: {folder / 'confusion.png'}, {folder / 'classes.csv'}", soft_wrap=True)
 
 
@@ -257,8 +258,9 @@ def export(
     form = saved.format
     for path in out or [folder / "network.pt2", folder / "network.onnx"]:
         difference = exporting.export(saved, path)
+        exact = f"to {difference:.0e} of the largest output" if difference else "to the bit"
         console.print(
-            f"written: {path}, which gives what the network gives to {difference:.0e} of the largest output",
+            f"written: {path}, which gives what the network gives {exact}",
             soft_wrap=True,
         )
     size = " x ".join(map(str, ("N", form.channels, form.size, form.size)))

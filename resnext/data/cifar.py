@@ -61,10 +61,13 @@ def load_cifar(name: str, path: Path | None) -> Data:
     versions = _VERSIONS[name]
     wanted = {file for version in versions for file in (*version.train, version.test, version.names)}
     files = _unpack(packed, wanted) if packed else _gather(path, wanted)
+    all_missing = []
     for version in versions:
         missing = [file for file in (*version.train, version.test, version.names) if file not in files]
         if not missing:
             return _data(name, version, files, packed or path)
+        all_missing.append(missing)
+    missing = min(all_missing, key=len)  # of the version that it has more of
     raise UserError(f"{packed or path}: not {name}: it has no {missing[0]}; give {' or '.join(archives)}")
 
 

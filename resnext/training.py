@@ -191,10 +191,10 @@ class Training:
         n = len(labels)
         return torch.stack((loss.detach() * n, right.float(), loss.new_full((), n)))
 
-    def _average(self, averages: list[Tensor], values: list[Tensor], _: Tensor) -> None:
+    def _average(self, averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
         """Moves ``averages`` towards ``values``; far at first, or a short training would be its start."""
         decay = min(self.recipe.ema, (1 + self.step_number) / (10 + self.step_number))
-        get_ema_multi_avg_fn(decay)(averages, values, _)
+        get_ema_multi_avg_fn(decay)(averages, values, count)
 
     @property
     def is_finite(self) -> bool:

@@ -61,14 +61,15 @@ def load_cifar(name: str, path: Path | None) -> Data:
     versions = _VERSIONS[name]
     wanted = {file for version in versions for file in (*version.train, version.test, version.names)}
     files = _unpack(packed, wanted) if packed else _gather(path, wanted)
-    all_missing = []
-    for version in versions:
-        missing = [file for file in (*version.train, version.test, version.names) if file not in files]
-        if not missing:
-            return _data(name, version, files, packed or path)
-        all_missing.append(missing)
-    missing = min(all_missing, key=len)  # of the version that it has more of
-    raise UserError(f"{packed or path}: not {name}: it has no {missing[0]}; give {' or '.join(archives)}")
+    missing = [
+        [file for file in (*version.train, version.test, version.names) if file not in files]
+        for version in versions
+    ]
+    # The version that it is, or has most of.
+    version, lacks = min(zip(versions, missing, strict=True), key=lambda pair: len(pair[1]))
+    if lacks:
+        raise UserError(f"{packed or path}: not {name}: it has no {lacks[0]}; give {' or '.join(archives)}")
+    return _data(name, version, files, packed or path)
 
 
 def _unpack(archive: Path, wanted: set[str]) -> dict[str, bytes]:

@@ -35,7 +35,7 @@ def spilling(kernels: list[dict]) -> list[dict]:
     ("form", "most"),
     [
         ("plain", (0.30, 0.30, 0.60)),
-        pytest.param("norm", (1.05, 0.80, 0.85), marks=pytest.mark.long),
+        pytest.param("norm", (1.05, 0.95, 0.95), marks=pytest.mark.long),
     ],
 )
 def test_resnext50_kernels_spill_nothing_and_take_few_instructions(
@@ -44,6 +44,8 @@ def test_resnext50_kernels_spill_nothing_and_take_few_instructions(
     kernels = table("--suite", "resnext50_32x4d", "--form", form, "--targets", "sm_90")["kernels"]
     assert kernels and {kernel["target"] for kernel in kernels} == {"sm_90"}, "the matrix has all"
     assert not spilling(kernels)
+    slides = [kernel for kernel in kernels if kernel["name"].startswith(("slide", "residue"))]
+    assert form == "norm" or {kernel["ahead"] for kernel in slides} == {"L1"}, "rows come ahead, through L1"
     first_layer = {
         layer.rpartition(": ")[2]: kernel["per_output"]
         for kernel in kernels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from oracle import Case, bounds, expected
 from gconv import batch_norm, kernels
 from gconv.activation import ACTIVATIONS
 from gconv.kernels import batch_norm as norm_kernels
-from gconv.kernels import launch, tiles
+from gconv.kernels import launch
 from gconv.kernels.device import Device
 
 pytestmark = [
@@ -67,15 +66,6 @@ def test_batch_norm_in_sixteen_bits(case: Case, dtype: torch.dtype) -> None:
 def test_batch_norm_with_rows_in_chunks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "interpreter", 132))
     check(norm_results(case, torch.float16))
-
-
-@pytest.mark.parametrize("name", ["slide, width 4", "stride 2, even"])
-def test_batch_norm_with_rows_loaded_ahead(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rule has a tile for it; whoever calls the launchers may ask for one."""
-    monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "norm, ahead", 2))
-    by_rule = tiles.tile_by_rule
-    monkeypatch.setattr(tiles, "tile_by_rule", lambda *a: replace(by_rule(*a), ahead=True))
-    check(norm_results(named(name), torch.float16))
 
 
 def test_two_runs_are_bit_equal() -> None:

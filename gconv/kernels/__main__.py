@@ -26,6 +26,8 @@ and prints what the compiler made of it. Needs no GPU.
   registers    of a thread; 65,536 of them over those of a program is how many programs a processor keeps
   spills       bytes of a thread's that did not fit into registers: 0, or the tile is too large
   shared       bytes of shared memory of a program
+  ahead        L1 where loads are on their way before they are needed, through the cache in which the shifted
+               loads of a row meet; L2 where they go past it; empty where they go to registers
   per output   warp instructions in the main loop for each output, or element of dy in the weight gradient.
                A processor of NVIDIA's issues 4 a cycle: on an H200, 0.3 an output in 16 bits take a third of
                the time that the memory takes for it.
@@ -100,19 +102,20 @@ def _order(kernel: Kernel) -> tuple:
 
 def _table(kernels: list[Kernel]) -> str:
     """Columns as wide as they need; numbers to the right."""
-    head = ("target", "type", "kernel", "tile", "registers", "spills", "shared", "per output")
+    head = ("target", "type", "kernel", "tile", "ahead", "registers", "spills", "shared", "per output")
     rows = [
         (
             k.target,
             k.dtype,
             k.name,
             k.tile,
+            k.ahead,
             *map(str, (k.registers, k.spills, k.shared)),
             _number(k.per_output),
         )
         for k in kernels
     ]
-    return columns([head, *dict.fromkeys(rows)], left=4, rule=True)
+    return columns([head, *dict.fromkeys(rows)], left=5, rule=True)
 
 
 def _number(value: float | None) -> str:

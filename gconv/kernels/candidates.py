@@ -41,17 +41,25 @@ def _around(
     if pass_ == "input_grad":
         inputs, outputs = outputs, inputs
     if rule.kernel in ("slide", "residue"):
+        shapes = _in_flight(rule, device, 3, 1)
+        yield from _in_flight(rule, device, 2, 4)
         if pass_ == "weight_grad":
-            for ahead in (False, True):
-                yield from _slide_weight(replace(rule, ahead=ahead), inputs, outputs, geometry.groups)
+            for tile in shapes:
+                yield from _slide_weight(tile, inputs, outputs, geometry.groups)
             yield tiles.taps_weight_tile(inputs, outputs, dtype, precision, device)
         else:
-            rows_ahead = (False, True) if rule.kernel == "slide" and geometry.stride[0] == 1 else (False,)
-            for ahead in rows_ahead:
-                yield from _slide(replace(rule, ahead=ahead), inputs, outputs, geometry.groups, device)
+            for tile in shapes:
+                yield from _slide(tile, inputs, outputs, geometry.groups, device)
             yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
     elif tiles.uses_tensor_cores(dtype, precision, device):
         yield from _taps(rule, pass_, dtype)
+
+
+def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:
+    """``rule`` with so many stages; with one, loads go through registers, as wide as they can be."""
+    if device.kind == "hip":
+        return [rule]
+    return [replace(rule, stages=s, load=tiles.CACHED if s > 1 else tiles.WIDEST) for s in stages]
 
 
 def _slide(rule: Tile, inputs: int, outputs: int, groups: int, device: Device) -> Iterator[Tile]:
@@ -80,11 +88,13 @@ def _taps(rule: Tile, pass_: str, dtype: torch.dtype) -> Iterator[Tile]:
     most = 128 if dtype.itemsize == 2 else 64
     sides = [side for side in (16, 32, 64, 128) if side <= most]
     heights = (32, 64) if pass_ == "weight_grad" else (64, 128)
-    for pixels, side_i, side_o, (warps, stages) in product(heights, sides, sides, ((4, 2), (4, 3), (8, 3))):
+    flows = ((4, 2, tiles.WIDEST), (4, 3, tiles.WIDEST), (8, 3, tiles.WIDEST), (4, 3, tiles.CACHED))
+    for pixels, side_i, side_o, (warps, stages, load) in product(heights, sides, sides, flows):
         fits = side_i <= 2 * rule.inputs and side_o <= 2 * rule.outputs
         numbers = side_i * side_o if pass_ == "weight_grad" else pixels * side_o
         if fits and 8 <= numbers / (32 * warps) <= SUMS_A_THREAD["taps"]:
-            yield replace(rule, pixels=pixels, inputs=side_i, outputs=side_o, warps=warps, stages=stages)
+            sides_and_load = {"pixels": pixels, "inputs": side_i, "outputs": side_o, "load": load}
+            yield replace(rule, **sides_and_load, warps=warps, stages=stages)
 
 
 def _depthwise(rule: Tile, pass_: str, geometry: ConvGeometry, device: Device) -> Iterator[Tile]:

@@ -63,6 +63,8 @@ class Kernel:
         registers: of a thread.
         spills: bytes of a thread's that did not fit into registers.
         shared: bytes of shared memory of a program.
+        ahead: "L1" where the main loop copies to shared memory what it needs later, through L1; "L2" where
+            past L1; "" where loads go to registers. Known for NVIDIA's.
         per_output: instructions of a warp in the main loop for each output, or for each element of dy in the
             weight gradient; None where there is no loop to count.
     """
@@ -75,6 +77,7 @@ class Kernel:
     registers: int
     spills: int
     shared: int
+    ahead: str
     per_output: float | None
 
 
@@ -134,7 +137,8 @@ def compile_job(job: Job, layers: tuple[str, ...] = ()) -> Kernel:
     gpu, source, options = _specialise(launch, job.target, job.dtype)
     compiled = triton.compile(source, gpu, options)
     resources, listing = _read_cubin(compiled) if cuda else _read_amdgcn(compiled)
-    turn = len(main_loop(listing))
+    loop = main_loop(listing)
+    turn = len(loop)
     stride = f", stride {launch.arguments['STRIDE']}" if "STRIDE" in launch.arguments else ""
     return Kernel(
         job.target,
@@ -144,6 +148,7 @@ def compile_job(job: Job, layers: tuple[str, ...] = ()) -> Kernel:
         layers,
         **resources,
         shared=compiled.metadata.shared,
+        ahead=_copied_ahead(loop),
         per_output=round(turn * launch.tile.warps / _outputs_a_turn(launch), 3) if turn else None,
     )
 
@@ -162,6 +167,11 @@ def main_loop(listing: list[str]) -> list[str]:
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     start, end = max(inner, key=lambda loop: loop[1] - loop[0], default=(0, 0))
     return [line for line in listing[start:end] if not line.endswith(":")]
+
+
+def _copied_ahead(loop: list[str]) -> str:
+    copies = [line for line in loop if "LDGSTS" in line]
+    return ("L2" if all("BYPASS" in line for line in copies) else "L1") if copies else ""
 
 
 def target_of(device: torch.device) -> str:

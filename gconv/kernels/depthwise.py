@@ -58,7 +58,8 @@ def depthwise_slide_kernel(
     x_n, x_h, x_w, y_w, w_0, w_g, w_r, w_s,
     R: tl.constexpr, S: tl.constexpr,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
-    FULL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Vertical stride and dilation 1: slides down the rows of x, each loaded once for the R outputs it feeds.
 
@@ -82,26 +83,26 @@ def depthwise_slide_kernel(
         weights = weights + (weight.to(tl.float32),)
 
     j = q * step_w - left
-    o_x = ((image * x_n + j * x_w) * UNIT)[:, None] + c[None, :]
-    o_y = ((image * P * Q + q) * y_w * UNIT)[:, None] + c[None, :]
+    o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
+    o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + c[None, :]
     h0 = first - top
-    p_x += (n * x_n + h0.to(tl.int64) * x_h) * UNIT
-    at = (n * P + first - (R - 1)) * Q * y_w * UNIT
+    p_x += (n * x_n + h0.to(tl.int64) * x_h) * X_UNIT
+    at = (n * P + first - (R - 1)) * Q * y_w * Y_UNIT
     zero = tl.zeros([BM, BO], tl.float32)
     sums = repeat(zero, R)
     for h in range(h0, end - top + R - 1):
         for s in tl.static_range(S):
             w = j + s * tap_w
             m_x = m_column & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-            x = load_tile(p_x, o_x + s * tap_w * x_w * UNIT, m_x, m_c, FULL).to(tl.float32)
+            x = load_tile(p_x, o_x + s * tap_w * x_w * X_UNIT, m_x, m_c, FULL).to(tl.float32)
             sums = add_products(sums, x, weights, s, S)
         emit(
             sums[R - 1], (), 1, p_bias, p_side + at, p_y + at, o_y, (), c,
             m_column & (h >= h0 + R - 1), m_c, BIAS, ACTIVATION, EPILOGUE, FULL,
         )  # fmt: skip
         sums = (zero,) + sums[:-1]
-        p_x += x_h * UNIT
-        at += Q * y_w * UNIT
+        p_x += x_h * X_UNIT
+        at += Q * y_w * Y_UNIT
 
 
 @triton.jit(do_not_specialize=COUNTS + STRIDES)
@@ -110,7 +111,7 @@ def depthwise_slide_weight_kernel(
     packs, groups, columns, H, W, P, Q, rows, top, left, splits, step_w, tap_w,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     R: tl.constexpr, S: tl.constexpr, BIAS: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
+    X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of the weight gradient, vertical stride and dilation 1.
 
@@ -134,11 +135,11 @@ def depthwise_slide_weight_kernel(
         end = tl.minimum(first + rows, P)
         n, image, q, m_column = locate_columns(item % tl.cdiv(columns, BM), columns, Q, BM, WIDE)
         j = q * step_w - left
-        o_x = ((image * x_n + j * x_w) * UNIT)[:, None] + c[None, :]
-        o_dy = ((image * dy_n + q * dy_w) * UNIT)[:, None] + c[None, :]
+        o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
+        o_dy = ((image * dy_n + q * dy_w) * DY_UNIT)[:, None] + c[None, :]
         h0 = first - top
-        p_row = p_x + (n * x_n + tl.cast(h0, tl.int64) * x_h) * UNIT
-        p_grad = p_dy + (n * dy_n + tl.cast(first, tl.int64) * dy_h) * UNIT
+        p_row = p_x + (n * x_n + tl.cast(h0, tl.int64) * x_h) * X_UNIT
+        p_grad = p_dy + (n * dy_n + tl.cast(first, tl.int64) * dy_h) * DY_UNIT
         dy = repeat(zero, R)
         for h in range(h0, end - top + R - 1):
             dy0 = load_tile(p_grad, o_dy, m_column & (h < end - top), m_c, FULL).to(tl.float32)
@@ -148,10 +149,10 @@ def depthwise_slide_weight_kernel(
             for s in tl.static_range(S):
                 w = j + s * tap_w
                 m_x = m_column & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-                x = load_tile(p_row, o_x + s * tap_w * x_w * UNIT, m_x, m_c, FULL).to(tl.float32)
+                x = load_tile(p_row, o_x + s * tap_w * x_w * X_UNIT, m_x, m_c, FULL).to(tl.float32)
                 sums = add_gradients(sums, x, dy, s, S)
-            p_row += x_h * UNIT
-            p_grad += dy_h * UNIT
+            p_row += x_h * X_UNIT
+            p_grad += dy_h * DY_UNIT
 
     p_sums += i_split.to(tl.int64) * groups * (R * S + BIAS) + c
     for t in tl.static_range(R * S):
@@ -169,7 +170,8 @@ def depthwise_kernel(
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, DIVISOR_H: tl.constexpr, DIVISOR_W: tl.constexpr,
     TAP_H: tl.constexpr, TAP_W: tl.constexpr,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
-    FULL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Any geometry with one channel a group, in and out.
 
@@ -189,19 +191,19 @@ def depthwise_kernel(
     n, image, q, m_column = locate_columns(i_m, columns, Q, BM, WIDE)
     c, m_c = locate_depthwise(i_pack, groups, BO)
     p_w += w_0 + c * w_g
-    p_x += n * x_n * UNIT
-    at = (n * P + first) * Q * y_w * UNIT
-    o_y = ((image * P * Q + q) * y_w * UNIT)[:, None] + c[None, :]
+    p_x += n * x_n * X_UNIT
+    at = (n * P + first) * Q * y_w * Y_UNIT
+    o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + c[None, :]
     for p in range(first, tl.minimum(first + rows, P)):
         acc = tl.zeros([BM, BO], tl.float32)
         for r in range(R):
             h = p * STEP_H + r * TAP_H - top
             inside = (h >= 0) & (h % DIVISOR_H == 0) & (h // DIVISOR_H < H)
-            p_row = p_x + tl.cast(h // DIVISOR_H, tl.int64) * x_h * UNIT
+            p_row = p_x + tl.cast(h // DIVISOR_H, tl.int64) * x_h * X_UNIT
             for s in range(S):
                 w = q * STEP_W + s * TAP_W - left
                 m_x = m_column & inside & (w >= 0) & (w % DIVISOR_W == 0) & (w // DIVISOR_W < W)
-                o_x = ((image * x_n + w // DIVISOR_W * x_w) * UNIT)[:, None] + c[None, :]
+                o_x = ((image * x_n + w // DIVISOR_W * x_w) * X_UNIT)[:, None] + c[None, :]
                 x = load_tile(p_row, o_x, m_x, m_c, FULL)
                 weight = tl.load(p_w + r * w_r + s * w_s, m_c, 0.0)
                 acc += x.to(tl.float32) * weight.to(tl.float32)[None, :]
@@ -209,7 +211,7 @@ def depthwise_kernel(
             acc, (), 1, p_bias, p_side + at, p_y + at, o_y, (), c,
             m_column, m_c, BIAS, ACTIVATION, EPILOGUE, FULL,
         )  # fmt: skip
-        at += Q * y_w * UNIT
+        at += Q * y_w * Y_UNIT
 
 
 @triton.jit(do_not_specialize=COUNTS + STRIDES)
@@ -220,7 +222,7 @@ def depthwise_weight_kernel(
     R: tl.constexpr, S: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, TAP_H: tl.constexpr, TAP_W: tl.constexpr,
     BIAS: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr,
+    X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of the weight gradient with one channel a group, in and out.
 
@@ -244,16 +246,16 @@ def depthwise_weight_kernel(
         w = (q * STEP_W - left)[:, None] + (s * TAP_W)[None, :]
         m_x = m_column[:, None] & (tap < R * S)[None, :] & (w >= 0) & (w < W)
         o_x = (image * x_n)[:, None] + w * x_w
-        o_dy = ((image * dy_n + q * dy_w) * UNIT)[:, None] + c[None, :]
+        o_dy = ((image * dy_n + q * dy_w) * DY_UNIT)[:, None] + c[None, :]
         for p in range(first, tl.minimum(first + rows, P)):
             h = p * STEP_H - top + r * TAP_H
             if WIDE:
                 h = h.to(tl.int64)
             m_row = m_x & ((h >= 0) & (h < H))[None, :]
-            o_row = ((o_x + (h * x_h)[None, :]) * UNIT)[:, :, None] + c[None, None, :]
+            o_row = ((o_x + (h * x_h)[None, :]) * X_UNIT)[:, :, None] + c[None, None, :]
             m_row = m_row[:, :, None] & m_c[None, None, :]
-            x = tl.load(p_x + n * x_n * UNIT + o_row, m_row, 0.0).to(tl.float32)
-            p_grad = p_dy + (n * dy_n + tl.cast(p, tl.int64) * dy_h) * UNIT
+            x = tl.load(p_x + n * x_n * X_UNIT + o_row, m_row, 0.0).to(tl.float32)
+            p_grad = p_dy + (n * dy_n + tl.cast(p, tl.int64) * dy_h) * DY_UNIT
             dy = load_tile(p_grad, o_dy, m_column, m_c, FULL).to(tl.float32)
             sums += dy[:, None, :] * x
             if BIAS:

@@ -51,7 +51,7 @@ def slide_kernel(
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr,
     PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, AHEAD: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """3x3, vertical stride 1 or 2: slides down the rows of x and loads each once for every output it feeds.
 
@@ -62,9 +62,9 @@ def slide_kernel(
     Grid: packs of channels, fastest, so that neighbours complete each other's cache lines; tiles of BM
     columns; chunks of ``rows`` output rows.
 
-    In registers: the nine weight tiles [BI, BO], one row's three x tiles [BM, BI], and the sums [BM, BO] of
-    the outputs that the row feeds: three at stride 1, which move up as the rows move down, two at stride 2.
-    AHEAD, at stride 1: the next row's tiles as well, which are on their way while this row is multiplied.
+    In registers: one row's three x tiles [BM, BI], and the sums [BM, BO] of the outputs that the row feeds:
+    three at stride 1, which move up as the rows move down, two at stride 2. In shared memory: the nine weight
+    tiles [BI, BO], and the rows that are on their way.
     """
     i_pack = tl.program_id(0) % packs
     i_m = tl.program_id(0) // packs % tl.cdiv(columns, BM)
@@ -82,25 +82,20 @@ def slide_kernel(
 
     j = q * step_w - left
     m_x = mask_columns(j, tap_w, W, m_column)
-    o_x = ((image * x_n + j * x_w) * UNIT)[:, None] + c[None, :]
-    o_y = ((image * P * Q + q) * y_w * UNIT)[:, None] + k[None, :]
+    o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
+    o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + k[None, :]
     h0 = first * STRIDE - top
-    p_x += (n * x_n + h0.to(tl.int64) * x_h) * UNIT
-    step = tap_w * x_w * UNIT
+    step = tap_w * x_w * X_UNIT
     zero = tl.zeros([BM, BO], tl.float32)
     sums = (zero, zero)
     if STRIDE == 1:
-        at = (n * P + first - 2) * Q * y_w * UNIT
         last, middle = zero, zero
-        below = end - top + 2
-        if AHEAD:
-            x = load_row(p_x, o_x, step, m_x, (h0 >= 0) & (h0 < H), m_c, FULL)
-        for h in range(h0, below):
-            if AHEAD:
-                inside = (h + 1 >= 0) & (h + 1 < tl.minimum(H, below))
-                following = load_row(p_x + x_h * UNIT, o_x, step, m_x, inside, m_c, FULL)
-            else:
-                x = load_row(p_x, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
+        # Rows above the image add nothing, but for those at which an output row is complete.
+        start = tl.maximum(h0, tl.minimum(0, h0 + 2))
+        p_x += (n * x_n + start.to(tl.int64) * x_h) * X_UNIT
+        at = (n * P + start + top - 2) * Q * y_w * Y_UNIT
+        for h in range(start, end - top + 2):
+            x = load_row(p_x, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
             a = normalise_row(x, norm, m_x, (h >= 0) & (h < H), PROLOGUE)
             done = dot_row(a, w2, last, PRECISION)
             last = dot_row(a, w1, middle, PRECISION)
@@ -109,12 +104,11 @@ def slide_kernel(
                 done, sums, h - h0 - 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
                 m_column & (h >= h0 + 2), m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
             )  # fmt: skip
-            if AHEAD:
-                x = following
-            p_x += x_h * UNIT
-            at += Q * y_w * UNIT
+            p_x += x_h * X_UNIT
+            at += Q * y_w * Y_UNIT
     else:
-        at = (n * P + first - 1) * Q * y_w * UNIT
+        p_x += (n * x_n + h0.to(tl.int64) * x_h) * X_UNIT
+        at = (n * P + first - 1) * Q * y_w * Y_UNIT
         acc = zero
         for h in range(h0, 2 * end - top + 2, 2):
             x = load_row(p_x, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
@@ -125,11 +119,11 @@ def slide_kernel(
                 done, sums, (h - h0) // 2, p_bias, p_side + at, p_y + at, o_y, norm, k,
                 m_column & (h >= h0 + 2), m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
             )  # fmt: skip
-            x = load_row(p_x + x_h * UNIT, o_x, step, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
+            x = load_row(p_x + x_h * X_UNIT, o_x, step, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
             a = normalise_row(x, norm, m_x, (h + 1 >= 0) & (h + 1 < H), PROLOGUE)
             acc = dot_row(a, w1, acc, PRECISION)
-            p_x += 2 * x_h * UNIT
-            at += Q * y_w * UNIT
+            p_x += 2 * x_h * X_UNIT
+            at += Q * y_w * Y_UNIT
     i_part = tl.program_id(0) // packs
     counts = tl.where(m_column, end - first, 0)
     store_sums(p_sums, i_part, sums, counts, groups * CO, k, m_k, EPILOGUE)
@@ -145,7 +139,7 @@ def taps_kernel(
     TAP_H: tl.constexpr, TAP_W: tl.constexpr,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr,
     PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Any geometry: one matrix product for each tap and block of input channels, summed in order.
 
@@ -167,7 +161,7 @@ def taps_kernel(
     if WIDE:
         p, q = p.to(tl.int64), q.to(tl.int64)
     k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
-    p_x += n * x_n * UNIT
+    p_x += n * x_n * X_UNIT
     norm = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
     zero = tl.zeros([BM, BO], tl.float32)
     acc = zero
@@ -181,14 +175,14 @@ def taps_kernel(
             m_x = m_x & (h % DIVISOR_H == 0) & (w % DIVISOR_W == 0)
             h, w = h // DIVISOR_H, w // DIVISOR_W
         m_x = m_x & (h < H) & (w < W)
-        o_x = ((image * x_n + h * x_h + w * x_w) * UNIT)[:, None] + c[None, :]
+        o_x = ((image * x_n + h * x_h + w * x_w) * X_UNIT)[:, None] + c[None, :]
         x = load_tile(p_x, o_x, m_x, m_c, FULL)
         x = normalise(x, load_norm(p_norm, groups * CI, c, m_c, PROLOGUE), m_x, PROLOGUE)
         o_w, m_w = locate_weights(i_pack, i_i, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
         acc = dot(x, tl.load(p_w + w_0 + r * w_r + s * w_s + o_w, m_w, 0.0), acc, PRECISION)
 
-    at = i_m.to(tl.int64) * BM * y_w * UNIT
-    o_y = (tl.arange(0, BM) * y_w * UNIT)[:, None] + k[None, :]
+    at = i_m.to(tl.int64) * BM * y_w * Y_UNIT
+    o_y = (tl.arange(0, BM) * y_w * Y_UNIT)[:, None] + k[None, :]
     sums = emit(
         acc, (zero, zero), 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
         m_pixel, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
@@ -316,7 +310,8 @@ def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Ope
     channels = c.groups * c.outputs
     packs = -(-c.groups // (tile.outputs if tile.depthwise else tile.groups))
     strides = operands.first
-    unit = tiles.common_unit(strides[0], strides[2], strides[3], channels)
+    x_unit = tiles.common_unit(tile.load, operands.dtype, strides[0], strides[2], strides[3])
+    y_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, channels)
     return {
         "packs": packs,
         "groups": c.groups,
@@ -328,10 +323,10 @@ def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Ope
         "rows": tiles.rows_in_chunk(p, packs * -(-n * q // tile.pixels), tile, operands.device),
         "top": c.top,
         "left": c.left,
-        "x_n": strides[0] // unit,
-        "x_h": strides[2] // unit,
-        "x_w": strides[3] // unit,
-        "y_w": channels // unit,
+        "x_n": strides[0] // x_unit,
+        "x_h": strides[2] // x_unit,
+        "x_w": strides[3] // x_unit,
+        "y_w": channels // y_unit,
         **dict(zip(WEIGHTS, c.weight_strides(operands.second), strict=True)),
         "CI": c.inputs,
         "CO": c.outputs,
@@ -339,8 +334,8 @@ def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Ope
         "PRECISION": operands.precision,
         "FULL": tiles.fills(tile, c.groups, c.inputs, c.outputs),
         "WIDE": tiles.is_wide(tile, q, (strides[0], p * q * channels), (h * strides[2], w * strides[3])),
-        "UNIT": unit,
-        "AHEAD": tile.ahead,
+        "X_UNIT": x_unit,
+        "Y_UNIT": y_unit,
         "BM": tile.pixels,
         "BI": tile.inputs,
         "BO": tile.outputs,

@@ -39,7 +39,7 @@ def residue_kernel(
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
     PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """3x3, divided by 2: rows and columns of y in pairs, each residue with the taps that meet it.
 
@@ -69,13 +69,13 @@ def residue_kernel(
     b = pair + before
     m_left = m_column & (b >= 0) & (b < W)
     m_right = m_column & (b + 1 >= 0) & (b + 1 < W)
-    o_x = ((image * x_n + b * x_w) * UNIT)[:, None] + c[None, :]
+    o_x = ((image * x_n + b * x_w) * X_UNIT)[:, None] + c[None, :]
     q = 2 * b + left
     m_even = m_column & (q >= 0) & (q < Q)
     m_odd = m_column & (q + 1 >= 0) & (q + 1 < Q)
-    o_y = ((image * P * Q + q) * y_w * UNIT)[:, None] + k[None, :]
-    p_x += (n * x_n + first.to(tl.int64) * x_h) * UNIT
-    at = (n * P + 2 * (first - 1) + top) * Q * y_w * UNIT
+    o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + k[None, :]
+    p_x += (n * x_n + first.to(tl.int64) * x_h) * X_UNIT
+    at = (n * P + 2 * (first - 1) + top) * Q * y_w * Y_UNIT
     norm = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
 
     zero = tl.zeros([BM, BO], tl.float32)
@@ -84,7 +84,7 @@ def residue_kernel(
     for a in range(first, end + 1):
         inside = (a >= 0) & (a < H)
         x0 = load_tile(p_x, o_x, m_left & inside, m_c, FULL)
-        x1 = load_tile(p_x, o_x + x_w * UNIT, m_right & inside, m_c, FULL)
+        x1 = load_tile(p_x, o_x + x_w * X_UNIT, m_right & inside, m_c, FULL)
         p = 2 * (a - 1) + top
         above_row = (a > first) & (p >= 0) & (p < P)
         below_row = (a > first) & (p + 1 >= 0) & (p + 1 < P)
@@ -95,10 +95,10 @@ def residue_kernel(
         )  # fmt: skip
         odd = dot(x1, w2[1], odd, PRECISION)
         sums = emit(
-            odd, sums, 1, p_bias, p_side + at, p_y + at, o_y + y_w * UNIT, norm, k,
+            odd, sums, 1, p_bias, p_side + at, p_y + at, o_y + y_w * Y_UNIT, norm, k,
             m_odd & above_row, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
         )  # fmt: skip
-        at += Q * y_w * UNIT
+        at += Q * y_w * Y_UNIT
         below = dot(x1, w1[2], dot(x0, w1[0], zero, PRECISION), PRECISION)
         sums = emit(
             below, sums, 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
@@ -106,13 +106,13 @@ def residue_kernel(
         )  # fmt: skip
         below = dot(x1, w1[1], zero, PRECISION)
         sums = emit(
-            below, sums, 1, p_bias, p_side + at, p_y + at, o_y + y_w * UNIT, norm, k,
+            below, sums, 1, p_bias, p_side + at, p_y + at, o_y + y_w * Y_UNIT, norm, k,
             m_odd & below_row, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
         )  # fmt: skip
-        at += Q * y_w * UNIT
+        at += Q * y_w * Y_UNIT
         even = dot(x1, w0[2], dot(x0, w0[0], zero, PRECISION), PRECISION)
         odd = dot(x1, w0[1], zero, PRECISION)
-        p_x += x_h * UNIT
+        p_x += x_h * X_UNIT
     store_sums(p_sums, tl.program_id(0) // packs, sums, m_column, groups * CO, k, m_k, EPILOGUE)
 
 

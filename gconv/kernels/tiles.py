@@ -20,6 +20,7 @@ LANES = 16  # the least inner length of a product of 16-bit tiles on tensor core
 SLIDE_LANES = 32  # from here up nine weight tiles no longer fit the registers
 DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
 WORKSPACE = 32 * 2**20  # bytes that the weight gradient's partial sums may take
+WIDEST, CACHED = 16, 8  # bytes of a load: the most there are; the most that are copied ahead through L1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,13 @@ class Tile:
         groups: groups in a pack, which share a tile.
         pixels, inputs, outputs: the tile's sides, powers of two.
         warps: warps of a program.
-        stages: tiles in flight to shared memory. 1 keeps loads in L1, where neighbouring taps meet.
+        stages: tiles of a load that shared memory holds: one in use, the others on their way, which hides the
+            memory's latency and costs no registers. 1: loads go through registers, when they are needed.
         registers: the most that a thread may use. Given, ptxas doesn't spill a few to fit one more program.
         resident: programs that a processor should have at least, for which work is split; about as many as it
             keeps at once: 16 warps of 100 registers.
-        ahead: load the next row before this one is multiplied: hides the memory's latency, costs registers.
+        load: bytes of x that a thread loads at once, at most. On NVIDIA's, copies to shared memory of sixteen
+            bytes go past L1, those of eight through it, where the shifted loads of a row meet.
     """
 
     kernel: str
@@ -47,7 +50,7 @@ class Tile:
     stages: int = 1
     registers: int | None = None
     resident: int = 8
-    ahead: bool = False
+    load: int = WIDEST
 
     @property
     def depthwise(self) -> bool:
@@ -64,8 +67,8 @@ class Tile:
         lanes = f"{self.inputs}" if self.depthwise else f"{self.inputs} -> {self.outputs}"
         packed = f", {self.groups} groups a tile" if self.groups > 1 else ""
         warps = "1 warp" if self.warps == 1 else f"{self.warps} warps"
-        ahead = ", a row ahead" if self.ahead else ""
-        return f"{self.kernel}, {self.pixels} pixels x {lanes} channels{packed}, {warps}{ahead}"
+        stages = f", {self.stages} stages" if self.stages > 1 else ""
+        return f"{self.kernel}, {self.pixels} pixels x {lanes} channels{packed}, {warps}{stages}"
 
 
 def tile_by_rule(
@@ -88,14 +91,18 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         make = taps_weight_tile if pass_ == "weight_grad" else taps_tile
         return make(inputs, outputs, dtype, precision, device)
     tile = tile_by_rule(pass_, geometry, dtype, precision, device)
+    if pass_ == "weight_grad" and tile.kernel == "slide" and geometry.stride[0] == 2:
+        return replace(tile, stages=min(tile.stages, 2))
     if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
         return tile
     if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
         sides = (inputs, outputs) if pass_ == "forward" else (outputs, inputs)
         return taps_tile(*sides, dtype, precision, device)
     crowded = precision == "tf32" or tile.outputs > LANES
-    registers = all_registers(device) if crowded else tile.registers
-    return replace(tile, pixels=tile.pixels // 2, registers=registers)
+    registers = all_registers(device) if crowded else None
+    if pass_ == "forward":  # its prologue's instructions are its limit, to which copying ahead adds
+        tile = replace(tile, stages=1, load=WIDEST)
+    return replace(tile, pixels=tile.pixels // 2, warps=2, registers=registers)
 
 
 def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> Tile:
@@ -105,9 +112,9 @@ def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: st
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
     if fits_registers(correlation.inputs, correlation.outputs, dtype, precision, device) and slides:
         if correlation.divisor == (1, 1) and correlation.step[0] in (1, 2):
-            return slide_tile("slide", correlation.inputs, correlation.outputs)
+            return slide_tile("slide", correlation, dtype, device)
         if correlation.divisor == (2, 2) and correlation.dilation == (1, 1):
-            return slide_tile("residue", correlation.inputs, correlation.outputs)
+            return slide_tile("residue", correlation, dtype, device)
     return taps_tile(correlation.inputs, correlation.outputs, dtype, precision, device)
 
 
@@ -145,9 +152,12 @@ def all_registers(device: Device) -> int | None:
     return 255 if device.kind == "cuda" else None
 
 
-def common_unit(*strides: int) -> int:
-    """What divides all ``strides``, up to 16: in such units kernels get them, which tells how loads align."""
-    return math.gcd(LANES, *strides)
+def common_unit(load: int, dtype: torch.dtype, *strides: int) -> int:
+    """What divides all ``strides``, up to the numbers in ``load`` bytes.
+
+    In such units kernels get them, which tells the compiler how loads align, and so how wide they are.
+    """
+    return math.gcd(load // dtype.itemsize, *strides)
 
 
 def is_wide(tile: Tile, columns: int, images: tuple[int, ...], extents: tuple[int, ...]) -> bool:
@@ -177,12 +187,23 @@ def fits_registers(inputs: int, outputs: int, dtype: torch.dtype, precision: str
     return max(inputs, outputs) <= SLIDE_LANES and uses_tensor_cores(dtype, precision, device)
 
 
-def slide_tile(kernel: str, inputs: int, outputs: int) -> Tile:
-    """Two warps, so that Triton keeps to mma.sync, which beats wgmma on tiles this narrow."""
+def slide_tile(kernel: str, correlation: Correlation, dtype: torch.dtype, device: Device) -> Tile:
+    """One warp or two, so that Triton keeps to mma.sync, which beats wgmma on tiles this narrow.
+
+    Each warp reads the weights from shared memory for each row, which is what limits these kernels next to
+    the memory. So one is better than two where it has the registers for it: for sixteen lanes of 16 bits.
+    """
+    inputs, outputs = correlation.inputs, correlation.outputs
     groups = groups_in_pack(inputs, outputs)
     side_i, side_o = lanes(groups * inputs, SLIDE_LANES), lanes(groups * outputs, SLIDE_LANES)
-    pixels = 64 if max(side_i, side_o) == LANES else 32
-    return Tile(kernel, groups, pixels, side_i, side_o, warps=2)
+    narrow = max(side_i, side_o) == LANES
+    tile = Tile(kernel, groups, 64 if narrow else 32, side_i, side_o, warps=2)
+    if device.kind == "hip" or (dtype.itemsize == 4 and not narrow):
+        return tile
+    tile = replace(tile, stages=6 // dtype.itemsize, load=CACHED)
+    if narrow and dtype.itemsize == 2 and kernel == "slide" and correlation.step[0] == 1:
+        return replace(tile, warps=1, registers=all_registers(device))
+    return tile
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:
@@ -199,7 +220,8 @@ def slide_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, device: Dev
     groups = groups_in_pack(inputs, outputs)
     side_o = lanes(groups * outputs, 32)
     pixels, warps = 64 // dtype.itemsize, side_o // LANES
-    return Tile("slide", groups, pixels, LANES, side_o, warps, registers=all_registers(device))
+    tile = Tile("slide", groups, pixels, LANES, side_o, warps, registers=all_registers(device))
+    return tile if device.kind == "hip" else replace(tile, stages=3, load=CACHED)
 
 
 def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

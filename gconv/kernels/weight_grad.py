@@ -65,8 +65,8 @@ def slide_weight_kernel(
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
     BIAS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
-    FULL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
-    AHEAD: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr,
+    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums for 3x3, vertical stride 1 or 2: slides down the rows of dy and x and loads each once.
 
@@ -77,8 +77,8 @@ def slide_weight_kernel(
     every ``splits``-th piece of work, a tile of BM columns by a chunk of ``rows`` rows.
 
     In registers: the nine sums [BO, BI], one row's three x tiles [BM, BI], and the dy tiles [BM, BO] that
-    meet it: three at stride 1, which move up as the rows move down, two at stride 2. AHEAD: the next row's
-    tiles as well, which are on their way while this row is multiplied.
+    meet it: three at stride 1, which move up as the rows move down, two at stride 2. In shared memory: the
+    rows that are on their way.
     """
     OUTPUT_BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     INPUT_BLOCKS: tl.constexpr = (G * CI + BI - 1) // BI
@@ -95,51 +95,42 @@ def slide_weight_kernel(
     sums1 = (zero, zero, zero)
     sums2 = (zero, zero, zero)
     bias = tl.zeros([BM, BO], tl.float32)
-    step = tap_w * x_w * UNIT
+    step = tap_w * x_w * X_UNIT
     for item in range(i_split, tl.cdiv(columns, BM) * tl.cdiv(P, rows), splits):
         first = item // tl.cdiv(columns, BM) * rows
         end = tl.minimum(first + rows, P)
         n, image, q, m_column = locate_columns(item % tl.cdiv(columns, BM), columns, Q, BM, WIDE)
         j = q * step_w - left
         m_x = mask_columns(j, tap_w, W, m_column)
-        o_x = ((image * x_n + j * x_w) * UNIT)[:, None] + c[None, :]
-        o_dy = ((image * dy_n + q * dy_w) * UNIT)[:, None] + k[None, :]
+        o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
+        o_dy = ((image * dy_n + q * dy_w) * DY_UNIT)[:, None] + k[None, :]
         h0 = first * STRIDE - top
-        p_row = p_x + (n * x_n + h0.to(tl.int64) * x_h) * UNIT
-        p_grad = p_dy + (n * dy_n + first.to(tl.int64) * dy_h) * UNIT
+        p_row = p_x + (n * x_n + h0.to(tl.int64) * x_h) * X_UNIT
+        p_grad = p_dy + (n * dy_n + first.to(tl.int64) * dy_h) * DY_UNIT
         dy1 = tl.zeros([BM, BO], p_dy.dtype.element_ty)
         dy2 = tl.zeros([BM, BO], p_dy.dtype.element_ty)
         last = end * STRIDE - top
-        if AHEAD:
-            dy0 = load_tile(p_grad, o_dy, m_column, m_k, FULL)
-            x = load_row(p_row, o_x, step, m_x, (h0 >= 0) & (h0 < H), m_c, FULL)
-        for h in range(h0, last + 2, STRIDE):
-            if AHEAD:
-                h1 = h + STRIDE
-                dy_next = load_tile(p_grad + dy_h * UNIT, o_dy, m_column & (h1 < last), m_k, FULL)
-                inside = (h1 >= 0) & (h1 < tl.minimum(H, last + 2))
-                x_next = load_row(p_row + STRIDE * x_h * UNIT, o_x, step, m_x, inside, m_c, FULL)
-            else:
-                dy0 = load_tile(p_grad, o_dy, m_column & (h < last), m_k, FULL)
-                x = load_row(p_row, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
+        # Rows of x below the image add nothing; those beside rows of dy are the bias gradient's.
+        for h in range(h0, tl.minimum(last + 2, tl.maximum(last, H)), STRIDE):
+            dy0 = load_tile(p_grad, o_dy, m_column & (h < last), m_k, FULL)
+            x = load_row(p_row, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
             a = normalise_row(x, norm, m_x, (h >= 0) & (h < H), PROLOGUE)
             sums0 = add_row(sums0, dy0, a, PRECISION)
             if STRIDE == 1:
                 sums1 = add_row(sums1, dy1, a, PRECISION)
                 sums2 = add_row(sums2, dy2, a, PRECISION)
-                dy2 = dy1
+                # Triton loads ahead only in loops that hand on what they made, so dy1 is made anew, as it is.
+                dy2 = tl.where(h >= h0, dy1, 0.0)
             else:
                 sums2 = add_row(sums2, dy1, a, PRECISION)
-                x = load_row(p_row + x_h * UNIT, o_x, step, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
+                x = load_row(p_row + x_h * X_UNIT, o_x, step, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
                 a = normalise_row(x, norm, m_x, (h + 1 >= 0) & (h + 1 < H), PROLOGUE)
                 sums1 = add_row(sums1, dy0, a, PRECISION)
             dy1 = dy0
             if BIAS:
                 bias += dy0.to(tl.float32)
-            if AHEAD:
-                dy0, x = dy_next, x_next
-            p_grad += dy_h * UNIT
-            p_row += STRIDE * x_h * UNIT
+            p_grad += dy_h * DY_UNIT
+            p_row += STRIDE * x_h * X_UNIT
 
     o_sums, m_sums = locate_sums(i_pack, i_i, i_o, groups, CI, CO, G, BI, BO)
     size = groups * CO * CI
@@ -159,7 +150,7 @@ def taps_weight_kernel(
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, TAP_H: tl.constexpr, TAP_W: tl.constexpr,
     BIAS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
-    FULL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr,
     BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums for any geometry, one tap a program.
@@ -193,10 +184,10 @@ def taps_weight_kernel(
         h = p * STEP_H + i_tap // S * TAP_H - top
         w = q * STEP_W + i_tap % S * TAP_W - left
         m_x = m_pixel & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        o_dy = ((image * dy_n + p * dy_h + q * dy_w) * UNIT)[:, None] + k[None, :]
-        o_x = ((image * x_n + h * x_h + w * x_w) * UNIT)[:, None] + c[None, :]
-        dy = load_tile(p_dy + n * dy_n * UNIT, o_dy, m_pixel, m_k, FULL)
-        x = normalise(load_tile(p_x + n * x_n * UNIT, o_x, m_x, m_c, FULL), norm, m_x, PROLOGUE)
+        o_dy = ((image * dy_n + p * dy_h + q * dy_w) * DY_UNIT)[:, None] + k[None, :]
+        o_x = ((image * x_n + h * x_h + w * x_w) * X_UNIT)[:, None] + c[None, :]
+        dy = load_tile(p_dy + n * dy_n * DY_UNIT, o_dy, m_pixel, m_k, FULL)
+        x = normalise(load_tile(p_x + n * x_n * X_UNIT, o_x, m_x, m_c, FULL), norm, m_x, PROLOGUE)
         sums = dot(tl.trans(dy), x, sums, PRECISION)
         if BIAS:
             bias += tl.sum(dy.to(tl.float32), 0)
@@ -311,7 +302,8 @@ def plan_weight_grad(
     items = column_tiles * -(-p // rows)
     splits = tiles.splits_of(items, programs, 4 * size, tile, operands.device)
     (dy_n, _, dy_h, dy_w), (x_n, _, x_h, x_w) = operands.first, operands.second
-    unit = tiles.common_unit(dy_n, dy_h, dy_w, x_n, x_h, x_w)
+    dy_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, dy_n, dy_h, dy_w)
+    x_unit = tiles.common_unit(tile.load, operands.dtype, x_n, x_h, x_w)
     values = {
         "packs": packs,
         "groups": groups,
@@ -326,13 +318,12 @@ def plan_weight_grad(
         "splits": splits,
         "step_w": geometry.stride[1],
         "tap_w": geometry.dilation[1],
-        **{"dy_n": dy_n // unit, "dy_h": dy_h // unit, "dy_w": dy_w // unit},
-        **{"x_n": x_n // unit, "x_h": x_h // unit, "x_w": x_w // unit, "UNIT": unit},
+        **{"dy_n": dy_n // dy_unit, "dy_h": dy_h // dy_unit, "dy_w": dy_w // dy_unit, "DY_UNIT": dy_unit},
+        **{"x_n": x_n // x_unit, "x_h": x_h // x_unit, "x_w": x_w // x_unit, "X_UNIT": x_unit},
         **{"CI": cg, "CO": kg, "G": tile.groups, "STRIDE": geometry.stride[0], "R": r, "S": s},
         **{"STEP_H": geometry.stride[0], "STEP_W": geometry.stride[1]},
         **{"TAP_H": geometry.dilation[0], "TAP_W": geometry.dilation[1]},
         **fusion.values,
-        "AHEAD": tile.ahead,
         "PRECISION": operands.precision,
         "FULL": tiles.fills(tile, groups, cg, kg),
         "WIDE": tiles.is_wide(tile, q, (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)),

@@ -28,7 +28,6 @@ class Explanation:
         copies: what is copied to another layout around the kernels, None where nothing is.
         flops: floating-point operations of one pass, a multiply and an add counted as two.
         bytes: bytes that a pass cannot avoid moving: x, w and y once each.
-        copy_speed: bytes a second, read plus written, of a large copy measured on the device.
     """
 
     layer: str
@@ -41,7 +40,11 @@ class Explanation:
     copies: str | None
     flops: int
     bytes: int
-    copy_speed: float
+
+    @property
+    def copy_speed(self) -> float:
+        """Bytes a second, read plus written, of a large copy on the device, measured when first asked for."""
+        return copy_speed(self.device)
 
     @property
     def floor(self) -> float:
@@ -68,7 +71,8 @@ class Explanation:
 def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> Explanation:
     """What calling ``layer`` on ``input`` costs in each pass, the memory floor, and which backend runs it.
 
-    Nothing is computed but, once for each device, copies of some hundred megabytes, to measure their speed.
+    Nothing is computed but, once for each device and only where the floor is looked at or printed, copies of
+    some hundred megabytes, to measure their speed.
 
     Args:
         layer: a :class:`~gconv.GroupConv2d`, or any ``nn.Conv2d``, explained as if it were converted.
@@ -99,7 +103,6 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
         copies=_copies(decisions, padded),
         flops=geometry.flops,
         bytes=geometry.compulsory_bytes(dtype.itemsize),
-        copy_speed=copy_speed(padded.device),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,6 +121,7 @@ def extra_memory(call: Call, device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     call()
+    gc.collect()  # what it would free while the call runs would count as the call's
     torch.cuda.empty_cache()  # a kept block that is a little larger would count whole
     torch.cuda.reset_peak_memory_stats(device)
     result = call()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from resnext.config import PRECISIONS, Options, Recipe, Settings, build
 from resnext.data import Data
@@ -50,20 +50,22 @@ class RunningStatistics:
 
     def begin(self) -> None:
         """Before the first pass."""
-        self.before = [t.clone() for t in self.moving]
-        self.sums = [torch.zeros_like(t) for t in self.moving]
-        self.counts_before = [t.clone() for t in self.counts]
+        self.before = torch.cat(self.moving)  # all in one: a launch for each norm would take a GPU's time
+        self.sums = torch.zeros_like(self.before)
+        self.counts_before = torch.stack(self.counts)
 
     def after_pass(self) -> None:
         """After each pass of this process."""
-        torch._foreach_add_(self.sums, self.moving)
-        torch._foreach_copy_(self.moving, self.before)
+        self.sums += torch.cat(self.moving)
+        self._move(self.before)
 
     def end(self) -> None:
         """After the last."""
-        flat = self.world.sum(torch.cat(self.sums)) / self.passes
-        torch._foreach_copy_(self.moving, list(flat.split([t.numel() for t in self.moving])))
-        torch._foreach_copy_(self.counts, [count + 1 for count in self.counts_before])
+        self._move(self.world.sum(self.sums) / self.passes)
+        torch._foreach_copy_(self.counts, list(self.counts_before + 1))
+
+    def _move(self, to: Tensor) -> None:
+        torch._foreach_copy_(self.moving, list(to.split([t.numel() for t in self.moving])))
 
 
 class Training:
@@ -105,9 +107,7 @@ class Training:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self.model: ResNeXt = model.to(world.device, memory_format=self.layout)
-        self.average = (
-            AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True) if recipe.ema else None
-        )
+        self.average = AveragedModel(self.model, use_buffers=True) if recipe.ema else None
         self.optimizer = _optimizer(self.model, recipe)
         scaled = recipe.precision == "float16"
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=scaled)
@@ -165,7 +165,7 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:
-            self.average.update_parameters(self.model)
+            self._move_average(self.average)
         self.step_of_epoch += 1
         return counts
 
@@ -191,10 +191,18 @@ class Training:
         n = len(labels)
         return torch.stack((loss.detach() * n, right.float(), loss.new_full((), n)))
 
-    def _average(self, averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
-        """Moves ``averages`` towards ``values``; far at first, or a short training would be its start."""
+    def _move_average(self, average: AveragedModel) -> None:
+        """Moves the average towards the network: far at first, or a short training would be its start.
+
+        ``update_parameters`` does the same, and makes the host wait for the GPU.
+        """
         decay = min(self.recipe.ema, (1 + self.step_number) / (10 + self.step_number))
-        get_ema_multi_avg_fn(decay)(averages, values, count)
+        pairs = list(zip(average.module.state_dict().values(), self.model.state_dict().values(), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - decay if average.n_averaged else 1.0)
+        for count, of_model in (pair for pair in pairs if not pair[0].is_floating_point()):
+            count.copy_(of_model)
+        average.n_averaged += 1
 
     @property
     def is_finite(self) -> bool:

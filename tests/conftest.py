@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -17,11 +18,11 @@ from oracle import CASES, PATHS, Case
 from rich.console import Console
 
 from gconv import ops
-from resnext.__main__ import main
-from resnext.config import Network, Recipe, Settings
-from resnext.data import Data, Images, load_data
-from resnext.train import train
-from resnext.world import World
+
+if TYPE_CHECKING:
+    from resnext.data import Data
+
+# What the trainer needs is imported where it is used: the kernels' tests run without it.
 
 
 def pytest_configure() -> None:
@@ -46,17 +47,23 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def mnist() -> Data:
+    from resnext.data import load_data
+
     return load_data("mnist5k")
 
 
 @pytest.fixture(scope="session")
 def digits() -> Data:
+    from resnext.data import load_data
+
     return load_data("digits")
 
 
 @pytest.fixture(scope="session")
 def few(mnist: Data) -> Data:
     """300 digits of MNIST, and 100 held out."""
+    from resnext.data import Images
+
     parts = ((mnist.train, 300), (mnist.test, 100))
     train, test = (Images(part.images[:n], part.labels[:n]) for part, n in parts)
     return replace(mnist, train=train, test=test)
@@ -67,6 +74,8 @@ def run(
     few: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """The command line in an empty folder, where mnist5k is ``few``: (exit code, stdout, stderr)."""
+    from resnext.__main__ import main
+
     monkeypatch.setattr("resnext.data.load_mnist5k", lambda: few)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
@@ -86,6 +95,10 @@ def run(
 
 @pytest.fixture(scope="session")
 def _trained_once(few: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from resnext.config import Network, Recipe, Settings
+    from resnext.train import train
+    from resnext.world import World
+
     folder = tmp_path_factory.mktemp("trained") / "demo"
     settings = Settings(network=Network((1, 1, 0, 0), 2, 2), recipe=Recipe(batch_size=20).lasting(2))
     train(settings, few, folder, World(torch.device("cpu")), Console(quiet=True))

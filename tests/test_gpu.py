@@ -18,6 +18,7 @@ from gconv.kernels import choice
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LAYERS = [
@@ -135,6 +136,8 @@ def test_inference_in_a_cuda_graph() -> None:
             assert torch.equal(y, net(x))
 
 
+# make_graphed_callables warms up on a stream of its own and keeps the nodes that remember it.
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream:UserWarning")
 def test_training_step_in_a_cuda_graph() -> None:
     """Forward and backward, as ``torch.cuda.make_graphed_callables`` captures them, against eager steps."""
     results = []

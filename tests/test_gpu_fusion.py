@@ -21,6 +21,7 @@ from resnext import measured, resnext50_32x4d
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LAYERS = [
@@ -96,6 +97,7 @@ def test_a_fused_resnext_learns_in_a_cuda_graph() -> None:
             return loss.detach()
 
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             first, *_ = [step().item() for _ in range(3)]
         torch.cuda.current_stream().wait_stream(stream)

@@ -89,8 +89,10 @@ def test_explain_follows_backend_padding_mode_and_plain_layers() -> None:
         gconv.explain(layer, torch.randn(8, 6, 5))
     with pytest.raises(TypeError, match=r"layer must be an nn\.Conv2d, got Linear"):
         gconv.explain(nn.Linear(2, 2), torch.randn(2, 2))
+    told = gconv.explain(layer.to("meta"), torch.empty(8, 6, 5, device="meta", dtype=torch.float64))
+    assert told.backend == "aten" and told.flops
     with pytest.raises(RuntimeError, match="meta holds no data"):
-        gconv.explain(layer.to("meta"), torch.empty(8, 6, 5, device="meta", dtype=torch.float64))
+        str(told)
 
 
 def test_backend_nests_and_comes_back_after_an_error() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import Case, run
+from oracle import PATHS, Case, run
 from torch import Tensor
 
 SMALL = [
@@ -17,8 +17,6 @@ SMALL = [
     Case("same, 4x2", (1, 4, 4, 3), (2, 2, 4, 2), {"padding": "same", "groups": 2}),
     Case("stride 3, one image", (2, 8, 5), (2, 1, 2, 2), {"stride": 3, "groups": 2}),
 ]
-small_cases = pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
-activations = pytest.mark.parametrize("activation", [None, "relu"], ids=str)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
     # vmap runs our operators once for each element.
@@ -26,8 +24,19 @@ pytestmark = [
 ]
 
 
-@small_cases
-@activations
+GRADCHECKS = [
+    pytest.param(
+        *(case, path, activation),
+        id=f"{case.name}-{path}-{activation}",
+        marks=[pytest.mark.long] * (path == "reference" and activation is not None),
+    )
+    for case in SMALL
+    for path in PATHS
+    for activation in (None, "relu")
+]
+
+
+@pytest.mark.parametrize(("case", "path", "activation"), GRADCHECKS)
 def test_gradcheck_and_gradgradcheck(case: Case, path: str, activation: str | None) -> None:
     tensors = [t for t in case.tensors() if t is not None]
 

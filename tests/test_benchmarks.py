@@ -175,6 +175,7 @@ def test_time_is_up_between_two_cases(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "time is up" in capsys.readouterr().err and not read_table(tmp_path / "layers.jsonl", layers.Row)
 
 
+@pytest.mark.long
 def test_networks_are_measured_with_and_without_gconv(tmp_path: Path) -> None:
     run = ["networks", "--network", "tiny", "--image", "32", "--batch", "2", "--modes", "eager", "graphed"]
     assert command.main([*run, "--out", str(tmp_path)]) == 0

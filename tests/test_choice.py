@@ -112,7 +112,9 @@ def test_reasons_tell_what_was_measured(folders: tuple) -> None:
     assert told[1] == f"{told[0]} for 32 images of 56 x 56 in 32 groups, the nearest"
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"kernels": 1, "entries": [{"kind": ["forward"]}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", f'{{"kernels": {choice.KERNELS}, "entries": [{{"kind": ["forward"]}}]}}']
+)
 def test_what_is_no_table_is_left_aside_with_a_warning(text: str, folders: tuple) -> None:
     folders[1].mkdir()
     (folders[1] / "nvidia-test-1.json").write_text(text)

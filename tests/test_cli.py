@@ -94,6 +94,7 @@ def test_unreadable_photographs_end_it_or_are_counted(run: Run, tmp_path: Path) 
     one_line(err, "no training image could be read; the first: ")
 
 
+@pytest.mark.long
 def test_same_seed_trains_the_same_network(run: Run, tmp_path: Path) -> None:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         run("train", *SMALL, "--name", name, "--seed", seed)
@@ -209,6 +210,7 @@ def test_names_with_brackets_are_printed_as_they_are(run: Run) -> None:
     assert (code, err) == (0, "") and "runs/warm[-1] [red]/samples/1.png" in out
 
 
+@pytest.mark.long
 def test_few_steps_and_narrow_terminals(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for epochs in ("1", "6"):
         code, out, _ = run("train", *SMALL, "--epochs", epochs, "--batch-size", "300", "--overwrite")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gconv.kernels import compiled
+from gconv.kernels.__main__ import main
 from gconv.problem import TYPES
 
 ROOT = Path(__file__).parent.parent
@@ -94,11 +95,13 @@ def test_main_loop_is_the_longest_innermost_one() -> None:
         (["--dtypes", "float64"], "invalid choice: 'float64'"),
     ],
 )
-def test_wrong_names_are_refused(options: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "gconv.kernels", *options]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 2 and message in done.stderr
+def test_wrong_names_are_refused(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["python -m gconv.kernels", *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_interpreter_compiles_nothing_and_says_so() -> None:

@@ -324,7 +324,7 @@ def test_exponential_moving_average_of_the_weights(backend: str) -> None:
     assert not torch.equal(averages[0], converted.eval()(images(2)))
 
 
-@pytest.mark.parametrize("backend", ["aten", "reference", "triton"])
+@pytest.mark.parametrize("backend", ["aten", "reference", pytest.param("triton", marks=pytest.mark.long)])
 def test_deterministic_algorithms_run_and_give_the_same_bits(backend: str) -> None:
     """With them PyTorch fills fresh memory with NaN as well: what a pass does not write would show."""
     _, converted = pair(torch.float32)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -29,12 +31,14 @@ def test_timm_network_in_three_lines() -> None:
     assert "convolutions in a forward pass, torch.float32 on cpu" in out
 
 
+@pytest.mark.long
 def test_regnet_learns() -> None:
     out = run("train_regnet.py", "--steps", "5", "--batch", "32")
     assert out.startswith("regnety_002: 13 of 70 convolutions are gconv's")
     assert re.search(r"step    5  loss \d\.\d{3}\n.*% of 300 held-out digits right", out)
 
 
+@pytest.mark.long
 def test_convnext_with_depthwise() -> None:
     out = run("convnext_depthwise.py")
     assert out.startswith(

@@ -104,6 +104,7 @@ def assert_the_same_run(folder: Path, name: str) -> None:
         assert len(set(map(str, map(without_times, paths)))) == 1, file
 
 
+@pytest.mark.long
 def test_killed_at_ten_random_moments_it_goes_on_to_the_bit(uninterrupted: Path) -> None:
     folder, moments = uninterrupted / "runs" / "killed", random.Random(0)
     part, while_writing, positions = folder / checkpoint.PART, 0, set()
@@ -125,9 +126,8 @@ def test_killed_at_ten_random_moments_it_goes_on_to_the_bit(uninterrupted: Path)
     assert_the_same_run(uninterrupted, "killed")
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)], ids=str
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
 def test_a_signal_ends_the_step_and_keeps_it(uninterrupted: Path, number: signal.Signals) -> None:
     folder, name = uninterrupted, number.name
     process = start(folder, name)

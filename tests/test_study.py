@@ -64,6 +64,7 @@ def test_a_study_is_trained_printed_and_drawn(quick: None, run: Run, tmp_path: P
         assert picture.width > 1000
 
 
+@pytest.mark.long
 def test_a_study_that_was_stopped_goes_on(
     quick: None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

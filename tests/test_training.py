@@ -338,6 +338,7 @@ def rows(folder: Path, name: str) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / name).read_text().splitlines()))
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """torchrun for real: losses step by step, what is tested, and the network."""
     datasets.cifar10_binary(tmp_path / "cifar.tar.gz")

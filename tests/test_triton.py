@@ -34,7 +34,7 @@ def triton(*tensors: Tensor | None, **settings: object) -> Tensor:
     [
         (torch.autograd.gradcheck, 1),
         (torch.autograd.gradcheck, 2),
-        (torch.autograd.gradgradcheck, 1),
+        pytest.param(torch.autograd.gradgradcheck, 1, marks=pytest.mark.long),
         pytest.param(torch.autograd.gradgradcheck, 2, marks=pytest.mark.long),
     ],
 )

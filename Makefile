@@ -21,7 +21,7 @@ examples: .venv/dev.installed  ## run examples/: a timm network in three lines, 
 test: .venv/dev.installed  ## run the tests (5 minutes)
 	$(BIN)/python -m pytest -q --numprocesses auto --benchmark-disable
 
-long: .venv/dev.installed  ## kernels in every type, every network of timm, geometries by the hundred (15 minutes)
+long: .venv/dev.installed  ## kernels in every type, every network of timm, geometries by the hundred (20 minutes)
 	$(BIN)/python -m pytest -q -m long --numprocesses auto
 
 matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (12 minutes)

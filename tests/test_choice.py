@@ -142,3 +142,14 @@ def test_candidates_begin_with_the_rule_and_differ(pass_: str, type_: str) -> No
         for tile in found:
             sides = (tile.pixels, tile.inputs, tile.outputs, tile.warps)
             assert all(side == tiles.power_of_two(side) for side in sides), tile
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_", "flow"),
+    [("cuda", "float16", (1, 3, 8)), ("cuda", "tf32", (2, 2, 8)), ("hip", "float16", (2, 1, 16))],
+)
+def test_rows_are_loaded_ahead_where_a_gpu_can(kind: str, type_: str, flow: tuple[int, int, int]) -> None:
+    dtype, precision = TYPES[type_]
+    device = replace(GPU, kind=kind)
+    tile = tiles.tile_by_rule("forward", LAYER.geometry(32), dtype, precision, device)
+    assert (tile.warps, tile.stages, tile.load) == flow

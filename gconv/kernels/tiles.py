@@ -200,10 +200,11 @@ def slide_tile(kernel: str, correlation: Correlation, dtype: torch.dtype, device
     tile = Tile(kernel, groups, 64 if narrow else 32, side_i, side_o, warps=2)
     if device.kind == "hip" or (dtype.itemsize == 4 and not narrow):
         return tile
-    tile = replace(tile, stages=6 // dtype.itemsize, load=CACHED)
-    if narrow and dtype.itemsize == 2 and kernel == "slide" and correlation.step[0] == 1:
-        return replace(tile, warps=1, registers=all_registers(device))
-    return tile
+    if dtype.itemsize == 4:  # a row of as many bytes as two of 16 bits
+        return replace(tile, stages=2, load=CACHED)
+    one = {"warps": 1, "registers": all_registers(device)}
+    alone = narrow and kernel == "slide" and correlation.step[0] == 1
+    return replace(tile, stages=3, load=CACHED, **(one if alone else {}))
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

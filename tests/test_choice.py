@@ -153,3 +153,10 @@ def test_rows_are_loaded_ahead_where_a_gpu_can(kind: str, type_: str, flow: tupl
     device = replace(GPU, kind=kind)
     tile = tiles.tile_by_rule("forward", LAYER.geometry(32), dtype, precision, device)
     assert (tile.warps, tile.stages, tile.load) == flow
+
+
+@pytest.mark.parametrize(("channels", "lanes"), [(144, 16), (96, 32), (384, 64), (70, 64), (8, 8)])
+def test_depthwise_tiles_divide_the_channels_where_they_can(channels: int, lanes: int) -> None:
+    geometry = Layer(channels, channels, 14).geometry(32)
+    for pass_ in PASSES:
+        assert tiles.tile_by_rule(pass_, geometry, *HALF).outputs == lanes

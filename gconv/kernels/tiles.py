@@ -234,21 +234,28 @@ def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: s
     return Tile("taps", groups, pixels, side_i, side_o, warps=4, stages=2, registers=all_registers(device))
 
 
+def depthwise_lanes(groups: int) -> int:
+    """Channels of a tile: 64, or fewer where they divide all: masked channels are loaded one by one."""
+    divisor = math.gcd(64, groups)
+    return divisor if divisor >= LANES else min(64, power_of_two(groups))
+
+
 def depthwise_tile(correlation: Correlation) -> Tile:
     """Multiply-adds, no product of tiles. Where it slides, so few pixels that all taps' weights fit."""
-    channels, taps = min(64, power_of_two(correlation.groups)), math.prod(correlation.kernel)
+    channels, taps = depthwise_lanes(correlation.groups), math.prod(correlation.kernel)
     slides = correlation.step[0] == correlation.dilation[0] == 1 and correlation.divisor == (1, 1)
     if slides and taps <= DEPTHWISE_TAPS:
-        return Tile("depthwise-slide", 1, 16 if taps <= 25 else 8, channels, channels, warps=4)
-    return Tile("depthwise", 1, 16, channels, channels, warps=4)
+        pixels = (1024 if taps <= 25 else 512) // channels
+        return Tile("depthwise-slide", 1, pixels, channels, channels, warps=4)
+    return Tile("depthwise", 1, 1024 // channels, channels, channels, warps=4)
 
 
 def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
     """Where it slides, so few pixels that all taps' sums fit. Else the taps are a third axis of the tile."""
     taps = math.prod(geometry.weight_size[2:])
     if geometry.stride[0] == geometry.dilation[0] == 1 and taps <= DEPTHWISE_TAPS:
-        channels = min(64, power_of_two(geometry.groups))
-        pixels = 8 if taps <= 25 else 4
+        channels = depthwise_lanes(geometry.groups)
+        pixels = (512 if taps <= 25 else 256) // channels
         return Tile(
             "depthwise-slide", 1, pixels, channels, channels, warps=4, registers=all_registers(device)
         )

@@ -15,6 +15,7 @@ An epilogue is applied to the sums before they are stored:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -56,7 +57,10 @@ class Fusion(NamedTuple):
     def tile(self, pass_: str, geometry: ConvGeometry, operands: Operands) -> Tile:
         """What a pass runs in, unless it is told."""
         choose = norm_tile if self.prologue or self.epilogue in PARTIALS else tile_of
-        return choose(pass_, geometry, *operands.kind)
+        tile = choose(pass_, geometry, *operands.kind)
+        if self.epilogue == "residual" and tile.kernel == "slide" and tile.warps == 1:
+            return replace(tile, warps=2, registers=None)  # one warp lacks the registers for a residual
+        return tile
 
 
 PLAIN = Fusion()

@@ -125,7 +125,7 @@ def weight_grad_tile(geometry: ConvGeometry, dtype: torch.dtype, precision: str,
         return depthwise_weight_tile(geometry, device)
     slides = geometry.weight_size[2:] == (3, 3) and geometry.stride[0] in (1, 2) and geometry.dilation[0] == 1
     if slides and fits_registers(cg, kg, dtype, precision, device):
-        return slide_weight_tile(cg, kg, dtype, device)
+        return slide_weight_tile(cg, kg, geometry.stride[0], dtype, device)
     return taps_weight_tile(cg, kg, dtype, precision, device)
 
 
@@ -216,11 +216,16 @@ def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, dev
     return Tile("taps", groups, 64, side_i, side_o, warps=4, stages=2, registers=all_registers(device))
 
 
-def slide_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, device: Device) -> Tile:
-    """Nine sums [outputs, inputs] in the registers of a warp or two; a pack's blocks share rows in L2."""
+def slide_weight_tile(inputs: int, outputs: int, step: int, dtype: torch.dtype, device: Device) -> Tile:
+    """Nine sums [outputs, inputs] in the registers of a warp or two; a pack's blocks share rows in L2.
+
+    At a step of 2, which has two rows of x in hand, the bias gradient's sums would not fit beside them.
+    """
     groups = groups_in_pack(inputs, outputs)
     side_o = lanes(groups * outputs, 32)
     pixels, warps = 64 // dtype.itemsize, side_o // LANES
+    if step == 2 and dtype.itemsize == 2 and side_o == LANES:
+        pixels //= 2
     tile = Tile("slide", groups, pixels, LANES, side_o, warps, registers=all_registers(device))
     return tile if device.kind == "hip" else replace(tile, stages=3, load=CACHED)
 

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 import gconv
 from benchmarks.layers import in_a_line
 from gconv import GroupConv2d
-from gconv.problem import LAYOUTS
+from gconv.problem import LAYOUTS, cudnn_precision
 from gconv.timing import cudnn_searching, wall_time
 from resnext.model import VARIANTS, ResNeXt
 
@@ -226,10 +226,8 @@ def _error(model: nn.Module, exact: ResNeXt, x: Tensor, labels: Tensor, task: st
     chaotic, as far from each other in bfloat16 and float32 as from any others.
     """
     ours, exact = copy.deepcopy(model).eval(), exact.eval()
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    try:
-        results = []
+    results = []
+    with cudnn_precision("ieee"):
         for network, autocast in ((ours, True), (exact, False)):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
                 logits = network(x)
@@ -238,8 +236,6 @@ def _error(model: nn.Module, exact: ResNeXt, x: Tensor, labels: Tensor, task: st
                 loss.backward()
             found = [logits] if task == "inference" else [p.grad for p in network.parameters()]
             results.append(torch.cat([tensor.detach().double().flatten() for tensor in found]))
-    finally:
-        torch.backends.cudnn.conv.fp32_precision = before
     return _difference(*results)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,6 +25,23 @@ LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 # One wrong pixel is further away, and so is TF32 where float32 was asked for.
 TOLERANCES = {"float16": 1e-3, "bfloat16": 8e-3, "tf32": 2e-3, "float32": 1e-4}
 IMAGES_COMPARED = 8  # of a batch; a weight gradient is compared whole
+
+
+@contextmanager
+def cudnn_precision(precision: str) -> Iterator[None]:
+    """Multiply float32 in cuDNN and in the kernels as "tf32" or in full, "ieee", inside; for the whole process.
+
+    Uses the older of PyTorch's two settings, which covers convolutions and recurrent layers alike: where they
+    differ, torch.compile and torch.export raise.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    torch._C._set_cudnn_allow_tf32(precision == "tf32")
+    try:
+        yield
+    finally:
+        torch._C._set_cudnn_allow_tf32(before[0] == "tf32")
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
 
 
 class Operands(NamedTuple):
@@ -59,24 +76,9 @@ class Problem:
         """Bytes that the pass cannot avoid moving."""
         return self.geometry.compulsory_bytes(self.dtype.itemsize)
 
-    @contextmanager
-    def precision(self) -> Iterator[None]:
-        """Inside, float32 is multiplied as ``type`` says; the setting is the process's.
-
-        By the older of PyTorch's two ways to say it: torch.compile asks by that way and raises where the
-        newer one was used.
-        """
-        if self.dtype != torch.float32:
-            yield
-            return
-        cudnn = torch.backends.cudnn
-        before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
-        torch._C._set_cudnn_allow_tf32(self.type == "tf32")
-        try:
-            yield
-        finally:
-            torch._C._set_cudnn_allow_tf32(before[0] == "tf32")
-            cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+    def precision(self) -> AbstractContextManager[None]:
+        """Multiply float32 inside as ``type`` says; tensors of 16 bits need nothing."""
+        return nullcontext() if self.dtype != torch.float32 else cudnn_precision(TYPES[self.type][1])
 
     def draw(self, device: torch.device, layout: str = "channels_last") -> Operands:
         """Normally distributed operands in a layout of ``LAYOUTS``."""

@@ -17,7 +17,7 @@ Call = Callable[[], Tensor]
 
 GRAPH_SECONDS = 1e-3  # of work in a CUDA graph, at least: launching it then costs next to nothing
 MOST_SETS = 512  # of operands
-SLEEP = 50_000  # cycles that a GPU waits for the host to enqueue what is timed
+SLEEP = 1_000_000  # cycles that a GPU waits: longer than the host takes to launch the longest graph
 SECONDS = 0.5  # that all rounds of a call should take at most, where that leaves LEAST_ROUNDS
 ROUNDS, LEAST_ROUNDS = 21, 5
 
@@ -38,13 +38,20 @@ class Times(NamedTuple):
 
 @contextmanager
 def cudnn_searching() -> Iterator[None]:
-    """Inside, cuDNN tries its algorithms and takes the fastest: the peer at its best."""
-    before = torch._C._get_cudnn_benchmark()  # torch.backends is closed to changes where PyTorch tests itself
-    torch._C._set_cudnn_benchmark(True)
+    """Let cuDNN try all of its plans and take the fastest inside: the peer at its best."""
+    # torch.backends is closed to changes where PyTorch tests itself
+    settings = {torch._C._get_cudnn_benchmark: (torch._C._set_cudnn_benchmark, True)}
+    if torch.backends.cudnn.is_available():
+        limit = torch._C._cuda_get_cudnn_benchmark_limit
+        settings[limit] = (torch._C._cuda_set_cudnn_benchmark_limit, 0)  # 0: no limit
+    before = [(write, read()) for read, (write, _) in settings.items()]
+    for write, value in settings.values():
+        write(value)
     try:
         yield
     finally:
-        torch._C._set_cudnn_benchmark(before)
+        for write, value in before:
+            write(value)
 
 
 def sets_of_operands(bytes_of_one: int, device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import gconv
 from gconv import dispatch
 from gconv.geometry import ConvGeometry
 from gconv.kernels import choice
+from gconv.problem import cudnn_precision
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,9 +33,10 @@ LAYERS = [
 
 
 @pytest.fixture(autouse=True)
-def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def _full_float32() -> Iterator[None]:
     """Bounds are those of full float32; TF32 has a test of its own."""
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    with cudnn_precision("ieee"):
+        yield
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -47,10 +50,11 @@ def test_every_family_matches_float64(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("case", FAMILIES + LAYERS, ids=lambda case: case.name)
-def test_tf32_is_as_close_as_tf32_can_be(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_is_as_close_as_tf32_can_be(case: Case) -> None:
     """Operands of 11 bits, sums in float32: the bound of float16 for operands that are rounded first."""
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
-    for name, (result, truth, _) in kernel_results(case, torch.float32, device="cuda").items():
+    with cudnn_precision("tf32"):
+        results = kernel_results(case, torch.float32, device="cuda")
+    for name, (result, truth, _) in results.items():
         scale = truth.abs().mean() + 1
         assert (result.double() - truth).abs().max() <= 2**-8 * scale * 4, name
 

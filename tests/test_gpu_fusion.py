@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import gconv
 from gconv import batch_norm, ops
 from gconv.activation import ACTIVATIONS
 from gconv.kernels import batch_norm as norm_kernels
+from gconv.problem import cudnn_precision
 from resnext import measured, resnext50_32x4d
 
 pytestmark = [
@@ -32,8 +34,10 @@ LAYERS = [
 
 
 @pytest.fixture(autouse=True)
-def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+def _full_float32() -> Iterator[None]:
+    """Bounds are those of full float32; TF32 has a test of its own."""
+    with cudnn_precision("ieee"):
+        yield
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

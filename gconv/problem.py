@@ -29,7 +29,7 @@ IMAGES_COMPARED = 8  # of a batch; a weight gradient is compared whole
 
 @contextmanager
 def cudnn_precision(precision: str) -> Iterator[None]:
-    """Multiply float32 in cuDNN and in the kernels as "tf32" or in full, "ieee", inside; for the whole process.
+    """Multiply float32 in cuDNN and in the kernels as "tf32" or in full, "ieee"; for the whole process.
 
     Uses the older of PyTorch's two settings, which covers convolutions and recurrent layers alike: where they
     differ, torch.compile and torch.export raise.

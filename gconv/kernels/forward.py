@@ -37,6 +37,7 @@ from gconv.kernels.packing import (
     locate_weights,
     mask_columns,
 )
+from gconv.kernels.strips import packed, plan_strips
 
 # Plain counts, whose divisibility tells the compiler nothing: one binary serves them all.
 COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "rows", "top", "left", "x_n", "x_h", "x_w", "y_w"]
@@ -244,7 +245,10 @@ def run_forward(
     plan = plan_forward(geometry, Operands.of(x, weight), fusion, tile)
     parts = empty_parts(plan, y)
     bias = x if bias is None else bias.contiguous()
-    plan(x, weight, bias, y, x if norm is None else norm, beside(side, y), parts)
+    if plan.tile.kernel == "strips":
+        plan(x, packed(weight, geometry, False, plan.tile), bias, y, beside(side, y))
+    else:
+        plan(x, weight, bias, y, x if norm is None else norm, beside(side, y), parts)
     return y, parts
 
 
@@ -289,6 +293,8 @@ def plan_correlation(
     """The launch of a correlation in ``tile``: kernel, grid and arguments."""
     c, values = correlation, correlation_values(correlation, tile, operands)
     values |= {**fusion.values, "step_w": c.step[1], "tap_w": c.dilation[1]}
+    if tile.kernel == "strips":
+        return plan_strips(c, tile, values, operands.device)
     chunks = -(-c.output[0] // values["rows"])
     programs = values["packs"] * chunks * -(-values["columns"] // tile.pixels)
     if tile.kernel == "slide":
@@ -308,19 +314,20 @@ def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Ope
     """The arguments that the kernels of a correlation have in common, by name."""
     c, (n, h, w), (p, q) = correlation, correlation.size, correlation.output
     channels = c.groups * c.outputs
-    packs = -(-c.groups // (tile.outputs if tile.depthwise else tile.groups))
+    packs = -(-c.groups // (tile.outputs if tile.depthwise else tile.groups * tile.packs))
+    strips = -(-q // tile.columns)
     strides = operands.first
     x_unit = tiles.common_unit(tile.load, operands.dtype, strides[0], strides[2], strides[3])
     y_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, channels)
     return {
         "packs": packs,
         "groups": c.groups,
-        "columns": n * q,
+        "columns": n * strips,
         "H": h,
         "W": w,
         "P": p,
         "Q": q,
-        "rows": tiles.rows_in_chunk(p, packs * -(-n * q // tile.pixels), tile, operands.device),
+        "rows": tiles.rows_in_chunk(p, packs * -(-n * strips // tile.pixels), tile, operands.device),
         "top": c.top,
         "left": c.left,
         "x_n": strides[0] // x_unit,
@@ -333,7 +340,7 @@ def correlation_values(correlation: Correlation, tile: tiles.Tile, operands: Ope
         "G": tile.groups,
         "PRECISION": operands.precision,
         "FULL": tiles.fills(tile, c.groups, c.inputs, c.outputs),
-        "WIDE": tiles.is_wide(tile, q, (strides[0], p * q * channels), (h * strides[2], w * strides[3])),
+        "WIDE": tiles.is_wide(tile, strips, (strides[0], p * q * channels), (h * strides[2], w * strides[3])),
         "X_UNIT": x_unit,
         "Y_UNIT": y_unit,
         "BM": tile.pixels,

@@ -29,6 +29,7 @@ from gconv.kernels.packing import (
     locate_channels,
     locate_columns,
 )
+from gconv.kernels.strips import packed
 
 
 @triton.jit(do_not_specialize=[*COUNTS, *WEIGHTS, "pairs_h", "pairs_w", "above", "before"])
@@ -158,7 +159,10 @@ def run_input_grad(
         return dx, torch.empty((0, 2, dx.shape[1]), device=dx.device)
     plan = plan_input_grad(geometry, Operands.of(dy, weight), fusion, tile)
     parts = empty_parts(plan, dx)
-    plan(dy, weight, dy, dx, dx if norm is None else norm, beside(side, dx), parts)
+    if plan.tile.kernel == "strips":
+        plan(dy, packed(weight, geometry, True, plan.tile), dy, dx, dx)
+    else:
+        plan(dy, weight, dy, dx, dx if norm is None else norm, beside(side, dx), parts)
     return dx, parts
 
 

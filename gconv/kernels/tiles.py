@@ -20,7 +20,7 @@ LANES = 16  # the least inner length of a product of 16-bit tiles on tensor core
 SLIDE_LANES = 32  # from here up nine weight tiles no longer fit the registers
 DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
 WORKSPACE = 32 * 2**20  # bytes that the weight gradient's partial sums may take
-WIDEST, CACHED = 16, 8  # bytes of a load: the most there are; the most that are copied ahead through L1
+WIDEST, CACHED = 16, 8  # bytes of a load: the most there are; the most that NVIDIA's copy ahead through L1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,20 @@ class Tile:
     """A kernel's tile.
 
     Args:
-        kernel: "slide", "residue", "taps", "depthwise-slide" or "depthwise".
+        kernel: "strips", "slide", "residue", "taps", "depthwise-slide" or "depthwise".
         groups: groups in a pack, which share a tile.
-        pixels, inputs, outputs: the tile's sides, powers of two.
+        pixels, inputs, outputs: the tile's sides, powers of two; pixels are strips of ``columns`` each.
         warps: warps of a program.
         stages: tiles of a load that shared memory holds: one in use, the others on their way, which hides the
             memory's latency and costs no registers. 1: loads go through registers, when they are needed.
         registers: the most that a thread may use. Given, ptxas doesn't spill a few to fit one more program.
         resident: programs that a processor should have at least, for which work is split; about as many as it
-            keeps at once: 16 warps of 100 registers.
-        load: bytes of x that a thread loads at once, at most. On NVIDIA's, copies to shared memory of sixteen
-            bytes go past L1, those of eight through it, where the shifted loads of a row meet.
+            keeps at once.
+        load: bytes of x that a thread loads at once, at most. On NVIDIA's GPUs copies of sixteen bytes to
+            shared memory bypass L1; those of eight go through it, but take twice the instructions and
+            conflict in its banks: on an H200 sixteen were faster for every kernel.
+        columns: neighbouring columns of outputs in a strip.
+        packs: packs that a program computes side by side.
     """
 
     kernel: str
@@ -51,6 +54,8 @@ class Tile:
     registers: int | None = None
     resident: int = 8
     load: int = WIDEST
+    columns: int = 1
+    packs: int = 1
 
     @property
     def depthwise(self) -> bool:
@@ -66,9 +71,11 @@ class Tile:
     def __str__(self) -> str:
         lanes = f"{self.inputs}" if self.depthwise else f"{self.inputs} -> {self.outputs}"
         packed = f", {self.groups} groups a tile" if self.groups > 1 else ""
+        packed += f", {self.packs} packs" if self.packs > 1 else ""
+        pixels = f"{self.pixels} x {self.columns}" if self.columns > 1 else f"{self.pixels}"
         warps = "1 warp" if self.warps == 1 else f"{self.warps} warps"
         stages = f", {self.stages} stages" if self.stages > 1 else ""
-        return f"{self.kernel}, {self.pixels} pixels x {lanes} channels{packed}, {warps}{stages}"
+        return f"{self.kernel}, {pixels} pixels x {lanes} channels{packed}, {warps}{stages}"
 
 
 def tile_by_rule(
@@ -90,7 +97,11 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     if inputs == outputs == 1:
         make = taps_weight_tile if pass_ == "weight_grad" else taps_tile
         return make(inputs, outputs, dtype, precision, device)
-    tile = tile_by_rule(pass_, geometry, dtype, precision, device)
+    if pass_ == "weight_grad":
+        tile = weight_grad_tile(geometry, dtype, precision, device)
+    else:
+        make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
+        tile = correlation_tile(make(geometry), dtype, precision, device, strips=False)
     if pass_ == "weight_grad" and tile.kernel == "slide" and geometry.stride[0] == 2:
         return replace(tile, stages=min(tile.stages, 2))
     if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
@@ -105,11 +116,18 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     return replace(tile, pixels=tile.pixels // 2, warps=2, registers=registers)
 
 
-def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> Tile:
-    """The tile of the forward pass, or of the input gradient."""
+def correlation_tile(
+    correlation: Correlation, dtype: torch.dtype, precision: str, device: Device, strips: bool = True
+) -> Tile:
+    """The tile of the forward pass, or of the input gradient.
+
+    ``strips`` False leaves out the kernel that knows no batch norm.
+    """
     if correlation.inputs == correlation.outputs == 1:
         return depthwise_tile(correlation)
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
+    if strips and has_strips(correlation, dtype, device):
+        return strip_tile(correlation)
     if fits_registers(correlation.inputs, correlation.outputs, dtype, precision, device) and slides:
         if correlation.divisor == (1, 1) and correlation.step[0] in (1, 2):
             return slide_tile("slide", correlation, dtype, device)
@@ -201,10 +219,36 @@ def slide_tile(kernel: str, correlation: Correlation, dtype: torch.dtype, device
     if device.kind == "hip" or (dtype.itemsize == 4 and not narrow):
         return tile
     if dtype.itemsize == 4:  # a row of as many bytes as two of 16 bits
-        return replace(tile, stages=2, load=CACHED)
+        return replace(tile, stages=2)
     one = {"warps": 1, "registers": all_registers(device)}
     alone = narrow and kernel == "slide" and correlation.step[0] == 1
-    return replace(tile, stages=3, load=CACHED, **(one if alone else {}))
+    return replace(tile, stages=3, **(one if alone else {}))
+
+
+def has_strips(correlation: Correlation, dtype: torch.dtype, device: Device) -> bool:
+    """Whether the strips kernel computes a correlation: 3x3 in 16 bits, the same step both ways."""
+    c = correlation
+    plain = c.kernel == (3, 3) and c.dilation == c.divisor == (1, 1) and c.step in ((1, 1), (2, 2))
+    return plain and max(c.inputs, c.outputs) <= SLIDE_LANES and dtype.itemsize == 2 and device.kind != "hip"
+
+
+def strip_tile(correlation: Correlation) -> Tile:
+    """As measured on an H200: two packs of sixteen lanes on one warp, or 32 lanes on two.
+
+    What limits is how many cache lines the loads and stores of a row touch in L1 and L2, so two packs move
+    64 bytes of a pixel at once; wider strips load fewer columns twice. Registers limit both.
+    """
+    c = correlation
+    groups = groups_in_pack(c.inputs, c.outputs)
+    inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
+    tile = Tile("strips", groups, 16, inputs, outputs, outputs // LANES, 3, registers=255)
+    if max(inputs, outputs) > LANES:
+        columns, resident = (4, 4) if c.step == (1, 1) else (1, 6)
+        return replace(tile, columns=min(columns, c.output[1]), resident=resident)
+    columns = min(2, c.output[1]) if c.step == (1, 1) else 1
+    if groups * c.inputs == groups * c.outputs == LANES and c.groups % (2 * groups) == 0:
+        return replace(tile, columns=columns, packs=2, resident=8)
+    return replace(tile, columns=columns, resident=13)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:
@@ -226,8 +270,10 @@ def slide_weight_tile(inputs: int, outputs: int, step: int, dtype: torch.dtype, 
     pixels, warps = 64 // dtype.itemsize, side_o // LANES
     if step == 2 and dtype.itemsize == 2 and side_o == LANES:
         pixels //= 2
-    tile = Tile("slide", groups, pixels, LANES, side_o, warps, registers=all_registers(device))
-    return tile if device.kind == "hip" else replace(tile, stages=3, load=CACHED)
+    tile = Tile(
+        "slide", groups, pixels, LANES, side_o, warps, registers=all_registers(device), resident=8 // warps
+    )
+    return tile if device.kind == "hip" else replace(tile, stages=3)
 
 
 def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:
@@ -236,7 +282,8 @@ def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: s
     most = 64 if uses_tensor_cores(dtype, precision, device) else 32
     side_i, side_o = lanes(groups * inputs, most), lanes(groups * outputs, most)
     pixels = 128 // dtype.itemsize
-    return Tile("taps", groups, pixels, side_i, side_o, warps=4, stages=2, registers=all_registers(device))
+    registers = all_registers(device)
+    return Tile("taps", groups, pixels, side_i, side_o, warps=4, stages=2, registers=registers, resident=16)
 
 
 def depthwise_lanes(groups: int) -> int:
@@ -258,15 +305,14 @@ def depthwise_tile(correlation: Correlation) -> Tile:
 def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
     """Where it slides, so few pixels that all taps' sums fit. Else the taps are a third axis of the tile."""
     taps = math.prod(geometry.weight_size[2:])
+    registers, split = all_registers(device), {"warps": 4, "resident": 16}
     if geometry.stride[0] == geometry.dilation[0] == 1 and taps <= DEPTHWISE_TAPS:
         channels = depthwise_lanes(geometry.groups)
         pixels = (512 if taps <= 25 else 256) // channels
-        return Tile(
-            "depthwise-slide", 1, pixels, channels, channels, warps=4, registers=all_registers(device)
-        )
+        return Tile("depthwise-slide", 1, pixels, channels, channels, registers=registers, **split)
     channels = max(1, min(32, power_of_two(geometry.groups), 2048 // power_of_two(taps)))
     pixels = max(1, 2048 // channels // power_of_two(taps))
-    return Tile("depthwise", 1, pixels, channels, channels, warps=4, registers=all_registers(device))
+    return Tile("depthwise", 1, pixels, channels, channels, registers=registers, **split)
 
 
 def rows_in_chunk(rows: int, programs_a_chunk: int, tile: Tile, device: Device) -> int:
@@ -281,8 +327,9 @@ def rows_in_chunk(rows: int, programs_a_chunk: int, tile: Tile, device: Device) 
 def splits_of(items: int, programs_a_split: int, bytes_a_split: int, tile: Tile, device: Device) -> int:
     """Into how many partial sums the weight gradient splits ``items`` pieces of work.
 
-    Enough for two waves of programs, within the workspace, and so that each gets about as many items.
+    As many programs as the processors hold at once, within the workspace, each with about as many items: the
+    rest of a second wave would leave most of them idle, and every split writes its sums.
     """
-    wanted = -(-2 * tile.resident * device.processors // programs_a_split)
+    wanted = tile.resident * device.processors // programs_a_split
     splits = max(1, min(items, wanted, WORKSPACE // bytes_a_split))
     return -(-items // -(-items // splits))

@@ -1,0 +1,256 @@
+"""3x3 kernels that slide strips of neighbouring columns down the rows: forward pass and input gradient."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels import tiles
+from gconv.kernels.correlation import Correlation
+from gconv.kernels.device import Device
+from gconv.kernels.fusion import emit
+from gconv.kernels.launch import PLANS_KEPT, Launch
+from gconv.kernels.packing import dot, load_tile, locate_channels, locate_columns, locate_weights
+
+PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=1)
+QUAD = 4  # threads that share a row of a product's operand
+LEAST_ROWS = 4  # of a split, which loads two more than it has
+
+
+@triton.jit
+def position_in_quad(i, BI: tl.constexpr):
+    """Where input ``i`` of a pack stands in packed weights, so that each thread's inputs are neighbours.
+
+    In tensor cores' registers thread t of four holds inputs 8 j + 2 t and 8 j + 2 t + 1 of every j.
+    """
+    return i % 8 // 2 * (BI // 4) + i // 8 * 2 + i % 2
+
+
+@triton.jit(do_not_specialize=["groups", "w_0", "w_g", "w_i", "w_o", "w_r", "w_s"])
+def pack_kernel(
+    p_w, p_packed, groups, w_0, w_g, w_i, w_o, w_r, w_s,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Weights as :func:`load_tap` reads them: (packs, blocks of outputs, 9, BO, BI), zero off the diagonal.
+
+    Grid: taps, fastest; blocks of a pack's outputs; packs.
+    """
+    BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
+    i_tap = tl.program_id(0) % 9
+    i_o = tl.program_id(0) // 9 % BLOCKS
+    i_pack = tl.program_id(0) // (9 * BLOCKS)
+    offset, mask = locate_weights(i_pack, 0, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
+    w = tl.load(p_w + w_0 + i_tap // 3 * w_r + i_tap % 3 * w_s + offset, mask, 0.0)
+    i, o = tl.arange(0, BI)[:, None], tl.arange(0, BO)[None, :]
+    tl.store(p_packed + tl.program_id(0) * BO * BI + o * BI + position_in_quad(i, BI), w)
+
+
+@triton.jit
+def load_tap(p_w, i_first, tap, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
+    """One tap's weights of B packs from the first, in registers for good  # [BI, BO], or [B, BI, BO]
+
+    Triton reloads operands of products from shared memory in every turn of a loop, but for those that were
+    loaded just as the product wants them, which is what the packed order and the shape of this load are for.
+    ``quad`` is 4, known at run time only: a thread loads its BI / 4 inputs at once, and no more.
+    """
+    row = tl.arange(0, B * BO)
+    o = (((i_first * B + row // BO) * 9 + tap) * BO + row % BO) * quad * (BI // 4)
+    w = tl.load(p_w + o[None, :, None] + tl.arange(0, BI)[None, None, :])
+    w = w.reshape(B * BO, 4, BI // 8, 2).permute(0, 2, 1, 3)
+    if B == 1:
+        w = tl.trans(w.reshape(BO, BI))
+    else:
+        w = w.reshape(B, BO, BI).permute(0, 2, 1)
+    return w
+
+
+@triton.jit
+def load_taps(p_w, i_first, r, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
+    """The weights of kernel row ``r``."""
+    return (
+        load_tap(p_w, i_first, 3 * r, quad, B, BI, BO),
+        load_tap(p_w, i_first, 3 * r + 1, quad, B, BI, BO),
+        load_tap(p_w, i_first, 3 * r + 2, quad, B, BI, BO),
+    )
+
+
+@triton.jit
+def load_strip(
+    p, offset, step, masks, inside, m_c,
+    FULL: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr,
+):  # fmt: skip
+    """The columns of a row that strips of outputs meet, each  # [BM, BI], or [B, BM, BI]"""
+    columns = ()
+    for u in tl.static_range(len(masks)):
+        x = load_tile(p, offset + u * step, masks[u] & inside, m_c, FULL)
+        if B > 1:
+            x = x.reshape(BM, B, BI).permute(1, 0, 2)
+        columns = columns + (x,)
+    return columns
+
+
+@triton.jit
+def add_row(sums, x, w, STRIDE: tl.constexpr):
+    """The sums of each column of a strip, plus what a row of x adds to them through a row of the kernel."""
+    added = ()
+    for t in tl.static_range(len(sums)):
+        acc = dot(x[t * STRIDE], w[0], sums[t], "ieee")
+        acc = dot(x[t * STRIDE + 1], w[1], acc, "ieee")
+        added = added + (dot(x[t * STRIDE + 2], w[2], acc, "ieee"),)
+    return added
+
+
+@triton.jit
+def emit_strip(
+    sums, p_bias, p_side, p_y, offset, step, channel, masks, inside, m_k,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """Finishes and stores the outputs of a row of strips."""
+    for t in tl.static_range(len(sums)):
+        y = sums[t]
+        if len(y.shape) == 3:
+            y = y.permute(1, 0, 2).reshape(y.shape[1], y.shape[0] * y.shape[2])
+        emit(
+            y, None, 0, p_bias, p_side, p_y, offset + t * step, None, channel, masks[t] & inside, m_k,
+            BIAS, ACTIVATION, EPILOGUE, FULL,
+        )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[
+        "packs", "groups", "columns", "strips", "H", "W", "P", "Q", "rows", "top", "left", "quad",
+        "x_n", "x_h", "x_w", "y_w",
+    ]
+)  # fmt: skip
+def strips_kernel(
+    p_x, p_w, p_bias, p_y, p_side,
+    packs, groups, columns, strips, H, W, P, Q, rows, top, left, quad, x_n, x_h, x_w, y_w,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
+    T: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """3x3, stride 1 or 2: slides BM strips of T output columns down the rows; loads each column of x once.
+
+        y[p, q + t] = sum over r, s of x[p STRIDE - top + r, (q + t) STRIDE - left + s] w[r, s]
+
+    Column tap s of output t is column u = t STRIDE + s of the strip: another register tile, not another load,
+    so (T - 1) STRIDE + 3 loads serve T columns of outputs.
+
+    Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; blocks of a
+    pack's outputs; splits, each of which takes ``rows`` rows of outputs, numbered through tiles of strips.
+
+    In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row feeds. In
+    shared memory: the rows that are on their way.
+    """
+    BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
+    i_pack = tl.program_id(0) % packs
+    i_o = tl.program_id(0) // packs % BLOCKS
+    start = tl.program_id(0) // (packs * BLOCKS) * rows
+    stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * P)
+
+    i_first = i_pack * BLOCKS + i_o
+    w0 = load_taps(p_w, i_first, 0, quad, B, BI, BO)
+    w1 = load_taps(p_w, i_first, 1, quad, B, BI, BO)
+    w2 = load_taps(p_w, i_first, 2, quad, B, BI, BO)
+    c, m_c = locate_channels(i_pack, 0, groups, CI, B * G, B * BI)
+    k, m_k = locate_channels(i_pack, i_o, groups, CO, B * G, B * BO)
+    step_x, step_y = x_w * X_UNIT, y_w * Y_UNIT
+    if B == 1:
+        zero = tl.zeros([BM, BO], tl.float32)
+    else:
+        zero = tl.zeros([B, BM, BO], tl.float32)
+    zeros = (zero,) * T
+
+    for i_m in range(start // P, tl.cdiv(stop, P)):
+        first, end = tl.maximum(start - i_m * P, 0), tl.minimum(stop - i_m * P, P)
+        n, image, strip, m_column = locate_columns(i_m, columns, strips, BM, WIDE)
+        q = strip * T
+        j = q * STRIDE - left
+        o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
+        o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + k[None, :]
+        m_x, m_y = (), ()
+        for u in tl.static_range((T - 1) * STRIDE + 3):
+            m_x = m_x + (m_column & (j + u >= 0) & (j + u < W),)
+        for t in tl.static_range(T):
+            m_y = m_y + (m_column & (q + t < Q),)
+        h0 = first * STRIDE - top
+        if STRIDE == 1:
+            # Rows above the image add nothing, but for those at which a row of outputs is complete.
+            begin = tl.maximum(h0, tl.minimum(0, h0 + 2))
+            p_row = p_x + (n * x_n + begin.to(tl.int64) * x_h) * X_UNIT
+            at = (n * P + begin + top - 2) * Q * y_w * Y_UNIT
+            last, middle = zeros, zeros
+            for h in range(begin, end - top + 2):
+                x = load_strip(p_row, o_x, step_x, m_x, (h >= 0) & (h < H), m_c, FULL, B, BM, BI)
+                done = add_row(last, x, w2, STRIDE)
+                last = add_row(middle, x, w1, STRIDE)
+                middle = add_row(zeros, x, w0, STRIDE)
+                emit_strip(
+                    done, p_bias, p_side + at, p_y + at, o_y, step_y, k, m_y, h >= h0 + 2, m_k,
+                    BIAS, ACTIVATION, EPILOGUE, FULL,
+                )  # fmt: skip
+                p_row += x_h * X_UNIT
+                at += Q * y_w * Y_UNIT
+        else:
+            p_row = p_x + (n * x_n + h0.to(tl.int64) * x_h) * X_UNIT
+            at = (n * P + first - 1) * Q * y_w * Y_UNIT
+            acc = zeros
+            for h in range(h0, 2 * end - top + 2, 2):
+                x = load_strip(p_row, o_x, step_x, m_x, (h >= 0) & (h < H), m_c, FULL, B, BM, BI)
+                done = add_row(acc, x, w2, STRIDE)
+                acc = add_row(zeros, x, w0, STRIDE)
+                emit_strip(
+                    done, p_bias, p_side + at, p_y + at, o_y, step_y, k, m_y, h >= h0 + 2, m_k,
+                    BIAS, ACTIVATION, EPILOGUE, FULL,
+                )  # fmt: skip
+                inside = (h + 1 >= 0) & (h + 1 < H)
+                x = load_strip(p_row + x_h * X_UNIT, o_x, step_x, m_x, inside, m_c, FULL, B, BM, BI)
+                acc = add_row(acc, x, w1, STRIDE)
+                p_row += 2 * x_h * X_UNIT
+                at += Q * y_w * Y_UNIT
+
+
+def plan_strips(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:
+    """The launch of a correlation in strips; ``values`` are those that all its kernels share, by name."""
+    blocks = -(-tile.groups * correlation.outputs // tile.outputs)
+    rows_of_all = -(-values["columns"] // tile.pixels) * correlation.output[0]
+    splits = max(1, tile.resident * device.processors // (values["packs"] * blocks))
+    rows = max(min(rows_of_all, LEAST_ROWS), -(-rows_of_all // splits))
+    values |= {"rows": rows, "strips": -(-correlation.output[1] // tile.columns), "quad": QUAD}
+    values |= {"STRIDE": correlation.step[0], "T": tile.columns, "B": tile.packs}
+    return Launch.of(strips_kernel, values["packs"] * blocks * -(-rows_of_all // rows), values, tile)
+
+
+def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: tiles.Tile) -> Tensor:
+    """``weight`` (K, C / groups, 3, 3) as the strips kernel reads it in ``tile``.
+
+    Args:
+        weight, geometry: of the convolution.
+        transposed: for the input gradient.
+        tile: that of the kernel.
+    """
+    plan, size = plan_pack(geometry, transposed, weight.stride(), tile)
+    packed = torch.empty(size, dtype=weight.dtype, device=weight.device)
+    plan(weight, packed)
+    return packed
+
+
+@lru_cache(PLANS_KEPT)
+def plan_pack(
+    geometry: ConvGeometry, transposed: bool, strides: tuple[int, ...], tile: tiles.Tile
+) -> tuple[Launch, int]:
+    """How weights of ``strides`` are packed, and how many numbers that makes."""
+    c = (Correlation.input_grad if transposed else Correlation.forward)(geometry)
+    names = ("w_0", "w_g", "w_i", "w_o", "w_r", "w_s")
+    values = dict(zip(names, c.weight_strides(strides), strict=True))
+    values |= {"groups": c.groups, "CI": c.inputs, "CO": c.outputs, "G": tile.groups}
+    values |= {"BI": tile.inputs, "BO": tile.outputs}
+    programs = -(-c.groups // tile.groups) * -(-tile.groups * c.outputs // tile.outputs) * 9
+    return Launch.of(pack_kernel, programs, values, PACKING), programs * tile.inputs * tile.outputs

@@ -15,6 +15,7 @@ from gconv.kernels.tiles import Tile
 
 RESIDENTS = (4, 16, 32)  # beside the rule's 8
 SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # more spill, in one accumulator of the kernel
+STRIPS_A_THREAD = 4  # columns times packs, of which each has three sums in registers
 LEAST_A_THREAD = 4  # numbers of a tile; with fewer a program has more threads than work
 
 
@@ -40,6 +41,9 @@ def _around(
     inputs, outputs = geometry.channels_per_group
     if pass_ == "input_grad":
         inputs, outputs = outputs, inputs
+    if rule.kernel == "strips":
+        yield from _strips(rule)
+        yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
     if rule.kernel in ("slide", "residue"):
         shapes = _in_flight(rule, device, 3, 1)
         yield from _in_flight(rule, device, 2, 4)
@@ -53,6 +57,16 @@ def _around(
             yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
     elif tiles.uses_tensor_cores(dtype, precision, device):
         yield from _taps(rule, pass_, dtype)
+
+
+def _strips(rule: Tile) -> Iterator[Tile]:
+    """Strips of other widths, one pack or two, more and fewer rows on their way."""
+    for columns, packs, stages in product((1, 2, 3, 4), {1, rule.packs}, (3, 2, 4)):
+        if columns * packs <= STRIPS_A_THREAD:
+            yield replace(rule, columns=columns, packs=packs, stages=stages)
+    if rule.packs == 1:
+        for columns in (1, 2):
+            yield replace(rule, pixels=2 * rule.pixels, columns=columns)
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:

@@ -108,6 +108,19 @@ def activate(y, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def finish(
+    acc, p_bias, p_side, offset, channel, m_pixel, m_channel,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """The float32 sums of a tile with bias and residual, through the activation."""
+    if BIAS:
+        acc += tl.load(p_bias + channel, mask=m_channel, other=0.0).to(tl.float32)[None, :]
+    if EPILOGUE == "residual":
+        acc += load_tile(p_side, offset, m_pixel, m_channel, FULL).to(tl.float32)
+    return activate(acc, ACTIVATION)
+
+
+@triton.jit
 def emit(
     acc, sums, rows, p_bias, p_side, p_y, offset, norm, channel, m_pixel, m_channel,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
@@ -116,11 +129,9 @@ def emit(
 
     ``p_side`` is the residual, or x of the gradient: it lies as y does. ``rows``: this one is the so many-th.
     """
-    if BIAS:
-        acc += tl.load(p_bias + channel, mask=m_channel, other=0.0).to(tl.float32)[None, :]
-    if EPILOGUE == "residual":
-        acc += load_tile(p_side, offset, m_pixel, m_channel, FULL).to(tl.float32)
-    y = activate(acc, ACTIVATION).to(p_y.dtype.element_ty)
+    y = finish(acc, p_bias, p_side, offset, channel, m_pixel, m_channel, BIAS, ACTIVATION, EPILOGUE, FULL).to(
+        p_y.dtype.element_ty
+    )
     if EPILOGUE == "gradient":
         x = load_tile(p_side, offset, m_pixel, m_channel, FULL).to(tl.float32)
         y = through_relu(y, x, norm, m_pixel)

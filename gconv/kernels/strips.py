@@ -14,13 +14,19 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
-from gconv.kernels.fusion import emit
+from gconv.kernels.fusion import finish
 from gconv.kernels.launch import PLANS_KEPT, Launch
-from gconv.kernels.packing import dot, load_tile, locate_channels, locate_columns, locate_weights
+from gconv.kernels.packing import (
+    dot,
+    load_tile,
+    locate_channels,
+    locate_columns,
+    locate_weights,
+    store_tile,
+)
 
 PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=1)
 QUAD = 4  # threads that share a row of a product's operand
-LEAST_ROWS = 4  # of a split, which loads two more than it has
 
 
 @triton.jit
@@ -116,10 +122,9 @@ def emit_strip(
         y = sums[t]
         if len(y.shape) == 3:
             y = y.permute(1, 0, 2).reshape(y.shape[1], y.shape[0] * y.shape[2])
-        emit(
-            y, None, 0, p_bias, p_side, p_y, offset + t * step, None, channel, masks[t] & inside, m_k,
-            BIAS, ACTIVATION, EPILOGUE, FULL,
-        )  # fmt: skip
+        at, m_y = offset + t * step, masks[t] & inside
+        y = finish(y, p_bias, p_side, at, channel, m_y, m_k, BIAS, ACTIVATION, EPILOGUE, FULL)
+        store_tile(p_y, at, y, m_y, m_k, FULL)
 
 
 @triton.jit(
@@ -220,12 +225,12 @@ def strips_kernel(
 def plan_strips(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:
     """The launch of a correlation in strips; ``values`` are those that all its kernels share, by name."""
     blocks = -(-tile.groups * correlation.outputs // tile.outputs)
-    rows_of_all = -(-values["columns"] // tile.pixels) * correlation.output[0]
-    splits = max(1, tile.resident * device.processors // (values["packs"] * blocks))
-    rows = max(min(rows_of_all, LEAST_ROWS), -(-rows_of_all // splits))
+    programs = values["packs"] * blocks
+    rows = -(-values["columns"] // tile.pixels) * correlation.output[0]
+    rows, splits = tiles.rows_of_split(rows, programs, 0, tile, device)
     values |= {"rows": rows, "strips": -(-correlation.output[1] // tile.columns), "quad": QUAD}
     values |= {"STRIDE": correlation.step[0], "T": tile.columns, "B": tile.packs}
-    return Launch.of(strips_kernel, values["packs"] * blocks * -(-rows_of_all // rows), values, tile)
+    return Launch.of(strips_kernel, programs * splits, values, tile)
 
 
 def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: tiles.Tile) -> Tensor:

@@ -324,6 +324,20 @@ def rows_in_chunk(rows: int, programs_a_chunk: int, tile: Tile, device: Device) 
     return max(min(rows, 4), -(-rows // chunks))
 
 
+def rows_of_split(
+    rows: int, programs_a_split: int, bytes_a_split: int, tile: Tile, device: Device
+) -> tuple[int, int]:
+    """How many of ``rows`` rows a program slides over, and how many splits that makes.
+
+    Sharing rows evenly keeps processors from waiting for the last ones: as many programs as they hold at
+    once, within the workspace. A program loads two rows more than it has, so it has at least four.
+    """
+    most = tile.resident * device.processors // programs_a_split
+    splits = max(1, min(most, WORKSPACE // max(bytes_a_split, 1)))
+    each = max(min(rows, 4), -(-rows // splits))
+    return each, -(-rows // each)
+
+
 def splits_of(items: int, programs_a_split: int, bytes_a_split: int, tile: Tile, device: Device) -> int:
     """Into how many partial sums the weight gradient splits ``items`` pieces of work.
 

@@ -23,7 +23,7 @@ from gconv.kernels.packing import (
     mask_columns,
 )
 
-COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "rows", "top", "left", "splits"]
+COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "top", "left"]
 STRIDES = ["dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w"]
 
 
@@ -58,10 +58,10 @@ def store_row(p, offset, step, sums, mask):
     tl.store(p + 2 * step + offset, sums[2], mask)
 
 
-@triton.jit(do_not_specialize=COUNTS + STRIDES)
+@triton.jit(do_not_specialize=[*COUNTS, "rows", *STRIDES])
 def slide_weight_kernel(
     p_dy, p_x, p_sums, p_norm,
-    packs, groups, columns, H, W, P, Q, rows, top, left, splits, step_w, tap_w,
+    packs, groups, columns, H, W, P, Q, rows, top, left, step_w, tap_w,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
     BIAS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
@@ -74,7 +74,7 @@ def slide_weight_kernel(
         where  h = p STRIDE - top + r,  w = q step_w - left + s tap_w
 
     Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; splits, each of which takes
-    every ``splits``-th piece of work, a tile of BM columns by a chunk of ``rows`` rows.
+    ``rows`` rows of dy, numbered through tiles of BM columns.
 
     In registers: the nine sums [BO, BI], one row's three x tiles [BM, BI], and the dy tiles [BM, BO] that
     meet it: three at stride 1, which move up as the rows move down, two at stride 2. In shared memory: the
@@ -96,10 +96,11 @@ def slide_weight_kernel(
     sums2 = (zero, zero, zero)
     bias = tl.zeros([BM, BO], tl.float32)
     step = tap_w * x_w * X_UNIT
-    for item in range(i_split, tl.cdiv(columns, BM) * tl.cdiv(P, rows), splits):
-        first = item // tl.cdiv(columns, BM) * rows
-        end = tl.minimum(first + rows, P)
-        n, image, q, m_column = locate_columns(item % tl.cdiv(columns, BM), columns, Q, BM, WIDE)
+    start = i_split * rows
+    stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * P)
+    for i_m in range(start // P, tl.cdiv(stop, P)):
+        first, end = tl.maximum(start - i_m * P, 0), tl.minimum(stop - i_m * P, P)
+        n, image, q, m_column = locate_columns(i_m, columns, Q, BM, WIDE)
         j = q * step_w - left
         m_x = mask_columns(j, tap_w, W, m_column)
         o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
@@ -142,7 +143,7 @@ def slide_weight_kernel(
         tl.store(p_sums + 9 * size + k, tl.sum(bias, 0), m_k & (i_i == 0))
 
 
-@triton.jit(do_not_specialize=COUNTS + STRIDES)
+@triton.jit(do_not_specialize=[*COUNTS, "splits", *STRIDES])
 def taps_weight_kernel(
     p_dy, p_x, p_sums, p_norm,
     packs, groups, columns, H, W, P, Q, top, left, splits,
@@ -175,7 +176,6 @@ def taps_weight_kernel(
     k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
     norm = load_norm(p_norm, groups * CI, c, m_c, PROLOGUE)
     sums = tl.zeros([BO, BI], tl.float32)
-    bias = tl.zeros([BO], tl.float32)
     for i_m in range(i_split, tl.cdiv(columns, BM), splits):
         n, image, pixel, m_pixel = locate_columns(i_m, columns, P * Q, BM, WIDE)
         p, q = pixel // Q, pixel % Q
@@ -189,14 +189,23 @@ def taps_weight_kernel(
         dy = load_tile(p_dy + n * dy_n * DY_UNIT, o_dy, m_pixel, m_k, FULL)
         x = normalise(load_tile(p_x + n * x_n * X_UNIT, o_x, m_x, m_c, FULL), norm, m_x, PROLOGUE)
         sums = dot(tl.trans(dy), x, sums, PRECISION)
-        if BIAS:
-            bias += tl.sum(dy.to(tl.float32), 0)
 
     o_sums, m_sums = locate_sums(i_pack, i_i, i_o, groups, CI, CO, G, BI, BO)
     size = groups * CO * CI
     p_sums += i_split.to(tl.int64) * (R * S * size + BIAS * groups * CO)
     tl.store(p_sums + i_tap * size + o_sums, sums, m_sums)
     if BIAS:
+        # In a loop of its own: where dy is summed beside the product, Triton copies the next tile of dy over
+        # the one that wgmma still reads.
+        bias = tl.zeros([BO], tl.float32)
+        last = tl.where((i_i == 0) & (i_tap == 0), tl.cdiv(columns, BM), 0)
+        for i_m in range(i_split, last, splits):
+            n, image, pixel, m_pixel = locate_columns(i_m, columns, P * Q, BM, WIDE)
+            p, q = pixel // Q, pixel % Q
+            if WIDE:
+                p, q = p.to(tl.int64), q.to(tl.int64)
+            o_dy = ((image * dy_n + p * dy_h + q * dy_w) * DY_UNIT)[:, None] + k[None, :]
+            bias += tl.sum(load_tile(p_dy + n * dy_n * DY_UNIT, o_dy, m_pixel, m_k, FULL).to(tl.float32), 0)
         tl.store(p_sums + R * S * size + k, bias, m_k & (i_i == 0) & (i_tap == 0))
 
 
@@ -296,11 +305,12 @@ def plan_weight_grad(
         packs = -(-groups // tile.groups)
         programs = packs * -(-tile.groups * kg // tile.outputs) * -(-tile.groups * cg // tile.inputs)
         programs *= r * s if tile.kernel == "taps" else 1
-    rows = (
-        p if tile.kernel == "taps" else tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
-    )
-    items = column_tiles * -(-p // rows)
-    splits = tiles.splits_of(items, programs, 4 * size, tile, operands.device)
+    if tile.kernel == "slide":
+        rows, splits = tiles.rows_of_split(column_tiles * p, programs, 4 * size, tile, operands.device)
+    else:
+        rows = tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
+        items = column_tiles * (1 if tile.kernel == "taps" else -(-p // rows))
+        splits = tiles.splits_of(items, programs, 4 * size, tile, operands.device)
     (dy_n, _, dy_h, dy_w), (x_n, _, x_h, x_w) = operands.first, operands.second
     dy_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, dy_n, dy_h, dy_w)
     x_unit = tiles.common_unit(tile.load, operands.dtype, x_n, x_h, x_w)

@@ -13,7 +13,7 @@ from gconv.kernels import tiles
 from gconv.kernels.device import Device
 from gconv.kernels.tiles import Tile
 
-RESIDENTS = (4, 16, 32)  # beside the rule's 8
+RESIDENTS = (4, 8, 16)
 SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # more spill, in one accumulator of the kernel
 STRIPS_A_THREAD = 4  # columns times packs, of which each has three sums in registers
 LEAST_A_THREAD = 4  # numbers of a tile; with fewer a program has more threads than work
@@ -44,16 +44,13 @@ def _around(
     if rule.kernel == "strips":
         yield from _strips(rule)
         yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
-    if rule.kernel in ("slide", "residue"):
-        shapes = _in_flight(rule, device, 3, 1)
+    elif rule.kernel in ("slide", "residue"):
         yield from _in_flight(rule, device, 2, 4)
         if pass_ == "weight_grad":
-            for tile in shapes:
-                yield from _slide_weight(tile, inputs, outputs, geometry.groups)
+            yield from _slide_weight(rule, inputs, outputs, geometry.groups)
             yield tiles.taps_weight_tile(inputs, outputs, dtype, precision, device)
         else:
-            for tile in shapes:
-                yield from _slide(tile, inputs, outputs, geometry.groups, device)
+            yield from _slide(rule, inputs, outputs, geometry.groups, device)
             yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
     elif tiles.uses_tensor_cores(dtype, precision, device):
         yield from _taps(rule, pass_, dtype)
@@ -70,10 +67,8 @@ def _strips(rule: Tile) -> Iterator[Tile]:
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:
-    """``rule`` with so many stages; with one, loads go through registers, as wide as they can be."""
-    if device.kind == "hip":
-        return [rule]
-    return [replace(rule, stages=s, load=tiles.CACHED if s > 1 else tiles.WIDEST) for s in stages]
+    """``rule`` with so many rows in shared memory. One, loads through registers, was the slowest on an H200."""
+    return [rule] if device.kind == "hip" else [replace(rule, stages=s) for s in stages]
 
 
 def _slide(rule: Tile, inputs: int, outputs: int, groups: int, device: Device) -> Iterator[Tile]:
@@ -102,13 +97,11 @@ def _taps(rule: Tile, pass_: str, dtype: torch.dtype) -> Iterator[Tile]:
     most = 128 if dtype.itemsize == 2 else 64
     sides = [side for side in (16, 32, 64, 128) if side <= most]
     heights = (32, 64) if pass_ == "weight_grad" else (64, 128)
-    flows = ((4, 3, tiles.WIDEST), (8, 3, tiles.WIDEST), (4, 3, tiles.CACHED))
-    for pixels, side_i, side_o, (warps, stages, load) in product(heights, sides, sides, flows):
+    for pixels, side_i, side_o, warps in product(heights, sides, sides, (4, 8)):
         fits = side_i <= 2 * rule.inputs and side_o <= 2 * rule.outputs
         numbers = side_i * side_o if pass_ == "weight_grad" else pixels * side_o
         if fits and 8 <= numbers / (32 * warps) <= SUMS_A_THREAD["taps"]:
-            sides_and_load = {"pixels": pixels, "inputs": side_i, "outputs": side_o, "load": load}
-            yield replace(rule, **sides_and_load, warps=warps, stages=stages)
+            yield replace(rule, pixels=pixels, inputs=side_i, outputs=side_o, warps=warps, stages=3)
 
 
 def _depthwise(rule: Tile, pass_: str, geometry: ConvGeometry, device: Device) -> Iterator[Tile]:

@@ -67,7 +67,7 @@ def _strips(rule: Tile) -> Iterator[Tile]:
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:
-    """``rule`` with so many rows in shared memory. One, loads through registers, was the slowest on an H200."""
+    """``rule`` with so many rows in shared memory; loads through registers were the slowest on an H200."""
     return [rule] if device.kind == "hip" else [replace(rule, stages=s) for s in stages]
 
 

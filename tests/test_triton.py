@@ -16,6 +16,7 @@ from torch import Tensor
 import gconv
 from gconv import dispatch
 from gconv.geometry import ConvGeometry
+from gconv.kernels import launch
 
 interpreted = pytest.mark.skipif(
     os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
@@ -152,6 +153,29 @@ def test_without_gpu_and_interpreter_the_refusal_says_what_to_do() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "got cpu; TRITON_INTERPRET=1 in the environment runs them on the CPU" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [("3.9.0", 0), ("3.6.1", 0), ("3.10.0rc1", 1), ("4.0.0+git1a2b3c", 1)],
+)
+@interpreted
+def test_an_untested_newer_triton_is_told_once(
+    version: str, told: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one line, where a kernel first starts, and not as a warning, which ``-W error`` makes an error."""
+    monkeypatch.setattr("triton.__version__", version)
+    launch.note_untested_triton.cache_clear()
+    x, w, _ = CASE.tensors(torch.float32)
+    compiled = torch.compile(lambda x: triton(x, w, **CASE.settings), fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        compiled(x)
+        triton(x, w, **CASE.settings)
+    lines = [record.getMessage() for record in caplog.records if record.name == "gconv"]
+    assert len(lines) == told
+    assert all(f"not been tested with Triton {version}" in line and "\n" not in line for line in lines)
+    launch.note_untested_triton.cache_clear()
+    torch._dynamo.reset()
 
 
 def test_without_triton_the_refusal_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

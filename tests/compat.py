@@ -36,8 +36,6 @@ CHECKS = {
     ],
     "export": ["tests/test_compile.py", "tests/test_ecosystem.py", "-k", "export or onnx"],
 }
-# What NumPy says of the interpreter of Triton 3.6.
-WARNINGS = ["-W", "ignore:Conversion of an array with ndim:DeprecationWarning"]
 VERSIONS = "import torch, triton, numpy; print(torch.__version__, triton.__version__, numpy.__version__)"
 
 
@@ -83,7 +81,7 @@ def install(package: str, version: str, root: Path) -> tuple[Path | None, str]:
 def run(arguments: list[str], environment: dict[str, str]) -> tuple[str, float, str]:
     """What pytest counted, seconds, and the end of what it printed where something failed or nothing ran."""
     start = time.perf_counter()
-    done = _python(["-m", "pytest", "-q", "--tb=short", *WARNINGS, *arguments], environment)
+    done = _python(["-m", "pytest", "-q", "--tb=short", *arguments], environment)
     counted = (done.stdout.strip().splitlines() or [""])[-1].partition(" in ")[0].strip("= ")
     seconds = time.perf_counter() - start
     counts = ", ".join(part for part in counted.split(", ") if "deselected" not in part)

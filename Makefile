@@ -27,7 +27,7 @@ long: .venv/dev.installed  ## kernels in every type, every network of timm, geom
 matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (12 minutes)
 	$(BIN)/python -m pytest -q -m matrix
 
-compat: .venv/dev.installed  ## test the oldest and the newest supported torch and Triton (15 minutes, 2 GB of downloads)
+compat: .venv/dev.installed  ## test the oldest and the newest supported torch and Triton (7 minutes, 1.5 GB of downloads)
 	$(BIN)/python tests/compat.py .venv/compat
 
 kernels: .venv/dev.installed  ## print registers, spills and instructions of every kernel, for five GPUs (2 minutes)

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples test long matrix kernels gpu measure bench lint format clean
+.PHONY: help demo examples test long matrix compat kernels gpu measure bench lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ long: .venv/dev.installed  ## kernels in every type, every network of timm, geom
 
 matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (12 minutes)
 	$(BIN)/python -m pytest -q -m matrix
+
+compat: .venv/dev.installed  ## test the oldest and the newest supported torch and Triton (7 minutes, 1.5 GB of downloads)
+	$(BIN)/python tests/compat.py .venv/compat
 
 kernels: .venv/dev.installed  ## print registers, spills and instructions of every kernel, for five GPUs (2 minutes)
 	$(BIN)/python -m gconv.kernels

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,6 +110,22 @@ def _trained_once(few: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(run: Run, _trained_once: Path, tmp_path: Path) -> Path:
     """``runs/demo``, a small network trained for two epochs on ``few``, in the folder of ``run``."""
     return shutil.copytree(_trained_once, tmp_path / "runs" / "demo")
+
+
+@pytest.fixture
+def boolean_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses the masks that Triton 3.9's interpreter refuses, whichever Triton is installed."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    def checking(access: Callable, place: int) -> Callable:
+        def checked(self: InterpreterBuilder, *arguments: object) -> object:
+            assert arguments[place].data.dtype == bool, "the mask of a load or store holds integers"
+            return access(self, *arguments)
+
+        return checked
+
+    for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
+        monkeypatch.setattr(InterpreterBuilder, name, checking(getattr(InterpreterBuilder, name), place))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from gconv.kernels import launch
 from gconv.kernels.device import Device
 
 pytestmark = [
+    pytest.mark.usefixtures("boolean_masks"),
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
     pytest.mark.skipif(
         os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"

@@ -26,6 +26,7 @@ from gconv.kernels.device import Device
 from gconv.kernels.weight_grad import plan_weight_grad
 
 pytestmark = [
+    pytest.mark.usefixtures("boolean_masks"),
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
     pytest.mark.skipif(
         os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"

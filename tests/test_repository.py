@@ -6,10 +6,13 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import zoo
+
+from gconv.kernels.launch import NEWEST_TRITON
 
 ROOT = Path(__file__).parent.parent
 # Outside in: each may import those after it.
@@ -134,3 +137,13 @@ def test_files_and_pictures_that_the_readme_names_exist() -> None:
 def test_make_targets_that_the_readme_names_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE)) <= targets
+
+
+def test_the_tested_versions_are_those_that_are_asked_for() -> None:
+    """The lower bounds are the oldest pair of `make compat`, and the kernels know its newest Triton."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pairs, needs = project["tool"]["gconv"]["compat"], project["project"]["dependencies"]
+    for package in ("torch", "triton"):
+        bound = next(need for need in needs if need.startswith(package)).partition(";")[0]
+        assert f"{bound}.0" == f"{package}>={pairs['oldest'][package]}"
+    assert pairs["newest"]["triton"].startswith(f"{NEWEST_TRITON}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 import gconv
 from gconv import dispatch
 from gconv.geometry import ConvGeometry
+from gconv.kernels import launch
 
 interpreted = pytest.mark.skipif(
     os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
@@ -152,6 +154,42 @@ def test_without_gpu_and_interpreter_the_refusal_says_what_to_do() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "got cpu; TRITON_INTERPRET=1 in the environment runs them on the CPU" in done.stderr
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """What gconv has logged since the test began, as if nothing had been told before."""
+    launch.note_untested_triton.cache_clear()
+    yield lambda: [record.getMessage() for record in caplog.records if record.name == "gconv"]
+    launch.note_untested_triton.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("version", "untested"),
+    [("3.6.1", False), (f"{launch.NEWEST_TRITON}.9", False), ("3.10.0rc1", True), ("4.0.0+git1a2b3c", True)],
+)
+def test_an_untested_newer_triton_is_told_in_one_line(
+    version: str, untested: bool, told: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triton.__version__", version)
+    launch.note_untested_triton()
+    assert len(told()) == untested
+    assert all(f"not been tested with Triton {version}" in line and "\n" not in line for line in told())
+
+
+@interpreted
+def test_an_untested_newer_triton_is_told_once(
+    told: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a kernel first starts, compiled graphs included; not as a warning, which is an error here."""
+    monkeypatch.setattr("triton.__version__", "99.0.0")
+    x, w, _ = Case("", (1, 2, 3, 3), (2, 1, 1, 1), {}).tensors(torch.float32)
+    compiled = torch.compile(lambda x: triton(x, w, groups=2), fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        compiled(x)
+        triton(x, w, groups=2)
+    assert len(told()) == 1
+    torch._dynamo.reset()
 
 
 def test_without_triton_the_refusal_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from gconv.kernels.device import Device, device_of, float32_precision
 from gconv.kernels.tiles import Tile
 
+NEWEST_TRITON = "3.9"  # that `make compat` has run; the newest pair of pyproject.toml
 PLANS_KEPT = 4096  # of each pass; images of ever new sizes must not fill the memory
 ALIGNMENT = 16  # bytes; Triton compiles another kernel for tensors that start elsewhere
 
@@ -81,9 +86,30 @@ class Launch:
             start = self._started.get(binary) if aligned else None
             if start is not None:
                 return start(*tensors, *self.arguments.values())
+            note_untested_triton()
             compiled = self.kernel[(self.programs,)](*tensors, **self.arguments, **self.tile.options)
             if aligned and compiled is not None:  # None: the interpreter's
                 self._started[binary] = compiled[(self.programs, 1, 1)]
+
+
+@cache
+def note_untested_triton() -> None:
+    """Log one line, once, if Triton is newer than any that gconv was tested with.
+
+    A log record and not a warning: the caller's code cannot change it, and ``python -W error`` must not turn
+    a kernel that may well work into an exception.
+    """
+    installed, tested = (
+        tuple(map(int, re.match(r"(\d+)\.(\d+)", version).groups()))
+        for version in (triton.__version__, NEWEST_TRITON)
+    )
+    if installed > tested:
+        logging.getLogger("gconv").warning(
+            "gconv has not been tested with Triton %s, only up to %s; if a kernel fails, use backend='aten' "
+            "or an older Triton",
+            triton.__version__,
+            NEWEST_TRITON,
+        )
 
 
 def channels_last(tensor: Tensor) -> Tensor:

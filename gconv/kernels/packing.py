@@ -65,8 +65,21 @@ def locate_weights(
 
 
 @triton.jit
+def as_mask(m):
+    """A mask that a scalar condition was joined to, as loads and stores take it.
+
+    The interpreter broadcasts the result of a scalar comparison as integers, which it refuses as a mask from
+    Triton 3.9 on. Compiled, this is ``m``.
+    """
+    if INTERPRETED:
+        return m != 0
+    return m
+
+
+@triton.jit
 def load_tile(p, offset, m_pixel, m_channel, FULL: tl.constexpr):
     """Pixels x channels, zero where a mask is off. FULL: all channels exist, the pixels' mask is enough."""
+    m_pixel = as_mask(m_pixel)
     if FULL:
         return tl.load(p + offset, mask=m_pixel[:, None], other=0.0)
     return tl.load(p + offset, mask=m_pixel[:, None] & m_channel[None, :], other=0.0)
@@ -76,6 +89,7 @@ def load_tile(p, offset, m_pixel, m_channel, FULL: tl.constexpr):
 def store_tile(p, offset, tile, m_pixel, m_channel, FULL: tl.constexpr):
     """The counterpart of :func:`load_tile`; rounds to the type in memory."""
     tile = tile.to(p.dtype.element_ty)
+    m_pixel = as_mask(m_pixel)
     if FULL:
         tl.store(p + offset, tile, mask=m_pixel[:, None])
     else:

@@ -15,6 +15,7 @@ from gconv.kernels.depthwise import depthwise_slide_weight_kernel, depthwise_wei
 from gconv.kernels.fusion import PLAIN, Fusion, load_norm, normalise, normalise_row
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last
 from gconv.kernels.packing import (
+    as_mask,
     dot,
     load_row,
     load_tile,
@@ -140,7 +141,7 @@ def slide_weight_kernel(
     store_row(p_sums + 3 * size, o_sums, size, sums1, m_sums)
     store_row(p_sums + 6 * size, o_sums, size, sums2, m_sums)
     if BIAS:
-        tl.store(p_sums + 9 * size + k, tl.sum(bias, 0), m_k & (i_i == 0))
+        tl.store(p_sums + 9 * size + k, tl.sum(bias, 0), as_mask(m_k & (i_i == 0)))
 
 
 @triton.jit(do_not_specialize=[*COUNTS, "splits", *STRIDES])
@@ -206,7 +207,7 @@ def taps_weight_kernel(
                 p, q = p.to(tl.int64), q.to(tl.int64)
             o_dy = ((image * dy_n + p * dy_h + q * dy_w) * DY_UNIT)[:, None] + k[None, :]
             bias += tl.sum(load_tile(p_dy + n * dy_n * DY_UNIT, o_dy, m_pixel, m_k, FULL).to(tl.float32), 0)
-        tl.store(p_sums + R * S * size + k, bias, m_k & (i_i == 0) & (i_tap == 0))
+        tl.store(p_sums + R * S * size + k, bias, as_mask(m_k & (i_i == 0) & (i_tap == 0)))
 
 
 @triton.jit(do_not_specialize=["splits", "size", "weights", "K", "CI", "S", "dw_k", "dw_c", "dw_r", "dw_s"])

@@ -95,8 +95,6 @@ def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) 
         return False
     if not all(map(_is_plain_norm, (before, after))) or type(conv) is not GroupConv2d:
         return False
-    if not all(type(t) in ops.PLAIN for t in (conv.weight, conv.bias) if t is not None):
-        return False
     if conv.padding_mode != "zeros" or conv.activation is not None:
         return False
     if _has_any_global_hook() or any(map(is_watched, (before, conv, after))):
@@ -106,14 +104,11 @@ def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) 
 
 
 def _is_plain_norm(norm: nn.Module) -> bool:
-    """Whether it has all that ``nn.BatchNorm2d`` can have, as tensors of no class of their own.
-
-    And decays its statistics at a fixed rate.
-    """
+    """Whether it has all that ``nn.BatchNorm2d`` can have, and decays its statistics at a fixed rate."""
     if type(norm) is not nn.BatchNorm2d or norm.momentum is None or not norm.track_running_stats:
         return False
     has = (norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    return all(type(tensor) in ops.PLAIN for tensor in has)
+    return all(tensor is not None for tensor in has)
 
 
 def _sizes_fit(before: nn.BatchNorm2d, after: nn.BatchNorm2d, geometry: ConvGeometry) -> bool:

@@ -123,7 +123,7 @@ def _run(
 
 # Below the tracking of views as well: an operator's result is its own, whatever views its making took.
 below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
-PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def unwatched(*tensors: Tensor | None) -> bool:
@@ -139,7 +139,7 @@ def ordinary(*tensors: Tensor | None) -> bool:
         return False
     keys = _ordinary_keys(tensors[0].device)
     for tensor in tensors:  # all() of a generator takes half a microsecond more
-        if tensor is not None and not (type(tensor) in PLAIN and _keys(tensor) in keys):
+        if tensor is not None and not (type(tensor) in _PLAIN and _keys(tensor) in keys):
             return False
     return True
 

@@ -198,7 +198,7 @@ def run_pass(operator: str, tensors: dict[str, Tensor], backend: str) -> Any:
     return getattr(ops, operator)(*tensors.values(), *OPERATORS[operator][1], GEOMETRY, backend)
 
 
-# The kernels, which take longer, read what they are given by address: of forms that are found in one way, one.
+# The kernels take longer: of forms that are found in one way, one.
 WAYS = [(run, "reference", form) for run in (run_operator, run_pass) for form in LAZY]
 WAYS += [
     pytest.param(run_pass, "triton", form, marks=interpreted)

@@ -54,7 +54,7 @@ def weight_grad(
     """dw (K, C / groups, R, S) and dbias (K,), empty if not asked, from grad_output and input."""
     if _in_eager_autograd():
         return _apply(WeightGradFunction, grad_output, input, with_bias, geometry, backend)
-    return ops.weight_grad(grad_output, input, None, with_bias, geometry, backend)
+    return ops.weight_grad(grad_output, input, with_bias, geometry, backend)
 
 
 class GroupConv2dFunction(Function):
@@ -160,7 +160,7 @@ class WeightGradFunction(Function):
         grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
     ) -> tuple[Tensor, Tensor]:
         with ops.below_autograd():
-            return ops.weight_grad(grad_output, input, None, with_bias, geometry, backend)
+            return ops.weight_grad(grad_output, input, with_bias, geometry, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

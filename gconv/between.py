@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ def conv_between_norms(
         return _one_by_one(input, before, conv, after, backend)
     weight, bias = (None if t is None else t.to(dtype) for t in (conv.weight, conv.bias))
     with torch.no_grad():
-        own = _norms(name, input).moments(input) if before.training else None
+        own = _run("moments", name, input) if before.training else None
         norm, variance = _norm(before, own, input)
     arguments = (before.weight, before.bias, weight, bias, norm, variance, before.eps, before.training)
     y, moments = _Convolution.apply(input, *arguments, geometry, name)
@@ -119,11 +118,16 @@ def _sizes_fit(before: nn.BatchNorm2d, after: nn.BatchNorm2d, geometry: ConvGeom
     return before.num_features == c and after.num_features == k and n * h * w > 1 and n * p * q > 1
 
 
-def _norms(backend: str, x: Tensor) -> ModuleType:
-    """Who runs a norm by itself: a kernel beside the convolution's; in graphs, PyTorch's operators."""
-    if backend in ("auto", "triton") and x.dtype in dispatch.TRITON_DTYPES and ops.ordinary(x):
-        return import_module("gconv.kernels.batch_norm")
-    return batch_norm
+def _run(name: str, backend: str, *tensors: Tensor) -> Tensor:
+    """Run a function of :mod:`gconv.batch_norm` on ``tensors``, of which x or its gradient is the first.
+
+    By the kernel of that name, where the convolution has kernels; in graphs, by PyTorch's operators.
+    """
+    kernels = backend in ("auto", "triton") and tensors[0].dtype in dispatch.TRITON_DTYPES
+    module = batch_norm
+    if kernels and ops.ordinary(*tensors):
+        module = import_module("gconv.kernels.batch_norm")
+    return getattr(module, name)(*tensors)
 
 
 def _norm(norm: nn.BatchNorm2d, moments: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +184,7 @@ class _Convolution(Function):
             through = _through_norm(ctx, grad_norm, input, gamma, norm, variance, sums)
         if any(ctx.needs_input_grad[3:5]):
             with_bias = ctx.needs_input_grad[4]
-            weights = ops.weight_grad(grad, input, norm, with_bias, geometry, backend)
+            weights = ops.norm_weight_grad(grad, input, norm, with_bias, geometry, backend)
         return *through, weights[0], weights[1] if ctx.needs_input_grad[4] else None, *(None,) * 6
 
 
@@ -198,7 +202,7 @@ class _Normalisation(Function):
         of_batch: bool,
         backend: str,
     ) -> Tensor:
-        return _norms(backend, y).normalise(y, norm)
+        return _run("normalise", backend, y, norm)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -209,7 +213,7 @@ class _Normalisation(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, gamma, norm, variance = ctx.saved_tensors
-        sums = _norms(ctx.backend, y).grad_sums(grad, y, norm)
+        sums = _run("grad_sums", ctx.backend, grad, y, norm)
         return *_through_norm(ctx, grad, y, gamma, norm, variance, sums), *(None,) * 5
 
 
@@ -221,6 +225,6 @@ def _through_norm(
     slope = (
         batch_norm.slope(sums, norm, variance, ctx.eps, pixels) if ctx.of_batch else torch.zeros_like(sums)
     )
-    grad_x = _norms(ctx.backend, x).input_grad(grad, x, norm, slope)
+    grad_x = _run("input_grad", ctx.backend, grad, x, norm, slope)
     grad_gamma = sums[1] * torch.rsqrt(variance + ctx.eps)
     return grad_x, grad_gamma.to(gamma.dtype), sums[0].to(gamma.dtype)

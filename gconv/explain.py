@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ class Explanation:
         reason: why that one.
         passes: who runs each pass: "aten", "reference", or "triton" with kernel and tile.
         copies: what is copied to another layout around the kernels, None where nothing is.
+        packs: how many groups share a tile of the kernels, and what that does to numbers that are not finite;
+            None where each group has its own.
         flops: floating-point operations of one pass, a multiply and an add counted as two.
         bytes: bytes that a pass cannot avoid moving: x, w and y once each.
     """
@@ -38,6 +41,7 @@ class Explanation:
     reason: str
     passes: dict[str, str]
     copies: str | None
+    packs: str | None
     flops: int
     bytes: int
 
@@ -60,6 +64,7 @@ class Explanation:
             "backend": f"{self.backend}: {self.reason}",
             **(self.passes if len({*self.passes.values()}) > 1 else {}),
             **({} if self.copies is None else {"copies": self.copies}),
+            **({} if self.packs is None else {"packs": self.packs}),
             "work": f"{self.flops / 1e9:.4g} GFLOP a pass, {self.flops / self.bytes:.3g} FLOP a byte",
             "traffic": f"{self.bytes / 1e6:.4g} MB a pass at the least: x, w and y once each",
             "floor": f"{self.floor * 1e6:.4g} us a pass, at the {self.copy_speed / 1e9:.4g} GB/s of a copy",
@@ -92,6 +97,7 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
     name = dispatch.requested(backend)
     decisions = {p: dispatch.decide(name, p, padded, dtype, geometry) for p in dispatch.PASSES}
     chosen, reason = decisions["forward"]
+    tiles = {p: _tile(p, dtype, padded.device, geometry) for p, d in decisions.items() if d[0] == "triton"}
     return Explanation(
         layer=repr(layer),
         geometry=geometry,
@@ -99,26 +105,35 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
         device=padded.device,
         backend=chosen,
         reason=reason,
-        passes={p: _describe(p, who, dtype, padded.device, geometry) for p, (who, _) in decisions.items()},
-        copies=_copies(decisions, padded),
+        passes={p: f"{who}: {tiles[p]}" if p in tiles else who for p, (who, _) in decisions.items()},
+        copies=_copies(padded) if tiles else None,
+        packs=_packs(tiles, geometry.groups),
         flops=geometry.flops,
         bytes=geometry.compulsory_bytes(dtype.itemsize),
     )
 
 
-def _describe(
-    pass_: str, backend: str, dtype: torch.dtype, device: torch.device, geometry: ConvGeometry
-) -> str:
-    """Who runs a pass, with kernel and tile where there are any."""
-    if backend != "triton":
-        return backend
+def _tile(pass_: str, dtype: torch.dtype, device: torch.device, geometry: ConvGeometry) -> Any:
+    """Kernel and tile of a pass that the kernels run."""
     from gconv.kernels import tile_of  # imports Triton
 
-    return f"triton: {tile_of(pass_, geometry, dtype, device)}"
+    return tile_of(pass_, geometry, dtype, device)
 
 
-def _copies(decisions: dict[str, tuple[str, str]], input: Tensor) -> str | None:
+def _copies(input: Tensor) -> str | None:
     """What the kernels, which are channels_last, copy where the tensors are contiguous."""
-    if input.stride(-3) == 1 or all(backend != "triton" for backend, _ in decisions.values()):
+    if input.stride(-3) == 1:
         return None
     return "the input is contiguous: each pass copies it to channels_last and its result back"
+
+
+def _packs(tiles: dict[str, Any], groups: int) -> str | None:
+    """What groups that share a tile do to each other: they are multiplied by each other's zeros.
+
+    The weight gradient makes such products too, and leaves them out.
+    """
+    packs = {pass_: min(tile.groups, groups) for pass_, tile in tiles.items() if pass_ != "weight_grad"}
+    shared = [f"{pack} in {pass_}" for pass_, pack in packs.items() if pack > 1]
+    if not shared:
+        return None
+    return f"groups share a tile, {', '.join(shared)}: an inf or NaN in one makes NaN of the others there"

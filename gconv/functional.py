@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
@@ -131,7 +131,7 @@ def prepare(
     dtype = common_dtype(input, weight, bias, activation)
     stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
     zeros = _padding(padding, weight, stride, dilation)
-    groups = _integer(groups, "groups", groups, "an int")
+    groups = integer("groups", groups)
     size = input.shape if input.ndim == 4 else (1, *input.shape)
     geometry = ConvGeometry(size, weight.shape, stride, zeros, dilation, groups)
     _check_sizes(input, weight, bias, geometry)
@@ -175,23 +175,57 @@ def common_dtype(input: Tensor, weight: Tensor, bias: Tensor | None, activation:
     return dtype
 
 
-def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    """(vertical, horizontal) from one number or two, each at least ``least``."""
-    if isinstance(value, (tuple, list)):
-        numbers = tuple(_integer(number, name, value) for number in value)
-        if len(numbers) not in (1, 2):
-            raise RuntimeError(f"{name} must be one number or two, got {len(numbers)}: {value!r}")
-        pair = (numbers[0], numbers[-1])
-    else:
-        number = _integer(value, name, value)
-        pair = (number, number)
-    if pair[0] < least or pair[1] < least:
+_PAIR = "an int or a pair of ints"
+
+
+def pair(
+    name: str, value: Any, least: int, sequences: type | tuple[type, ...] = (tuple, list)
+) -> tuple[int, int]:
+    """Check one number, or two, and return them as (vertical, horizontal).
+
+    Args:
+        name: the argument's name, for messages.
+        value: its value.
+        least: the smallest number allowed.
+        sequences: types that hold numbers. By default those that ``F.conv2d`` takes.
+
+    Raises:
+        TypeError: ``value`` is neither an integer nor a sequence of integers.
+        RuntimeError: there are more than two numbers, or none, or one is below ``least``.
+    """
+    first = last = value
+    if isinstance(value, sequences) and not isinstance(value, str):
+        first, last, value = _ends(name, value)
+    vertical = integer(name, first, _PAIR, value)
+    horizontal = vertical if last is first else integer(name, last, _PAIR, value)
+    if vertical < least or horizontal < least:
         raise RuntimeError(f"{name} must be at least {least}, got {value!r}")
-    return pair
+    return vertical, horizontal
 
 
-def _integer(number: Any, name: str, value: Any, rule: str = "an int or a pair of ints") -> int:
-    """``number`` out of the argument ``name=value`` as an int: NumPy's too, but no float and no bool."""
+def _ends(name: str, value: Any) -> tuple[Any, Any, Any]:
+    """The first of one or two numbers, the last, and the argument's value as a message should show it."""
+    if getattr(value, "ndim", 1) == 0:
+        return value, value, value
+    numbers = value if isinstance(value, (tuple, list)) else tuple(value)
+    shown = value if isinstance(value, Sized) else numbers  # an iterator is empty by now
+    if len(numbers) not in (1, 2):
+        raise RuntimeError(f"{name} must be one number or two, got {len(numbers)}: {shown!r}")
+    return numbers[0], numbers[-1], shown
+
+
+def integer(name: str, number: Any, rule: str = "an int", value: Any = None) -> int:
+    """Check that ``number`` is an integer, NumPy's and one in a tensor included, but no float and no bool.
+
+    Args:
+        name: the argument's name, for messages.
+        number: what to check.
+        rule: what the argument must be.
+        value: the argument's value, if ``number`` is only a part of it.
+
+    Raises:
+        TypeError: it is none.
+    """
     if type(number) is int or isinstance(number, torch.SymInt):
         return number
     try:
@@ -199,7 +233,8 @@ def _integer(number: Any, name: str, value: Any, rule: str = "an int or a pair o
             return operator.index(number)
     except TypeError:
         pass
-    raise TypeError(f"{name} must be {rule}, got {value!r}")
+    value = number if value is None else value
+    raise TypeError(f"{name} must be {rule}, got {value!r} of type {type(value).__name__}")
 
 
 def _padding(

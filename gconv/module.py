@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gconv.activation import check_activation
-from gconv.functional import group_conv2d, pair
+from gconv.functional import group_conv2d, integer, pair
 
 
 class GroupConv2d(nn.Conv2d):
@@ -18,13 +19,14 @@ class GroupConv2d(nn.Conv2d):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype: as in ``nn.Conv2d``.
-        activation: None, or "relu", applied to the result.
+            dtype: as in ``nn.Conv2d``. Pairs may be anything iterable, such as a NumPy array.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result.
 
     Shape:
         (N, C, H, W) -> (N, K, P, Q), or (C, H, W) -> (K, P, Q).
 
     Raises:
+        TypeError: a number that is no integer.
         ValueError: ``groups`` does not divide the channels; an unknown ``activation`` or ``padding_mode``.
         RuntimeError: a zero or negative ``kernel_size``, ``stride`` or ``dilation``; a negative ``padding``.
     """
@@ -37,10 +39,10 @@ class GroupConv2d(nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: int | Iterable[int],
+        stride: int | Iterable[int] = 1,
+        padding: int | Iterable[int] | str = 0,
+        dilation: int | Iterable[int] = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
@@ -50,10 +52,13 @@ class GroupConv2d(nn.Conv2d):
         activation: str | None = None,
     ) -> None:
         check_activation(activation)
-        for name, numbers in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
-            pair(name, numbers, least=1)
+        kernel_size = pair("kernel_size", kernel_size, least=1, sequences=Iterable)
+        stride = pair("stride", stride, least=1, sequences=Iterable)
+        dilation = pair("dilation", dilation, least=1, sequences=Iterable)
         if not isinstance(padding, str):
-            pair("padding", padding, least=0)
+            padding = pair("padding", padding, least=0, sequences=Iterable)
+        groups = integer("groups", groups)
+        in_channels, out_channels = integer("in_channels", in_channels), integer("out_channels", out_channels)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels < 1:
                 raise ValueError(f"{name} must be at least 1, got {channels}")

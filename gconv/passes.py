@@ -45,30 +45,16 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, back
 
 
 def weight_grad(
-    grad_output: Tensor,
-    input: Tensor,
-    norm: Tensor | None,
-    with_bias: bool,
-    geometry: ConvGeometry,
-    backend: str,
+    grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
 ) -> tuple[Tensor, Tensor]:
     """dw (K, C / groups, R, S) and dbias (K,), empty if not asked.
 
-    With a ``norm`` (:mod:`gconv.batch_norm`) what was convolved is relu(scale input + shift). dw is
-    channels_last where grad_output or input is, else contiguous.
+    dw is channels_last where grad_output or input is, else contiguous.
     """
     run = dispatch.implementation(backend, "weight_grad", input, geometry)
     with _no_autocast(input):
-        if norm is None:
-            weight, bias = run.weight_grad(grad_output, input, geometry, with_bias)
-        elif hasattr(run, "norm_weight_grad"):
-            weight, bias = run.norm_weight_grad(grad_output, input, norm, geometry, with_bias)
-        else:
-            weight, bias = run.weight_grad(
-                grad_output, batch_norm.normalise(input, norm), geometry, with_bias
-            )
-    weight = _arrange(weight, layout(grad_output, input))
-    return weight, grad_output.new_empty(0) if bias is None else bias
+        grads = run.weight_grad(grad_output, input, geometry, with_bias)
+    return _arrange_grads(*grads, layout(grad_output, input))
 
 
 def norm_forward(
@@ -81,7 +67,7 @@ def norm_forward(
     run = dispatch.implementation(backend, "forward", input, geometry)
     with _no_autocast(input):
         if hasattr(run, "norm_forward"):
-            output, moments = run.norm_forward(input, norm, weight, bias, geometry)
+            output, moments = run.norm_forward(input, norm.contiguous(), weight, bias, geometry)
         else:
             output = run.forward(batch_norm.normalise(input, norm), weight, bias, geometry, None, None)
             moments = batch_norm.moments(output)
@@ -95,11 +81,23 @@ def norm_input_grad(
     run = dispatch.implementation(backend, "input_grad", grad_output, geometry)
     with _no_autocast(grad_output):
         if hasattr(run, "norm_input_grad"):
-            grad, sums = run.norm_input_grad(grad_output, weight, input, norm, geometry)
+            grad, sums = run.norm_input_grad(grad_output, weight, input, norm.contiguous(), geometry)
         else:
             grad = batch_norm.through_relu(run.input_grad(grad_output, weight, geometry), input, norm)
             sums = batch_norm.grad_sums(grad, input, norm)
     return _arrange(grad, layout(grad_output, weight)), sums
+
+
+def norm_weight_grad(
+    grad_output: Tensor, input: Tensor, norm: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
+) -> tuple[Tensor, Tensor]:
+    """dw and dbias as from :func:`weight_grad`, where relu(scale input + shift) was convolved."""
+    run = dispatch.implementation(backend, "weight_grad", input, geometry)
+    if not hasattr(run, "norm_weight_grad"):
+        return weight_grad(grad_output, batch_norm.normalise(input, norm), with_bias, geometry, backend)
+    with _no_autocast(input):
+        grads = run.norm_weight_grad(grad_output, input, norm.contiguous(), geometry, with_bias)
+    return _arrange_grads(*grads, layout(grad_output, input))
 
 
 def layout(first: Tensor, second: Tensor) -> torch.memory_format:
@@ -123,6 +121,11 @@ def _arrange(tensor: Tensor, layout: torch.memory_format) -> Tensor:
     _, c, h, w = tensor.shape
     strides = (c * h * w, 1, w * c, c) if layout == torch.channels_last else (c * h * w, h * w, w, 1)
     return tensor if tensor.stride() == strides else tensor.as_strided(tensor.shape, strides)
+
+
+def _arrange_grads(weight: Tensor, bias: Tensor | None, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+    """dw in ``layout``, and dbias or, as operators must return a tensor, an empty one."""
+    return _arrange(weight, layout), weight.new_empty(0) if bias is None else bias
 
 
 def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:

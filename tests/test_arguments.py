@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +25,8 @@ REFUSED = [
     ({"input": [1, 2]}, TypeError, "input must be a Tensor, got list"),
     ({"weight": None}, TypeError, "weight must be a Tensor, got NoneType"),
     ({"bias": 1.0}, TypeError, "bias must be a Tensor, got float"),
-    ({"groups": 2.0}, TypeError, "groups must be an int, got 2.0"),
-    ({"stride": 1.5}, TypeError, "stride must be an int or a pair of ints, got 1.5"),
+    ({"groups": 2.0}, TypeError, "groups must be an int, got 2.0 of type float"),
+    ({"stride": 1.5}, TypeError, "stride must be an int or a pair of ints, got 1.5 of type float"),
     ({"padding": (1, 0.5)}, TypeError, "padding must be an int or a pair of ints, got (1, 0.5)"),
     ({"dilation": True}, TypeError, "dilation must be an int or a pair of ints, got True"),
     ({"stride": (1, 1, 1)}, RuntimeError, "stride must be one number or two, got 3: (1, 1, 1)"),
@@ -35,7 +37,11 @@ REFUSED = [
     ({"groups": 0}, RuntimeError, "groups must be at least 1, got 0"),
     ({"groups": -2}, RuntimeError, "groups must be at least 1, got -2"),
     ({"groups": 3}, RuntimeError, "in_channels=4 is not divisible by groups=3; weight (6, 2, 3, 3) takes 6"),
-    ({"stride": np.array([2, 1])}, TypeError, "stride must be an int or a pair of ints, got array([2, 1])"),
+    (
+        {"stride": np.array([2, 1])},
+        TypeError,
+        "stride must be an int or a pair of ints, got array([2, 1]) of type",
+    ),
     ({"weight": W[:5]}, RuntimeError, "out_channels=5 is not divisible by groups=2"),
     ({"groups": 1}, RuntimeError, "2 input channels a group, 2 with groups=1, but input (1, 4, 5, 5) has 4"),
     ({"bias": torch.ones(7)}, RuntimeError, "each of the 6 output channels, got (7,)"),
@@ -99,11 +105,119 @@ def test_groups_are_taken_in_every_form_that_conv2d_takes(groups: object, backen
     torch.testing.assert_close(ours, F.conv2d(X, W, B, groups=groups))
 
 
-@pytest.mark.parametrize("number", [2, np.int64(2), [2], (2, 2), [2, 2], torch.Size((2, 2))], ids=repr)
+class Listed(Sequence):
+    """A list that is none, as OmegaConf's ListConfig is."""
+
+    def __init__(self, *items: object) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> object:
+        return self.items[index]
+
+    def __repr__(self) -> str:
+        return repr(list(self.items))
+
+
+# Makers, since an iterator can be taken apart once only. 2 in every place is a call that fits.
+NUMBERS: dict[str, Callable[[], Any]] = {
+    "an int": lambda: 2,
+    "NumPy's int": lambda: np.int32(2),
+    "NumPy's number of no dimension": lambda: np.array(2),
+    "a tensor of no dimension": lambda: torch.tensor(2),
+    "a tuple": lambda: (2, 2),
+    "a list": lambda: [2, 2],
+    "a list of one": lambda: [2],
+    "torch.Size": lambda: torch.Size((2, 2)),
+    "NumPy's ints in a tuple": lambda: (np.int64(2), np.int8(2)),
+    "tensors in a tuple": lambda: (torch.tensor(2), torch.tensor(2)),
+}
+ITERABLES: dict[str, Callable[[], Any]] = {
+    "a list-like": lambda: Listed(2, 2),
+    "a NumPy array": lambda: np.array([2, 2]),
+    "a NumPy array of one": lambda: np.array([2]),
+    "a tensor": lambda: torch.tensor([2, 2]),
+    "a generator": lambda: (2 for _ in range(2)),
+    "a range": lambda: range(2, 3),
+    "a map": lambda: map(int, "22"),
+    "keys": lambda: {2: "vertical"}.keys(),
+}
+
+
+@pytest.mark.parametrize("make", NUMBERS.values(), ids=NUMBERS)
 @pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
-def test_numbers_are_taken_in_every_form_that_conv2d_takes(name: str, number: object) -> None:
-    ours = gconv.group_conv2d(X, W, B, groups=2, **{name: number})
+def test_numbers_are_taken_in_every_form_that_conv2d_takes(name: str, make: Callable[[], Any]) -> None:
+    ours = gconv.group_conv2d(X, W, B, groups=2, **{name: make()})
     torch.testing.assert_close(ours, F.conv2d(X, W, B, groups=2, **{name: 2}))
+
+
+@pytest.mark.parametrize("make", ITERABLES.values(), ids=ITERABLES)
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_what_conv2d_does_not_take_apart_is_refused(name: str, make: Callable[[], Any]) -> None:
+    for convolve in (F.conv2d, gconv.group_conv2d):
+        with pytest.raises(TypeError):
+            convolve(X, W, B, groups=2, **{name: make()})
+
+
+@pytest.mark.parametrize("make", (NUMBERS | ITERABLES).values(), ids=NUMBERS | ITERABLES)
+@pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation"])
+def test_the_module_takes_numbers_in_every_form_that_nn_conv2d_takes(
+    name: str, make: Callable[[], Any]
+) -> None:
+    """As plain ints, whatever they came in."""
+    ours = gconv.GroupConv2d(4, 4, **{"kernel_size": 3, "groups": 2, name: make()})
+    theirs = nn.Conv2d(4, 4, **{"kernel_size": 3, "groups": 2, name: 2})
+    theirs.load_state_dict(ours.state_dict())
+    assert repr(ours) == repr(theirs).replace("Conv2d", "GroupConv2d")
+    assert {type(number) for number in getattr(ours, name)} == {int}
+    torch.testing.assert_close(ours(X), theirs(X))
+
+
+@pytest.mark.parametrize("name", ["in_channels", "out_channels", "groups"])
+@pytest.mark.parametrize("make", [np.int16, np.array, torch.tensor])
+def test_the_module_takes_channels_and_groups_in_every_form(name: str, make: Callable[[int], Any]) -> None:
+    numbers = {"in_channels": 4, "out_channels": 4, "groups": 2}
+    layer = gconv.GroupConv2d(**numbers | {name: make(numbers[name])}, kernel_size=3)
+    assert repr(layer) == repr(gconv.GroupConv2d(4, 4, 3, groups=2)) and type(getattr(layer, name)) is int
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"kernel_size": Listed(3, "a")},
+            "kernel_size must be an int or a pair of ints, got [3, 'a'] of type L",
+        ),
+        ({"kernel_size": (n / 2 for n in (6, 6))}, "got (3.0, 3.0) of type tuple"),
+        ({"kernel_size": None}, "kernel_size must be an int or a pair of ints, got None of type NoneType"),
+        ({"stride": np.array([1.0, 2.0])}, "got array([1., 2.]) of type ndarray"),
+        (
+            {"stride": np.float32(1)},
+            "stride must be an int or a pair of ints, got np.float32(1.0) of type flo",
+        ),
+        ({"dilation": "2"}, "dilation must be an int or a pair of ints, got '2' of type str"),
+        ({"groups": 2.0}, "groups must be an int, got 2.0 of type float"),
+        ({"groups": "2"}, "groups must be an int, got '2' of type str"),
+        ({"in_channels": (4,)}, "in_channels must be an int, got (4,) of type tuple"),
+        ({"out_channels": None}, "out_channels must be an int, got None of type NoneType"),
+        ({"out_channels": True}, "out_channels must be an int, got True of type bool"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_numbers_that_are_none_are_refused_by_type_and_value(change: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        gconv.GroupConv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **change})
+
+
+def test_three_numbers_are_refused_in_every_form() -> None:
+    for make in (tuple, list, iter, np.array, torch.tensor, lambda numbers: Listed(*numbers)):
+        for name in ("kernel_size", "stride", "padding", "dilation"):
+            with pytest.raises(RuntimeError, match=f"{name} must be one number or two, got 3: .*2.*2.*2"):
+                gconv.GroupConv2d(
+                    **{"in_channels": 4, "out_channels": 4, "kernel_size": 3, name: make([2, 2, 2])}
+                )
 
 
 CONV2D = next(op for op in op_db if op.name == "nn.functional.conv2d")

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from test_between import interpreted
 from torch import Tensor, nn
 
 import gconv
@@ -93,6 +94,40 @@ def test_explain_follows_backend_padding_mode_and_plain_layers() -> None:
     assert told.backend == "aten" and told.flops
     with pytest.raises(RuntimeError, match="meta holds no data"):
         str(told)
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.parametrize(
+    ("channels", "groups", "stride", "pack"), [(24, 12, 1, 8), (8, 4, 2, 4), (18, 2, 1, 1), (4, 4, 1, 1)]
+)
+def test_explain_says_which_groups_share_what_is_not_finite(
+    channels: int, groups: int, stride: int, pack: int
+) -> None:
+    """As many as the kernels make NaN of, where x or dy holds an infinity in the first group."""
+    layer = gconv.GroupConv2d(channels, channels, 3, stride, padding=1, groups=groups)
+    x = torch.randn(1, channels, 2, 2).contiguous(memory_format=torch.channels_last)
+    told = gconv.explain(layer, x, backend="triton")
+    if pack == 1:
+        assert told.packs is None
+    else:
+        assert f"groups share a tile, {pack} in forward, {pack} in input_grad: an inf" in told.packs
+        assert told.packs in str(told)
+    assert gconv.explain(layer, x, backend="aten").packs is None
+
+    def affected(result: Tensor) -> list[int]:
+        return [i for i, group in enumerate(result.chunk(groups, 1)) if not group.isfinite().all()]
+
+    dirty = x.clone()
+    dirty[0, 0, 0, 0] = torch.inf
+    with gconv.backend("triton"), torch.no_grad():
+        assert affected(layer(dirty)) == list(range(pack))
+    with gconv.backend("triton"):
+        y = layer(x.requires_grad_())
+        dy = torch.zeros_like(y)
+        dy[0, 0, 0, 0] = torch.inf
+        dx, dw = torch.autograd.grad(y, [x, layer.weight], dy)
+    assert affected(dx) == list(range(pack)) and affected(dw.transpose(0, 1)) == [0]
 
 
 def test_backend_nests_and_comes_back_after_an_error() -> None:

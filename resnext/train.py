@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import shutil
@@ -28,6 +27,7 @@ from resnext.errors import UserError
 from resnext.evaluation import Evaluation, evaluate
 from resnext.interruption import Interrupted, Interruption
 from resnext.logs import Logs, require_tensorboard
+from resnext.names import file_stems, shown, to_json
 from resnext.training import Training, learning_rate
 from resnext.world import World
 
@@ -108,7 +108,7 @@ class _Run:
         self.kept = "nothing is kept yet"
         self.logs: Logs | None = None
         if options.tensorboard:
-            require_tensorboard()
+            require_tensorboard(folder)
         if resumed:
             self._resume(resumed)
 
@@ -167,7 +167,7 @@ class _Run:
             "processes": self.world.size,
             "versions": versions,
         }
-        (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (self.folder / "config.json").write_text(to_json(config) + "\n", "utf-8")
         self.logs = Logs(self.folder, self.training.step_number, self.options.tensorboard)
         if self.rows:
             self.logs.summary(self.rows, self.training.step_number)
@@ -250,10 +250,10 @@ class _Run:
         self.logs.summary(self.rows, self.training.step_number)
         if unreadable := self.training.unreadable:
             path = self.folder / "unreadable.txt"
-            path.write_text("\n".join(sorted(unreadable)) + "\n")
+            path.write_text("\n".join(sorted(unreadable)) + "\n", "utf-8")
             self.console.print(
                 f"{len(unreadable)} images could not be read: others take their place in training, tests do "
-                f"without; see {path}",
+                f"without; see {shown(path)}",
                 soft_wrap=True,
             )
 
@@ -288,7 +288,7 @@ class _Run:
 
     def _in_words(self) -> str:
         path = self.folder / checkpoint.FILE_NAME
-        return f"{path} is whole ({self.training.epochs:.3g} epochs), and --resume goes on from it"
+        return f"{shown(path)} is whole ({self.training.epochs:.3g} epochs), and --resume goes on from it"
 
     def _draw(self, result: Evaluation) -> None:
         """The pictures of the run, and some held-out images to try ``predict`` on."""
@@ -299,10 +299,10 @@ class _Run:
         samples = folder / "samples"
         samples.mkdir(exist_ok=True)
         labels = result.labels.tolist()
-        for label, name in enumerate(data.classes[:SAMPLES]):
+        for label, stem in enumerate(file_stems(data.classes[:SAMPLES])):
             if label in labels:
                 image = data.test.read(int(result.indices[labels.index(label)]))
-                write_image(samples / f"{name}.png", image)
+                write_image(samples / f"{stem}.png", image)
 
     def close(self) -> None:
         """Ends the logs."""

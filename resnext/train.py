@@ -23,7 +23,7 @@ from resnext.checkpoint import Checkpoint
 from resnext.config import DEFAULT_OPTIONS, Options, Settings
 from resnext.data import Data
 from resnext.data.images import write_image
-from resnext.errors import UserError
+from resnext.errors import UserError, brief, explained, keeping
 from resnext.evaluation import Evaluation, evaluate
 from resnext.interruption import Interrupted, Interruption
 from resnext.logs import Logs, require_tensorboard
@@ -67,7 +67,8 @@ def train(
         The evaluation of the trained network on the held-out images.
 
     Raises:
-        UserError: the loss is no longer a number; an image cannot be read; a file cannot be written.
+        UserError: the loss is no longer a number; an image cannot be read; a file cannot be written; memory
+            runs out, or the system ends a worker; testing or drawing fails. It says what is kept.
         Interrupted: by Ctrl-C or SIGTERM; the step was ended, and a checkpoint written.
     """
     with Interruption() as interruption, _progress(console, progress) as bars:
@@ -76,9 +77,11 @@ def train(
         )
         try:
             return run.to_the_end(overwrite)
-        except OSError as error:
-            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            raise UserError(f"{what}; {run.kept}") from None
+        except Exception as error:
+            what = explained(error)
+            if what is None:
+                raise
+            raise UserError(f"{what}; {run.kept}") from error
         finally:
             run.close()
 
@@ -225,15 +228,16 @@ class _Run:
 
     def _test(self, what: str) -> Evaluation:
         task = self.progress.add_task(what, total=len(self.data.test), status="")
-        result = evaluate(
-            self.training.tested,
-            self.data.test,
-            self.data.format,
-            self.world,
-            workers=self.options.workers,
-            skip_corrupt=self.options.skip_corrupt,
-            advance=lambda images: self.progress.advance(task, images * self.world.size),
-        )
+        with keeping("testing failed", self.kept):
+            result = evaluate(
+                self.training.tested,
+                self.data.test,
+                self.data.format,
+                self.world,
+                workers=self.options.workers,
+                skip_corrupt=self.options.skip_corrupt,
+                advance=lambda images: self.progress.advance(task, images * self.world.size),
+            )
         self.progress.remove_task(task)
         return result
 
@@ -291,23 +295,36 @@ class _Run:
         return f"{shown(path)} is whole ({self.training.epochs:.3g} epochs), and --resume goes on from it"
 
     def _draw(self, result: Evaluation) -> None:
-        """The pictures of the run, and some held-out images to try ``predict`` on."""
-        data, folder = self.data, self.folder
-        plots.training_curves(folder / "curves.png", self.rows, f"ResNeXt on {len(data.train):,} images")
-        plots.mistakes(folder / "mistakes.png", result, data)
-        plots.confusion(folder / "confusion.png", result, data.classes)
-        samples = folder / "samples"
-        samples.mkdir(exist_ok=True)
-        labels = result.labels.tolist()
-        for label, stem in enumerate(file_stems(data.classes[:SAMPLES])):
-            if label in labels:
-                image = data.test.read(int(result.indices[labels.index(label)]))
-                write_image(samples / f"{stem}.png", image)
+        """The pictures of the run, and held-out images to try ``predict`` on; each, whatever fails."""
+        data, title = self.data, f"ResNeXt on {len(self.data.train):,} images"
+        failed = []
+        for name, draw in {
+            "curves.png": lambda path: plots.training_curves(path, self.rows, title),
+            "mistakes.png": lambda path: plots.mistakes(path, result, data),
+            "confusion.png": lambda path: plots.confusion(path, result, data.classes),
+            "samples": lambda path: _write_samples(path, result, data),
+        }.items():
+            try:
+                draw(self.folder / name)
+            except Exception as error:
+                failed.append(f"{name} ({brief(error)})")
+        if failed:
+            raise UserError(f"not written: {', '.join(failed)}; {self.kept}")
 
     def close(self) -> None:
         """Ends the logs."""
         if self.logs:
             self.logs.close()
+
+
+def _write_samples(folder: Path, result: Evaluation, data: Data) -> None:
+    """A held-out image of each of the first classes."""
+    folder.mkdir(exist_ok=True)
+    labels = result.labels.tolist()
+    for label, stem in enumerate(file_stems(data.classes[:SAMPLES])):
+        if label in labels:
+            image = data.test.read(int(result.indices[labels.index(label)]))
+            write_image(folder / f"{stem}.png", image)
 
 
 _HEADER = "epoch   train loss   train acc   test loss   test acc   images/s   seconds"

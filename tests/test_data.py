@@ -337,7 +337,7 @@ def test_images_survive_a_round_trip_through_a_file(tmp_path: Path, mnist: Data)
 
 
 def test_what_is_hidden_is_ignored_everywhere(tmp_path: Path) -> None:
-    """One rule: what starts with a dot, and macOS's __MACOSX, is no class, no image and no folder of images."""
+    """One rule: what starts with a dot, and macOS's __MACOSX, is neither class nor image."""
     folder = datasets.photographs(tmp_path / "photos", classes=2, train=2, test=1)
     before = load_data("folder", folder)
     image = next((folder / "val" / "colour0").iterdir())

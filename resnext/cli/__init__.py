@@ -12,7 +12,7 @@ import typer
 import gconv
 from resnext.cli import counting, studying, training, using
 from resnext.cli.options import console
-from resnext.errors import ToldError, UserError
+from resnext.errors import ToldError, UserError, explained
 from resnext.names import shown
 
 app = typer.Typer(
@@ -60,8 +60,11 @@ def main() -> None:
         app()
     except UserError as error:
         _fail(str(error), told=isinstance(error, ToldError))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Exception as error:
+        what = explained(error)
+        if what is None:
+            raise
+        _fail(what)
 
 
 def _fail(message: str, told: bool = False) -> NoReturn:

@@ -31,7 +31,7 @@ from resnext.cli.options import (
 from resnext.cli.training import default_workers
 from resnext.data.folder import image_files
 from resnext.data.images import read_image
-from resnext.errors import UserError
+from resnext.errors import UserError, brief, keeping
 from resnext.evaluation import TOP, Evaluation, standard_error
 from resnext.evaluation import evaluate as run_evaluation
 from resnext.names import shown, to_json
@@ -94,14 +94,14 @@ def evaluate(
         console.print(
             f"{len(result.unreadable)} images could not be read and are not counted", soft_wrap=True
         )
-    plots.confusion(folder / "confusion.png", result, saved.classes)
-    with (folder / "classes.csv").open("w", newline="", encoding="utf-8") as file:
+    table, picture = folder / "classes.csv", folder / "confusion.png"
+    with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    console.print(
-        f"written: {shown(folder / 'confusion.png')}, {shown(folder / 'classes.csv')}", soft_wrap=True
-    )
+    with keeping(f"{picture}: not written", f"{table} is written"):
+        plots.confusion(picture, result, saved.classes)
+    console.print(f"written: {shown(picture)}, {shown(table)}", soft_wrap=True)
 
 
 def _class_rows(result: Evaluation, classes: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -260,13 +260,24 @@ def export(
     saved = checkpoint.load(run)
     folder = run if run.is_dir() else run.parent
     form = saved.format
+    failed = []
     for path in out or [folder / "network.pt2", folder / "network.onnx"]:
-        difference = exporting.export(saved, path)
+        try:
+            difference = exporting.export(saved, path)
+        except Exception as error:
+            failed.append(
+                brief(error)
+                if isinstance(error, UserError)
+                else f"{path}: not written ({brief(error)}); {saved.path} is as it was"
+            )
+            continue
         exact = f"to {difference:.0e} of the largest output" if difference else "to the bit"
         console.print(
             f"written: {shown(path)}, which gives what the network gives {exact}",
             soft_wrap=True,
         )
+    if failed:
+        raise UserError("; ".join(failed))
     size = " x ".join(map(str, ("N", form.channels, form.size, form.size)))
     console.print(
         f"input     {size}, float32: (pixels / 255 - {list(form.mean)}) / {list(form.std)}", soft_wrap=True

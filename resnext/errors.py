@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from resnext.names import shown
 
 
@@ -26,18 +24,19 @@ def explained(error: Exception) -> str | None:
     """Say in one line what the system refused and what helps; None where ``error`` is not of that kind."""
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(str(error))):
         return "out of memory: a smaller network, image size or --micro-batch needs less, fewer --workers too"
     if _WORKER.match(str(error)):
         # Of two errors the first one knows the signal.
         how = _WORKER.match(str(error.__cause__)) or _WORKER.match(str(error))
         return (
-            f"a worker that reads images {how[1]}: so the system ends one where memory, or the shared memory "
-            "of /dev/shm, runs out; take fewer --workers, 0 for none"
+            f"a worker that reads images {how[1]}; the system ends one when memory, or the shared memory of "
+            "/dev/shm, runs out: use fewer --workers, or 0 for none"
         )
     return None
 
 
+_MEMORY = re.compile("can't allocate memory|out of memory")  # a CPU's, every other device's
 _WORKER = re.compile(
     r"DataLoader worker \(pid[^ ]* [\d, ]+\) "
     r"(is killed by signal: [\w ]+|exited unexpectedly(?: with exit code \d+)?)"

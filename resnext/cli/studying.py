@@ -27,7 +27,7 @@ from resnext.cli.options import (
 from resnext.cli.training import Precision, default_workers, told_when_interrupted
 from resnext.comparison import verdict
 from resnext.config import Options, Settings
-from resnext.errors import UserError
+from resnext.errors import UserError, keeping
 from resnext.names import shown
 from resnext.study import PRESETS, Preset
 from resnext.train import progress_bar
@@ -99,7 +99,7 @@ def cardinality(
                 options=options,
                 finished=lambda training, error: printer.print(f"{training:<16} error {error:6.2f}%"),
             )
-        world.first_does(lambda: plots.cardinality(folder / "cardinality.png", done, images.name))
+        picture, table = folder / "cardinality.png", folder / "study.csv"
         if world.first:
             console.print()
             print_table(
@@ -110,10 +110,9 @@ def cardinality(
                 "The paper's errors are top-1 on ImageNet at 50 layers: of other networks on other images, "
                 "shown for their order alone."
             )
-            console.print(
-                f"\nwritten: {shown(folder / 'cardinality.png')}, {shown(folder / 'study.csv')}",
-                soft_wrap=True,
-            )
+            with keeping(f"{picture}: not written", f"{table} is, and the same command draws it again"):
+                plots.cardinality(picture, done, images.name)
+            console.print(f"\nwritten: {shown(picture)}, {shown(table)}", soft_wrap=True)
 
 
 def _settings(

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 import gconv
-from resnext.config import PRECISIONS, build
+from resnext.config import PRECISIONS
 from resnext.data import Data
 from resnext.data.loader import micro_batch
 from resnext.training import Training
@@ -21,7 +21,7 @@ def announce(training: Training, data: Data, console: Console) -> None:
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     processes = f", processes: {world.size}" if world.size > 1 else ""
     say(f"device    {device}{threads}{processes}")
-    say(f"backend   {_backend(data, training)}")
+    say(f"backend   {_backend(training)}")
     size = " x ".join(map(str, (data.format.channels, data.format.size, data.format.size)))
     say(
         f"data      {data.name}: {len(data.train):,} images to train on, {len(data.test):,} held out, "
@@ -38,14 +38,10 @@ def announce(training: Training, data: Data, console: Console) -> None:
         )
 
 
-def _backend(data: Data, training: Training) -> str:
+def _backend(training: Training) -> str:
     """Who runs the first grouped convolution, of an input as it will get in training."""
     device, recipe = training.world.device, training.recipe
-    with torch.device("meta"):
-        twin, shapes = build(training.network, len(data.classes), data.format.channels), []
-        twin.layer1[0].conv2.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
-        twin(torch.empty(training.micro, data.format.channels, data.format.size, data.format.size))
-    x = torch.empty(shapes[0], dtype=PRECISIONS[recipe.precision], device=device)
+    x = torch.empty(training.grouped_input, dtype=PRECISIONS[recipe.precision], device=device)
     conv = training.model.layer1[0].conv2
     with torch.autocast(device.type, x.dtype, enabled=x.dtype != torch.float32):
         choice = gconv.explain(conv, x.contiguous(memory_format=training.layout))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import zipfile
 from contextlib import suppress
@@ -18,6 +17,7 @@ from resnext.config import Settings, build
 from resnext.data import ImageFormat
 from resnext.errors import UserError
 from resnext.model import ResNeXt
+from resnext.names import quoted, shown
 
 FORMAT = "resnext checkpoint 2"
 FILE_NAME = "checkpoint.pt"
@@ -146,7 +146,7 @@ def _instead(path: Path) -> str:
     if previous != path:
         with suppress(UserError):
             epochs = _read(previous).epochs
-            back = shlex.join(("mv", str(previous), str(path)))
+            back = f"mv {quoted(previous)} {quoted(path)}"
             return f"the one before it is whole ({epochs:.3g} epochs): `{back}` goes back to it"
     return "train one with `resnext train`, or give the path of another"
 
@@ -168,7 +168,7 @@ def _read(path: Path) -> Checkpoint:
         read = Checkpoint(
             path,
             Settings.from_dict(content["settings"]),
-            tuple(content["classes"]),
+            tuple(map(shown, content["classes"])),
             ImageFormat(**images),
             content["weights"],
             content["epochs"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 import gconv
 from resnext.checkpoint import Checkpoint
 from resnext.errors import UserError
+from resnext.names import to_json
 
 # Of the largest output: other libraries sum in another order.
 TOLERANCE = 1e-4
@@ -47,10 +47,10 @@ def export(saved: Checkpoint, path: Path) -> float:
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}")
     model = saved.network()
-    about = json.dumps(
+    about = to_json(
         {"classes": saved.classes, "images": asdict(saved.format), "settings": saved.settings.to_dict()}
     )
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    part = path.with_name(f".{os.getpid()}.part{path.suffix}")  # the name may be as long as any can be
     try:
         # PyTorch's own operators, so that the file loads where gconv is not installed.
         with gconv.backend("aten"), torch.no_grad(), warnings.catch_warnings():
@@ -87,7 +87,7 @@ def _pt2(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[
     written = BytesIO()  # PyTorch's own writing to a file hides why it failed
     torch.export.save(program, written, extra_files={"resnext": about})
     path.write_bytes(written.getbuffer())
-    return torch.export.load(path).module()
+    return torch.export.load(BytesIO(path.read_bytes())).module()
 
 
 def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
@@ -108,7 +108,7 @@ def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[
     written = program.model_proto
     onnx.helper.set_model_props(written, {"resnext": about})
     onnx.save(written, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
 
@@ -123,10 +123,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _safetensors(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load, save
 
     path.write_bytes(save({k: v.contiguous() for k, v in model.state_dict().items()}, {"resnext": about}))
-    weights = load_file(path)
+    weights = load(path.read_bytes())
     return lambda x: torch.func.functional_call(model, weights, (x,))
 
 

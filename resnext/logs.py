@@ -32,12 +32,12 @@ class Logs:
 
             self.events = SummaryWriter(str(folder), purge_step=steps + 1)
         path = folder / STEPS
-        kept = path.read_text().splitlines()[1 : steps + 1] if steps and path.exists() else []
+        kept = path.read_text("utf-8").splitlines()[1 : steps + 1] if steps and path.exists() else []
         _replace(path, [",".join(FIELDS), *kept])
 
     def steps(self, rows: Sequence[tuple[int, int, float, float]]) -> None:
         """Adds rows of ``FIELDS``."""
-        with (self.folder / STEPS).open("a", newline="") as file:
+        with (self.folder / STEPS).open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
         if self.events:
             for step, _, loss, rate in rows:
@@ -62,12 +62,18 @@ class Logs:
             self.events.close()
 
 
-def require_tensorboard() -> None:
+def require_tensorboard(folder: Path) -> None:
     """Before anything is written.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not installed, or cannot write to ``folder``.
     """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"--tensorboard: it writes only to folders whose names are UTF-8, not to {folder}"
+        ) from None
     try:
         import_module("torch.utils.tensorboard")
     except ImportError:
@@ -76,5 +82,5 @@ def require_tensorboard() -> None:
 
 def _replace(path: Path, lines: Sequence[str]) -> None:
     part = path.with_suffix(".part")
-    part.write_text("\n".join(lines) + "\n")
+    part.write_text("\n".join(lines) + "\n", "utf-8")
     os.replace(part, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -10,15 +11,18 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
 from resnext import complexity
 from resnext.comparison import Compared
 from resnext.data import Data
 from resnext.evaluation import Evaluation
+from resnext.names import escape
 
 ACROSS, DOWN = 1.2, 1.6  # from one mistaken image to the next, in sides of an image
 MOST_NAMES = 30  # classes whose names fit beside a confusion matrix
+LITERAL = {"parse_math": False, "usetex": False}  # a name may hold dollars
 
 
 def training_curves(path: Path, rows: Sequence[dict[str, float]], title: str) -> None:
@@ -62,7 +66,7 @@ def mistakes(path: Path, result: Evaluation, data: Data) -> None:
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(x, x + 1, y + 1, y))
         label, guess = (_short(data.classes[n]) for n in (int(result.labels[i]), int(result.guesses[i, 0])))
         text = f"{label}\nsaid {guess}, {result.confidence[i]:.0%} sure"
-        axes.text(x + 0.5, y - 0.05, text, ha="center", va="bottom", fontsize=7)
+        axes.text(x + 0.5, y - 0.05, text, ha="center", va="bottom", fontsize=7, **LITERAL)
     axes.set(xlim=(1 - ACROSS, columns * ACROSS), ylim=(rows * DOWN - 0.5, 1 - DOWN), aspect="equal")
     axes.axis("off")
     figure.suptitle(title)
@@ -70,7 +74,17 @@ def mistakes(path: Path, result: Evaluation, data: Data) -> None:
 
 
 def _short(name: str, most: int = 12) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """The start of ``name``; what the font that matplotlib is set to does not have, as an escape."""
+    text = "".join(c if ord(c) in _characters() else escape(c) for c in name)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+@cache
+def _characters() -> frozenset[int]:
+    """The code points that the fonts have which matplotlib is set to, ``font.family`` in its matplotlibrc."""
+    families = matplotlib.rcParams["font.family"]
+    fonts = (get_font(findfont(FontProperties(family=[family]))) for family in families)
+    return frozenset().union(*(font.get_charmap() for font in fonts))
 
 
 def confusion(path: Path, result: Evaluation, classes: Sequence[str]) -> None:
@@ -87,8 +101,8 @@ def confusion(path: Path, result: Evaluation, classes: Sequence[str]) -> None:
     if named:
         names = [_short(name) for name in classes]
         turned = 90 if max(map(len, names)) > 2 else 0
-        axes.set_xticks(range(len(names)), names, rotation=turned)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), names, rotation=turned, **LITERAL)
+        axes.set_yticks(range(len(names)), names, **LITERAL)
         for row, column in counts.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.3 else "black"
             axes.text(

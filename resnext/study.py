@@ -29,6 +29,7 @@ from resnext.config import (
 from resnext.data import Data
 from resnext.errors import UserError
 from resnext.interruption import Interrupted
+from resnext.names import shown
 from resnext.train import train
 from resnext.world import World
 
@@ -106,7 +107,7 @@ def study(
             try:
                 pair.errors[seed] = _error(settings, data, folder / name, world, console, progress, options)
             except Interrupted as interrupted:
-                kept = f"{folder} keeps all up to {name}; the same command goes on from there"
+                kept = f"{shown(folder)} keeps all up to {name}; the same command goes on from there"
                 raise Interrupted(interrupted.number, kept) from None
             world.first_does(lambda: _write(folder / "study.csv", compared))
             finished(name, pair.errors[seed])
@@ -163,5 +164,5 @@ def _write(path: Path, compared: Sequence[Compared]) -> None:
                 (pair.cardinality, pair.width, pair.parameters, pair.flops, seed, round(error, 4))
             )
     part = path.with_suffix(".part")
-    part.write_text(text.getvalue())
+    part.write_text(text.getvalue(), "utf-8")
     os.replace(part, path)

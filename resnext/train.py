@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import shutil
@@ -24,10 +23,11 @@ from resnext.checkpoint import Checkpoint
 from resnext.config import DEFAULT_OPTIONS, Options, Settings
 from resnext.data import Data
 from resnext.data.images import write_image
-from resnext.errors import UserError
+from resnext.errors import UserError, brief, explained, keeping
 from resnext.evaluation import Evaluation, evaluate
 from resnext.interruption import Interrupted, Interruption
 from resnext.logs import Logs, require_tensorboard
+from resnext.names import file_stems, shown, to_json
 from resnext.training import Training, learning_rate
 from resnext.world import World
 
@@ -67,7 +67,8 @@ def train(
         The evaluation of the trained network on the held-out images.
 
     Raises:
-        UserError: the loss is no longer a number; an image cannot be read; a file cannot be written.
+        UserError: the loss is no longer a number; an image cannot be read; a file cannot be written; memory
+            runs out, or the system ends a worker; testing or drawing fails. It says what is kept.
         Interrupted: by Ctrl-C or SIGTERM; the step was ended, and a checkpoint written.
     """
     with Interruption() as interruption, _progress(console, progress) as bars:
@@ -76,9 +77,11 @@ def train(
         )
         try:
             return run.to_the_end(overwrite)
-        except OSError as error:
-            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            raise UserError(f"{what}; {run.kept}") from None
+        except Exception as error:
+            what = explained(error)
+            if what is None:
+                raise
+            raise UserError(f"{what}; {run.kept}") from error
         finally:
             run.close()
 
@@ -108,7 +111,7 @@ class _Run:
         self.kept = "nothing is kept yet"
         self.logs: Logs | None = None
         if options.tensorboard:
-            require_tensorboard()
+            require_tensorboard(folder)
         if resumed:
             self._resume(resumed)
 
@@ -167,7 +170,7 @@ class _Run:
             "processes": self.world.size,
             "versions": versions,
         }
-        (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (self.folder / "config.json").write_text(to_json(config) + "\n", "utf-8")
         self.logs = Logs(self.folder, self.training.step_number, self.options.tensorboard)
         if self.rows:
             self.logs.summary(self.rows, self.training.step_number)
@@ -225,15 +228,16 @@ class _Run:
 
     def _test(self, what: str) -> Evaluation:
         task = self.progress.add_task(what, total=len(self.data.test), status="")
-        result = evaluate(
-            self.training.tested,
-            self.data.test,
-            self.data.format,
-            self.world,
-            workers=self.options.workers,
-            skip_corrupt=self.options.skip_corrupt,
-            advance=lambda images: self.progress.advance(task, images * self.world.size),
-        )
+        with keeping("testing failed", self.kept):
+            result = evaluate(
+                self.training.tested,
+                self.data.test,
+                self.data.format,
+                self.world,
+                workers=self.options.workers,
+                skip_corrupt=self.options.skip_corrupt,
+                advance=lambda images: self.progress.advance(task, images * self.world.size),
+            )
         self.progress.remove_task(task)
         return result
 
@@ -250,10 +254,10 @@ class _Run:
         self.logs.summary(self.rows, self.training.step_number)
         if unreadable := self.training.unreadable:
             path = self.folder / "unreadable.txt"
-            path.write_text("\n".join(sorted(unreadable)) + "\n")
+            path.write_text("\n".join(sorted(unreadable)) + "\n", "utf-8")
             self.console.print(
                 f"{len(unreadable)} images could not be read: others take their place in training, tests do "
-                f"without; see {path}",
+                f"without; see {shown(path)}",
                 soft_wrap=True,
             )
 
@@ -288,26 +292,39 @@ class _Run:
 
     def _in_words(self) -> str:
         path = self.folder / checkpoint.FILE_NAME
-        return f"{path} is whole ({self.training.epochs:.3g} epochs), and --resume goes on from it"
+        return f"{shown(path)} is whole ({self.training.epochs:.3g} epochs), and --resume goes on from it"
 
     def _draw(self, result: Evaluation) -> None:
-        """The pictures of the run, and some held-out images to try ``predict`` on."""
-        data, folder = self.data, self.folder
-        plots.training_curves(folder / "curves.png", self.rows, f"ResNeXt on {len(data.train):,} images")
-        plots.mistakes(folder / "mistakes.png", result, data)
-        plots.confusion(folder / "confusion.png", result, data.classes)
-        samples = folder / "samples"
-        samples.mkdir(exist_ok=True)
-        labels = result.labels.tolist()
-        for label, name in enumerate(data.classes[:SAMPLES]):
-            if label in labels:
-                image = data.test.read(int(result.indices[labels.index(label)]))
-                write_image(samples / f"{name}.png", image)
+        """The pictures of the run, and held-out images to try ``predict`` on; each, whatever fails."""
+        data, title = self.data, f"ResNeXt on {len(self.data.train):,} images"
+        failed = []
+        for name, draw in {
+            "curves.png": lambda path: plots.training_curves(path, self.rows, title),
+            "mistakes.png": lambda path: plots.mistakes(path, result, data),
+            "confusion.png": lambda path: plots.confusion(path, result, data.classes),
+            "samples": lambda path: _write_samples(path, result, data),
+        }.items():
+            try:
+                draw(self.folder / name)
+            except Exception as error:
+                failed.append(f"{name} ({brief(error)})")
+        if failed:
+            raise UserError(f"not written: {', '.join(failed)}; {self.kept}")
 
     def close(self) -> None:
         """Ends the logs."""
         if self.logs:
             self.logs.close()
+
+
+def _write_samples(folder: Path, result: Evaluation, data: Data) -> None:
+    """A held-out image of each of the first classes."""
+    folder.mkdir(exist_ok=True)
+    labels = result.labels.tolist()
+    for label, stem in enumerate(file_stems(data.classes[:SAMPLES])):
+        if label in labels:
+            image = data.test.read(int(result.indices[labels.index(label)]))
+            write_image(folder / f"{stem}.png", image)
 
 
 _HEADER = "epoch   train loss   train acc   test loss   test acc   images/s   seconds"

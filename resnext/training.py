@@ -87,6 +87,7 @@ class Training:
         self.network, self.recipe, self.world, self.options = settings.network, recipe, world, options
         self.micro = micro_batch(recipe.batch_size, recipe.micro_batch, world.size)
         self.passes = recipe.batch_size // self.micro
+        self.grouped_input = self._tried_out(data)
         self.loader = TrainLoader(
             data.train,
             recipe.batch_size,
@@ -115,6 +116,30 @@ class Training:
         self.forward = self._forward()
         self.epoch, self.step_of_epoch = 0, 0
         self.unreadable: set[str] = set()
+
+    def _tried_out(self, data: Data) -> torch.Size:
+        """The shape of what the first grouped convolution gets in a pass, tried on meta tensors.
+
+        Raises:
+            UserError: batch norm would get a single value of a channel, which has no variance.
+        """
+        recipe, processes, form, shapes = self.recipe, self.world.size, data.format, []
+        seen = self.micro * (processes if recipe.sync_batch_norm else 1)
+        with torch.device("meta"):
+            twin = build(self.network, len(data.classes), form.channels)
+            twin.layer1[0].conv2.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+            try:
+                twin(torch.empty(seen, form.channels, form.size, form.size))
+            except ValueError as error:
+                if seen > 1:
+                    raise
+                shared = f", {processes} processes" if processes > 1 else ""
+                raise UserError(
+                    f"--batch-size {recipe.batch_size}, --micro-batch {recipe.micro_batch}{shared}: batch "
+                    f"norm would see one image at a time, and {form.size} x {form.size} pixels become 1 x 1 "
+                    "in this network: choose both so that it sees at least 2"
+                ) from error
+        return torch.Size((self.micro, *shapes[0][1:]))
 
     def _forward(self) -> nn.Module:
         """What is called in training: the model, in DistributedDataParallel, compiled."""

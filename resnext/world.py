@@ -116,8 +116,9 @@ def join(device: torch.device) -> Iterator[World]:
     # After an error of one process the others may never come to leave the group with it.
     try:
         yield World(device, dist.get_rank(), size)
-    except RuntimeError as error:
-        if "closed by peer" in str(error) or "reset by peer" in str(error):
+    except (RuntimeError, UserError) as error:
+        cause = str(error.__cause__ or error)
+        if "closed by peer" in cause or "reset by peer" in cause:
             raise UserError("another process has ended, see above") from None
         raise
     except Interrupted:

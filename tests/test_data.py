@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from resnext.data import Data, ImageFormat, load_data
 from resnext.data.augment import Augmentation, RandomCrop, seed_of
+from resnext.data.folder import image_files
 from resnext.data.images import centre, open_image
 from resnext.data.loader import TrainLoader, held_out_batches, micro_batch
 from resnext.errors import UserError
@@ -332,3 +334,24 @@ def test_images_survive_a_round_trip_through_a_file(tmp_path: Path, mnist: Data)
         write_image(tmp_path / "image.png", image)
         assert torch.equal(read_image(tmp_path / "image.png", form), image)
     assert io.BytesIO((tmp_path / "image.png").read_bytes()).read(4) == b"\x89PNG"
+
+
+def test_what_is_hidden_is_ignored_everywhere(tmp_path: Path) -> None:
+    """One rule: what starts with a dot, and macOS's __MACOSX, is neither class nor image."""
+    folder = datasets.photographs(tmp_path / "photos", classes=2, train=2, test=1)
+    before = load_data("folder", folder)
+    image = next((folder / "val" / "colour0").iterdir())
+    for part in ("train", "val"):
+        for place in (".ipynb_checkpoints", "__MACOSX", "colour0/.thumbnails", "colour1/__MACOSX/colour1"):
+            (folder / part / place).mkdir(parents=True)
+            shutil.copy(image, folder / part / place / "a.png")
+        shutil.copy(image, folder / part / "colour0" / "._a.png")
+        for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+            (folder / part / name).write_bytes(b"no image")
+            (folder / part / "colour0" / name).write_bytes(b"no image")
+    after = load_data("folder", folder)
+    assert after.classes == before.classes == ("colour0", "colour1")
+    assert (after.train.paths, after.test.paths) == (before.train.paths, before.test.paths)
+    assert image_files(folder / "val") == before.test.paths
+    hidden = folder.rename(tmp_path / ".photos")
+    assert load_data("folder", hidden).classes == before.classes, "the folder that was asked for"

@@ -10,7 +10,7 @@ import pytest
 from commands import Run, cells, one_line, rows
 from PIL import Image
 
-from resnext import complexity
+from resnext import complexity, plots
 from resnext import study as studying
 from resnext.comparison import Compared, verdict
 from resnext.data import Data, ImageFormat
@@ -41,7 +41,9 @@ def test_presets_are_of_equal_complexity(digits: Data) -> None:
     assert PRESETS["cifar"].settings.network.repeats == (3, 3, 3, 0)
 
 
-def test_a_study_is_trained_printed_and_drawn(quick: None, run: Run, tmp_path: Path) -> None:
+def test_a_study_is_trained_printed_and_drawn(
+    quick: None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, out, err = run(*STUDY)
     assert (code, err) == (0, "")
     folder = tmp_path / "runs" / "cardinality-small"
@@ -62,6 +64,16 @@ def test_a_study_is_trained_printed_and_drawn(quick: None, run: Run, tmp_path: P
     assert "noise" in out and "shown for their order alone" in out
     with Image.open(folder / "cardinality.png") as picture:
         assert picture.width > 1000
+
+    def broken(*arguments: object) -> None:
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(plots, "cardinality", broken)
+    code, out, err = run(*STUDY)
+    assert code == 2 and "shown for their order alone" in out, "the table is what the trainings were for"
+    one_line(
+        err, "cardinality.png: not written (ValueError: no picture); ", "study.csv is, and the same command"
+    )
 
 
 @pytest.mark.long

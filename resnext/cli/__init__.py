@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import torch
@@ -11,7 +12,8 @@ import typer
 import gconv
 from resnext.cli import counting, studying, training, using
 from resnext.cli.options import console
-from resnext.errors import ToldError, UserError
+from resnext.errors import ToldError, UserError, explained
+from resnext.names import shown
 
 app = typer.Typer(
     name="resnext",
@@ -51,15 +53,21 @@ for command, panel in (
 
 def main() -> None:
     """Runs the command line; what a person can mend is one line on stderr, and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal may not have every letter
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
         _fail(str(error), told=isinstance(error, ToldError))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Exception as error:
+        what = explained(error)
+        if what is None:
+            raise
+        _fail(what)
 
 
 def _fail(message: str, told: bool = False) -> NoReturn:
     if not told:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {shown(message)}", file=sys.stderr)
     sys.exit(2)

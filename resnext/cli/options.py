@@ -21,8 +21,8 @@ from resnext.data import DATA_SETS, Data, load_data
 from resnext.errors import UserError
 from resnext.world import local_rank
 
-# No markup: a path may hold brackets.
-console = Console(highlight=False, markup=False)
+# No markup, no codes of emoji: a name may hold brackets and colons.
+console = Console(highlight=False, markup=False, emoji=False)
 
 RUNS = Path("runs")
 DEMO = RUNS / "demo"

@@ -27,7 +27,8 @@ from resnext.cli.options import (
 from resnext.cli.training import Precision, default_workers, told_when_interrupted
 from resnext.comparison import verdict
 from resnext.config import Options, Settings
-from resnext.errors import UserError
+from resnext.errors import UserError, keeping
+from resnext.names import shown
 from resnext.study import PRESETS, Preset
 from resnext.train import progress_bar
 from resnext.world import join
@@ -78,15 +79,15 @@ def cardinality(
     with backend_of(backend, where), told_when_interrupted(), join(where) as world:
         images = world.each_does(lambda: data_of(settings.source))
         options = Options(default_workers(images) if workers is None else workers, compile=compile)
-        shown = console if world.first else Console(quiet=True)
-        shown.print(f"{preset.value}: {PRESETS[preset].about}", soft_wrap=True)
-        shown.print(
+        printer = console if world.first else Console(quiet=True)
+        printer.print(f"{preset.value}: {PRESETS[preset].about}", soft_wrap=True)
+        printer.print(
             f"{len(compared.pairs)} networks x {seeds} seeds, {settings.recipe.epochs} epochs each, on "
             f"{len(images.train):,} images of {images.name}; {len(images.test):,} held out. "
-            f"Kept in {folder}\n",
+            f"Kept in {shown(folder)}\n",
             soft_wrap=True,
         )
-        with progress_bar(shown) as progress:
+        with progress_bar(printer) as progress:
             done = studying.study(
                 compared,
                 images,
@@ -96,9 +97,9 @@ def cardinality(
                 Console(quiet=True),
                 progress,
                 options=options,
-                finished=lambda training, error: shown.print(f"{training:<16} error {error:6.2f}%"),
+                finished=lambda training, error: printer.print(f"{training:<16} error {error:6.2f}%"),
             )
-        world.first_does(lambda: plots.cardinality(folder / "cardinality.png", done, images.name))
+        picture, table = folder / "cardinality.png", folder / "study.csv"
         if world.first:
             console.print()
             print_table(
@@ -109,7 +110,9 @@ def cardinality(
                 "The paper's errors are top-1 on ImageNet at 50 layers: of other networks on other images, "
                 "shown for their order alone."
             )
-            console.print(f"\nwritten: {folder / 'cardinality.png'}, {folder / 'study.csv'}", soft_wrap=True)
+            with keeping(f"{picture}: not written", f"{table} is, and the same command draws it again"):
+                plots.cardinality(picture, done, images.name)
+            console.print(f"\nwritten: {shown(picture)}, {shown(table)}", soft_wrap=True)
 
 
 def _settings(

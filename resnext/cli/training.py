@@ -35,6 +35,7 @@ from resnext.data import Data, ImageFiles
 from resnext.errors import UserError
 from resnext.interruption import Interrupted
 from resnext.model import VARIANTS
+from resnext.names import quoted, shown
 from resnext.train import train as run_training
 from resnext.world import join, local_size, rank
 
@@ -292,25 +293,25 @@ def train(
             checkpoint_steps=steps,
             tensorboard=tensorboard,
         )
-        shown = console if world.first else Console(quiet=True)
+        printer = console if world.first else Console(quiet=True)
         start = time.perf_counter()
         result = run_training(
             settings,
             images,
             folder,
             world,
-            shown,
+            printer,
             options=options,
             resumed=saved,
             overwrite=overwrite,
         )
         minutes, seconds = divmod(round(time.perf_counter() - start), 60)
         wrong = int((~result.correct).sum())
-        shown.print(
+        printer.print(
             f"\n{result.accuracy:.2f}% of {len(result.correct):,} held-out images right, "
             f"{wrong:,} wrong, after {minutes} min {seconds} s"
         )
-        _print_written(shown, folder)
+        _print_written(printer, folder)
 
 
 @contextmanager
@@ -356,14 +357,14 @@ def _goes_on(folder: Path, resume: bool, overwrite: bool) -> bool:
     return False
 
 
-def _print_written(shown: Console, folder: Path) -> None:
-    shown.print(f"written to {folder}:")
+def _print_written(printer: Console, folder: Path) -> None:
+    printer.print(f"written to {shown(folder)}:", soft_wrap=True)
     for name, what in (
         ("curves.png", "training curves"),
         ("confusion.png", "which classes were taken for which"),
         ("mistakes.png", "the held-out images that it got wrong, and what it thought"),
         ("summary.csv", "the table above; steps.csv: loss and rate of each step"),
-        ("checkpoint.pt", f"the network: resnext evaluate {folder}"),
-        ("samples/", f"images to try: resnext predict -c {folder} {folder}/samples"),
+        ("checkpoint.pt", f"the network: resnext evaluate {quoted(folder)}"),
+        ("samples/", f"images to try: resnext predict -c {quoted(folder)} {quoted(folder / 'samples')}"),
     ):
-        shown.print(f"  {name:<14} {what}", soft_wrap=True)
+        printer.print(f"  {name:<14} {what}", soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,9 +31,10 @@ from resnext.cli.options import (
 from resnext.cli.training import default_workers
 from resnext.data.folder import image_files
 from resnext.data.images import read_image
-from resnext.errors import UserError
+from resnext.errors import UserError, brief, keeping
 from resnext.evaluation import TOP, Evaluation, standard_error
 from resnext.evaluation import evaluate as run_evaluation
+from resnext.names import shown, to_json
 from resnext.train import progress_bar
 from resnext.world import World
 
@@ -79,7 +79,9 @@ def evaluate(
         )
     rows = _class_rows(result, saved.classes)
     print_table(
-        _class_table(f"{run}, epochs: {saved.epochs:.3g}, on {len(result.labels):,} held-out images", rows)
+        _class_table(
+            f"{shown(run)}, epochs: {saved.epochs:.3g}, on {len(result.labels):,} held-out images", rows
+        )
     )
     doubt = standard_error(result.accuracy, len(result.labels))
     top5 = f"top-5 {result.top5:.2f}%, " if len(saved.classes) > TOP else ""
@@ -92,12 +94,14 @@ def evaluate(
         console.print(
             f"{len(result.unreadable)} images could not be read and are not counted", soft_wrap=True
         )
-    plots.confusion(folder / "confusion.png", result, saved.classes)
-    with (folder / "classes.csv").open("w", newline="") as file:
+    table, picture = folder / "classes.csv", folder / "confusion.png"
+    with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    console.print(f"written: {folder / 'confusion.png'}, {folder / 'classes.csv'}", soft_wrap=True)
+    with keeping(f"{picture}: not written", f"{table} is written"):
+        plots.confusion(picture, result, saved.classes)
+    console.print(f"written: {shown(picture)}, {shown(table)}", soft_wrap=True)
 
 
 def _class_rows(result: Evaluation, classes: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -174,7 +178,7 @@ def predict(
                 network, saved, paths[start : start + BATCH], top, resize, invert, skip_corrupt, where
             )
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(to_json(told))
         return
     width = min(top, len(saved.classes))
     table = Table("image", *(heading for _ in range(width) for heading in ("class", "sure")))
@@ -224,14 +228,14 @@ def _guesses(
     told = []
     for path, image in zip(paths, pixels, strict=True):
         if isinstance(image, str):
-            told.append({"image": str(path), "guesses": [], "error": image})
+            told.append({"image": shown(path), "guesses": [], "error": image})
             continue
         best = next(shares).topk(min(top, len(saved.classes)))
         guesses = [
             {"class": saved.classes[i], "probability": round(p, 6)}
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        told.append({"image": str(path), "guesses": guesses})
+        told.append({"image": shown(path), "guesses": guesses})
     return told
 
 
@@ -256,13 +260,24 @@ def export(
     saved = checkpoint.load(run)
     folder = run if run.is_dir() else run.parent
     form = saved.format
+    failed = []
     for path in out or [folder / "network.pt2", folder / "network.onnx"]:
-        difference = exporting.export(saved, path)
+        try:
+            difference = exporting.export(saved, path)
+        except Exception as error:
+            failed.append(
+                brief(error)
+                if isinstance(error, UserError)
+                else f"{path}: not written ({brief(error)}); {saved.path} is as it was"
+            )
+            continue
         exact = f"to {difference:.0e} of the largest output" if difference else "to the bit"
         console.print(
-            f"written: {path}, which gives what the network gives {exact}",
+            f"written: {shown(path)}, which gives what the network gives {exact}",
             soft_wrap=True,
         )
+    if failed:
+        raise UserError("; ".join(failed))
     size = " x ".join(map(str, ("N", form.channels, form.size, form.size)))
     console.print(
         f"input     {size}, float32: (pixels / 255 - {list(form.mean)}) / {list(form.std)}", soft_wrap=True

@@ -22,6 +22,7 @@ import torch
 from resnext.data.images import ImageFormat
 from resnext.data.sets import Data, Images
 from resnext.errors import UserError
+from resnext.names import shown
 
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
@@ -102,7 +103,7 @@ def _data(name: str, version: _Version, files: dict[str, bytes], source: Path) -
             raise UserError(f"{source}: {file} is cut short or damaged; download it again") from None
 
     try:
-        classes = tuple(version.parse_names(files[version.names]))
+        classes = tuple(map(shown, version.parse_names(files[version.names])))
     except Exception:
         raise UserError(f"{source}: {version.names} is damaged; download it again") from None
     parts = [images(file) for file in version.train]

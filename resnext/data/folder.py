@@ -10,6 +10,7 @@ import torch
 from resnext.data.images import SUFFIXES, ImageFormat
 from resnext.data.sets import Data, ImageFiles
 from resnext.errors import UserError
+from resnext.names import shown
 
 HELD_OUT = ("val", "valid", "validation", "test")
 # Of ImageNet.
@@ -35,20 +36,34 @@ def load_folder(path: Path | None, image_size: int = IMAGE_SIZE) -> Data:
     for folder in (train, held_out):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; images are expected in train/CLASS and val/CLASS")
-    classes = tuple(sorted(entry.name for entry in os.scandir(train) if entry.is_dir()))
-    if len(classes) < 2:
-        raise UserError(f"{train}: {len(classes)} classes; a folder for each of at least 2 is expected")
-    for entry in sorted(os.scandir(held_out), key=lambda entry: entry.name):
-        if entry.is_dir() and entry.name not in classes:
-            raise UserError(f"{entry.path}: a class that {train} does not have")
+    names = _folders(train)
+    if len(names) < 2:
+        raise UserError(f"{train}: {len(names)} classes; a folder for each of at least 2 is expected")
+    for name in _folders(held_out):
+        if name not in names:
+            raise UserError(f"{held_out / name}: a class that {train} does not have")
+    classes = tuple(map(shown, names))
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise UserError(f"{train}: two folders whose names are both shown as {twice}; rename one")
     form = ImageFormat(3, image_size, MEAN, STD, photographs=True)
-    sets = (_files(folder, classes, form) for folder in (train, held_out))
+    sets = (_files(folder, names, form) for folder in (train, held_out))
     return Data("folder", classes, form, *sets)
 
 
-def _files(folder: Path, classes: tuple[str, ...], form: ImageFormat) -> ImageFiles:
+def _folders(folder: Path) -> list[str]:
+    """The names of the folders in ``folder``, in order."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether files and folders of that name are ignored: ``.ipynb_checkpoints``, macOS's ``__MACOSX``."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _files(folder: Path, names: list[str], form: ImageFormat) -> ImageFiles:
     paths, labels = [], []
-    for label, name in enumerate(classes):
+    for label, name in enumerate(names):
         found = image_files(folder / name)
         if not found:
             raise UserError(f"{folder / name}: a class without an image")
@@ -61,7 +76,7 @@ def image_files(folder: Path) -> list[Path]:
     """The images in ``folder`` and in the folders in it, in order; what is hidden is left out."""
     found = []
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = (name for name in sorted(files) if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        names = (name for name in sorted(files) if not is_hidden(name))
         found += [Path(root, name) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
     return found

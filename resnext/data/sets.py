@@ -27,10 +27,6 @@ class Images:
         """(C, H, W), uint8."""
         return self.images[index]
 
-    def name(self, index: int) -> str:
-        """What to call it where it is written to a file."""
-        return f"{index:05d}"
-
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -52,10 +48,6 @@ class ImageFiles:
         image = open_image(self.paths[index], self.format.channels)
         return to_tensor(scale(image, self.format.size))
 
-    def name(self, index: int) -> str:
-        """The file's name without its suffix."""
-        return self.paths[index].stem
-
 
 @dataclass(frozen=True)
 class Data:
@@ -63,7 +55,7 @@ class Data:
 
     Attributes:
         name: as the command line calls it.
-        classes: a name for each label.
+        classes: a name for each label, as :func:`resnext.names.shown` puts it.
         format: what a network takes of the images.
         train, test: no image is in both.
     """

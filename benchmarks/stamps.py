@@ -34,10 +34,12 @@ class Result:
     Args:
         command: makes it.
         roots: what decides it, as ``sources.digests`` takes it.
+        must_hold: whether a change of the code fails the tests until the result is made anew.
     """
 
     command: str
     roots: tuple[str, ...]
+    must_hold: bool = False
 
 
 RESULTS = {
@@ -48,6 +50,7 @@ RESULTS = {
             "gconv.kernels.compiled:compile_job",
             "gconv.kernels.compiled:find_jobs",
         ),
+        must_hold=True,
     ),
     "cpu/bench.json": Result("make bench", ("benchmarks.test_host", "benchmarks.test_layers", "gconv.aten")),
     "cpu/cardinality": Result(
@@ -80,7 +83,7 @@ def results() -> dict[str, Result]:
 def digest_of_files(name: str) -> str:
     """Return a digest of a result's files."""
     path = FOLDER / name
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = sorted(file for file in [path, *path.rglob("*")] if file.is_file())
     parts = (f"{file.relative_to(FOLDER).as_posix()}\n".encode() + file.read_bytes() for file in files)
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
 
@@ -99,7 +102,7 @@ def stamp(name: str, commit: str | None) -> None:
 
 
 def changed(name: str) -> list[str]:
-    """Return the files in which code that decides a result has changed since its stamp, or all without one."""
+    """Return the files in which code that decides a result has changed since its stamp: all without one."""
     before, now = read_stamps().get(name, NO_STAMP)["sources"], digests(results()[name].roots)
     return sorted(path for path in before | now if before.get(path) != now.get(path))
 
@@ -109,17 +112,14 @@ def table() -> str:
     rows = ["| result | made by | at commit | code since |", "| --- | --- | --- | --- |"]
     for name, result in results().items():
         commit = (read_stamps().get(name, NO_STAMP)["commit"] or "")[:7]
-        rows.append(f"| `{name}` | `{result.command}` | {commit} | {_since(not changed(name))} |")
+        since = "unchanged" if result.must_hold or not changed(name) else "**changed**"
+        rows.append(f"| `{name}` | `{result.command}` | {commit} | {since} |")
     for path in sorted(choice.SHIPPED.glob("*.json")):
         saved = json.loads(path.read_text())
         commit = (saved["environment"].get("commit") or "")[:7]
-        since = _since(saved["kernels"] == choice.KERNELS)
+        since = "unchanged" if saved["kernels"] == choice.KERNELS else "**changed**"
         rows.append(f"| `{choice.SHIPPED.name}/{path.name}` | `python -m gconv.tune` | {commit} | {since} |")
     return "\n".join(rows) + "\n"
-
-
-def _since(same: bool) -> str:
-    return "unchanged" if same else "**changed**"
 
 
 def write_table() -> None:

@@ -28,12 +28,13 @@ ALL = [(version, name) for version in (PINNED, OLDEST) for name in matrix.TABLES
 KEPT = [(version, name) for version, name in ALL if version == PINNED or name not in matrix.INSTALLED_ONLY]
 RUN_MATRIX = "run `make matrix` and commit what it writes"
 
-# One tile of each kernel in each form, for the five GPUs in turn.
+# One tile of each kernel in each form, for the five GPUs in turn; then the command itself, on two kernels.
 SAMPLE = """
 import json
+import sys
 from itertools import cycle
 from gconv.kernels import compiled
-from gconv.kernels.__main__ import table
+from gconv.kernels.__main__ import main, table
 from gconv.suites import REAL
 
 targets, tables = cycle(compiled.TARGETS), {}
@@ -44,6 +45,9 @@ for form in compiled.FORMS:
     jobs = [by_target[next(targets)] for by_target in found.values()]
     tables[form] = table([compiled.compile_job(job) for job in jobs])
 print(json.dumps(tables))
+options = "--suite tiny --targets sm_90 --form residual --json --processes 1"
+sys.argv = ["python -m gconv.kernels", *options.split()]
+sys.exit(main())
 """
 
 # The lines of the tables in the kernels' README, and where their numbers come from: form, kernel, tile.
@@ -128,13 +132,19 @@ def test_a_sample_comes_out_as_the_tables_say() -> None:
         [sys.executable, "-c", SAMPLE], capture_output=True, text=True, env=environment, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    sample = {form: read_table(text) for form, text in json.loads(done.stdout).items()}
+    printed, by_command = done.stdout.split("\n", 1)
+    sample = {form: read_table(text) for form, text in json.loads(printed).items()}
     assert sample.keys() == compiled.FORMS.keys() and all(sample.values())
     for form, rows in sample.items():
         assert not spilling(rows), form
         if triton.__version__ == PINNED:
             table = kept(PINNED, form)
             assert not (other := [row for row in rows if row not in table]), f"{form}: {other}; {RUN_MATRIX}"
+    found = json.loads(by_command)
+    assert found["triton"] == triton.__version__
+    layers = [(kernel["name"], kernel["layers"]) for kernel in found["kernels"]]
+    strides = {1: "16/4, 6x6", 2: "16/4, 3x3, stride 2"}
+    assert layers == [(f"{SLIDE} {stride}", [f"{layer}: forward"]) for stride, layer in strides.items()]
 
 
 def quoted_lines() -> dict[str, dict[str, str]]:

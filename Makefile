@@ -24,8 +24,8 @@ test: .venv/dev.installed  ## run the tests (6 minutes)
 long: .venv/dev.installed  ## kernels in every type, every network of timm, geometries by the hundred (15 minutes)
 	$(BIN)/python -m pytest -q -m long --numprocesses auto
 
-matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (12 minutes)
-	$(BIN)/python -m pytest -q -m matrix
+matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons, and keep the tables (20 minutes)
+	$(BIN)/python -m benchmarks.matrix --triton .venv/triton-3.6
 
 compat: .venv/dev.installed  ## test the oldest and the newest supported torch and Triton (7 minutes, 1.5 GB of downloads)
 	$(BIN)/python tests/compat.py .venv/compat
@@ -46,6 +46,7 @@ measure: .venv/dev.installed  ## tune and measure on the GPU that is here (hours
 
 bench: .venv/dev.installed  ## time gconv beside F.conv2d and write benchmarks/results/cpu/bench.json
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/cpu/bench.json
+	$(BIN)/python -m benchmarks.stamps cpu/bench.json
 
 lint: .venv/dev.installed  ## check style and formatting
 	$(BIN)/ruff check .

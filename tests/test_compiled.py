@@ -1,75 +1,248 @@
-"""What the compiler makes of the kernels, for GPUs that need not be there: no spills, few instructions."""
+"""What the compiler makes of the kernels, for GPUs that need not be there: no spills, few instructions.
+
+``make matrix`` compiles them all, in twenty minutes, and keeps the tables that these tests read. A sample,
+compiled here, comes out as the tables say.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import triton
 
+from benchmarks import matrix, stamps
+from gconv.kernels import __main__ as command
 from gconv.kernels import compiled
-from gconv.kernels.__main__ import main
-from gconv.problem import TYPES
 
 ROOT = Path(__file__).parent.parent
-NVIDIA = [target for target in compiled.TARGETS if target.startswith("sm_")]
-TRITONS = {"installed": None, "3.6": ROOT / ".venv" / "triton-3.6"}  # `make matrix` fetches the second
+PINNED = re.search(r"^triton==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+OLDEST = re.search(r"triton==([\d.]+)", (ROOT / "Makefile").read_text())[1]
+ALL = [(version, name) for version in (PINNED, OLDEST) for name in matrix.TABLES]
+KEPT = [(version, name) for version, name in ALL if version == PINNED or name not in matrix.INSTALLED_ONLY]
+RUN_MATRIX = "run `make matrix` and commit what it writes"
+
+# One tile of each kernel in each form, for the five GPUs in turn; then the command itself, on two kernels.
+SAMPLE = """
+import json
+import sys
+from itertools import cycle
+from gconv.kernels import compiled
+from gconv.kernels.__main__ import main, table
+from gconv.suites import REAL
+
+targets, tables = cycle(compiled.TARGETS), {}
+for form in compiled.FORMS:
+    found = {}
+    for job in compiled.find_jobs(REAL, ["float16"], compiled.TARGETS, form):
+        found.setdefault(job.launch.kernel.__name__, {}).setdefault(job.target, job)
+    jobs = [by_target[next(targets)] for by_target in found.values()]
+    tables[form] = table([compiled.compile_job(job) for job in jobs])
+print(json.dumps(tables))
+options = "--suite tiny --targets sm_90 --form residual --json --processes 1"
+sys.argv = ["python -m gconv.kernels", *options.split()]
+sys.exit(main())
+"""
+
+# The lines of the tables in the kernels' README, and where their numbers come from: form, kernel, tile.
+SLIDE, WEIGHT = "slide_kernel, stride", "slide_weight_kernel, stride"
+QUOTED = {
+    "forward, input gradient, stride 1, Cg to 16": (
+        "plain", f"{SLIDE} 1", "slide, 64 pixels x 16 -> 16 channels, 1 warp, 3 stages"
+    ),
+    "forward, input gradient, stride 1, Cg to 32": (
+        "plain", f"{SLIDE} 1", "slide, 32 pixels x 32 -> 32 channels, 2 warps, 3 stages"
+    ),
+    "forward, stride 2, Cg to 16": (
+        "plain", f"{SLIDE} 2", "slide, 64 pixels x 16 -> 16 channels, 2 warps, 3 stages"
+    ),
+    "input gradient, stride 2, Cg to 16": (
+        "plain", "residue_kernel", "residue, 64 pixels x 16 -> 16 channels, 2 warps, 3 stages"
+    ),
+    "weight gradient, stride 1, Cg to 16": (
+        "plain", f"{WEIGHT} 1", "slide, 32 pixels x 16 -> 16 channels, 1 warp, 3 stages"
+    ),
+    "weight gradient, stride 1, Cg to 32": (
+        "plain", f"{WEIGHT} 1", "slide, 32 pixels x 16 -> 32 channels, 2 warps, 3 stages"
+    ),
+    "depthwise 3x3, forward, 144 channels": (
+        "plain", "depthwise_slide_kernel", "depthwise-slide, 64 pixels x 16 channels, 4 warps"
+    ),
+    "depthwise 7x7, forward, 96 channels": (
+        "plain", "depthwise_slide_kernel", "depthwise-slide, 16 pixels x 32 channels, 4 warps"
+    ),
+    "norm: forward, stride 1, Cg to 16": (
+        "norm", f"{SLIDE} 1", "slide, 32 pixels x 16 -> 16 channels, 2 warps"
+    ),
+    "norm: input gradient, stride 1, Cg to 16": (
+        "norm", f"{SLIDE} 1", "slide, 32 pixels x 16 -> 16 channels, 2 warps, 3 stages"
+    ),
+    "norm: weight gradient, stride 1, Cg to 16": (
+        "norm", f"{WEIGHT} 1", "slide, 32 pixels x 16 -> 16 channels, 4 groups a tile, 1 warp, 3 stages"
+    ),
+}  # fmt: skip
 
 
-def table(*options: str, triton: Path | None = None) -> dict:
-    """What ``python -m gconv.kernels`` finds, with the installed Triton or the one in a folder."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(triton or "")}
-    command = [sys.executable, "-m", "gconv.kernels", "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode in (0, 1), done.stderr
-    return json.loads(done.stdout)
+def read_table(text: str) -> list[dict[str, str]]:
+    """The rows of a table of ``python -m gconv.kernels`` by its headings."""
+    head, rule, *lines = text.splitlines()
+    spans = [match.span() for match in re.finditer("-+", rule)]
+    names = [head[start:end].strip() for start, end in spans]
+    return [dict(zip(names, [line[a:b].strip() for a, b in spans], strict=True)) for line in lines]
 
 
-def spilling(kernels: list[dict]) -> list[dict]:
-    return [kernel for kernel in kernels if kernel["spills"] and kernel["target"] in NVIDIA]
+def kept(version: str, name: str) -> list[dict[str, str]]:
+    return read_table((matrix.COMMITTED / f"triton-{version}" / f"{name}.txt").read_text())
 
 
-@pytest.mark.parametrize(
-    ("form", "most"),
-    [
-        ("plain", (0.30, 0.30, 0.60)),
-        pytest.param("norm", (1.05, 0.95, 0.95), marks=pytest.mark.long),
-    ],
-)
-def test_resnext50_kernels_spill_nothing_and_take_few_instructions(
-    form: str, most: tuple[float, float, float]
+def spilling(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [row for row in rows if row["target"].startswith("sm_") and row["spills"] != "0"]
+
+
+def test_the_tables_are_of_the_present_kernels() -> None:
+    files = stamps.changed("compiled")
+    assert not files, f"changed since the tables were made: {', '.join(files)}; {RUN_MATRIX}"
+    assert stamps.RESULTS["compiled"].must_hold
+    found = {path.relative_to(matrix.COMMITTED).as_posix() for path in matrix.COMMITTED.rglob("*.txt")}
+    assert found == {f"triton-{version}/{name}.txt" for version, name in KEPT}, RUN_MATRIX
+
+
+@pytest.mark.parametrize(("version", "name"), [(v, n) for v, n in KEPT if n != "tuning"], ids=str)
+def test_no_tile_spills_on_any_of_five_gpus_with_two_tritons(version: str, name: str) -> None:
+    rows = kept(version, name)
+    assert {row["target"] for row in rows} == set(compiled.TARGETS)
+    assert not spilling(rows)
+
+
+def test_slides_copy_rows_ahead_through_l1() -> None:
+    rows = [row for row in kept(PINNED, "plain") if row["kernel"].startswith(("slide", "residue"))]
+    found = {row["ahead"] for row in rows if row["target"] == "sm_90" and row["type"] == "float16"}
+    assert found == {"L1"}
+
+
+def test_a_sample_comes_out_as_the_tables_say() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", SAMPLE], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    printed, by_command = done.stdout.split("\n", 1)
+    sample = {form: read_table(text) for form, text in json.loads(printed).items()}
+    assert sample.keys() == compiled.FORMS.keys() and all(sample.values())
+    for form, rows in sample.items():
+        assert not spilling(rows), form
+        if triton.__version__ == PINNED:
+            table = kept(PINNED, form)
+            assert not (other := [row for row in rows if row not in table]), f"{form}: {other}; {RUN_MATRIX}"
+    found = json.loads(by_command)
+    assert found["triton"] == triton.__version__
+    layers = [(kernel["name"], kernel["layers"]) for kernel in found["kernels"]]
+    strides = {1: "16/4, 6x6", 2: "16/4, 3x3, stride 2"}
+    assert layers == [(f"{SLIDE} {stride}", [f"{layer}: forward"]) for stride, layer in strides.items()]
+
+
+def quoted_lines() -> dict[str, dict[str, str]]:
+    """The lines of the tables of instructions in the kernels' README, by their label."""
+    lines, head, before = {}, None, ""
+    for line in (ROOT / "gconv" / "kernels" / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            head = None
+        elif cells[-1] == "instructions":
+            head = cells
+        elif head and not cells[0].startswith("---"):
+            before = before if cells[0].startswith("the same") else cells[0]
+            label = cells[0].replace("the same", before.rpartition(",")[0])
+            label = f"norm: {label}" if head[0] == "with batch norm inside" else label
+            lines[label] = dict(zip(head, cells, strict=True))
+    return lines
+
+
+def test_the_kernels_readme_quotes_the_tables() -> None:
+    lines = quoted_lines()
+    assert lines.keys() == QUOTED.keys()
+    for label, (form, kernel, tile) in QUOTED.items():
+        line = lines[label]
+        rows = [
+            row for row in kept(PINNED, form)
+            if (row["target"], row["type"], row["kernel"]) == ("sm_90", "float16", kernel)
+            and row["tile"] == tile and row["registers"] == line["registers"]
+        ]  # fmt: skip
+        said = line["instructions"].split()[0]
+        rounding = 0.501 * 10.0 ** -len(said.partition(".")[2])
+        assert any(abs(float(said) - float(row["per output"])) <= rounding for row in rows), label
+        if shared := line.get("shared"):
+            kilobytes = {f"{int(row['shared']) / 1000:.0f}" for row in rows}
+            assert shared.removesuffix(" kB") in kilobytes, label
+    text = (ROOT / "gconv" / "kernels" / "README.md").read_text()
+    said = re.search(r"([\d.]+)\s+instructions and (\d+) registers on two warps", text).groups()
+    tile = "slide, 64 pixels x 16 -> 16 channels, 4 groups a tile, 2 warps"
+    rows = [row for row in kept(PINNED, "tuning") if row["kernel"] == f"{SLIDE} 1" and row["tile"] == tile]
+    assert said in {(f"{float(row['per output']):.2f}", row["registers"]) for row in rows}
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """``make matrix`` in an empty folder, with a compiler that is done at once; ``spills`` names tables."""
+    state = SimpleNamespace(out=tmp_path / "compiled", runs=[], stamped=[], spills=set())
+
+    def run(arguments: list[str], stdout: object, env: dict[str, str], cwd: Path) -> SimpleNamespace:
+        name = Path(stdout.name).stem
+        state.runs.append(name)
+        stdout.write(f"table of {name}\n")
+        return SimpleNamespace(returncode=int(name in state.spills))
+
+    monkeypatch.setattr(matrix, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(matrix, "ROOT", tmp_path)
+    monkeypatch.setattr(matrix, "COMMITTED", state.out)
+    monkeypatch.setattr(stamps, "stamp", lambda name, commit: state.stamped.append(name))
+    monkeypatch.setattr(stamps, "write_table", lambda: None)
+    return state
+
+
+def test_matrix_writes_all_tables_and_their_stamp_or_none(fake: SimpleNamespace) -> None:
+    fake.out.mkdir()
+    (fake.out / "old.txt").touch()
+    fake.spills = {"norm"}
+    assert matrix.main([]) == 1 and fake.stamped == []
+    assert fake.runs == [*matrix.TABLES] and [*fake.out.iterdir()] == [fake.out / "old.txt"]
+    fake.spills = set()
+    assert matrix.main([]) == 0 and fake.stamped == ["compiled"]
+    assert fake.runs == [*matrix.TABLES, "norm"], "what was made before is not made again"
+    files = {path.relative_to(fake.out).as_posix() for path in fake.out.rglob("*") if path.is_file()}
+    assert files == {f"triton-{triton.__version__}/{name}.txt" for name in matrix.TABLES}
+
+
+def test_matrix_leaves_the_tables_where_only_a_part_is_compiled(
+    fake: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    kernels = table("--suite", "resnext50_32x4d", "--form", form, "--targets", "sm_90")["kernels"]
-    assert kernels and {kernel["target"] for kernel in kernels} == {"sm_90"}, "the matrix has all"
-    assert not spilling(kernels)
-    slides = [kernel for kernel in kernels if kernel["name"].startswith(("slide", "residue"))]
-    assert form == "norm" or {kernel["ahead"] for kernel in slides} == {"L1"}, "rows come ahead, through L1"
-    first_layer = {
-        layer.rpartition(": ")[2]: kernel["per_output"]
-        for kernel in kernels
-        for layer in kernel["layers"]
-        if layer.startswith("128/32") and "slide" in kernel["name"]
-    }
-    for pass_, bound in zip(("forward", "input_grad", "weight_grad"), most, strict=True):
-        assert first_layer[pass_] <= bound, pass_
+    with pytest.raises(SystemExit):
+        matrix.main(["--suite", "tiny"])
+    assert "give --out DIR" in capsys.readouterr().err and fake.runs == []
+    assert matrix.main(["--suite", "tiny", "--out", str(tmp_path / "part")]) == 0
+    assert fake.stamped == [] and not fake.out.exists() and (tmp_path / "part").exists()
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize("triton", TRITONS.values(), ids=TRITONS)
-@pytest.mark.parametrize(
-    "options",
-    [[dtype] for dtype in TYPES] + [["float16", "--form", form] for form in ("epilogue", "residual", "norm")],
-    ids=" ".join,
-)
-def test_every_tile_spills_nothing(options: list[str], triton: Path | None) -> None:
-    assert triton is None or triton.exists(), f"no Triton in {triton}: make matrix fetches it"
-    found = table("--dtypes", *options, triton=triton)
-    assert triton is None or found["triton"].startswith("3.6.")
-    assert {kernel["target"] for kernel in found["kernels"]} == set(compiled.TARGETS)
-    assert not spilling(found["kernels"])
+def test_a_kernel_that_spills_fails_the_command_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def kernel(target: str, spills: int) -> compiled.Kernel:
+        return compiled.Kernel(target, "slide_kernel", "float16", "64 x 16", (), 255, spills, 0, "", 0.3)
+
+    monkeypatch.setattr("triton.knobs.runtime.interpret", False)
+    monkeypatch.setattr(sys, "argv", ["python -m gconv.kernels"])
+    monkeypatch.setattr(command, "_compile_all", lambda arguments: [kernel("sm_90", 0), kernel("gfx942", 8)])
+    assert command.main() == 0
+    monkeypatch.setattr(command, "_compile_all", lambda arguments: [kernel("sm_90", 0), kernel("sm_80", 8)])
+    assert command.main() == 1
+    said = capsys.readouterr().err
+    assert "error: 1 of 2 kernels spill" in said and "sm_80" in said and "sm_90" not in said
 
 
 def test_main_loop_is_the_longest_innermost_one() -> None:
@@ -100,12 +273,16 @@ def test_wrong_names_are_refused(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["python -m gconv.kernels", *options])
     with pytest.raises(SystemExit) as stopped:
-        main()
+        command.main()
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_interpreter_compiles_nothing_and_says_so() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "gconv.kernels"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 2 and done.stderr.startswith("error: TRITON_INTERPRET is set")
+def test_interpreter_compiles_nothing_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("triton.knobs.runtime.interpret", True)
+    monkeypatch.setattr(sys, "argv", ["python -m gconv.kernels"])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: TRITON_INTERPRET is set")

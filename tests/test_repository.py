@@ -118,20 +118,31 @@ def test_command_line_without_its_libraries_says_what_to_install() -> None:
 
 
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+OUTPUTS = [block.splitlines() for language, block in BLOCKS if not language]
+MEASURED = "  floor "  # the line of what is printed that moves with the machine
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_python_in_the_readme_runs(code: str) -> None:
+@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
+def test_python_in_the_readme_runs_and_prints_what_it_says(code: str, capsys: pytest.CaptureFixture) -> None:
     if "import timm" in code:
         zoo.load("timm")
     exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    if "print(gconv.explain" in code or "print(report)" in code:
+        (quoted,) = [output for output in OUTPUTS if output[0].split() == printed[0].split()]
+        said = {" ".join(line.split()) for line in quoted if line != "..." and not line.startswith(MEASURED)}
+        assert said <= {" ".join(line.split()) for line in printed}
 
 
-def test_files_and_pictures_that_the_readme_names_exist() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert len(links) > 5
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "gconv/kernels/README.md"]
+)
+def test_files_and_pictures_that_a_document_names_exist(document: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / document).read_text())
+    assert links
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert (ROOT / document).parent.joinpath(link).exists(), link
 
 
 def test_make_targets_that_the_readme_names_exist() -> None:

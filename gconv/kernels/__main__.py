@@ -44,10 +44,10 @@ def main() -> int:
         rows = [asdict(kernel) for kernel in kernels]
         print(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1))
     else:
-        print(_table(kernels))
+        print(table(kernels))
     spilled = [k for k in kernels if k.spills and k.target.startswith("sm_")]
     if spilled and not arguments.tuning:
-        print(f"error: {len(spilled)} of {len(kernels)} kernels spill", file=sys.stderr)
+        print(f"error: {len(spilled)} of {len(kernels)} kernels spill:\n{table(spilled)}", file=sys.stderr)
     return 1 if spilled and not arguments.tuning else 0
 
 
@@ -100,8 +100,8 @@ def _order(kernel: Kernel) -> tuple:
     )
 
 
-def _table(kernels: list[Kernel]) -> str:
-    """Columns as wide as they need; numbers to the right."""
+def table(kernels: list[Kernel]) -> str:
+    """Return a line for each kernel, columns as wide as they need."""
     head = ("target", "type", "kernel", "tile", "ahead", "registers", "spills", "shared", "per output")
     rows = [
         (

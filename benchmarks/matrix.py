@@ -1,0 +1,121 @@
+"""``python -m benchmarks.matrix``: compile every kernel for every GPU, and keep what the compiler made of it.
+
+Each table is what ``python -m gconv.kernels`` prints. All are written together, with their stamp, once all of
+them are made and no kernel for an NVIDIA GPU spills. Finished tables wait in build/, and Triton keeps its
+binaries, so the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+
+import triton
+
+from benchmarks import stamps
+from benchmarks.sources import ROOT, digests
+from gconv.terminal import fail
+
+RESNEXT = ("--suite", "resnext50_32x4d", "--targets", "sm_90")
+# Options of ``python -m gconv.kernels`` for each table; its defaults are float16, five suites and five GPUs.
+TABLES = {
+    "plain": ("--dtypes", "float16", "bfloat16", "tf32", "float32"),
+    "epilogue": ("--form", "epilogue"),
+    "residual": ("--form", "residual"),
+    "norm": ("--form", "norm", "--dtypes", "float16", "bfloat16", "tf32"),
+    "tuning": ("--tuning", *RESNEXT),
+}
+COMMITTED = stamps.FOLDER / "compiled"
+INSTALLED_ONLY = ("tuning",)  # which tiles tuning drops, of hundreds: not compiled with other Tritons
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile and write all tables; 1 if a kernel spills."""
+    parsed, options = _parser().parse_known_args(arguments)
+    if options and parsed.out == COMMITTED:
+        fail("a part of the matrix doesn't replace the committed tables: give --out DIR")
+    if parsed.out.exists() and parsed.out != COMMITTED:
+        fail(f"{parsed.out} exists: remove it, or give another --out")
+    start, work = time.monotonic(), _work(options)
+    made = [
+        _make(work / f"triton-{version}" / f"{name}.txt", folder, options)
+        for folder, version in [(None, triton.__version__), *((f, _version(f)) for f in parsed.triton)]
+        for name in TABLES
+        if folder is None or name not in INSTALLED_ONLY
+    ]
+    minutes = f"{(time.monotonic() - start) / 60:.1f} minutes"
+    if not all(made):
+        print(f"error: {made.count(False)} of {len(made)} tables failed, after {minutes}", file=sys.stderr)
+        return 1
+    if work != _work(options):
+        fail(f"the kernels changed in these {minutes}: run it again")
+    shutil.rmtree(parsed.out, ignore_errors=True)
+    shutil.move(work, parsed.out)
+    if parsed.out == COMMITTED:
+        stamps.stamp("compiled", None)
+        stamps.write_table()
+    print(f"{len(made)} tables in {parsed.out}, after {minutes}", file=sys.stderr)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.matrix",
+        description=__doc__.partition("\n\n")[2],
+        epilog="Other options go to python -m gconv.kernels, to try a part: --suite tiny --out DIR.",
+    )
+    parser.add_argument(
+        "--triton", type=Path, nargs="*", default=[], metavar="DIR",
+        help="compile with the Triton in each DIR, too: pip install --no-deps --target DIR triton==VERSION",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=COMMITTED, metavar="DIR", help="a new folder; default: %(default)s"
+    )
+    return parser
+
+
+def _make(path: Path, folder: Path | None, options: Sequence[str]) -> bool:
+    """Make a table, named as in ``TABLES``, if it isn't there; False if a kernel spills or won't compile."""
+    what = f"{path.stem}, {path.parent.name}"
+    if path.exists():
+        print(f"{what}: made before", file=sys.stderr)
+        return True
+    print(f"{what}:", file=sys.stderr)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paths = [str(folder.resolve())] if folder else []
+    environment = os.environ | {
+        "TRITON_INTERPRET": "0",
+        "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    command = [sys.executable, "-m", "gconv.kernels", *TABLES[path.stem], *options]
+    part = path.with_suffix(".part")
+    with open(part, "w") as file:
+        done = subprocess.run(command, stdout=file, env=environment, cwd=ROOT)
+    if done.returncode == 0:
+        part.replace(path)
+    return done.returncode == 0
+
+
+def _version(folder: Path) -> str:
+    """Return the version of the Triton in ``folder``."""
+    for found in distributions(name="triton", path=[str(folder)]):
+        return found.version
+    fail(f"no Triton in {folder}: pip install --no-deps --target {folder} triton==VERSION")
+
+
+def _work(options: Sequence[str]) -> Path:
+    """Return where tables of the present sources, made with ``options``, wait for the others."""
+    decided = [*digests(stamps.RESULTS["compiled"].roots).items(), *options]
+    return ROOT / "build" / f"matrix-{hashlib.sha256(repr(decided).encode()).hexdigest()[:8]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

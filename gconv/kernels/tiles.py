@@ -241,7 +241,8 @@ def strip_tile(correlation: Correlation) -> Tile:
     c = correlation
     groups = groups_in_pack(c.inputs, c.outputs)
     inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
-    tile = Tile("strips", groups, 16, inputs, outputs, outputs // LANES, 3, registers=255)
+    stages = 3 if c.step == (1, 1) else 2
+    tile = Tile("strips", groups, 16, inputs, outputs, outputs // LANES, stages, registers=255)
     if max(inputs, outputs) > LANES:
         columns, resident = (4, 4) if c.step == (1, 1) else (1, 6)
         return replace(tile, columns=min(columns, c.output[1]), resident=resident)

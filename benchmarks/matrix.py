@@ -24,17 +24,14 @@ from benchmarks import stamps
 from benchmarks.sources import ROOT, digests
 from gconv.terminal import fail
 
-RESNEXT = ("--suite", "resnext50_32x4d", "--targets", "sm_90")
 # Options of ``python -m gconv.kernels`` for each table; its defaults are float16, five suites and five GPUs.
 TABLES = {
     "plain": ("--dtypes", "float16", "bfloat16", "tf32", "float32"),
     "epilogue": ("--form", "epilogue"),
     "residual": ("--form", "residual"),
-    "norm": ("--form", "norm", "--dtypes", "float16", "bfloat16", "tf32"),
-    "tuning": ("--tuning", *RESNEXT),
+    "norm": ("--form", "norm"),
 }
 COMMITTED = stamps.FOLDER / "compiled"
-INSTALLED_ONLY = ("tuning",)  # which tiles tuning drops, of hundreds: not compiled with other Tritons
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _make(work / f"triton-{version}" / f"{name}.txt", folder, options)
         for folder, version in [(None, triton.__version__), *((f, _version(f)) for f in parsed.triton)]
         for name in TABLES
-        if folder is None or name not in INSTALLED_ONLY
     ]
     minutes = f"{(time.monotonic() - start) / 60:.1f} minutes"
     if not all(made):

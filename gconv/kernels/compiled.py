@@ -30,6 +30,7 @@ from gconv.kernels.forward import parts_of, plan_forward
 from gconv.kernels.fusion import PARTIALS, PLAIN, Fusion, plan_merge
 from gconv.kernels.input_grad import plan_input_grad
 from gconv.kernels.launch import Launch, Operands
+from gconv.kernels.strips import plan_pack
 from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import plan_reduce, plan_weight_grad
 from gconv.problem import TYPES
@@ -203,6 +204,8 @@ def _launches(
     plan, first = (plan_forward, x) if pass_ == "forward" else (plan_input_grad, y)
     launch = plan(geometry, operands(first, w), fusion, tile)
     channels = geometry.weight_size[0] if pass_ == "forward" else geometry.input_size[1]
+    if launch.tile.kernel == "strips":
+        return [launch, plan_pack(geometry, pass_ == "input_grad", _strides(w), launch.tile)[0]]
     if fusion.epilogue not in PARTIALS:
         return [launch]
     # The norms by themselves: forward the moments of x and the norm of y, backward the way through that.
@@ -259,7 +262,7 @@ def _outputs_a_turn(launch: Launch) -> float:
             * tile.outputs
             / (values["R"] * values["S"] * -(-tile.groups * values["CI"] // tile.inputs))
         )
-    return tile.pixels * tile.outputs * (4 if tile.kernel == "residue" else 1)
+    return tile.pixels * tile.columns * tile.outputs * tile.packs * (4 if tile.kernel == "residue" else 1)
 
 
 def _read_cubin(compiled: CompiledKernel) -> tuple[dict[str, int], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -291,6 +292,8 @@ def plan_correlation(
     correlation: Correlation, tile: tiles.Tile, operands: Operands, fusion: Fusion
 ) -> Launch:
     """The launch of a correlation in ``tile``: kernel, grid and arguments."""
+    if correlation.groups % (tile.groups * tile.packs):  # a tile of the nearest layer may hold more packs
+        tile = replace(tile, packs=1)
     c, values = correlation, correlation_values(correlation, tile, operands)
     values |= {**fusion.values, "step_w": c.step[1], "tap_w": c.dilation[1]}
     if tile.kernel == "strips":

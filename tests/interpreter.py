@@ -1,8 +1,8 @@
 """Triton's interpreter at three times its speed, for tests.
 
-It patches ``triton.language`` before each call of a function inside a kernel, though the patch of the first call
-holds until the launch ends, and computes each sum and product of integers a second time to see whether it
-overflows. Here it patches once per launch, and looks for overflow where a test asks for it.
+It patches ``triton.language`` before each call of a function inside a kernel, though the patch of the first
+call holds until the launch ends, and computes each sum and product of integers a second time to see whether
+it overflows. Here it patches once per launch, and looks for overflow where a test asks for it.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ examples: .venv/dev.installed  ## run examples/: a timm network in three lines, 
 	for script in examples/*.py; do echo "== $$script"; $(BIN)/python tests/zoo.py $$script || exit 1; done
 
 test: .venv/dev.installed  ## run the tests (6 minutes)
-	$(BIN)/python -m pytest -q --numprocesses auto --benchmark-disable
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --benchmark-disable
 
 long: .venv/dev.installed  ## kernels in every type, every network of timm, geometries by the hundred (15 minutes)
-	$(BIN)/python -m pytest -q -m long --numprocesses auto
+	$(BIN)/python -m pytest -q -m long --numprocesses auto --dist worksteal --benchmark-disable
 
 matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons (12 minutes)
 	$(BIN)/python -m pytest -q -m matrix

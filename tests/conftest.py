@@ -40,6 +40,11 @@ def pytest_configure() -> None:
         interpreter.hasten()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the test that takes minutes first: the others run beside it."""
+    items.sort(key=lambda item: item.name != "test_every_grouped_convolution_of_timm_is_swapped")
+
+
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -143,10 +144,10 @@ def test_any_geometry_matches_float64(kernel: str, examples: int, monkeypatch: p
     def run(case: Case, dtype: torch.dtype, processors: int, precision: str) -> None:
         monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "interpreter", processors))
         monkeypatch.setattr(launch, "float32_precision", lambda: precision)
-        with looking_for_overflow():
-            check_kernels(case, dtype)
+        check_kernels(case, dtype)
 
-    run()
+    with looking_for_overflow() if examples < 10 else nullcontext():
+        run()
 
 
 def test_rows_in_chunks_match_float64(one_of_each: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,12 @@
 """Triton's interpreter at three times its speed, for tests.
 
 It patches ``triton.language`` before each call of a function inside a kernel, though the patch of the first
-call holds until the launch ends, and computes each sum and product of integers a second time to see whether
-it overflows. Here it patches once per launch, and looks for overflow where a test asks for it.
+call holds until the launch ends. And it computes each sum and product of integers a second time, to see
+whether it overflows, which it tells in debug mode alone. Here it does neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -31,20 +29,5 @@ def hasten() -> None:
         return patch(function)
 
     interpreter.GridExecutor.__call__, interpreter._patch_lang = launch_anew, patch_once
-    _look_for_overflow(False)
-
-
-def _look_for_overflow(look: bool) -> None:
-    from triton.runtime.interpreter import interpreter_builder
-
-    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=look)
-
-
-@contextmanager
-def looking_for_overflow() -> Iterator[None]:
-    """Fail where a sum or product of integers in a kernel leaves its type."""
-    _look_for_overflow(True)
-    try:
-        yield
-    finally:
-        _look_for_overflow(False)
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)

@@ -16,10 +16,10 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 # A second thread gains nothing on small tensors, and waits for a core that another test uses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start
 # Inductor's C++ without vectors compiles in half the time, and needs neither programs that find out about the
-# processor nor headers compiled beforehand.
+# processor, nor headers compiled beforehand, nor processes that wait for kernels of a GPU.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.setdefault("TORCH_WARM_POOL", "0")
 
 import interpreter
 from commands import Run

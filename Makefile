@@ -18,11 +18,11 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 examples: .venv/dev.installed  ## run examples/: a timm network in three lines, a RegNet, a ConvNeXt (1 minute)
 	for script in examples/*.py; do echo "== $$script"; $(BIN)/python tests/zoo.py $$script || exit 1; done
 
-test: .venv/dev.installed  ## run the tests (6 minutes)
-	$(BIN)/python -m pytest -q --numprocesses auto --benchmark-disable
+test: .venv/dev.installed  ## run the tests (3 minutes)
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --benchmark-disable
 
-long: .venv/dev.installed  ## kernels in every type, every network of timm, geometries by the hundred (15 minutes)
-	$(BIN)/python -m pytest -q -m long --numprocesses auto
+long: .venv/dev.installed  ## run the tests that take longer: kernels in every type, every network of timm (8 minutes)
+	$(BIN)/python -m pytest -q -m long --numprocesses auto --dist worksteal --benchmark-disable
 
 matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons, and keep the tables (20 minutes)
 	$(BIN)/python -m benchmarks.matrix --triton .venv/triton-3.6

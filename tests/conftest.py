@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,15 @@ import torch
 
 # Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+# A second thread gains nothing on small tensors, and waits for a core that another test uses.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start
+# Inductor's C++ without vectors compiles in half the time, and needs neither programs that find out about the
+# processor, nor headers compiled beforehand, nor processes that wait for kernels of a GPU.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
+os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
+os.environ.setdefault("TORCH_WARM_POOL", "0")
 
+import interpreter
 from commands import Run
 from oracle import CASES, PATHS, Case
 from rich.console import Console
@@ -27,8 +36,14 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    # The tensors are small: a second thread gains nothing, and waits for its core where something else runs.
     torch.set_num_threads(1)
+    if os.environ["TRITON_INTERPRET"] == "1" and find_spec("triton"):
+        interpreter.hasten()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the test that takes minutes first: the others run beside it."""
+    items.sort(key=lambda item: item.name != "test_every_grouped_convolution_of_timm_is_swapped")
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.testing._internal.common_methods_invocations import op_db
 
 import gconv
 
@@ -220,14 +219,19 @@ def test_three_numbers_are_refused_in_every_form() -> None:
                 )
 
 
-CONV2D = next(op for op in op_db if op.name == "nn.functional.conv2d")
+@pytest.fixture(scope="module")
+def pytorchs() -> Any:
+    """What PyTorch tests F.conv2d with; its catalogue of all operators takes seconds to import."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return next(op for op in op_db if op.name == "nn.functional.conv2d")
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.float32], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pytorchs_own_samples(backend: str, dtype: torch.dtype) -> None:
-    samples = list(CONV2D.sample_inputs("cpu", dtype, requires_grad=True))
+def test_pytorchs_own_samples(pytorchs: Any, backend: str, dtype: torch.dtype) -> None:
+    samples = list(pytorchs.sample_inputs("cpu", dtype, requires_grad=True))
     assert len(samples) > 20
     for sample in samples:
         ours = gconv.group_conv2d(sample.input, *sample.args, **sample.kwargs, backend=backend)
@@ -242,15 +246,15 @@ def test_pytorchs_own_samples(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_integers(backend: str) -> None:
-    for sample in CONV2D.sample_inputs("cpu", torch.int64):
+def test_integers(pytorchs: Any, backend: str) -> None:
+    for sample in pytorchs.sample_inputs("cpu", torch.int64):
         ours = gconv.group_conv2d(sample.input, *sample.args, **sample.kwargs, backend=backend)
         assert torch.equal(ours, F.conv2d(sample.input, *sample.args, **sample.kwargs))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pytorchs_own_error_samples_raise_the_same_type(backend: str) -> None:
-    errors = list(CONV2D.error_inputs("cpu"))
+def test_pytorchs_own_error_samples_raise_the_same_type(pytorchs: Any, backend: str) -> None:
+    errors = list(pytorchs.error_inputs("cpu"))
     assert len(errors) > 8
     for error in errors:
         sample = error.sample_input

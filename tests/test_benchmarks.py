@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,10 +148,22 @@ def test_damaged_results_are_named(
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_torch_compile_is_a_peer_that_gives_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_torch_compile_is_a_peer_that_gives_the_same(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes, compile = [], torch.compile
+
+    def noting(function: Callable, mode: str, dynamic: bool) -> Callable:
+        modes.append(mode)
+        chosen = {"mode": mode} if backend == "inductor" else {"backend": backend}
+        return compile(function, dynamic=dynamic, **chosen)
+
+    monkeypatch.setattr(torch, "compile", noting)
     options = ["--passes", "forward", "weight_grad", "--contenders", "torch.compile", "--out", str(tmp_path)]
     assert command.main([*RUN, *options]) == 0
     assert all(row["problem"] is None for row in read_table(tmp_path / "layers.jsonl", layers.Row))
+    assert set(modes) == {"max-autotune-no-cudagraphs"}
 
 
 @pytest.mark.parametrize("name", ["commit", "gpu", "torch"])

@@ -17,7 +17,10 @@ COMPILERS = [
     "aot_eager",
     pytest.param(
         "inductor",
-        marks=pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler"),
+        marks=[
+            pytest.mark.long,  # make test compiles a converted network with it, in test_ecosystem.py
+            pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler"),
+        ],
     ),
 ]
 # No two dimensions alike: Dynamo would take them for one symbol.

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zoo
 
 ROOT = Path(__file__).parent.parent
+Run = Callable[..., str]
 
 
-def run(name: str, *options: str) -> str:
-    command = [
-        sys.executable,
-        str(ROOT / "tests" / "zoo.py"),
-        str(ROOT / "examples" / name),
-        *options,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """What ``python tests/zoo.py examples/SCRIPT ...`` prints, in this process."""
+
+    def call(name: str, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["tests/zoo.py", str(ROOT / "examples" / name), *options])
+        zoo.main()
+        return capsys.readouterr().out
+
+    return call
 
 
-def test_timm_network_in_three_lines() -> None:
+def test_timm_network_in_three_lines(run: Run) -> None:
     out = run("timm_in_three_lines.py", "--model", "test_nfnet", "--batch", "2", "--image", "64")
     assert "6 of 33 convolutions swapped" in out
     assert float(re.search(r"largest difference: (\S+)", out)[1]) < 1e-5
@@ -32,14 +34,14 @@ def test_timm_network_in_three_lines() -> None:
 
 
 @pytest.mark.long
-def test_regnet_learns() -> None:
+def test_regnet_learns(run: Run) -> None:
     out = run("train_regnet.py", "--steps", "5", "--batch", "32")
     assert out.startswith("regnety_002: 13 of 70 convolutions are gconv's")
     assert re.search(r"step    5  loss \d\.\d{3}\n.*% of 300 held-out digits right", out)
 
 
 @pytest.mark.long
-def test_convnext_with_depthwise() -> None:
+def test_convnext_with_depthwise(run: Run) -> None:
     out = run("convnext_depthwise.py")
     assert out.startswith(
         "convert(model) swaps 0\nconvert(model, depthwise=True, filter=...) swaps 10, such as\n"

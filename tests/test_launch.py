@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+import pytest
 
-# Runs apart: with a driver that has no GPU, and without the interpreter.
-PRELUDE = """
-import pathlib, sys, torch
+ROOT = Path(__file__).parent.parent
+Run = Callable[[str], str]
+
+# A process with a driver that has no GPU, and without the interpreter. It runs each piece of code that it is
+# sent in a copy of itself, which has imported everything and kept nothing.
+SERVER = """
+import json, os, pathlib, sys, torch, traceback
 import stub_gpu
 from gconv.geometry import ConvGeometry
 from gconv.kernels import candidates, compiled, launch, tuning
@@ -26,23 +32,50 @@ launch.device_of = lambda _: gpu
 stub_gpu.install()
 layer = SUITES["tiny"][0]
 launches = stub_gpu.LAUNCHES
+
+for line in sys.stdin:
+    code, folder = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        printed = os.open(folder + "/printed", os.O_WRONLY | os.O_CREAT)
+        os.dup2(printed, 1), os.dup2(printed, 2)
+        status = 1
+        try:
+            exec(code, globals())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def run(code: str, tmp_path: Path) -> str:
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "0",
-        "TRITON_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": str(ROOT / "tests"),
-    }
-    command = [sys.executable, "-c", PRELUDE + code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen]:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT / "tests")}
+    command, pipe = [sys.executable, "-c", SERVER], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=ROOT) as process:
+        yield process
+        process.stdin.close()
 
 
-def test_a_kept_kernel_starts_with_the_same_arguments(tmp_path: Path) -> None:
+@pytest.fixture
+def run(server: subprocess.Popen, tmp_path: Path) -> Run:
+    """Run code with a cache of its own, and return what it prints."""
+
+    def call(code: str) -> str:
+        print(json.dumps([code, str(tmp_path)]), file=server.stdin, flush=True)
+        status = server.stdout.readline()
+        printed = (tmp_path / "printed").read_text()
+        assert status == "0\n", printed
+        return printed
+
+    return call
+
+
+def test_a_kept_kernel_starts_with_the_same_arguments(run: Run) -> None:
     code = """
 problem = Problem("weight_grad", layer.geometry(2), "float16")
 x, _, dy = problem.draw(torch.device("cpu"))
@@ -58,10 +91,10 @@ assert [comparable(one) for one in launches[:2]] == [comparable(one) for one in 
 assert launches[2][2][0] is dy and launches[2][2][1] is x
 print("kept")
 """
-    assert run(code, tmp_path) == "kept\n"
+    assert run(code) == "kept\n"
 
 
-def test_a_kept_kernel_does_not_go_through_the_jit_again(tmp_path: Path) -> None:
+def test_a_kept_kernel_does_not_go_through_the_jit_again(run: Run) -> None:
     code = """
 problem = Problem("forward", layer.geometry(2), "float16")
 x, w, _ = problem.draw(torch.device("cpu"))
@@ -71,10 +104,10 @@ JITFunction.run = None
 forward(x, w, None, problem.geometry, None)
 print(len(launches))
 """
-    assert run(code, tmp_path) == "2\n"
+    assert run(code) == "2\n"
 
 
-def test_another_alignment_or_type_gets_a_kernel_of_its_own(tmp_path: Path) -> None:
+def test_another_alignment_or_type_gets_a_kernel_of_its_own(run: Run) -> None:
     """A tensor that starts at no multiple of 16 bytes; then a reduction to float32 after one to float16."""
     code = """
 from triton.runtime.jit import JITFunction
@@ -98,10 +131,10 @@ for type_ in ("float16", "tf32", "float16", "tf32"):
 print(len(through), [arguments[1].dtype for name, _, arguments in launches if name == "reduce_kernel"])
 """
     types = "[torch.float16, torch.float32, torch.float16, torch.float32]"
-    assert run(code, tmp_path) == f"3\n4 {types}\n"
+    assert run(code) == f"3\n4 {types}\n"
 
 
-def test_what_tuning_compiles_is_what_is_launched(tmp_path: Path) -> None:
+def test_what_tuning_compiles_is_what_is_launched(run: Run) -> None:
     """Else each candidate is compiled again, one after the other, when it is measured."""
     code = """
 import os
@@ -120,4 +153,4 @@ for layer in (SUITES["tiny"][1], SUITES["depthwise"][2]):
             assert len(list(cache.rglob("*.cubin"))) == before, (problem, tile)
 print(before)
 """
-    assert int(run(code, tmp_path)) > 5
+    assert int(run(code)) > 5

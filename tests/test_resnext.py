@@ -194,7 +194,7 @@ def block(stride: int, in_channels: int, cardinality: int = 4) -> Bottleneck:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("cardinality", [1, 4])
-@pytest.mark.parametrize(("stride", "in_channels"), [(1, 32), (1, 16), (2, 16)])
+@pytest.mark.parametrize(("stride", "in_channels"), [(1, 32), (1, 16), (2, 16), (2, 32)])
 def test_three_forms_of_the_block_agree(
     stride: int, in_channels: int, cardinality: int, training: bool
 ) -> None:

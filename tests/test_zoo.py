@@ -67,6 +67,7 @@ SLOW = {
     "dla60_res2next",
     "dm_nfnet_f0",
     "eca_halonext26ts",
+    "eca_nfnet_l0",  # of test_nfnet's classes
     "ecaresnext26t_32x4d",
     "efficientvit_l1",
     "haloregnetz_b",

@@ -33,9 +33,14 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the script that the command line names, with the arguments that follow."""
     if len(sys.argv) < 2:
         sys.exit("usage: python tests/zoo.py SCRIPT ...")
     load("torchvision")
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -31,6 +31,9 @@ TABLES = {
     "residual": ("--form", "residual"),
     "norm": ("--form", "norm"),
 }
+# With other Tritons than the installed one, what is compiled is less: its code is nearly the same.
+OLDER = ("sm_80", "sm_90")
+OLDER_OPTIONS = ("--dtypes", "float16", "--targets", *OLDER)
 COMMITTED = stamps.FOLDER / "compiled"
 
 
@@ -91,7 +94,8 @@ def _make(path: Path, folder: Path | None, options: Sequence[str]) -> bool:
         "TRITON_INTERPRET": "0",
         "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
-    command = [sys.executable, "-m", "gconv.kernels", *TABLES[path.stem], *options]
+    less = OLDER_OPTIONS if folder else ()
+    command = [sys.executable, "-m", "gconv.kernels", *TABLES[path.stem], *less, *options]
     part = path.with_suffix(".part")
     with open(part, "w") as file:
         done = subprocess.run(command, stdout=file, env=environment, cwd=ROOT)

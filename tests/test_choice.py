@@ -160,6 +160,13 @@ def test_rows_are_loaded_ahead_where_a_gpu_can(kind: str, type_: str, flow: tupl
     assert (tile.warps, tile.stages, tile.load) == flow
 
 
+@pytest.mark.parametrize("pass_", PASSES)
+def test_the_readme_prints_the_rules_tiles(pass_: str) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    line = f"{pass_:<12} triton: {by_rule(pass_, LAYER.geometry(32), *HALF[:2])}"
+    assert f"\n{line}\n" in readme
+
+
 @pytest.mark.parametrize(("channels", "lanes"), [(144, 16), (96, 32), (384, 64), (70, 64), (8, 8)])
 def test_depthwise_tiles_divide_the_channels_where_they_can(channels: int, lanes: int) -> None:
     geometry = Layer(channels, channels, 14).geometry(32)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -26,20 +26,13 @@ from gconv.kernels.device import Device
 from gconv.kernels.weight_grad import plan_weight_grad
 
 pytestmark = [
-    pytest.mark.usefixtures("boolean_masks"),
+    pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
     pytest.mark.skipif(
         os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
     ),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_zero_by_chance() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 ONE_OF_EACH = (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -141,6 +141,14 @@ def boolean_masks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
         monkeypatch.setattr(InterpreterBuilder, name, checking(getattr(InterpreterBuilder, name), place))
+
+
+@pytest.fixture
+def nothing_is_zero_by_chance() -> Iterator[None]:
+    """Fills what ``torch.empty`` returns with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -46,6 +46,10 @@ def entry(geometry: ConvGeometry, pixels: int, triton: float = 1.0, aten: float 
     )
 
 
+def by_rule(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str) -> tiles.Tile:
+    return tiles.tile_by_rule(pass_, geometry, dtype, precision, GPU)
+
+
 def pays(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, layout: str) -> bool:
     return choice.verdict(pass_, geometry, dtype, precision, layout, GPU)[0]
 
@@ -64,8 +68,8 @@ def test_measured_tiles_go_before_rules_and_the_users_before_those_that_ship(fol
     geometry = LAYER.geometry(32)
     write(folders[0], entry(geometry, 256))
     assert choice.tile_of("forward", geometry, *HALF).pixels == 256
-    assert choice.tile_of("forward", geometry, torch.float32, "tf32", GPU).pixels == 64
-    assert choice.tile_of("input_grad", geometry, *HALF).pixels == 64
+    for kind in (("forward", geometry, torch.float32, "tf32"), ("input_grad", geometry, *HALF[:2])):
+        assert choice.tile_of(*kind, GPU) == by_rule(*kind), "not measured"
     choice.table.cache_clear()
     choice.nearest.cache_clear()
     write(folders[1], entry(geometry, 512))
@@ -77,8 +81,8 @@ def test_the_nearest_layer_of_the_kind_counts(folders: tuple) -> None:
     for batch, pixels in ((1, 32), (8, 32), (32, 128), (1000, 128)):
         assert choice.tile_of("forward", LAYER.geometry(batch), *HALF).pixels == pixels
     assert choice.tile_of("forward", replace(LAYER, size=64).geometry(250), *HALF).pixels == 128
-    twice_as_wide = replace(LAYER, channels=256)
-    assert choice.tile_of("forward", twice_as_wide.geometry(256), *HALF).pixels == 64, "another kind"
+    other = ("forward", replace(LAYER, channels=256).geometry(256), *HALF[:2])
+    assert choice.tile_of(*other, GPU) == by_rule(*other), "groups of twice the width are another kind"
 
 
 def test_auto_takes_the_kernel_where_it_is_not_slower(folders: tuple) -> None:
@@ -120,15 +124,16 @@ def test_what_is_no_table_is_left_aside_with_a_warning(text: str, folders: tuple
     (folders[1] / "nvidia-test-1.json").write_text(text)
     with pytest.warns(UserWarning, match="nvidia-test-1.json is no table of gconv's: .*; it is left aside"):
         tile = choice.tile_of("forward", LAYER.geometry(32), *HALF)
-    assert tile == tiles.tile_by_rule("forward", LAYER.geometry(32), *HALF)
+    assert tile == by_rule("forward", LAYER.geometry(32), *HALF[:2])
 
 
 def test_a_table_for_other_kernels_counts_for_nothing(folders: tuple) -> None:
+    layer = ("forward", LAYER.geometry(32), *HALF[:2])
     write(folders[0], entry(LAYER.geometry(32), 256))
     path = folders[0] / "nvidia-test-1.json"
     saved = json.loads(path.read_text())
     path.write_text(json.dumps({**saved, "kernels": choice.KERNELS + 1}))
-    assert choice.tile_of("forward", LAYER.geometry(32), *HALF).pixels == 64
+    assert choice.tile_of(*layer, GPU) == by_rule(*layer)
 
 
 @pytest.mark.parametrize("type_", TYPES)
@@ -146,13 +151,20 @@ def test_candidates_begin_with_the_rule_and_differ(pass_: str, type_: str) -> No
 
 @pytest.mark.parametrize(
     ("kind", "type_", "flow"),
-    [("cuda", "float16", (1, 3, 8)), ("cuda", "tf32", (2, 2, 8)), ("hip", "float16", (2, 1, 16))],
+    [("cuda", "float16", (1, 3, 16)), ("cuda", "tf32", (2, 2, 16)), ("hip", "float16", (2, 1, 16))],
 )
 def test_rows_are_loaded_ahead_where_a_gpu_can(kind: str, type_: str, flow: tuple[int, int, int]) -> None:
     dtype, precision = TYPES[type_]
     device = replace(GPU, kind=kind)
     tile = tiles.tile_by_rule("forward", LAYER.geometry(32), dtype, precision, device)
     assert (tile.warps, tile.stages, tile.load) == flow
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_the_readme_prints_the_rules_tiles(pass_: str) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    line = f"{pass_:<12} triton: {by_rule(pass_, LAYER.geometry(32), *HALF[:2])}"
+    assert f"\n{line}\n" in readme
 
 
 @pytest.mark.parametrize(("channels", "lanes"), [(144, 16), (96, 32), (384, 64), (70, 64), (8, 8)])

@@ -50,7 +50,7 @@ sys.exit(main())
 """
 
 # The lines of the tables in the kernels' README, and where their numbers come from: form, kernel, tile.
-STRIPS, SLIDE, WEIGHT = "strips_kernel, stride", "slide_kernel, stride", "slide_weight_kernel, stride"
+SLIDE, STRIPS, WEIGHT = (f"{name}_kernel, stride" for name in ("slide", "strips", "slide_weight"))
 QUOTED = {
     "forward, input gradient, stride 1, Cg to 16": (
         "plain", f"{STRIPS} 1", "strips, 16 x 2 pixels x 16 -> 16 channels, 2 packs, 1 warp, 3 stages"
@@ -120,17 +120,19 @@ def test_no_tile_spills_on_any_gpu_with_two_tritons(version: str, name: str) -> 
 
 
 def test_rows_are_copied_ahead_past_l1() -> None:
-    kernels = ("strips", "slide", "residue")
-    rows = [row for row in kept(PINNED, "plain") if row["kernel"].startswith(kernels)]
-    found = {row["ahead"] for row in rows if row["target"] == "sm_90" and row["type"] == "float16"}
-    assert found == {"L2"}
+    """Sixteen bytes at once: those of eight go through L1, and conflict in the banks of shared memory."""
+    rows = [row for row in kept(PINNED, "plain") if (row["target"], row["type"]) == ("sm_90", "float16")]
+    for kernel in ("strips", "slide", "residue"):
+        assert {row["ahead"] for row in rows if row["kernel"].startswith(kernel)} == {"L2"}, kernel
 
 
-def test_strips_take_few_instructions_and_weight_gradients_not_many() -> None:
-    most = {f"{STRIPS} 1": 0.32, f"{WEIGHT} 1": 0.45}
-    for row in kept(PINNED, "plain"):
-        if (row["target"], row["type"]) == ("sm_90", "float16") and row["kernel"] in most:
-            assert float(row["per output"]) <= most[row["kernel"]], row
+def test_strips_take_few_instructions() -> None:
+    """For each output: where weights are reloaded for each row of x, or loads are narrow, it takes more."""
+    rows = [
+        row for row in kept(PINNED, "plain") if row["kernel"] == f"{STRIPS} 1" and row["target"] == "sm_90"
+    ]
+    found = [float(row["per output"]) for row in rows if "2 packs" in row["tile"]]
+    assert found and max(found) <= 0.25
 
 
 def test_a_sample_comes_out_as_the_tables_say() -> None:
@@ -149,9 +151,9 @@ def test_a_sample_comes_out_as_the_tables_say() -> None:
             assert not (other := [row for row in rows if row not in table]), f"{form}: {other}; {RUN_MATRIX}"
     found = json.loads(by_command)
     assert found["triton"] == triton.__version__
-    layers = {kernel["name"]: kernel["layers"] for kernel in found["kernels"]}
-    both = ["16/4, 6x6: forward", "16/4, 3x3, stride 2: forward"]
-    assert layers == {f"{STRIPS} 1": both[:1], f"{STRIPS} 2": both[1:], "pack_kernel": both}
+    layers = [(kernel["name"], kernel["layers"]) for kernel in found["kernels"]]
+    one, two = "16/4, 6x6: forward", "16/4, 3x3, stride 2: forward"
+    assert layers == [("pack_kernel", [one, two]), (f"{STRIPS} 1", [one]), (f"{STRIPS} 2", [two])]
 
 
 def quoted_lines() -> dict[str, dict[str, str]]:
@@ -187,6 +189,9 @@ def test_the_kernels_readme_quotes_the_tables() -> None:
         if shared := line.get("shared"):
             kilobytes = {f"{int(row['shared']) / 1000:.0f}" for row in rows}
             assert shared.removesuffix(" kB") in kilobytes, label
+    text = (ROOT / "gconv" / "kernels" / "README.md").read_text()
+    said = re.search(r"at ([\d.]+) each that is", text)[1]
+    assert lines["forward, input gradient, stride 1, Cg to 16"]["instructions"] == f"{said} an output"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from gconv.kernels import launch
 from gconv.kernels.device import Device
 
 pytestmark = [
-    pytest.mark.usefixtures("boolean_masks"),
+    pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
     pytest.mark.skipif(
         os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
@@ -25,13 +24,6 @@ pytestmark = [
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SLIDES = [case for case in FAMILIES if case.name.startswith(("slide", "stride 2"))]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_zero_by_chance() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def named(name: str) -> Case:

@@ -136,6 +136,9 @@ def test_explain_names_kernel_tile_and_copies() -> None:
         gconv.explain(layer, x.contiguous(memory_format=torch.channels_last), backend="triton").copies is None
     )
     assert gconv.explain(layer, x).passes == dict.fromkeys(dispatch.PASSES, "aten")
+    told = gconv.explain(layer.half(), x.half(), backend="triton")
+    strips = "triton: strips, 16 pixels x 16 -> 16 channels, 4 groups a tile, 2 packs, 1 warp, 2 stages"
+    assert told.passes["forward"] == strips
 
 
 @interpreted
@@ -206,24 +209,40 @@ def on_gpu(channels_last: bool = True, **changes: object) -> SimpleNamespace:
     )
 
 
+ALL, NONE = dispatch.PASSES, ()
+
+
 @pytest.mark.parametrize(
-    ("weight", "groups", "dtype", "channels_last", "takes"),
+    ("weight", "groups", "stride", "dilation", "dtype", "channels_last", "kernels_take"),
     [
-        ((128, 4, 3, 3), 32, torch.bfloat16, True, "triton"),
-        ((128, 4, 3, 3), 32, torch.float32, True, "triton"),
-        ((128, 4, 3, 3), 32, torch.bfloat16, False, "aten"),
-        ((128, 4, 3, 3), 32, torch.float64, True, "aten"),
-        ((128, 4, 5, 5), 32, torch.bfloat16, True, "aten"),
-        ((128, 128, 3, 3), 1, torch.bfloat16, True, "aten"),
+        ((128, 4, 3, 3), 32, (1, 1), 1, torch.bfloat16, True, ALL),
+        ((128, 4, 3, 3), 32, (1, 1), 1, torch.float16, True, ALL),
+        ((128, 16, 3, 3), 8, (1, 1), 1, torch.bfloat16, True, ALL),
+        ((128, 32, 3, 3), 4, (1, 1), 1, torch.bfloat16, True, ("forward", "input_grad")),
+        ((96, 32, 3, 3), 4, (1, 1), 1, torch.bfloat16, True, ("forward", "input_grad")),
+        ((128, 4, 3, 3), 32, (2, 2), 1, torch.bfloat16, True, ("input_grad",)),
+        ((128, 32, 3, 3), 4, (2, 2), 1, torch.bfloat16, True, ("input_grad",)),
+        ((128, 64, 3, 3), 2, (1, 1), 1, torch.bfloat16, True, NONE),
+        ((128, 4, 3, 3), 32, (2, 1), 1, torch.bfloat16, True, NONE),
+        ((128, 4, 3, 3), 32, (3, 3), 1, torch.bfloat16, True, NONE),
+        ((128, 4, 3, 3), 32, (1, 1), 2, torch.bfloat16, True, NONE),
+        ((128, 4, 3, 3), 32, (1, 1), 1, torch.float32, True, NONE),
+        ((128, 4, 3, 3), 32, (1, 1), 1, torch.bfloat16, False, NONE),
+        ((128, 4, 3, 3), 32, (1, 1), 1, torch.float64, True, NONE),
+        ((128, 4, 5, 5), 32, (1, 1), 1, torch.bfloat16, True, NONE),
+        ((128, 1, 3, 3), 128, (1, 1), 1, torch.bfloat16, True, NONE),
+        ((128, 1, 3, 3), 128, (2, 2), 1, torch.bfloat16, True, NONE),
+        ((16, 128, 3, 3), 1, (1, 1), 1, torch.bfloat16, True, NONE),
     ],
-    ids=["narrow groups", "tf32", "contiguous", "float64", "5x5", "dense"],
 )
-def test_auto_takes_the_kernels_where_they_move_each_byte_once(
-    weight: tuple,
+def test_auto_takes_by_rule_what_was_faster_where_it_was_measured(
+    weight: tuple[int, int, int, int],
     groups: int,
+    stride: tuple[int, int],
+    dilation: int,
     dtype: torch.dtype,
     channels_last: bool,
-    takes: str,
+    kernels_take: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dispatch, "_device_problem", lambda device: None)
@@ -231,8 +250,10 @@ def test_auto_takes_the_kernels_where_they_move_each_byte_once(
     from gconv.kernels.device import Device
 
     monkeypatch.setattr(kernels, "device_of", lambda device: Device("cuda", "no table for it", 132))
-    geometry = ConvGeometry.of((8, 128, 56, 56), weight, (1, 1), (1, 1, 1, 1), (1, 1), groups)
+    geometry = ConvGeometry.of((8, 128, 56, 56), weight, stride, (1, 1, 1, 1), (dilation,) * 2, groups)
     tensor = on_gpu(channels_last)
-    for pass_ in dispatch.PASSES:
-        assert dispatch.decide("auto", pass_, tensor, dtype, geometry)[0] == takes
-    assert dispatch.aten_alone("auto", tensor, dtype, geometry) == (takes == "aten")
+    decided = {pass_: dispatch.decide("auto", pass_, tensor, dtype, geometry)[0] for pass_ in ALL}
+    assert decided == {pass_: "triton" if pass_ in kernels_take else "aten" for pass_ in ALL}
+    assert dispatch.aten_alone("auto", tensor, dtype, geometry) == (not kernels_take)
+    with torch.no_grad():
+        assert dispatch.aten_alone("auto", tensor, dtype, geometry) == ("forward" not in kernels_take)

@@ -1,0 +1,300 @@
+"""Strips of columns, and the weight gradient's rows and blocks, in Triton's interpreter, at tiles' edges.
+
+The tiles are given, so that all of them run, whatever the rules say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from families import check, every_other, geometry_of, inside_nan
+from oracle import Case, bounds, expected
+from torch import Tensor
+
+from gconv import kernels
+from gconv.activation import ACTIVATIONS
+from gconv.kernels import launch, tiles
+from gconv.kernels.correlation import Correlation
+from gconv.kernels.device import Device
+from gconv.kernels.forward import plan_forward
+from gconv.kernels.strips import packed
+from gconv.kernels.tiles import Tile
+from gconv.kernels.weight_grad import plan_weight_grad
+
+pytestmark = [
+    pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
+    pytest.mark.skipif(
+        os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
+    ),
+]
+HALF = torch.float16
+Processors = Callable[[int], Device]
+
+
+@pytest.fixture
+def processors(monkeypatch: pytest.MonkeyPatch) -> Processors:
+    """Make the interpreter a device of so many processors."""
+
+    def set_to(count: int) -> Device:
+        device = Device("cpu", "interpreter", count)
+        monkeypatch.setattr(launch, "device_of", lambda _: device)
+        return device
+
+    return set_to
+
+
+def layer(
+    size: tuple[int, int],
+    inputs: int = 4,
+    outputs: int = 4,
+    groups: int = 4,
+    images: int = 2,
+    **settings: Any,
+) -> Case:
+    """3x3, padding 1; ``size`` is that of the images, ``inputs`` and ``outputs`` are channels of a group."""
+    weight = (groups * outputs, inputs, 3, 3)
+    return Case("", (images, groups * inputs, *size), weight, {"padding": 1, "groups": groups, **settings})
+
+
+def strips(case: Case, transposed: bool = False, **changes: int) -> Tile:
+    """A tile for a pass of ``case``: strips of one column, one pack, but for ``changes``."""
+    make = Correlation.input_grad if transposed else Correlation.forward
+    c = make(geometry_of(case))
+    groups = tiles.groups_in_pack(c.inputs, c.outputs)
+    sides = [tiles.lanes(groups * side, tiles.SLIDE_LANES) for side in (c.inputs, c.outputs)]
+    return replace(Tile("strips", groups, 16, *sides, warps=1), **changes)
+
+
+def check_strips(case: Case, **changes: int) -> None:
+    """Compare the forward pass with float64, and at stride 1 the input gradient, which runs in strips too."""
+    tensors, geometry = case.tensors(HALF), geometry_of(case)
+    x, w, bias = (t.detach() for t in tensors)
+    x, w, bias = inside_nan(x), inside_nan(w), every_other(bias)
+    dy = torch.randn(geometry.output_size).to(HALF)
+    truth = expected(case, tensors, dy)
+    limits = bounds(case, truth, HALF)
+    results = [kernels.forward(x, w, bias, geometry, None, tile=strips(case, **changes))]
+    if geometry.stride == (1, 1):
+        results.append(kernels.input_grad(inside_nan(dy), w, geometry, strips(case, True, **changes)))
+    check(dict(zip(("output", "input gradient"), zip(results, truth, limits, strict=False), strict=False)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("columns", "width"),
+    [(1, 1), (1, 5), (2, 1), (2, 4), (2, 5), (3, 2), (3, 6), (3, 7), (3, 8), (4, 1), (4, 3), (4, 8), (4, 9)],
+)
+def test_rows_narrower_than_a_strip_or_no_multiple_of_it(columns: int, width: int, stride: int) -> None:
+    """``width`` is that of the outputs; the last column that stride 2 reads is there, and is not."""
+    for extra in range(stride):
+        case = layer((3, stride * width - extra), stride=stride)
+        assert geometry_of(case).output_size[3] == width
+        check_strips(case, columns=columns)
+
+
+@pytest.mark.parametrize(("groups", "width"), [(16, 4), (4, 8), (4, 16)])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_two_packs_a_program(columns: int, groups: int, width: int) -> None:
+    for stride in (1, 2):
+        check_strips(layer((4, 5), width, width, groups, stride=stride), columns=columns, packs=2)
+
+
+def test_packs_that_make_no_pairs_run_one_by_one() -> None:
+    """The tile of the nearest layer may hold two packs, where this one has three."""
+    check_strips(layer((3, 5), groups=12), columns=2, packs=2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("columns", "packs"), [(1, 1), (2, 2), (4, 1)])
+def test_tiles_of_many_images_and_images_in_two_tiles(columns: int, packs: int, stride: int) -> None:
+    """Of seven images with three strips each, the sixth begins in the first tile and ends in the second."""
+    case = layer((3, 3 * columns * stride), groups=8, images=7, stride=stride)
+    check_strips(case, columns=columns, packs=packs)
+
+
+def seven_rows(images: int, stride: int, padding: int) -> Case:
+    """Images of 7 x 6 outputs, whatever the padding."""
+    height, width = (stride * outputs + 2 - 2 * padding for outputs in (7, 6))
+    return layer((height, width), images=images, padding=padding, stride=stride)
+
+
+OPERANDS = launch.Operands((1, 1, 1, 1), (1, 1, 1, 1), HALF, "ieee", Device("cpu", "interpreter", 2))
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("count", "rows"), [(1, 14), (3, 5), (132, 4)])
+def test_programs_of_rows_that_span_two_tiles(
+    count: int, rows: int, stride: int, padding: int, processors: Processors
+) -> None:
+    """Of fourteen rows in two tiles: all in one program, and in several that begin and end within a tile."""
+    case, tile = seven_rows(9, stride, padding), {"columns": 2, "resident": 1}
+    operands = OPERANDS._replace(device=processors(count))
+    plan = plan_forward(geometry_of(case), operands, tile=strips(case, **tile))
+    assert (plan.arguments["rows"], plan.arguments["columns"]) == (rows, 27)
+    check_strips(case, **tile)
+
+
+@pytest.mark.parametrize("padding", [0, 2, 3, (0, 3), (3, 0)], ids=str)
+@pytest.mark.parametrize("size", [(5, 6), (6, 5)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_odd_and_even_sizes_with_padding_past_the_kernel(
+    stride: int, size: tuple[int, int], padding: int | tuple[int, int], processors: Processors
+) -> None:
+    processors(132)
+    check_strips(layer(size, groups=8, stride=stride, padding=padding), columns=2, packs=2)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "changes"),
+    [
+        (24, 24, 2, {"columns": 2}),
+        (32, 32, 1, {"columns": 4}),
+        (24, 24, 2, {"outputs": 16}),
+        (32, 32, 2, {"outputs": 16, "columns": 2}),
+        (8, 32, 2, {"columns": 2}),
+        (32, 13, 1, {"columns": 3}),
+        (3, 5, 6, {"columns": 2}),
+        (5, 3, 7, {"columns": 3}),
+        (1, 4, 5, {"columns": 2}),
+        (4, 4, 4, {"pixels": 32, "columns": 2}),
+    ],
+)
+def test_groups_of_any_width(inputs: int, outputs: int, groups: int, changes: dict[str, int]) -> None:
+    """Blocks of outputs too, which no rule makes; widths that leave lanes of a tile without a channel."""
+    for stride in (1, 2):
+        check_strips(layer((4, 5), inputs, outputs, groups, stride=stride), **changes)
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize(("columns", "packs", "stride"), [(2, 2, 1), (3, 1, 2)])
+def test_bias_residual_and_activation(
+    columns: int, packs: int, stride: int, residual: bool, activation: str | None
+) -> None:
+    case = layer((4, 5), groups=8, stride=stride)
+    geometry, tensors = geometry_of(case), case.tensors(HALF)
+    x, w, bias = (t.detach() for t in tensors)
+    side = (4 * torch.randn(geometry.output_size)).to(HALF) if residual else None
+    tile = strips(case, columns=columns, packs=packs)
+    beside = None if side is None else inside_nan(side)
+    y = kernels.forward(inside_nan(x), w, every_other(bias), geometry, activation, beside, tile)
+    right = expected(case, tensors, torch.ones(geometry.output_size))[0]
+    right = right if side is None else right + side.double()
+    bound = bounds(case, [right], HALF)[0]
+    right = right if activation is None else ACTIVATIONS[activation](right)
+    # hardswish is the steepest of them: its slope is at most 1.5.
+    check({"output": (y, right, 1.5 * bound + torch.finfo(HALF).eps)})
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_offsets_of_64_bits(columns: int, monkeypatch: pytest.MonkeyPatch, processors: Processors) -> None:
+    monkeypatch.setattr(tiles, "is_wide", lambda *_: True)
+    processors(5)  # past the plans that are kept
+    for stride in (1, 2):
+        check_strips(layer((4, 5), stride=stride), columns=columns)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("load", "groups", "unit"), [(16, 8, 8), (8, 8, 4), (16, 6, 4), (16, 5, 2)])
+def test_loads_of_each_width(load: int, groups: int, unit: int, dtype: torch.dtype) -> None:
+    """Strides come in units of what a load takes, and what divides them all."""
+    case = layer((4, 5), inputs=2, outputs=2, groups=groups)
+    x, w, _ = (t.detach() for t in case.tensors(dtype))
+    x, geometry, tile = (
+        x.contiguous(memory_format=torch.channels_last),
+        geometry_of(case),
+        strips(case, load=load),
+    )
+    assert plan_forward(geometry, launch.Operands.of(x, w), tile=tile).arguments["X_UNIT"] == unit
+    y = kernels.forward(x, w, None, geometry, None, tile=tile)
+    right = expected(case, (x, w, None), torch.ones(y.shape))[0]
+    check({"output": (y, right, bounds(case, [right], dtype)[0])})
+
+
+FORMS = {
+    "contiguous": lambda w: w.contiguous(),
+    "channels_last": lambda w: w.contiguous(memory_format=torch.channels_last),
+    "a window": inside_nan,
+    "every other number": every_other,
+    "outputs innermost": lambda w: w.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    "taps flipped in memory": lambda w: w.flip(3).transpose(2, 3).contiguous().transpose(2, 3).flip(3),
+}
+
+
+def dense_packs(case: Case, weight: Tensor, tile: Tile, transposed: bool) -> Tensor:
+    """What ``weight`` is between the channels of each pack  # (packs, 9, inputs, outputs), zero past them."""
+    blocks = weight.unflatten(0, (case.groups, -1))  # (groups, outputs, inputs, 3, 3)
+    blocks = blocks.flip(3, 4) if transposed else blocks.transpose(1, 2)
+    inputs, outputs = blocks.shape[1:3]
+    dense = weight.new_zeros(-(-case.groups // tile.groups), 9, tile.inputs, tile.outputs)
+    for g, block in enumerate(blocks):
+        at = g % tile.groups
+        rows, columns = (slice(at * side, (at + 1) * side) for side in (inputs, outputs))
+        dense[g // tile.groups, :, rows, columns] = block.flatten(2).permute(2, 0, 1)
+    return dense
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("transposed", [False, True], ids=["forward", "input_grad"])
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(4, 4, 8), (3, 5, 7), (24, 32, 2)])
+def test_weights_of_any_strides_are_packed_for_the_threads(
+    inputs: int, outputs: int, groups: int, transposed: bool, form: str
+) -> None:
+    """Thread t of four reads its inputs, 8 j + 2 t and the next of every j, side by side."""
+    case = layer((4, 4), inputs, outputs, groups)
+    weight, tile = FORMS[form](case.tensors(HALF)[1].detach()), strips(case, transposed)
+    found = packed(weight, geometry_of(case), transposed, tile).view(-1, 9, tile.outputs, tile.inputs)
+    order = [8 * j + 2 * t + e for t in range(4) for j in range(tile.inputs // 8) for e in range(2)]
+    dense = dense_packs(case, weight, tile, transposed)
+    assert torch.equal(found, dense.transpose(2, 3)[..., order])
+
+
+def check_weight_grad(case: Case, tile: Tile) -> None:
+    """Compare the weight gradient in ``tile`` and the bias gradient with float64."""
+    tensors, geometry = case.tensors(HALF), geometry_of(case)
+    x, dy = tensors[0].detach(), torch.randn(geometry.output_size).to(HALF)
+    truth = expected(case, tensors, dy)
+    limits = bounds(case, truth, HALF)[2:]
+    results = kernels.weight_grad(inside_nan(dy), inside_nan(x), geometry, True, tile)
+    check(
+        dict(
+            zip(
+                ("weight gradient", "bias gradient"),
+                zip(results, truth[2:], limits, strict=True),
+                strict=True,
+            )
+        )
+    )
+
+
+@pytest.mark.parametrize(("channels", "groups"), [((40, 24), 1), ((20, 40), 1), ((40, 40), 2)])
+@pytest.mark.parametrize(("count", "splits"), [(1, 1), (500, 3)])
+def test_bias_gradient_of_groups_wider_than_a_block(
+    count: int, splits: int, channels: tuple[int, int], groups: int, processors: Processors
+) -> None:
+    """One program sums dy of a split and block of outputs; those of other inputs and taps leave it alone."""
+    inputs, outputs = channels
+    case = Case("", (3, inputs, 4, 4), (outputs, inputs // groups, 1, 2), {"groups": groups})
+    tile = Tile("taps", 1, 16, 16, 16, warps=4, resident=1)
+    operands = OPERANDS._replace(device=processors(count))
+    assert plan_weight_grad(geometry_of(case), operands, tile=tile)[1] == splits
+    check_weight_grad(case, tile)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("count", "rows"), [(1, 14), (3, 5), (132, 4)])
+def test_weight_gradient_of_rows_that_span_two_tiles(
+    count: int, rows: int, stride: int, padding: int, processors: Processors
+) -> None:
+    case, tile = seven_rows(3, stride, padding), Tile("slide", 4, 16, 16, 16, warps=1, resident=1)
+    operands = OPERANDS._replace(device=processors(count))
+    plan, splits, _ = plan_weight_grad(geometry_of(case), operands, tile=tile)
+    assert (plan.arguments["rows"], splits) == (rows, -(-14 // rows))
+    check_weight_grad(case, tile)

@@ -26,6 +26,8 @@ FAMILIES = [
     Case("slide, width 24", (1, 48, 5, 5), (48, 24, 3, 3), {**SAME, "groups": 2}),
     Case("slide, width 32", (1, 32, 5, 5), (32, 32, 3, 3), SAME),
     Case("slide, width 1 to 4", (2, 6, 5, 5), (24, 1, 3, 3), {**SAME, "groups": 6}),
+    Case("strips, two packs", (3, 32, 4, 5), (32, 8, 3, 3), {**SAME, "groups": 4}),
+    Case("strips, two packs, stride 2", (2, 32, 5, 4), (32, 16, 3, 3), {**SAME, "stride": 2, "groups": 2}),
     Case("stride 2, even", (2, 8, 10, 10), (8, 4, 3, 3), {**SAME, "stride": 2, "groups": 2}),
     Case("stride 2, odd", (2, 8, 9, 11), (8, 4, 3, 3), {**SAME, "stride": 2, "groups": 2}),
     Case("stride 2, no padding, rest", (1, 8, 10, 8), (8, 2, 3, 3), {"stride": 2, "groups": 4}),

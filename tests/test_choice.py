@@ -106,6 +106,17 @@ def test_contiguous_tensors_go_to_the_kernels_where_copies_pay(folders: tuple) -
     assert not pays("weight_grad", LAYER.geometry(32), *HALF[:2], "contiguous"), "by rule"
 
 
+def test_a_dense_convolution_is_pytorchs_whatever_was_measured_for_groups_of_its_widths(
+    folders: tuple,
+) -> None:
+    """As ``group_conv2d`` has it, so that ``explain`` says who runs it."""
+    dense = replace(LAYER, channels=4, groups=1).geometry(32)
+    write(folders[0], entry(LAYER.geometry(32), 64, 1.0, 4.0))
+    for layout in ("channels_last", "contiguous"):
+        assert not pays("forward", dense, *HALF[:2], layout)
+    assert "dense" in choice.verdict("forward", dense, *HALF[:2], "channels_last", GPU)[1]
+
+
 def test_reasons_tell_what_was_measured(folders: tuple) -> None:
     write(folders[0], entry(LAYER.geometry(32), 64, 96.25, 410.0))
     told = [

@@ -88,12 +88,15 @@ def verdict(
 ) -> tuple[bool, str]:
     """Whether the kernel is not slower than PyTorch's own, for tensors of ``layout``, and why in words.
 
-    Where nothing of the kind was measured: in channels_last, and where each activation is moved once.
+    Where nothing of the kind was measured: in channels_last, as :func:`pays_by_rule` says. A dense
+    convolution is PyTorch's, whatever was measured for groups of its widths.
     """
+    if geometry.groups == 1:
+        return False, "one group is a dense convolution, which is left to PyTorch"
     entry = nearest(pass_, geometry, dtype, precision, device)
     if entry is not None:
         return entry.pays(size_of(geometry), layout), entry.told(size_of(geometry), layout)
-    if layout == "channels_last" and geometry.groups > 1 and pays_by_rule(pass_, geometry, dtype):
+    if layout == "channels_last" and pays_by_rule(pass_, geometry, dtype):
         return True, "the kernel moves each byte of the activations once, and was faster on an H200"
     return False, f"gconv's kernels are not known to be faster for this geometry, {layout}"
 
@@ -105,7 +108,7 @@ def pays_by_rule(pass_: str, geometry: ConvGeometry, dtype: torch.dtype) -> bool
     groups of 32 channels. What was not measured is left to PyTorch.
     """
     same = geometry.stride[0] == geometry.stride[1] and geometry.dilation == (1, 1)
-    if geometry.weight_size[2:] != (3, 3) or dtype.itemsize != 2 or not same or geometry.groups == 1:
+    if geometry.weight_size[2:] != (3, 3) or dtype.itemsize != 2 or not same:
         return False
     widest = max(geometry.channels_per_group)
     if geometry.stride[0] == 2:

@@ -24,12 +24,16 @@ def shown(name: object) -> str:
 
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
-    return escape(chr(code - 0xDC00) if 0xDC80 <= code <= 0xDCFF else match[0])
+    return rf"\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else escape(match[0])
 
 
 def escape(character: str) -> str:
-    r"""Return the escape that Python writes for ``character``: ``\n``, ``\xff``, ``\u732b``."""
-    return character.encode("unicode_escape").decode("ascii")
+    r"""Return the escape of ``character`` in Python and in bash: ``\n``, ``\u0085``, ``\u732b``.
+
+    Never ``\x85``, which is the byte to bash.
+    """
+    code = ord(character)
+    return rf"\u{code:04x}" if 0x80 <= code <= 0xFF else character.encode("unicode_escape").decode("ascii")
 
 
 def quoted(path: object) -> str:
@@ -59,5 +63,7 @@ def file_stems(names: Sequence[str]) -> list[str]:
     stems: list[str] = []
     for i, name in enumerate(names):
         stem = re.sub(r"^\.|/", "_", shown(name)).encode()[:LONGEST_STEM].decode(errors="ignore")
-        stems.append(f"{stem}-{i}" if stem in stems else stem)
+        while stem in stems:
+            stem = f"{stem}-{i}"
+        stems.append(stem)
     return stems

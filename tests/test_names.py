@@ -78,13 +78,15 @@ def test_any_name_is_shown_in_one_line_of_utf8() -> None:
     assert len(text.splitlines()) == 1 and shown(text) == text
     text.encode()
     assert shown(KINDS["bytes"]) == r"caf\xe9" and shown("a\n\x1b\u202e\ud800") == r"a\n\x1b\u202e\ud800"
+    assert shown("\x85") != shown("\udc85"), "a control character and a byte"
     for name in ("猫 👩‍👧 e\u0301 חתול $_^\\%[/]:dog:", "\u200f\u200d"):
         assert shown(name) == name
     assert json.loads(to_json({"a": ["\udcff", 1, None]})) == {"a": [r"\xff", 1, None]}
 
 
 def test_a_shell_reads_back_what_is_quoted() -> None:
-    names = [name for kind, name in KINDS.items() if kind != "bytes at the length of any name"] + [ODD, "a b"]
+    names = [name for kind, name in KINDS.items() if kind != "bytes at the length of any name"]
+    names += [ODD, "a b", "a\x85b", os.fsdecode(b"a\x85b")]
     script = " ".join(["printf", r"'%s\0'", *map(quoted, names)])
     assert "\n" not in script
     out = subprocess.run(
@@ -102,6 +104,7 @@ def test_file_names_of_classes_are_possible_and_differ(tmp_path: Path) -> None:
         (tmp_path / f"{stem}.png").touch()
     assert len(list(tmp_path.iterdir())) == len(names)
     assert file_stems(["cat", "[a]"]) == ["cat", "[a]"]
+    assert len(set(file_stems([".a", "_a-2", "_a"]))) == 3, "what is appended makes another's name"
 
 
 def test_a_run_with_any_names_is_trained_resumed_evaluated_and_used(run: Run) -> None:

@@ -22,7 +22,6 @@ from torch import Tensor
 from gconv import kernels
 from gconv.geometry import ConvGeometry
 from gconv.kernels import choice, launch, tiles
-from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.weight_grad import plan_weight_grad
 
@@ -94,22 +93,6 @@ def test_the_families_cover_every_kernel(kernel: str, packs: int) -> None:
         tile = kernels.tile_of(pass_, geometry_of(case), torch.float16, torch.device("cpu"))
         used.add((tile.kernel, tile.packs))
     assert (kernel, packs) in used
-
-
-@pytest.mark.parametrize(("width", "groups"), [(4, 3), (8, 2), (8, 6), (16, 1), (16, 3)])
-def test_tiles_of_two_packs_fit_any_groups(width: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table's tile was measured for other groups, which come in pairs of packs where these don't."""
-    case, measured = (
-        Case("", (2, n * width, 3, 5), (n * width, width, 3, 3), {**SAME, "groups": n}) for n in (groups, 32)
-    )
-    pairs = tiles.strip_tile(Correlation.forward(geometry_of(measured)))
-    assert pairs.packs == 2
-    by_rule = tiles.tile_by_rule
-    monkeypatch.setattr(
-        choice, "tile_by_rule", lambda p, *rest: by_rule(p, *rest) if p == "weight_grad" else pairs
-    )
-    monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "pairs of packs", 2))
-    check_kernels(case, torch.float16)
 
 
 @pytest.mark.parametrize(

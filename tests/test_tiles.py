@@ -104,9 +104,10 @@ def test_two_packs_a_program(columns: int, groups: int, width: int) -> None:
         check_strips(layer((4, 5), width, width, groups, stride=stride), columns=columns, packs=2)
 
 
-def test_packs_that_make_no_pairs_run_one_by_one() -> None:
-    """The tile of the nearest layer may hold two packs, where this one has three."""
-    check_strips(layer((3, 5), groups=12), columns=2, packs=2)
+@pytest.mark.parametrize(("groups", "width"), [(12, 4), (3, 4), (2, 8), (6, 8), (1, 16), (3, 16)])
+def test_packs_that_make_no_pairs_run_one_by_one(groups: int, width: int) -> None:
+    """The tile of the nearest layer may hold two packs, where this one has one or three."""
+    check_strips(layer((3, 5), width, width, groups), columns=2, packs=2)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

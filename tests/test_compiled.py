@@ -27,7 +27,8 @@ OLDEST = re.search(r"triton==([\d.]+)", (ROOT / "Makefile").read_text())[1]
 KEPT = [(version, name) for version in (PINNED, OLDEST) for name in matrix.TABLES]
 RUN_MATRIX = "run `make matrix` and commit what it writes"
 
-# One tile of each kernel in each form, for the five GPUs in turn; then the command itself, on two kernels.
+# One tile of each kernel in each form, for the five GPUs in turn, or the next that runs it; then the command
+# itself, on three kernels.
 SAMPLE = """
 import json
 import sys
@@ -41,7 +42,7 @@ for form in compiled.FORMS:
     found = {}
     for job in compiled.find_jobs(REAL, ["float16"], compiled.TARGETS, form):
         found.setdefault(job.launch.kernel.__name__, {}).setdefault(job.target, job)
-    jobs = [by_target[next(targets)] for by_target in found.values()]
+    jobs = [next(by_target[t] for t in targets if t in by_target) for by_target in found.values()]
     tables[form] = table([compiled.compile_job(job) for job in jobs])
 print(json.dumps(tables))
 options = "--suite tiny --targets sm_90 --form residual --json --processes 1"

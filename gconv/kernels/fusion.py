@@ -60,6 +60,8 @@ class Fusion(NamedTuple):
         tile = choose(pass_, geometry, *operands.kind)
         if self.epilogue == "residual" and tile.kernel == "slide" and tile.warps == 1:
             return replace(tile, warps=2, registers=None)  # one warp lacks the registers for a residual
+        if self.epilogue == "residual" and tile.kernel == "strips":
+            return replace(tile, columns=min(tile.columns, 2))  # wider strips lack them, too
         return tile
 
 

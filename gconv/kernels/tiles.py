@@ -20,7 +20,7 @@ LANES = 16  # the least inner length of a product of 16-bit tiles on tensor core
 SLIDE_LANES = 32  # from here up nine weight tiles no longer fit the registers
 DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
 WORKSPACE = 32 * 2**20  # bytes that the weight gradient's partial sums may take
-WIDEST, CACHED = 16, 8  # bytes of a load: the most there are; the most that NVIDIA's copy ahead through L1
+WIDEST = 16  # bytes of a load
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     crowded = precision == "tf32" or tile.outputs > LANES
     registers = all_registers(device) if crowded else None
     if pass_ == "forward":  # its prologue's instructions are its limit, to which copying ahead adds
-        tile = replace(tile, stages=1, load=WIDEST)
+        tile = replace(tile, stages=1)
     return replace(tile, pixels=tile.pixels // 2, warps=2, registers=registers)
 
 

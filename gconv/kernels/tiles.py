@@ -109,7 +109,7 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
         sides = (inputs, outputs) if pass_ == "forward" else (outputs, inputs)
         return taps_tile(*sides, dtype, precision, device)
-    crowded = precision == "tf32" or tile.outputs > LANES
+    crowded = precision == "tf32" or tile.outputs > LANES or tile.kernel == "residue"
     registers = all_registers(device) if crowded else None
     if pass_ == "forward":  # its prologue's instructions are its limit, to which copying ahead adds
         tile = replace(tile, stages=1)

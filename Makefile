@@ -24,7 +24,7 @@ test: .venv/dev.installed  ## run the tests (3 minutes)
 long: .venv/dev.installed  ## run the tests that take longer: kernels in every type, every network of timm (8 minutes)
 	$(BIN)/python -m pytest -q -m long --numprocesses auto --dist worksteal --benchmark-disable
 
-matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons, and keep the tables (20 minutes)
+matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons, and keep the tables (15 minutes)
 	$(BIN)/python -m benchmarks.matrix --triton .venv/triton-3.6
 
 compat: .venv/dev.installed  ## test the oldest and the newest supported torch and Triton (7 minutes, 1.5 GB of downloads)

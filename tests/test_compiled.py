@@ -1,6 +1,6 @@
 """What the compiler makes of the kernels, for GPUs that need not be there: no spills, few instructions.
 
-``make matrix`` compiles them all, in twenty minutes, and keeps the tables that these tests read. A sample,
+``make matrix`` compiles them all, in fifteen minutes, and keeps the tables that these tests read. A sample,
 compiled here, comes out as the tables say.
 """
 

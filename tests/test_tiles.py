@@ -71,7 +71,7 @@ def strips(case: Case, transposed: bool = False, **changes: int) -> Tile:
 
 
 def check_strips(case: Case, **changes: int) -> None:
-    """Compare the forward pass with float64, and at stride 1 the input gradient, which runs in strips too."""
+    """Compare the passes that run in strips with float64: at stride 2 the input gradient doesn't."""
     tensors, geometry = case.tensors(HALF), geometry_of(case)
     x, w, bias = (t.detach() for t in tensors)
     x, w, bias = inside_nan(x), inside_nan(w), every_other(bias)
@@ -82,6 +82,19 @@ def check_strips(case: Case, **changes: int) -> None:
     if geometry.stride == (1, 1):
         results.append(kernels.input_grad(inside_nan(dy), w, geometry, strips(case, True, **changes)))
     check(dict(zip(("output", "input gradient"), zip(results, truth, limits, strict=False), strict=False)))
+    if "outputs" not in changes:  # the weight gradient has no blocks of outputs
+        check_weight_grad(case, strips(case, **changes))
+
+
+def check_weight_grad(case: Case, tile: Tile) -> None:
+    """Compare the weight gradient in ``tile`` and the bias gradient with float64."""
+    tensors, geometry = case.tensors(HALF), geometry_of(case)
+    x, dy = tensors[0].detach(), torch.randn(geometry.output_size).to(HALF)
+    truth = expected(case, tensors, dy)
+    limits = bounds(case, truth, HALF)[2:]
+    results = kernels.weight_grad(inside_nan(dy), inside_nan(x), geometry, True, tile)
+    names = ("weight gradient", "bias gradient")
+    check(dict(zip(names, zip(results, truth[2:], limits, strict=True), strict=True)))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -256,24 +269,6 @@ def test_weights_of_any_strides_are_packed_for_the_threads(
     assert torch.equal(found, dense.transpose(2, 3)[..., order])
 
 
-def check_weight_grad(case: Case, tile: Tile) -> None:
-    """Compare the weight gradient in ``tile`` and the bias gradient with float64."""
-    tensors, geometry = case.tensors(HALF), geometry_of(case)
-    x, dy = tensors[0].detach(), torch.randn(geometry.output_size).to(HALF)
-    truth = expected(case, tensors, dy)
-    limits = bounds(case, truth, HALF)[2:]
-    results = kernels.weight_grad(inside_nan(dy), inside_nan(x), geometry, True, tile)
-    check(
-        dict(
-            zip(
-                ("weight gradient", "bias gradient"),
-                zip(results, truth[2:], limits, strict=True),
-                strict=True,
-            )
-        )
-    )
-
-
 @pytest.mark.parametrize(("channels", "groups"), [((40, 24), 1), ((20, 40), 1), ((40, 40), 2)])
 @pytest.mark.parametrize(("count", "splits"), [(1, 1), (500, 3)])
 def test_bias_gradient_of_groups_wider_than_a_block(
@@ -291,10 +286,13 @@ def test_bias_gradient_of_groups_wider_than_a_block(
 @pytest.mark.parametrize("padding", [0, 1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("count", "rows"), [(1, 14), (3, 5), (132, 4)])
+@pytest.mark.parametrize(("kernel", "images", "columns"), [("slide", 3, 1), ("strips", 9, 2)])
 def test_weight_gradient_of_rows_that_span_two_tiles(
-    count: int, rows: int, stride: int, padding: int, processors: Processors
-) -> None:
-    case, tile = seven_rows(3, stride, padding), Tile("slide", 4, 16, 16, 16, warps=1, resident=1)
+    kernel: str, images: int, columns: int, count: int, rows: int, stride: int, padding: int,
+    processors: Processors,
+) -> None:  # fmt: skip
+    case = seven_rows(images, stride, padding)
+    tile = Tile(kernel, 4, 16, 16, 16, warps=1, resident=1, columns=columns)
     operands = OPERANDS._replace(device=processors(count))
     plan, splits, _ = plan_weight_grad(geometry_of(case), operands, tile=tile)
     assert (plan.arguments["rows"], splits) == (rows, -(-14 // rows))

@@ -43,7 +43,11 @@ def _around(
         inputs, outputs = outputs, inputs
     if rule.kernel == "strips":
         yield from _strips(rule)
-        yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
+        if pass_ == "weight_grad":
+            yield tiles.slide_weight_tile(inputs, outputs, geometry.stride[0], dtype, device)
+            yield tiles.taps_weight_tile(inputs, outputs, dtype, precision, device)
+        else:
+            yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
     elif rule.kernel in ("slide", "residue"):
         yield from _in_flight(rule, device, 2, 4)
         if pass_ == "weight_grad":

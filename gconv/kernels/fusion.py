@@ -62,6 +62,8 @@ class Fusion(NamedTuple):
             return replace(tile, warps=2, registers=None)  # one warp lacks the registers for a residual
         if self.epilogue == "residual" and tile.kernel == "strips":
             return replace(tile, columns=min(tile.columns, 2))  # wider strips lack them, too
+        if self.bias and pass_ == "weight_grad" and tile.kernel == "strips":
+            return replace(tile, columns=min(tile.columns, 3 // tile.packs))  # the sums of dy take some
         return tile
 
 

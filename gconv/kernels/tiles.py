@@ -98,7 +98,7 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         make = taps_weight_tile if pass_ == "weight_grad" else taps_tile
         return make(inputs, outputs, dtype, precision, device)
     if pass_ == "weight_grad":
-        tile = weight_grad_tile(geometry, dtype, precision, device)
+        tile = weight_grad_tile(geometry, dtype, precision, device, norm=True)
     else:
         make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
         tile = correlation_tile(make(geometry), dtype, precision, device, strips=False)
@@ -136,11 +136,15 @@ def correlation_tile(
     return taps_tile(correlation.inputs, correlation.outputs, dtype, precision, device)
 
 
-def weight_grad_tile(geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+def weight_grad_tile(
+    geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device, norm: bool = False
+) -> Tile:
     """The tile of the weight gradient: ``inputs`` and ``outputs`` are the sides of its sums."""
     cg, kg = geometry.channels_per_group
     if cg == kg == 1:
         return depthwise_weight_tile(geometry, device)
+    if has_strips(Correlation.forward(geometry), dtype, device):
+        return strip_weight_tile(geometry, norm)
     slides = geometry.weight_size[2:] == (3, 3) and geometry.stride[0] in (1, 2) and geometry.dilation[0] == 1
     if slides and fits_registers(cg, kg, dtype, precision, device):
         return slide_weight_tile(cg, kg, geometry.stride[0], dtype, device)
@@ -250,6 +254,25 @@ def strip_tile(correlation: Correlation) -> Tile:
     if groups * c.inputs == groups * c.outputs == LANES and c.groups % (2 * groups) == 0:
         return replace(tile, columns=columns, packs=2, resident=8)
     return replace(tile, columns=columns, resident=13)
+
+
+def strip_weight_tile(geometry: ConvGeometry, norm: bool = False) -> Tile:
+    """Nine sums [outputs, inputs] in registers: of two packs of sixteen lanes on one warp, or 32 on two.
+
+    With batch norm inside, one pack: its numbers and its arithmetic take registers, too.
+    """
+    cg, kg = geometry.channels_per_group
+    groups = groups_in_pack(cg, kg)
+    inputs, outputs = lanes(groups * cg, SLIDE_LANES), lanes(groups * kg, SLIDE_LANES)
+    two = groups * cg == groups * kg == LANES and geometry.groups % (2 * groups) == 0 and not norm
+    columns, stages = (2, 3) if geometry.stride == (1, 1) else (1, 2)
+    warps = max(1, inputs * outputs // 512)
+    tile = Tile("strips", groups, 16, inputs, outputs, warps, stages, registers=255, resident=8 // warps)
+    if norm and inputs == outputs == LANES and fills(tile, geometry.groups, cg, kg):
+        columns *= 2
+    elif inputs != outputs or (norm and inputs > LANES):
+        columns = 1
+    return replace(tile, columns=min(columns, geometry.output_size[3]), packs=1 + two)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -23,6 +24,7 @@ from gconv.kernels.packing import (
     locate_columns,
     mask_columns,
 )
+from gconv.kernels.strips_weight import strips_weight_kernel
 
 COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "top", "left"]
 STRIDES = ["dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w"]
@@ -294,19 +296,22 @@ def plan_weight_grad(
         The launch; how many partial sums there are of each number; how many numbers.
     """
     tile = tile or fusion.tile("weight_grad", geometry, operands)
+    if geometry.groups % (tile.groups * tile.packs):  # a tile of the nearest layer may hold more packs
+        tile = replace(tile, packs=1)
     (n, _, h, w), (_, _, p, q) = geometry.input_size, geometry.output_size
     (k, _, r, s), (cg, kg), groups = geometry.weight_size, geometry.channels_per_group, geometry.groups
     size = k * (cg * r * s + fusion.bias)
-    columns = n * p * q if tile.kernel == "taps" else n * q
+    strips = -(-q // tile.columns)
+    columns = n * p * q if tile.kernel == "taps" else n * strips
     column_tiles = -(-columns // tile.pixels)
     if tile.depthwise:
         programs = -(-groups // tile.outputs)
         packs = programs
     else:
-        packs = -(-groups // tile.groups)
+        packs = -(-groups // (tile.groups * tile.packs))
         programs = packs * -(-tile.groups * kg // tile.outputs) * -(-tile.groups * cg // tile.inputs)
         programs *= r * s if tile.kernel == "taps" else 1
-    if tile.kernel == "slide":
+    if tile.kernel in ("slide", "strips"):
         rows, splits = tiles.rows_of_split(column_tiles * p, programs, 4 * size, tile, operands.device)
     else:
         rows = tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
@@ -319,6 +324,7 @@ def plan_weight_grad(
         "packs": packs,
         "groups": groups,
         "columns": columns,
+        "strips": strips,
         "H": h,
         "W": w,
         "P": p,
@@ -337,14 +343,16 @@ def plan_weight_grad(
         **fusion.values,
         "PRECISION": operands.precision,
         "FULL": tiles.fills(tile, groups, cg, kg),
-        "WIDE": tiles.is_wide(tile, q, (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)),
+        "WIDE": tiles.is_wide(tile, strips, (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)),
         **{"BM": tile.pixels, "BI": tile.inputs, "BO": tile.outputs, "BT": tiles.power_of_two(r * s)},
+        **{"T": tile.columns, "B": tile.packs},
     }
     kernel = KERNELS[tile.kernel]
     return Launch.of(kernel, programs * splits, values, tile), splits, size
 
 
 KERNELS = {
+    "strips": strips_weight_kernel,
     "slide": slide_weight_kernel,
     "taps": taps_weight_kernel,
     "depthwise-slide": depthwise_slide_weight_kernel,

@@ -1,0 +1,179 @@
+"""The weight gradient of 3x3 kernels: slides strips of neighbouring columns down the rows of dy and x together."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gconv.kernels.fusion import load_norm, normalise
+from gconv.kernels.packing import as_mask, dot, load_tile, locate_channels, locate_columns
+
+
+@triton.jit
+def load_gradient(
+    p, offset, step, masks, inside, m_k, identity, bias, BIAS: tl.constexpr, FULL: tl.constexpr
+):
+    """A row of dy in strips, transposed, as a product's left operand in registers, each  # [B BO, BM]
+
+    And ``bias``, the running sums of dy  # [B BO, 4], to which each thread adds what it holds of a channel.
+
+    Three rows of x meet each row of dy, but what a loop hands on to its next turn lies in registers as it was
+    loaded, from where Triton would bring it to the product's layout through shared memory each time. The
+    sums of a product already lie as the next product's left operand. So one product with the identity makes
+    the layout once; it changes no number that is finite.
+    """
+    columns = ()
+    for t in tl.static_range(len(masks)):
+        m = as_mask(masks[t] & inside)[None, :]
+        dy = tl.load(p + t * step + offset, m if FULL else m & m_k[:, None], 0.0)
+        laid = dot(dy, identity, tl.zeros([dy.shape[0], identity.shape[1]], tl.float32), "ieee")
+        if BIAS:
+            bias += tl.sum(tl.sum(laid.reshape(dy.shape[0], dy.shape[1] // 8, 4, 2), 3), 1)
+        columns = columns + (laid.to(dy.dtype),)
+    return columns, bias
+
+
+@triton.jit
+def load_inputs(p, offset, step, masks, inside, norm, m_c, PROLOGUE: tl.constexpr, FULL: tl.constexpr):
+    """The columns of a row of x that a strip's kernels meet, through the norm, each  # [BM, B BI]"""
+    columns = ()
+    for u in tl.static_range(len(masks)):
+        x = load_tile(p + u * step, offset, masks[u] & inside, m_c, FULL)
+        columns = columns + (normalise(x, norm, as_mask(masks[u] & inside), PROLOGUE),)
+    return columns
+
+
+@triton.jit
+def add_columns(sums, dy, x, STRIDE: tl.constexpr):
+    """The sums of a kernel row's three taps, plus what a row of dy and the row of x that it meets add."""
+    s0, s1, s2 = sums
+    for t in tl.static_range(len(dy)):
+        s0 = dot(dy[t], x[t * STRIDE], s0, "ieee")
+        s1 = dot(dy[t], x[t * STRIDE + 1], s1, "ieee")
+        s2 = dot(dy[t], x[t * STRIDE + 2], s2, "ieee")
+    return s0, s1, s2
+
+
+@triton.jit
+def renew(row):
+    """``row`` as it is. Triton loads ahead only in loops that don't hand on what they were handed."""
+    columns = ()
+    for t in tl.static_range(len(row)):
+        columns = columns + (row[t].to(tl.int16, bitcast=True).to(row[t].dtype, bitcast=True),)
+    return columns
+
+
+@triton.jit
+def own_inputs(sums, B: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
+    """Of each pack's sums those with its own inputs  # [B BO, BI]
+
+    No instruction: the splits rename registers, and products whose sums are dropped here are never compiled.
+    """
+    if B == 2:
+        left, right = tl.split(sums.reshape(2, BO, 2, BI).permute(1, 3, 0, 2))
+        first, _ = tl.split(left)
+        _, second = tl.split(right)
+        sums = tl.join(first, second).permute(2, 0, 1).reshape(2 * BO, BI)
+    return sums
+
+
+@triton.jit
+def store_taps(p, step, sums, offset, mask, B: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
+    """The diagonal blocks of a kernel row's three taps, ``step`` numbers apart."""
+    for s in tl.static_range(3):
+        tl.store(p + s * step + offset, own_inputs(sums[s], B, BI, BO), mask)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "packs", "groups", "columns", "strips", "H", "W", "P", "Q", "rows", "top", "left",
+        "dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w",
+    ]
+)  # fmt: skip
+def strips_weight_kernel(
+    p_dy, p_x, p_sums, p_norm,
+    packs, groups, columns, strips, H, W, P, Q, rows, top, left,
+    dy_n, dy_h, dy_w, x_n, x_h, x_w,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
+    BIAS: tl.constexpr, PROLOGUE: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr,
+    T: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Partial sums for 3x3, stride 1 or 2: slides BM strips of T columns of dy down the rows; loads each once.
+
+        sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, p STRIDE - top + r, q STRIDE - left + s]
+
+    Column q + t of dy meets columns t STRIDE + s of the strip's x: (T - 1) STRIDE + 3 loads of x and T of dy.
+
+    Grid: batches of B packs, fastest; splits, each of which takes ``rows`` rows of dy, numbered through tiles
+    of BM strips. A batch of two packs is one tile of twice as many channels, so that a load moves 64 bytes of
+    a pixel. The product of one pack's dy and the other's x is nobody's; the compiler leaves it out.
+
+    In registers: the sums of the nine taps [B BO, B BI]; the rows of dy that meet the row of x, three at stride
+    1, which move up as the rows move down, and two at stride 2. In shared memory: the rows that are on their way.
+    """
+    i_pack = tl.program_id(0) % packs
+    i_split = tl.program_id(0) // packs
+    start = i_split * rows
+    stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * P)
+
+    c, m_c = locate_channels(i_pack, 0, groups, CI, B * G, B * BI)
+    k, m_k = locate_channels(i_pack, 0, groups, CO, B * G, B * BO)
+    norm = load_norm(p_norm, groups * CI, c, m_c, PROLOGUE)
+    same = tl.arange(0, BM)[:, None] == tl.arange(0, BM)[None, :]
+    identity = tl.where(same, 1.0, 0.0).to(p_dy.dtype.element_ty)
+    zero = tl.zeros([B * BO, B * BI], tl.float32)
+    none = tl.zeros([B * BO, BM], p_dy.dtype.element_ty)
+    sums0, sums1, sums2 = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero)
+    bias = tl.zeros([B * BO, 4], tl.float32)
+    step_x, step_dy = x_w * X_UNIT, dy_w * DY_UNIT
+    for i_m in range(start // P, tl.cdiv(stop, P)):
+        first, end = tl.maximum(start - i_m * P, 0), tl.minimum(stop - i_m * P, P)
+        n, image, strip, m_column = locate_columns(i_m, columns, strips, BM, WIDE)
+        q = strip * T
+        j = q * STRIDE - left
+        o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
+        o_dy = ((image * dy_n + q * dy_w) * DY_UNIT)[None, :] + k[:, None]
+        m_x, m_dy = (), ()
+        for u in tl.static_range((T - 1) * STRIDE + 3):
+            m_x = m_x + (m_column & (j + u >= 0) & (j + u < W),)
+        for t in tl.static_range(T):
+            m_dy = m_dy + (m_column & (q + t < Q),)
+        h0, last = first * STRIDE - top, end * STRIDE - top
+        p_row = p_x + (n * x_n + h0.to(tl.int64) * x_h) * X_UNIT
+        p_grad = p_dy + (n * dy_n + first.to(tl.int64) * dy_h) * DY_UNIT
+        dy1, dy2 = (none,) * T, (none,) * T
+        # Rows of x below the image add nothing; those beside rows of dy are the bias gradient's.
+        for h in range(h0, tl.minimum(last + 2, tl.maximum(last, H)), STRIDE):
+            inside = (h >= 0) & (h < H)
+            x = load_inputs(p_row, o_x, step_x, m_x, inside, norm, m_c, PROLOGUE, FULL)
+            if STRIDE == 1:
+                sums2 = add_columns(sums2, dy2, x, STRIDE)
+                sums1 = add_columns(sums1, dy1, x, STRIDE)
+                dy2 = renew(dy1)
+                dy1, bias = load_gradient(
+                    p_grad, o_dy, step_dy, m_dy, h < last, m_k, identity, bias, BIAS, FULL
+                )
+                sums0 = add_columns(sums0, dy1, x, STRIDE)
+            else:
+                sums2 = add_columns(sums2, dy1, x, STRIDE)
+                dy1, bias = load_gradient(
+                    p_grad, o_dy, step_dy, m_dy, h < last, m_k, identity, bias, BIAS, FULL
+                )
+                sums0 = add_columns(sums0, dy1, x, STRIDE)
+                inside = (h + 1 >= 0) & (h + 1 < H)
+                x = load_inputs(p_row + x_h * X_UNIT, o_x, step_x, m_x, inside, norm, m_c, PROLOGUE, FULL)
+                sums1 = add_columns(sums1, dy1, x, STRIDE)
+            p_row += STRIDE * x_h * X_UNIT
+            p_grad += dy_h * DY_UNIT
+
+    i, o = tl.arange(0, BI), tl.arange(0, B * BO) % BO
+    mask = ((o // CO)[:, None] == (i // CI)[None, :]) & m_k[:, None]
+    offset = (k * CI)[:, None] + (i % CI)[None, :]
+    size = groups * CO * CI
+    p_sums += i_split.to(tl.int64) * (9 * size + BIAS * groups * CO)
+    store_taps(p_sums, size, sums0, offset, mask, B, BI, BO)
+    store_taps(p_sums + 3 * size, size, sums1, offset, mask, B, BI, BO)
+    store_taps(p_sums + 6 * size, size, sums2, offset, mask, B, BI, BO)
+    if BIAS:
+        tl.store(p_sums + 9 * size + k, tl.sum(bias, 1), m_k)

@@ -117,7 +117,8 @@ def table() -> str:
     for path in sorted(choice.SHIPPED.glob("*.json")):
         saved = json.loads(path.read_text())
         commit = (saved["environment"].get("commit") or "")[:7]
-        since = "unchanged" if saved["kernels"] == choice.KERNELS else "**changed**"
+        outdated = choice.outdated(saved["kernels"])
+        since = f"**changed**: {', '.join(outdated)}" if outdated else "unchanged"
         rows.append(f"| `{choice.SHIPPED.name}/{path.name}` | `python -m gconv.tune` | {commit} | {since} |")
     return "\n".join(rows) + "\n"
 

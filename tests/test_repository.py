@@ -44,6 +44,7 @@ GCONV_ORDER = [
     "gconv.kernels.input_grad",
     "gconv.kernels.forward",
     "gconv.kernels.strips",
+    "gconv.kernels.strips_weight",
     "gconv.kernels.depthwise",
     "gconv.kernels.fusion",
     "gconv.kernels.launch",

@@ -27,7 +27,8 @@ from gconv.kernels.device import Device
 from gconv.kernels.tiles import LANES, SLIDE_LANES, Tile, tile_by_rule
 
 SHIPPED = Path(__file__).parent / "measured"
-KERNELS = 3  # raised when a change of the kernels makes old tables wrong: other tiles, other speeds
+# By pass; raised when a change of its kernels makes what was measured wrong: other tiles, other speeds.
+KERNELS = {"forward": 3, "input_grad": 4, "weight_grad": 4}
 KEPT = 4096  # answers; images of ever new sizes must not fill the memory
 SURE = 1.0  # octaves: an entry that is further away has to show a gain of
 MARGIN = 0.1  # a tenth, for the kernels to be taken on its word
@@ -157,7 +158,7 @@ def table(device_name: str) -> dict[tuple, list[Entry]]:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The entries of a table; none where there is no file, or it was written for another gconv's kernels.
+    """The entries of a table that hold for the present kernels; none if there is no file.
 
     Raises:
         ValueError: the file is no table.
@@ -166,9 +167,15 @@ def read_entries(path: Path) -> list[Entry]:
         return []
     try:
         saved = json.loads(path.read_text())
-        return [Entry.read(fields) for fields in saved["entries"]] if saved["kernels"] == KERNELS else []
-    except (ValueError, KeyError, TypeError) as error:
+        old = outdated(saved["kernels"])
+        return [e for e in map(Entry.read, saved["entries"]) if e.kind[0] not in old]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no table of gconv's: {error!r}") from None
+
+
+def outdated(kernels: dict[str, int]) -> list[str]:
+    """The passes whose kernels have changed since a table of ``kernels`` was measured."""
+    return [pass_ for pass_, version in KERNELS.items() if kernels.get(pass_) != version]
 
 
 def _entries_or_none(path: Path) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""The weight gradient of 3x3 kernels: slides strips of neighbouring columns down the rows of dy and x together."""
+"""3x3 weight gradient: slides strips of neighbouring columns down the rows of dy and x together."""
 
 from __future__ import annotations
 
@@ -99,18 +99,19 @@ def strips_weight_kernel(
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr,
     T: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums for 3x3, stride 1 or 2: slides BM strips of T columns of dy down the rows; loads each once.
+    """Partial sums for 3x3, stride 1 or 2: slides BM strips of T columns of dy down the rows.
 
-        sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, p STRIDE - top + r, q STRIDE - left + s]
+        sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, h, w]
+        where  h = p STRIDE - top + r,  w = q STRIDE - left + s
 
-    Column q + t of dy meets columns t STRIDE + s of the strip's x: (T - 1) STRIDE + 3 loads of x and T of dy.
+    Column t of a strip of dy meets columns t STRIDE + s of x: T loads of dy and (T - 1) STRIDE + 3 of x.
 
     Grid: batches of B packs, fastest; splits, each of which takes ``rows`` rows of dy, numbered through tiles
-    of BM strips. A batch of two packs is one tile of twice as many channels, so that a load moves 64 bytes of
-    a pixel. The product of one pack's dy and the other's x is nobody's; the compiler leaves it out.
+    of BM strips. Two packs are one tile of twice as many channels, so that a load moves 64 bytes of a pixel.
+    Nobody needs the products of one pack's dy with the other's x, so the compiler leaves them out.
 
-    In registers: the sums of the nine taps [B BO, B BI]; the rows of dy that meet the row of x, three at stride
-    1, which move up as the rows move down, and two at stride 2. In shared memory: the rows that are on their way.
+    In registers: the sums of the nine taps [B BO, B BI], and the rows of dy that meet a row of x: three at
+    stride 1, which move up as the rows move down, two at stride 2. In shared memory: rows on their way.
     """
     i_pack = tl.program_id(0) % packs
     i_split = tl.program_id(0) // packs

@@ -266,11 +266,11 @@ def strip_weight_tile(geometry: ConvGeometry, norm: bool = False) -> Tile:
     inputs, outputs = lanes(groups * cg, SLIDE_LANES), lanes(groups * kg, SLIDE_LANES)
     two = groups * cg == groups * kg == LANES and geometry.groups % (2 * groups) == 0 and not norm
     columns, stages = (2, 3) if geometry.stride == (1, 1) else (1, 2)
-    warps = max(1, inputs * outputs // 512)
+    warps = max(inputs, outputs) // LANES
     tile = Tile("strips", groups, 16, inputs, outputs, warps, stages, registers=255, resident=8 // warps)
     if norm and inputs == outputs == LANES and fills(tile, geometry.groups, cg, kg):
         columns *= 2
-    elif inputs != outputs or (norm and inputs > LANES):
+    elif norm and max(inputs, outputs) > LANES:
         columns = 1
     return replace(tile, columns=min(columns, geometry.output_size[3]), packs=1 + two)
 

@@ -23,14 +23,19 @@ DESCRIPTION = """\
 Compiles every kernel, in every tile that it is launched in for the layers of some suites at batch 256,
 and prints what the compiler made of it. Needs no GPU.
 
-  registers    of a thread; 65,536 of them over those of a program is how many programs a processor keeps
+  registers    of a thread
   spills       bytes of a thread's that did not fit into registers: 0, or the tile is too large
   shared       bytes of shared memory of a program
   ahead        L1 where loads are on their way before they are needed, through the cache in which the shifted
                loads of a row meet; L2 where they go past it; empty where they go to registers
+  holds        programs that a processor holds at once, by its registers, shared memory and warps
+  waves        programs for the first layer that the kernel runs, over those that 132 processors hold
   per output   warp instructions in the main loop for each output, or element of dy in the weight gradient.
                A processor of NVIDIA's issues 4 a cycle: on an H200, 0.3 an output in 16 bits take a third of
                the time that the memory takes for it.
+  moved        bytes that the main loop loads and stores for each output: 4 for x and y once, in 16 bits
+  lines        pieces of cache lines that it touches for each 1,024 outputs: requests to L1 and L2
+  operands     reads of shared memory for each 1,024 outputs
 """
 
 
@@ -102,24 +107,21 @@ def _order(kernel: Kernel) -> tuple:
 
 def table(kernels: list[Kernel]) -> str:
     """Return a line for each kernel, columns as wide as they need."""
-    head = ("target", "type", "kernel", "tile", "ahead", "registers", "spills", "shared", "per output")
+    head = ("target", "type", "kernel", "tile", "ahead", "registers", "spills", "shared", "holds", "waves")
+    counts = ("per output", "moved", "lines", "operands")
     rows = [
         (
-            k.target,
-            k.dtype,
-            k.name,
-            k.tile,
-            k.ahead,
-            *map(str, (k.registers, k.spills, k.shared)),
-            _number(k.per_output),
+            *(k.target, k.dtype, k.name, k.tile, k.ahead),
+            *map(_number, (k.registers, k.spills, k.shared, k.holds)),
+            *map(_number, (k.waves, k.per_output, k.moved, k.lines, k.operands), (2, 3, 1, 0, 0)),
         )
         for k in kernels
     ]
-    return columns([head, *dict.fromkeys(rows)], left=5, rule=True)
+    return columns([(*head, *counts), *dict.fromkeys(rows)], left=5, rule=True)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 if __name__ == "__main__":

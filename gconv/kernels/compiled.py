@@ -48,6 +48,16 @@ FORMS = {
         "weight_grad": Fusion(prologue=True),
     },
 }
+COUNT = 132  # processors of the GPU that launches are planned for: an H100, an H200
+LINE = 128  # bytes of a cache line
+WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # of NVIDIA's loads and stores; else 4
+# KiB of shared memory, warps and programs of a processor.
+PROCESSOR = {
+    "sm_80": (164, 64, 32),
+    "sm_90": (228, 64, 32),
+    "sm_100": (228, 64, 32),
+    "sm_120": (100, 48, 24),
+}
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -65,9 +75,17 @@ class Kernel:
         spills: bytes of a thread's that did not fit into registers.
         shared: bytes of shared memory of a program.
         ahead: "L1" where the main loop copies to shared memory what it needs later, through L1; "L2" where
-            past L1; "" where loads go to registers. Known for NVIDIA's.
+            past L1; "" where loads go to registers, and on AMD's.
+        holds: programs that a processor holds at once, by registers, shared memory and its limits on warps.
+        waves: programs of the first of ``layers``, over those that ``COUNT`` processors hold.
         per_output: instructions of a warp in the main loop for each output, or for each element of dy in the
             weight gradient; None where there is no loop to count.
+        moved: bytes of global memory that the main loop's loads and stores ask for, for each output.
+        lines: pieces of cache lines that they touch, for each 1,024 outputs. A piece is a pixel's channels in
+            the tile: L1 and L2 answer one request for each.
+        operands: reads of shared memory by a warp in the main loop, for each 1,024 outputs.
+
+    The last four are None where there is no loop to count; for AMD's the last three, ``holds`` and ``waves``.
     """
 
     target: str
@@ -79,7 +97,12 @@ class Kernel:
     spills: int
     shared: int
     ahead: str
-    per_output: float | None
+    holds: int | None = None
+    waves: float | None = None
+    per_output: float | None = None
+    moved: float | None = None
+    lines: float | None = None
+    operands: float | None = None
 
 
 class Job(NamedTuple):
@@ -98,7 +121,7 @@ class Job(NamedTuple):
 
     @property
     def launch(self) -> Launch:
-        """The launch itself, planned for channels_last tensors and a GPU of 132 processors."""
+        """The launch itself, planned for channels_last tensors and a GPU of ``COUNT`` processors."""
         launches = _launches(self.target, self.dtype, self.pass_, self.geometry, self.form, self.tile)
         return launches[self.index]
 
@@ -139,7 +162,6 @@ def compile_job(job: Job, layers: tuple[str, ...] = ()) -> Kernel:
     compiled = triton.compile(source, gpu, options)
     resources, listing = _read_cubin(compiled) if cuda else _read_amdgcn(compiled)
     loop = main_loop(listing)
-    turn = len(loop)
     stride = f", stride {launch.arguments['STRIDE']}" if "STRIDE" in launch.arguments else ""
     return Kernel(
         job.target,
@@ -150,8 +172,42 @@ def compile_job(job: Job, layers: tuple[str, ...] = ()) -> Kernel:
         **resources,
         shared=compiled.metadata.shared,
         ahead=_copied_ahead(loop),
-        per_output=round(turn * launch.tile.warps / _outputs_a_turn(launch), 3) if turn else None,
+        **(_waves(job.target, launch, resources["registers"], compiled.metadata.shared) if cuda else {}),
+        **_loop_counts(loop, launch, TYPES[job.dtype][0].itemsize, cuda),
     )
+
+
+def _loop_counts(loop: list[str], launch: Launch, itemsize: int, cuda: bool) -> dict[str, float]:
+    """What the main loop does for each output, or each 1,024."""
+    if not loop:
+        return {}
+    tile, outputs = launch.tile, _outputs_a_turn(launch)
+    counts = {"per_output": round(len(loop) * tile.warps / outputs, 3)}
+    if cuda:
+        moved = sum(map(_bytes_moved, loop)) * 32 * tile.warps
+        channels = tile.outputs if tile.depthwise else tile.inputs * tile.packs
+        counts["moved"] = round(moved / outputs, 2)
+        counts["lines"] = round(1024 * moved / outputs / min(LINE, channels * itemsize), 1)
+        reads = sum(bool(re.search(r"\bLDSM?\b", line)) for line in loop) * tile.warps
+        counts["operands"] = round(1024 * reads / outputs, 1)
+    return counts
+
+
+def _bytes_moved(instruction: str) -> int:
+    """Bytes that a thread loads from global memory, or stores to it."""
+    match = re.search(r"\b(?:LDGSTS|LDG|STG)(\.\S+)", instruction)
+    if match is None:
+        return 0
+    return next((size for name, size in WIDTHS.items() if f".{name}." in f"{match[1]}."), 4)
+
+
+def _waves(target: str, launch: Launch, registers: int, shared: int) -> dict[str, float]:
+    """How many programs a processor holds at once, and how many times the grid fills all."""
+    capacity, most_warps, most = PROCESSOR[target]
+    warps = launch.tile.warps
+    by_registers = 65536 // (warps * -(-registers * 32 // 256) * 256)
+    holds = min(by_registers, capacity * 1024 // (shared + 1024), most_warps // warps, most)
+    return {"holds": holds, "waves": round(launch.programs / (holds * COUNT), 2)}
 
 
 def main_loop(listing: list[str]) -> list[str]:
@@ -218,7 +274,7 @@ def _launches(
 def _precision_and_device(target: str, dtype: str) -> tuple[str, Device]:
     """How float32 is multiplied for a target, and a GPU of it."""
     kind = "cuda" if target.startswith("sm_") else "hip"
-    return ("tf32" if dtype == "tf32" and kind == "cuda" else "ieee"), Device(kind, target, 132)
+    return ("tf32" if dtype == "tf32" and kind == "cuda" else "ieee"), Device(kind, target, COUNT)
 
 
 def _strides(size: tuple[int, ...]) -> tuple[int, ...]:

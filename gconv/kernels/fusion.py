@@ -63,7 +63,8 @@ class Fusion(NamedTuple):
         if self.epilogue == "residual" and tile.kernel == "strips":
             return replace(tile, columns=min(tile.columns, 2))  # wider strips lack them, too
         if self.bias and pass_ == "weight_grad" and tile.kernel == "strips":
-            return replace(tile, columns=min(tile.columns, 3 // tile.packs))  # the sums of dy take some
+            most = 6 // (tile.packs * operands.dtype.itemsize)  # the sums of dy take some
+            return replace(tile, columns=min(tile.columns, most))
         return tile
 
 

@@ -11,8 +11,9 @@ from gconv.kernels.packing import as_mask, dot, load_tile, locate_channels, loca
 
 @triton.jit
 def load_gradient(
-    p, offset, step, masks, inside, m_k, identity, bias, BIAS: tl.constexpr, FULL: tl.constexpr
-):
+    p, offset, step, masks, inside, m_k, identity, bias,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
     """A row of dy in strips, transposed, as a product's left operand in registers, each  # [B BO, BM]
 
     And ``bias``, the running sums of dy  # [B BO, 4], to which each thread adds what it holds of a channel.
@@ -20,15 +21,17 @@ def load_gradient(
     Three rows of x meet each row of dy, but what a loop hands on to its next turn lies in registers as it was
     loaded, from where Triton would bring it to the product's layout through shared memory each time. The
     sums of a product already lie as the next product's left operand. So one product with the identity makes
-    the layout once; it changes no number that is finite.
+    the layout once; it changes no number that is finite, but for the rounding to TF32 that the next product
+    would make.
     """
     columns = ()
     for t in tl.static_range(len(masks)):
         m = as_mask(masks[t] & inside)[None, :]
         dy = tl.load(p + t * step + offset, m if FULL else m & m_k[:, None], 0.0)
-        laid = dot(dy, identity, tl.zeros([dy.shape[0], identity.shape[1]], tl.float32), "ieee")
+        laid = dot(dy, identity, tl.zeros([dy.shape[0], identity.shape[1]], tl.float32), PRECISION)
         if BIAS:
-            bias += tl.sum(tl.sum(laid.reshape(dy.shape[0], dy.shape[1] // 8, 4, 2), 3), 1)
+            exact = laid if dy.dtype.primitive_bitwidth == 16 else dy  # the product rounds to TF32
+            bias += tl.sum(tl.sum(exact.reshape(dy.shape[0], dy.shape[1] // 8, 4, 2), 3), 1)
         columns = columns + (laid.to(dy.dtype),)
     return columns, bias
 
@@ -44,13 +47,13 @@ def load_inputs(p, offset, step, masks, inside, norm, m_c, PROLOGUE: tl.constexp
 
 
 @triton.jit
-def add_columns(sums, dy, x, STRIDE: tl.constexpr):
+def add_columns(sums, dy, x, STRIDE: tl.constexpr, PRECISION: tl.constexpr):
     """The sums of a kernel row's three taps, plus what a row of dy and the row of x that it meets add."""
     s0, s1, s2 = sums
     for t in tl.static_range(len(dy)):
-        s0 = dot(dy[t], x[t * STRIDE], s0, "ieee")
-        s1 = dot(dy[t], x[t * STRIDE + 1], s1, "ieee")
-        s2 = dot(dy[t], x[t * STRIDE + 2], s2, "ieee")
+        s0 = dot(dy[t], x[t * STRIDE], s0, PRECISION)
+        s1 = dot(dy[t], x[t * STRIDE + 1], s1, PRECISION)
+        s2 = dot(dy[t], x[t * STRIDE + 2], s2, PRECISION)
     return s0, s1, s2
 
 
@@ -58,8 +61,9 @@ def add_columns(sums, dy, x, STRIDE: tl.constexpr):
 def renew(row):
     """``row`` as it is. Triton loads ahead only in loops that don't hand on what they were handed."""
     columns = ()
+    bits: tl.constexpr = tl.int16 if row[0].dtype.primitive_bitwidth == 16 else tl.int32
     for t in tl.static_range(len(row)):
-        columns = columns + (row[t].to(tl.int16, bitcast=True).to(row[t].dtype, bitcast=True),)
+        columns = columns + (row[t].to(bits, bitcast=True).to(row[t].dtype, bitcast=True),)
     return columns
 
 
@@ -95,7 +99,7 @@ def strips_weight_kernel(
     packs, groups, columns, strips, H, W, P, Q, rows, top, left,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
-    BIAS: tl.constexpr, PROLOGUE: tl.constexpr,
+    BIAS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr,
     T: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
@@ -149,22 +153,22 @@ def strips_weight_kernel(
             inside = (h >= 0) & (h < H)
             x = load_inputs(p_row, o_x, step_x, m_x, inside, norm, m_c, PROLOGUE, FULL)
             if STRIDE == 1:
-                sums2 = add_columns(sums2, dy2, x, STRIDE)
-                sums1 = add_columns(sums1, dy1, x, STRIDE)
+                sums2 = add_columns(sums2, dy2, x, STRIDE, PRECISION)
+                sums1 = add_columns(sums1, dy1, x, STRIDE, PRECISION)
                 dy2 = renew(dy1)
                 dy1, bias = load_gradient(
-                    p_grad, o_dy, step_dy, m_dy, h < last, m_k, identity, bias, BIAS, FULL
+                    p_grad, o_dy, step_dy, m_dy, h < last, m_k, identity, bias, BIAS, PRECISION, FULL
                 )
-                sums0 = add_columns(sums0, dy1, x, STRIDE)
+                sums0 = add_columns(sums0, dy1, x, STRIDE, PRECISION)
             else:
-                sums2 = add_columns(sums2, dy1, x, STRIDE)
+                sums2 = add_columns(sums2, dy1, x, STRIDE, PRECISION)
                 dy1, bias = load_gradient(
-                    p_grad, o_dy, step_dy, m_dy, h < last, m_k, identity, bias, BIAS, FULL
+                    p_grad, o_dy, step_dy, m_dy, h < last, m_k, identity, bias, BIAS, PRECISION, FULL
                 )
-                sums0 = add_columns(sums0, dy1, x, STRIDE)
+                sums0 = add_columns(sums0, dy1, x, STRIDE, PRECISION)
                 inside = (h + 1 >= 0) & (h + 1 < H)
                 x = load_inputs(p_row + x_h * X_UNIT, o_x, step_x, m_x, inside, norm, m_c, PROLOGUE, FULL)
-                sums1 = add_columns(sums1, dy1, x, STRIDE)
+                sums1 = add_columns(sums1, dy1, x, STRIDE, PRECISION)
             p_row += STRIDE * x_h * X_UNIT
             p_grad += dy_h * DY_UNIT
 

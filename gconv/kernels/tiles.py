@@ -143,8 +143,8 @@ def weight_grad_tile(
     cg, kg = geometry.channels_per_group
     if cg == kg == 1:
         return depthwise_weight_tile(geometry, device)
-    if has_strips(Correlation.forward(geometry), dtype, device):
-        return strip_weight_tile(geometry, norm)
+    if has_weight_strips(geometry, dtype, precision, device):
+        return strip_weight_tile(geometry, dtype, norm)
     slides = geometry.weight_size[2:] == (3, 3) and geometry.stride[0] in (1, 2) and geometry.dilation[0] == 1
     if slides and fits_registers(cg, kg, dtype, precision, device):
         return slide_weight_tile(cg, kg, geometry.stride[0], dtype, device)
@@ -256,23 +256,34 @@ def strip_tile(correlation: Correlation) -> Tile:
     return replace(tile, columns=columns, resident=13)
 
 
-def strip_weight_tile(geometry: ConvGeometry, norm: bool = False) -> Tile:
+def has_weight_strips(geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> bool:
+    """Whether strips compute the weight gradient: in TF32 only what leaves them the registers for it."""
+    if precision == "tf32" and geometry.stride == (1, 1) and max(geometry.channels_per_group) <= LANES:
+        dtype = torch.float16
+    return has_strips(Correlation.forward(geometry), dtype, device)
+
+
+def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, norm: bool = False) -> Tile:
     """Nine sums [outputs, inputs] in registers: of two packs of sixteen lanes on one warp, or 32 on two.
 
-    With batch norm inside, one pack: its numbers and its arithmetic take registers, too.
+    In TF32 one pack has the bytes of two. With batch norm inside, its numbers and its arithmetic take the
+    registers of the other.
     """
     cg, kg = geometry.channels_per_group
     groups = groups_in_pack(cg, kg)
     inputs, outputs = lanes(groups * cg, SLIDE_LANES), lanes(groups * kg, SLIDE_LANES)
-    two = groups * cg == groups * kg == LANES and geometry.groups % (2 * groups) == 0 and not norm
-    columns, stages = (2, 3) if geometry.stride == (1, 1) else (1, 2)
     warps = max(inputs, outputs) // LANES
-    tile = Tile("strips", groups, 16, inputs, outputs, warps, stages, registers=255, resident=8 // warps)
-    if norm and inputs == outputs == LANES and fills(tile, geometry.groups, cg, kg):
-        columns *= 2
-    elif norm and max(inputs, outputs) > LANES:
+    tile = Tile("strips", groups, 16, inputs, outputs, warps, 3, registers=255, resident=8 // warps)
+    pairs = groups * cg == groups * kg == LANES and geometry.groups % (2 * groups) == 0
+    columns = 2
+    if norm and dtype.itemsize == 2 and warps == 1 and fills(tile, geometry.groups, cg, kg):
+        columns = 4
+    elif norm and warps == 2:
         columns = 1
-    return replace(tile, columns=min(columns, geometry.output_size[3]), packs=1 + two)
+    if geometry.stride == (2, 2):  # a row of dy meets two of x
+        columns, tile = max(1, columns // 2), replace(tile, stages=2)
+    packs = 2 if pairs and dtype.itemsize == 2 and not norm else 1
+    return replace(tile, columns=min(columns, geometry.output_size[3]), packs=packs)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

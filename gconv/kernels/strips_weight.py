@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -9,11 +11,26 @@ from gconv.kernels.fusion import load_norm, normalise
 from gconv.kernels.packing import as_mask, dot, load_tile, locate_channels, locate_columns
 
 
+class Row(NamedTuple):
+    """Where a row of strips is.
+
+    Args:
+        p: the row.
+        offset: of the strips' first column from it, a tile.
+        step: from a column to the next.
+        masks: of the columns, which of them the image has.
+    """
+
+    p: Any
+    offset: Any
+    step: Any
+    masks: Any
+
+
 @triton.jit
 def load_gradient(
-    p, offset, step, masks, inside, m_k, identity, bias,
-    BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
+    row, inside, m_k, identity, bias, BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr
+):
     """A row of dy in strips, transposed, as a product's left operand in registers, each  # [B BO, BM]
 
     And ``bias``, the running sums of dy  # [B BO, 4], to which each thread adds what it holds of a channel.
@@ -25,9 +42,9 @@ def load_gradient(
     would make.
     """
     columns = ()
-    for t in tl.static_range(len(masks)):
-        m = as_mask(masks[t] & inside)[None, :]
-        dy = tl.load(p + t * step + offset, m if FULL else m & m_k[:, None], 0.0)
+    for t in tl.static_range(len(row.masks)):
+        m = as_mask(row.masks[t] & inside)[None, :]
+        dy = tl.load(row.p + t * row.step + row.offset, m if FULL else m & m_k[:, None], 0.0)
         laid = dot(dy, identity, tl.zeros([dy.shape[0], identity.shape[1]], tl.float32), PRECISION)
         if BIAS:
             exact = laid if dy.dtype.primitive_bitwidth == 16 else dy  # the product rounds to TF32
@@ -37,12 +54,13 @@ def load_gradient(
 
 
 @triton.jit
-def load_inputs(p, offset, step, masks, inside, norm, m_c, PROLOGUE: tl.constexpr, FULL: tl.constexpr):
+def load_inputs(row, inside, norm, m_c, PROLOGUE: tl.constexpr, FULL: tl.constexpr):
     """The columns of a row of x that a strip's kernels meet, through the norm, each  # [BM, B BI]"""
     columns = ()
-    for u in tl.static_range(len(masks)):
-        x = load_tile(p + u * step, offset, masks[u] & inside, m_c, FULL)
-        columns = columns + (normalise(x, norm, as_mask(masks[u] & inside), PROLOGUE),)
+    for u in tl.static_range(len(row.masks)):
+        m = as_mask(row.masks[u] & inside)
+        x = load_tile(row.p + u * row.step, row.offset, m, m_c, FULL)
+        columns = columns + (normalise(x, norm, m, PROLOGUE),)
     return columns
 
 
@@ -150,24 +168,18 @@ def strips_weight_kernel(
         dy1, dy2 = (none,) * T, (none,) * T
         # Rows of x below the image add nothing; those beside rows of dy are the bias gradient's.
         for h in range(h0, tl.minimum(last + 2, tl.maximum(last, H)), STRIDE):
-            inside = (h >= 0) & (h < H)
-            x = load_inputs(p_row, o_x, step_x, m_x, inside, norm, m_c, PROLOGUE, FULL)
+            row = Row(p_row, o_x, step_x, m_x)
+            x = load_inputs(row, (h >= 0) & (h < H), norm, m_c, PROLOGUE, FULL)
+            sums2 = add_columns(sums2, dy2 if STRIDE == 1 else dy1, x, STRIDE, PRECISION)
             if STRIDE == 1:
-                sums2 = add_columns(sums2, dy2, x, STRIDE, PRECISION)
                 sums1 = add_columns(sums1, dy1, x, STRIDE, PRECISION)
                 dy2 = renew(dy1)
-                dy1, bias = load_gradient(
-                    p_grad, o_dy, step_dy, m_dy, h < last, m_k, identity, bias, BIAS, PRECISION, FULL
-                )
-                sums0 = add_columns(sums0, dy1, x, STRIDE, PRECISION)
-            else:
-                sums2 = add_columns(sums2, dy1, x, STRIDE, PRECISION)
-                dy1, bias = load_gradient(
-                    p_grad, o_dy, step_dy, m_dy, h < last, m_k, identity, bias, BIAS, PRECISION, FULL
-                )
-                sums0 = add_columns(sums0, dy1, x, STRIDE, PRECISION)
-                inside = (h + 1 >= 0) & (h + 1 < H)
-                x = load_inputs(p_row + x_h * X_UNIT, o_x, step_x, m_x, inside, norm, m_c, PROLOGUE, FULL)
+            row = Row(p_grad, o_dy, step_dy, m_dy)
+            dy1, bias = load_gradient(row, h < last, m_k, identity, bias, BIAS, PRECISION, FULL)
+            sums0 = add_columns(sums0, dy1, x, STRIDE, PRECISION)
+            if STRIDE == 2:
+                row = Row(p_row + x_h * X_UNIT, o_x, step_x, m_x)
+                x = load_inputs(row, (h + 1 >= 0) & (h + 1 < H), norm, m_c, PROLOGUE, FULL)
                 sums1 = add_columns(sums1, dy1, x, STRIDE, PRECISION)
             p_row += STRIDE * x_h * X_UNIT
             p_grad += dy_h * DY_UNIT

@@ -143,7 +143,7 @@ def weight_grad_tile(
     cg, kg = geometry.channels_per_group
     if cg == kg == 1:
         return depthwise_weight_tile(geometry, device)
-    if has_weight_strips(geometry, dtype, precision, device):
+    if has_weight_strips(geometry, dtype, precision, device, norm):
         return strip_weight_tile(geometry, dtype, norm)
     slides = geometry.weight_size[2:] == (3, 3) and geometry.stride[0] in (1, 2) and geometry.dilation[0] == 1
     if slides and fits_registers(cg, kg, dtype, precision, device):
@@ -256,10 +256,15 @@ def strip_tile(correlation: Correlation) -> Tile:
     return replace(tile, columns=columns, resident=13)
 
 
-def has_weight_strips(geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> bool:
-    """Whether strips compute the weight gradient: in TF32 only what leaves them the registers for it."""
-    if precision == "tf32" and geometry.stride == (1, 1) and max(geometry.channels_per_group) <= LANES:
+def has_weight_strips(
+    geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device, norm: bool
+) -> bool:
+    """Whether strips compute the weight gradient: in TF32, and with batch norm, where the registers allow."""
+    narrow = max(geometry.channels_per_group) <= LANES
+    if precision == "tf32" and geometry.stride == (1, 1) and narrow:
         dtype = torch.float16
+    if norm and geometry.stride == (2, 2) and not narrow:
+        return False
     return has_strips(Correlation.forward(geometry), dtype, device)
 
 

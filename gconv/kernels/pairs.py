@@ -10,9 +10,9 @@ import triton.language as tl
 from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
-from gconv.kernels.fusion import emit, load_norm, store_sums
+from gconv.kernels.fusion import load_norm, store_sums, through_relu
 from gconv.kernels.launch import Launch
-from gconv.kernels.packing import dot, locate_channels, locate_columns
+from gconv.kernels.packing import dot, load_tile, locate_channels, locate_columns, store_tile
 from gconv.kernels.strips import QUAD, load_strip, load_taps
 
 
@@ -32,6 +32,12 @@ def add_pairs(sums, x, w, ODD: tl.constexpr):
 
 
 @triton.jit
+def fold(tile):
+    """Sums of every eighth row, which one thread holds  # [8, channels]"""
+    return tl.sum(tile.reshape(tile.shape[0] // 8, 8, tile.shape[1]), 0)
+
+
+@triton.jit
 def emit_pairs(
     acc, sums, p_side, p_y, offset, step, norm, channel, masks, inside, m_k,
     EPILOGUE: tl.constexpr, FULL: tl.constexpr,
@@ -41,10 +47,13 @@ def emit_pairs(
         y = acc[u]
         if len(y.shape) == 3:
             y = y.permute(1, 0, 2).reshape(y.shape[1], y.shape[0] * y.shape[2])
-        sums = emit(
-            y, sums, 1, p_y, p_side, p_y, offset + u * step, norm, channel, masks[u] & inside, m_k,
-            False, "", EPILOGUE, FULL,
-        )  # fmt: skip
+        y, at, m_y = y.to(p_y.dtype.element_ty), offset + u * step, masks[u] & inside
+        if EPILOGUE == "gradient":
+            x = load_tile(p_side, at, m_y, m_k, FULL).to(tl.float32)
+            y = through_relu(y, x, norm, m_y)
+            grad = y.to(tl.float32)
+            sums = (sums[0] + fold(grad), sums[1] + fold(grad * (x - norm[2][None, :])))
+        store_tile(p_y, at, y, m_y, m_k, FULL)
     return sums
 
 
@@ -59,7 +68,8 @@ def pairs_kernel(
     packs, groups, columns, strips, H, W, P, Q, rows, top, left, above, pairs_h, quad, x_n, x_h, x_w, y_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, ODD: tl.constexpr, EPILOGUE: tl.constexpr,
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
-    T: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    STAGES: tl.constexpr, T: tl.constexpr, B: tl.constexpr,
+    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """3x3, divided by 2: slides BM strips of T columns of x down its rows, and writes two rows of y for each.
 
@@ -98,7 +108,7 @@ def pairs_kernel(
     else:
         zero = tl.zeros([B, BM, BO], tl.float32)
     zeros = (zero,) * (2 * T)
-    nothing = tl.zeros([BM, B * BO], tl.float32)
+    nothing = tl.zeros([8, B * BO], tl.float32)
     sums = (nothing, nothing)
 
     for i_m in range(start // pairs_h, tl.cdiv(stop, pairs_h)):
@@ -119,7 +129,7 @@ def pairs_kernel(
         p_row = p_x + (n * x_n + begin.to(tl.int64) * x_h) * X_UNIT
         at = (n * P + 2 * (begin - 1) + top) * Q * y_w * Y_UNIT
         even = zeros
-        for a in range(begin, end + 1):
+        for a in tl.range(begin, end + 1, num_stages=STAGES):
             x = load_strip(p_row, o_x, step_x, m_x, (a >= 0) & (a < H), m_c, FULL, B, BM, BI)
             p = 2 * (a - 1) + top
             done = add_pairs(even, x, w2, ODD)
@@ -147,7 +157,7 @@ def plan_pairs(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any
     rows = -(-n * strips // tile.pixels) * pairs_h
     rows, splits = tiles.rows_of_split(rows, values["packs"], 0, tile, device)
     values |= {"rows": rows, "strips": strips, "columns": n * strips, "above": above, "pairs_h": pairs_h}
-    values |= {"quad": QUAD, "ODD": correlation.left % 2, "T": tile.columns, "B": tile.packs}
+    values |= {"quad": QUAD, "ODD": correlation.left % 2, "T": tile.columns, "B": tile.packs, "STAGES": tile.stages}
     return Launch.of(pairs_kernel, values["packs"] * splits, values, tile)
 
 

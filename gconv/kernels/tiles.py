@@ -28,7 +28,7 @@ class Tile:
     """A kernel's tile.
 
     Args:
-        kernel: "strips", "slide", "residue", "taps", "depthwise-slide" or "depthwise".
+        kernel: "strips", "pairs", "slide", "residue", "taps", "depthwise-slide" or "depthwise".
         groups: groups in a pack, which share a tile.
         pixels, inputs, outputs: the tile's sides, powers of two; pixels are strips of ``columns`` each.
         warps: warps of a program.
@@ -40,7 +40,7 @@ class Tile:
         load: bytes of x that a thread loads at once, at most. On NVIDIA's GPUs copies of sixteen bytes to
             shared memory bypass L1; those of eight go through it, but take twice the instructions and
             conflict in its banks: on an H200 sixteen were faster for every kernel.
-        columns: neighbouring columns of outputs in a strip.
+        columns: neighbouring columns of outputs in a strip, or pairs of columns.
         packs: packs that a program computes side by side.
     """
 
@@ -128,6 +128,8 @@ def correlation_tile(
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
     if strips and has_strips(correlation, dtype, device):
         return strip_tile(correlation)
+    if has_pairs(correlation, dtype, device):
+        return pair_tile(correlation)
     if fits_registers(correlation.inputs, correlation.outputs, dtype, precision, device) and slides:
         if correlation.divisor == (1, 1) and correlation.step[0] in (1, 2):
             return slide_tile("slide", correlation, dtype, device)
@@ -250,6 +252,25 @@ def strip_tile(correlation: Correlation) -> Tile:
     if groups * c.inputs == groups * c.outputs == LANES and c.groups % (2 * groups) == 0:
         return replace(tile, columns=columns, packs=2, resident=8)
     return replace(tile, columns=columns, resident=13)
+
+
+def has_pairs(correlation: Correlation, dtype: torch.dtype, device: Device) -> bool:
+    """Whether the pairs kernel computes a correlation: the input gradient of 3x3 at stride 2, in 16 bits."""
+    c = correlation
+    plain = c.kernel == (3, 3) and c.dilation == (1, 1) and c.divisor == (2, 2)
+    return plain and max(c.inputs, c.outputs) <= SLIDE_LANES and dtype.itemsize == 2 and device.kind != "hip"
+
+
+def pair_tile(correlation: Correlation) -> Tile:
+    """Two packs of sixteen lanes on one warp, or 32 lanes on two, as in strips; as wide as registers let."""
+    c = correlation
+    groups = groups_in_pack(c.inputs, c.outputs)
+    inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
+    tile = Tile("pairs", groups, 16, inputs, outputs, outputs // LANES, stages=3, registers=255)
+    most = -(-c.output[1] // 2)
+    if groups * c.inputs == groups * c.outputs == LANES and c.groups % (2 * groups) == 0:
+        return replace(tile, columns=min(2, most), packs=2)
+    return replace(tile, columns=min(4, most))
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

@@ -196,4 +196,3 @@ def plan_input_grad(
     values |= {**fusion.values, "above": above, "pairs_h": pairs_h, "before": before, "pairs_w": pairs_w}
     values |= {"columns": n * pairs_w, "rows": rows}
     return Launch.of(residue_kernel, values["packs"] * column_tiles * -(-pairs_h // rows), values, tile)
-

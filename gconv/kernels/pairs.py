@@ -1,4 +1,4 @@
-"""The 3x3 input gradient at stride 2: strips of dy that slide down the rows, and write dx in pairs of columns."""
+"""The 3x3 input gradient at stride 2: strips of dy that slide down the rows, and write dx in pairs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton.language as tl
 from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
-from gconv.kernels.fusion import load_norm, store_sums, through_relu
+from gconv.kernels.fusion import load_norm, store_sums
 from gconv.kernels.launch import Launch
 from gconv.kernels.packing import dot, load_tile, locate_channels, locate_columns, store_tile
 from gconv.kernels.strips import QUAD, load_strip, load_taps
@@ -33,24 +33,28 @@ def add_pairs(sums, x, w, ODD: tl.constexpr):
 
 @triton.jit
 def fold(tile):
-    """Sums of every eighth row, which one thread holds  # [8, channels]"""
+    """Sums of every eighth row, which one thread holds in tensor cores' layout  # [8, channels]"""
     return tl.sum(tile.reshape(tile.shape[0] // 8, 8, tile.shape[1]), 0)
 
 
 @triton.jit
 def emit_pairs(
-    acc, sums, p_side, p_y, offset, step, norm, channel, masks, inside, m_k,
+    acc, sums, p_side, p_y, offset, step, norm, masks, inside, complete, m_k,
     EPILOGUE: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """Stores a row of strips of pairs; ``sums`` of the epilogue with the row in them."""
+    """Stores a row of strips of pairs if it is ``inside`` y and ``complete``; ``sums`` with it in them."""
     for u in tl.static_range(len(acc)):
         y = acc[u]
         if len(y.shape) == 3:
             y = y.permute(1, 0, 2).reshape(y.shape[1], y.shape[0] * y.shape[2])
-        y, at, m_y = y.to(p_y.dtype.element_ty), offset + u * step, masks[u] & inside
+        at, m_y = offset + u * step, masks[u] & (inside & complete)
         if EPILOGUE == "gradient":
-            x = load_tile(p_side, at, m_y, m_k, FULL).to(tl.float32)
-            y = through_relu(y, x, norm, m_y)
+            # A mask of its own, so that the store's isn't kept in registers from when x was asked for.
+            x = load_tile(p_side, at, masks[u] & inside, m_k, FULL).to(tl.float32)
+            # As through_relu does, in one comparison: whatever x is, nothing comes through outside the image.
+            bound = tl.where(m_y, 0.0, float("inf"))
+            y = tl.where(x * norm[0][None, :] + norm[1][None, :] <= bound[:, None], 0.0, y)
+            y = y.to(p_y.dtype.element_ty)
             grad = y.to(tl.float32)
             sums = (sums[0] + fold(grad), sums[1] + fold(grad * (x - norm[2][None, :])))
         store_tile(p_y, at, y, m_y, m_k, FULL)
@@ -81,14 +85,14 @@ def pairs_kernel(
         odd, even                                            x[a + 1, b] w[1, 0] + x[a + 1, b + 1] w[1, 2]
         odd, odd                                                                   x[a + 1, b + 1] w[1, 1]
 
-    Row a of x completes the even row above it and the odd row beside it, and begins the even row below. A pair
-    of columns begins at an even number, so ODD says which of the two comes first: where ``left`` is odd, the
-    odd column of b - 1. Either way columns b and b + 1 of x make a pair, so T + 1 loads serve 2 T columns of y.
+    Row a of x completes the even row above it and the odd row beside it, and begins the even row below. Pairs
+    of columns begin at even numbers, so ODD, whether ``left`` is, says which of the two comes first: if ODD,
+    that of b - 1. Either way columns b and b + 1 of x make a pair, so T + 1 loads serve 2 T columns of y.
 
     Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; splits, each of
     which takes ``rows`` pairs of rows, numbered through tiles of strips.
 
-    In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row completes,
+    In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row completes
     and of those that it begins. In shared memory: the rows that are on their way.
     """
     i_pack = tl.program_id(0) % packs
@@ -126,26 +130,28 @@ def pairs_kernel(
             m_y = m_y + (m_column & (q + u < Q),)
         # A row above the image begins nothing.
         begin = tl.maximum(first, tl.minimum(0, first + 1))
+        at = (n * P + 2 * (begin - 1) + top) * Q * step_y
         p_row = p_x + (n * x_n + begin.to(tl.int64) * x_h) * X_UNIT
-        at = (n * P + 2 * (begin - 1) + top) * Q * y_w * Y_UNIT
+        p_row_y, p_row_side = p_y + at, p_side + at
         even = zeros
+        # Triton copies ahead what isn't for a product, x of the epilogue, only where the loop says how far.
         for a in tl.range(begin, end + 1, num_stages=STAGES):
             x = load_strip(p_row, o_x, step_x, m_x, (a >= 0) & (a < H), m_c, FULL, B, BM, BI)
             p = 2 * (a - 1) + top
-            done = add_pairs(even, x, w2, ODD)
-            sums = emit_pairs(
-                done, sums, p_side + at, p_y + at, o_y, step_y, norm, k,
-                m_y, (a > first) & (p >= 0) & (p < P), m_k, EPILOGUE, FULL,
-            )  # fmt: skip
-            at += Q * y_w * Y_UNIT
             odd = add_pairs(zeros, x, w1, ODD)
             sums = emit_pairs(
-                odd, sums, p_side + at, p_y + at, o_y, step_y, norm, k,
-                m_y, (a > first) & (p + 1 >= 0) & (p + 1 < P), m_k, EPILOGUE, FULL,
+                odd, sums, p_row_side + Q * step_y, p_row_y + Q * step_y, o_y, step_y, norm,
+                m_y, (p + 1 >= 0) & (p + 1 < P), a > first, m_k, EPILOGUE, FULL,
             )  # fmt: skip
-            at += Q * y_w * Y_UNIT
+            even = add_pairs(even, x, w2, ODD)
+            sums = emit_pairs(
+                even, sums, p_row_side, p_row_y, o_y, step_y, norm,
+                m_y, (p >= 0) & (p < P), a > first, m_k, EPILOGUE, FULL,
+            )  # fmt: skip
             even = add_pairs(zeros, x, w0, ODD)
             p_row += x_h * X_UNIT
+            p_row_y += 2 * Q * step_y
+            p_row_side += 2 * Q * step_y
     store_sums(p_sums, i_split, sums, m_k, groups * CO, k, m_k, EPILOGUE)
 
 
@@ -157,7 +163,8 @@ def plan_pairs(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any
     rows = -(-n * strips // tile.pixels) * pairs_h
     rows, splits = tiles.rows_of_split(rows, values["packs"], 0, tile, device)
     values |= {"rows": rows, "strips": strips, "columns": n * strips, "above": above, "pairs_h": pairs_h}
-    values |= {"quad": QUAD, "ODD": correlation.left % 2, "T": tile.columns, "B": tile.packs, "STAGES": tile.stages}
+    values |= {"quad": QUAD, "ODD": correlation.left % 2}
+    values |= {"T": tile.columns, "B": tile.packs, "STAGES": tile.stages}
     return Launch.of(pairs_kernel, values["packs"] * splits, values, tile)
 
 

@@ -104,6 +104,9 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         tile = correlation_tile(make(geometry), dtype, precision, device, strips=False)
     if pass_ == "weight_grad" and tile.kernel == "slide" and geometry.stride[0] == 2:
         return replace(tile, stages=min(tile.stages, 2))
+    if tile.kernel == "pairs":  # warps share two packs, as one has no registers for both
+        warps, stages = max(tile.packs, tile.warps), tile.stages if tile.outputs == LANES else 2
+        return replace(tile, columns=1, warps=warps, stages=stages, resident=8 // warps)
     if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
         return tile
     if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
@@ -267,10 +270,10 @@ def pair_tile(correlation: Correlation) -> Tile:
     groups = groups_in_pack(c.inputs, c.outputs)
     inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
     tile = Tile("pairs", groups, 16, inputs, outputs, outputs // LANES, stages=3, registers=255)
-    most = -(-c.output[1] // 2)
+    wide, pairs = max(inputs, outputs) > LANES, -(-c.output[1] // 2)
     if groups * c.inputs == groups * c.outputs == LANES and c.groups % (2 * groups) == 0:
-        return replace(tile, columns=min(2, most), packs=2)
-    return replace(tile, columns=min(4, most))
+        return replace(tile, columns=min(2, pairs), packs=2, resident=8)
+    return replace(tile, columns=min(4, pairs), resident=4 if wide else 8)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

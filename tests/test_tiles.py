@@ -1,4 +1,4 @@
-"""Strips of columns and pairs, and the weight gradient's rows and blocks, in the interpreter, at tiles' edges.
+"""Strips of columns and pairs, and the weight gradient's rows and blocks, interpreted, at the edges of tiles.
 
 The tiles are given, so that all of them run, whatever the rules say.
 """

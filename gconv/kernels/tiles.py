@@ -104,9 +104,8 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         tile = correlation_tile(make(geometry), dtype, precision, device, strips=False)
     if pass_ == "weight_grad" and tile.kernel == "slide" and geometry.stride[0] == 2:
         return replace(tile, stages=min(tile.stages, 2))
-    if tile.kernel == "pairs":  # warps share two packs, as one has no registers for both
-        warps, stages = max(tile.packs, tile.warps), tile.stages if tile.outputs == LANES else 2
-        return replace(tile, columns=1, warps=warps, stages=stages, resident=8 // warps)
+    if tile.kernel == "pairs":
+        return norm_pair_tile(tile, fills(tile, geometry.groups, outputs, inputs))
     if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
         return tile
     if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
@@ -265,7 +264,10 @@ def has_pairs(correlation: Correlation, dtype: torch.dtype, device: Device) -> b
 
 
 def pair_tile(correlation: Correlation) -> Tile:
-    """Two packs of sixteen lanes on one warp, or 32 lanes on two, as in strips; as wide as registers let."""
+    """Two packs of sixteen lanes on one warp, or 32 lanes on two, as in strips; as wide as registers let.
+
+    Odd numbers of channels are loaded one by one, through registers.
+    """
     c = correlation
     groups = groups_in_pack(c.inputs, c.outputs)
     inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
@@ -273,7 +275,20 @@ def pair_tile(correlation: Correlation) -> Tile:
     wide, pairs = max(inputs, outputs) > LANES, -(-c.output[1] // 2)
     if groups * c.inputs == groups * c.outputs == LANES and c.groups % (2 * groups) == 0:
         return replace(tile, columns=min(2, pairs), packs=2, resident=8)
-    return replace(tile, columns=min(4, pairs), resident=4 if wide else 8)
+    columns = 1 if c.groups * c.inputs % 2 or c.groups * c.outputs % 2 else 4
+    return replace(tile, columns=min(columns, pairs), resident=4 if wide else 8)
+
+
+def norm_pair_tile(tile: Tile, full: bool) -> Tile:
+    """Pairs with batch norm: narrow, for more registers; two packs on a warp each.
+
+    32 lanes with masks of their channels, or of more inputs than outputs, take twice the warps, whose copies
+    are of 8 bytes.
+    """
+    warps, stages = max(tile.warps, tile.packs), tile.stages
+    if max(tile.inputs, tile.outputs) > LANES:
+        warps, stages = warps if full and tile.inputs <= tile.outputs else 2 * warps, 2
+    return replace(tile, columns=1, warps=warps, stages=stages, resident=8 // warps)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

@@ -1,4 +1,4 @@
-"""The input gradient: the forward kernels on dy, and two kernels for stride 2, one of them older."""
+"""The input gradient: the forward kernels on dy, the pairs kernel, and an older one for stride 2."""
 
 from __future__ import annotations
 
@@ -185,14 +185,14 @@ def plan_input_grad(
         return plan_correlation(correlation, tile, operands, fusion)
     if correlation.groups % (tile.groups * tile.packs):  # a tile of the nearest layer may hold more packs
         tile = replace(tile, packs=1)
+    values = correlation_values(correlation, tile, operands) | fusion.values
+    if tile.kernel == "pairs":
+        return plan_pairs(correlation, tile, values, operands.device)
     n, _, _ = correlation.size
     above, pairs_h = pairs(correlation.output[0], correlation.top)
     before, pairs_w = pairs(correlation.output[1], correlation.left)
-    values = correlation_values(correlation, tile, operands)
-    if tile.kernel == "pairs":
-        return plan_pairs(correlation, tile, values | fusion.values, operands.device)
     column_tiles = -(-n * pairs_w // tile.pixels)
     rows = tiles.rows_in_chunk(pairs_h, values["packs"] * column_tiles, tile, operands.device)
-    values |= {**fusion.values, "above": above, "pairs_h": pairs_h, "before": before, "pairs_w": pairs_w}
+    values |= {"above": above, "pairs_h": pairs_h, "before": before, "pairs_w": pairs_w}
     values |= {"columns": n * pairs_w, "rows": rows}
     return Launch.of(residue_kernel, values["packs"] * column_tiles * -(-pairs_h // rows), values, tile)

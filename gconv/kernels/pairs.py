@@ -51,7 +51,7 @@ def emit_pairs(
         if EPILOGUE == "gradient":
             # A mask of its own, so that the store's isn't kept in registers from when x was asked for.
             x = load_tile(p_side, at, masks[u] & inside, m_k, FULL).to(tl.float32)
-            # As through_relu does, in one comparison: whatever x is, nothing comes through outside the image.
+            # As through_relu does, in one comparison: outside the image, where x is zero, nothing exceeds it.
             bound = tl.where(m_y, 0.0, float("inf"))
             y = tl.where(x * norm[0][None, :] + norm[1][None, :] <= bound[:, None], 0.0, y)
             y = y.to(p_y.dtype.element_ty)

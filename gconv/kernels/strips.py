@@ -63,7 +63,8 @@ def load_tap(p_w, i_first, tap, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.
 
     Triton reloads operands of products from shared memory in every turn of a loop, but for those that were
     loaded just as the product wants them, which is what the packed order and the shape of this load are for.
-    ``quad`` is 4, known at run time only: a thread loads its BI / 4 inputs at once, and no more.
+    ``quad`` is 4, known at run time only: a thread loads its BI / 4 inputs at once, and no more. Packs take
+    turns every eight rows, which is how two warps come to hold a pack each.
     """
     row = tl.arange(0, B * BO)
     pack, output = row // 8 % B, row // (8 * B) * 8 + row % 8

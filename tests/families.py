@@ -13,6 +13,7 @@ from gconv import functional, kernels
 from gconv.geometry import ConvGeometry
 
 SAME = {"padding": 1}
+PAST = {"padding": (2, 0), "stride": 2}
 
 # Group widths 1 to dense, powers of two and not, equal and unequal, and each kernel at its edges.
 FAMILIES = [
@@ -33,6 +34,9 @@ FAMILIES = [
     Case("stride 2, no padding, rest", (1, 8, 10, 8), (8, 2, 3, 3), {"stride": 2, "groups": 4}),
     Case("stride 2, width 24 to 8", (1, 24, 7, 7), (8, 24, 3, 3), {**SAME, "stride": 2}),
     Case("stride 2, padding 3", (1, 8, 6, 5), (8, 4, 3, 3), {"padding": 3, "stride": 2, "groups": 2}),
+    Case("stride 2, two packs, odd", (3, 32, 5, 7), (32, 4, 3, 3), {**SAME, "stride": 2, "groups": 8}),
+    Case("stride 2, two packs, padding 2 by 0", (9, 32, 4, 9), (32, 16, 3, 3), {**PAST, "groups": 2}),
+    Case("stride 2, width 32, one row", (1, 32, 1, 9), (32, 32, 3, 3), {**SAME, "stride": 2}),
     Case("stride 2 by 1", (1, 8, 7, 6), (8, 4, 3, 3), {**SAME, "stride": (2, 1), "groups": 2}),
     Case("taps, 1x1", (2, 32, 5, 5), (16, 16, 1, 1), {"groups": 2}),
     Case("taps, 5x5, stride 3", (1, 12, 9, 8), (12, 6, 5, 5), {"padding": 2, "stride": 3, "groups": 2}),

@@ -63,7 +63,7 @@ QUOTED = {
         "plain", f"{STRIPS} 2", "strips, 16 pixels x 16 -> 16 channels, 2 packs, 1 warp, 2 stages"
     ),
     "input gradient, stride 2, Cg to 16": (
-        "plain", "residue_kernel", "residue, 64 pixels x 16 -> 16 channels, 2 warps, 3 stages"
+        "plain", "pairs_kernel", "pairs, 16 x 2 pixels x 16 -> 16 channels, 2 packs, 1 warp, 3 stages"
     ),
     "weight gradient, stride 1, Cg to 16": (
         "plain", f"{WEIGHT} 1", "slide, 32 pixels x 16 -> 16 channels, 1 warp, 3 stages"
@@ -123,7 +123,7 @@ def test_no_tile_spills_on_any_gpu_with_two_tritons(version: str, name: str) -> 
 def test_rows_are_copied_ahead_past_l1() -> None:
     """Sixteen bytes at once: those of eight go through L1, and conflict in the banks of shared memory."""
     rows = [row for row in kept(PINNED, "plain") if (row["target"], row["type"]) == ("sm_90", "float16")]
-    for kernel in ("strips", "slide", "residue"):
+    for kernel in ("strips", "pairs", "slide"):
         assert {row["ahead"] for row in rows if row["kernel"].startswith(kernel)} == {"L2"}, kernel
 
 

@@ -31,6 +31,7 @@ def named(name: str) -> Case:
 
 
 ONE_OF_EACH = list(map(named, ("slide, width 4", "stride 2, odd", "taps, width 72 to 40", "depthwise")))
+PAIRS = list(map(named, ("stride 2, two packs, odd", "stride 2, width 24 to 8")))
 
 
 @pytest.mark.parametrize(
@@ -47,15 +48,33 @@ def test_batch_norm_before_and_after_matches_float64(case: Case) -> None:
 @pytest.mark.parametrize(
     "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.long)], ids=str
 )
-@pytest.mark.parametrize("case", ONE_OF_EACH[:3], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ONE_OF_EACH[:3] + PAIRS, ids=lambda case: case.name)
 def test_batch_norm_in_sixteen_bits(case: Case, dtype: torch.dtype) -> None:
     check(norm_results(case, dtype))
 
 
-@pytest.mark.parametrize("case", ONE_OF_EACH[:3], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ONE_OF_EACH[:2], ids=lambda case: case.name)
+def test_batch_norm_in_tf32(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter, which multiplies in full: this is about the kernels that TF32 runs in."""
+    monkeypatch.setattr(launch, "float32_precision", lambda: "tf32")
+    check(norm_results(case, torch.float32))
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH[:3] + PAIRS, ids=lambda case: case.name)
 def test_batch_norm_with_rows_in_chunks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "interpreter", 132))
     check(norm_results(case, torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("size", "padding"),
+    [((5, 6), 0), ((6, 5), 2), ((5, 8), (0, 3)), ((4, 5), (3, 0)), ((13, 2), 1), ((1, 9), 4)],
+    ids=str,
+)
+def test_batch_norm_of_pairs_with_any_padding(size: tuple[int, int], padding: int | tuple[int, int]) -> None:
+    """What the sums hold of rows and columns that aren't in the image is nothing."""
+    settings = {"stride": 2, "padding": padding, "groups": 8}
+    check(norm_results(Case("", (3, 32, *size), (32, 4, 3, 3), settings), torch.float16))
 
 
 def test_two_runs_are_bit_equal() -> None:

@@ -80,19 +80,30 @@ def test_every_family_matches_float64(case: Case, dtype: torch.dtype) -> None:
     [
         ("strips", 1),
         ("strips", 2),
+        ("pairs", 1),
+        ("pairs", 2),
         ("slide", 1),
-        ("residue", 1),
         ("taps", 1),
         ("depthwise-slide", 1),
         ("depthwise", 1),
     ],
 )
 def test_the_families_cover_every_kernel(kernel: str, packs: int) -> None:
+    """But for the residue kernel, which needs TF32, or a tile that is given: see the tiles' tests."""
     used = set()
     for case, pass_ in itertools.product(FAMILIES, ("forward", "input_grad", "weight_grad")):
         tile = kernels.tile_of(pass_, geometry_of(case), torch.float16, torch.device("cpu"))
         used.add((tile.kernel, tile.packs))
     assert (kernel, packs) in used
+
+
+@pytest.mark.parametrize(
+    "name", ["slide, width 4", "slide, width 3 to 5", "stride 2, odd", "stride 2, padding 3"]
+)
+def test_tf32_matches_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter, which multiplies in full: this is about the kernels that TF32 runs in."""
+    monkeypatch.setattr(launch, "float32_precision", lambda: "tf32")
+    check_kernels(next(case for case in FAMILIES if case.name == name), torch.float32)
 
 
 @pytest.mark.parametrize(

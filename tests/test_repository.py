@@ -43,6 +43,7 @@ GCONV_ORDER = [
     "gconv.kernels.weight_grad",
     "gconv.kernels.input_grad",
     "gconv.kernels.forward",
+    "gconv.kernels.pairs",
     "gconv.kernels.strips",
     "gconv.kernels.strips_weight",
     "gconv.kernels.depthwise",

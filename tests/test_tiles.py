@@ -1,4 +1,4 @@
-"""Strips of columns, and the weight gradient's rows and blocks, in Triton's interpreter, at tiles' edges.
+"""Strips of columns and pairs, and the weight gradient's rows and blocks, interpreted, at the edges of tiles.
 
 The tiles are given, so that all of them run, whatever the rules say.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import check, every_other, geometry_of, inside_nan
+from families import FAMILIES, check, every_other, geometry_of, inside_nan
 from oracle import Case, bounds, expected
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from gconv.kernels import launch, tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.forward import plan_forward
+from gconv.kernels.input_grad import plan_input_grad
 from gconv.kernels.strips import packed
 from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import plan_weight_grad
@@ -62,16 +63,20 @@ def layer(
 
 
 def strips(case: Case, transposed: bool = False, **changes: int) -> Tile:
-    """A tile for a pass of ``case``: strips of one column, one pack, but for ``changes``."""
+    """A tile for a pass of ``case``: strips of one column or pair, one pack, but for ``changes``."""
     make = Correlation.input_grad if transposed else Correlation.forward
     c = make(geometry_of(case))
+    kernel = "strips" if c.divisor == (1, 1) else "pairs"
     groups = tiles.groups_in_pack(c.inputs, c.outputs)
     sides = [tiles.lanes(groups * side, tiles.SLIDE_LANES) for side in (c.inputs, c.outputs)]
-    return replace(Tile("strips", groups, 16, *sides, warps=1), **changes)
+    return replace(Tile(kernel, groups, 16, *sides, warps=1), **changes)
 
 
 def check_strips(case: Case, **changes: int) -> None:
-    """Compare the passes that run in strips with float64: at stride 2 the input gradient doesn't."""
+    """Compare all passes with float64; at stride 2 the input gradient is in pairs.
+
+    ``outputs``: where a tile holds a block of a pack's outputs only, which only strips know.
+    """
     tensors, geometry = case.tensors(HALF), geometry_of(case)
     x, w, bias = (t.detach() for t in tensors)
     x, w, bias = inside_nan(x), inside_nan(w), every_other(bias)
@@ -79,7 +84,7 @@ def check_strips(case: Case, **changes: int) -> None:
     truth = expected(case, tensors, dy)
     limits = bounds(case, truth, HALF)
     results = [kernels.forward(x, w, bias, geometry, None, tile=strips(case, **changes))]
-    if geometry.stride == (1, 1):
+    if geometry.stride == (1, 1) or "outputs" not in changes:
         results.append(kernels.input_grad(inside_nan(dy), w, geometry, strips(case, True, **changes)))
     check(dict(zip(("output", "input gradient"), zip(results, truth, limits, strict=False), strict=False)))
     if "outputs" not in changes:  # the weight gradient has no blocks of outputs
@@ -120,7 +125,8 @@ def test_two_packs_a_program(columns: int, groups: int, width: int) -> None:
 @pytest.mark.parametrize(("groups", "width"), [(12, 4), (3, 4), (2, 8), (6, 8), (1, 16), (3, 16)])
 def test_packs_that_make_no_pairs_run_one_by_one(groups: int, width: int) -> None:
     """The tile of the nearest layer may hold two packs, where this one has one or three."""
-    check_strips(layer((3, 5), width, width, groups), columns=2, packs=2)
+    for stride in (1, 2):
+        check_strips(layer((3, 5), width, width, groups, stride=stride), columns=2, packs=2)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -154,7 +160,38 @@ def test_programs_of_rows_that_span_two_tiles(
     check_strips(case, **tile)
 
 
-@pytest.mark.parametrize("padding", [0, 2, 3, (0, 3), (3, 0)], ids=str)
+@pytest.mark.parametrize(("count", "rows"), [(1, 16), (3, 6), (132, 4)])
+def test_programs_of_row_pairs_that_span_two_tiles(count: int, rows: int, processors: Processors) -> None:
+    """Of the sixteen pairs in two tiles, the first and the last of each have one row outside the image."""
+    case, tile = seven_rows(9, 2, 1), {"columns": 2, "resident": 1}
+    operands = OPERANDS._replace(device=processors(count))
+    plan = plan_input_grad(geometry_of(case), operands, tile=strips(case, True, **tile))
+    assert (plan.arguments["rows"], plan.arguments["columns"]) == (rows, 27)
+    check_strips(case, **tile)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (1, 34)], ids=str)
+@pytest.mark.parametrize("padding", [1, 2])
+def test_images_of_one_row_or_column(padding: int, size: tuple[int, int]) -> None:
+    """The least that stride 2 leaves of them: T + 1 columns are loaded, of which one or none is there."""
+    check_strips(layer(size, groups=8, images=1, stride=2, padding=padding), columns=2, packs=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_residue_kernel_in_sixteen_bits(dtype: torch.dtype) -> None:
+    """No rule chooses it on NVIDIA's GPUs, but tuning may."""
+    for case in FAMILIES:
+        if not case.name.startswith("stride 2,"):
+            continue
+        tile = replace(strips(case, True), kernel="residue", pixels=32, warps=2)
+        tensors, geometry = case.tensors(dtype), geometry_of(case)
+        dy = torch.randn(geometry.output_size).to(dtype)
+        truth = expected(case, tensors, dy)
+        dx = kernels.input_grad(inside_nan(dy), inside_nan(tensors[1].detach()), geometry, tile)
+        check({case.name: (dx, truth[1], bounds(case, truth, dtype)[1])})
+
+
+@pytest.mark.parametrize("padding", [0, 2, 3, 4, (0, 3), (3, 0)], ids=str)
 @pytest.mark.parametrize("size", [(5, 6), (6, 5)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_odd_and_even_sizes_with_padding_past_the_kernel(

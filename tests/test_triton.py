@@ -139,6 +139,8 @@ def test_explain_names_kernel_tile_and_copies() -> None:
     told = gconv.explain(layer.half(), x.half(), backend="triton")
     strips = "triton: strips, 16 pixels x 16 -> 16 channels, 4 groups a tile, 2 packs, 1 warp, 2 stages"
     assert told.passes["forward"] == strips
+    pairs = "triton: pairs, 16 x 2 pixels x 16 -> 16 channels, 4 groups a tile, 2 packs, 1 warp, 3 stages"
+    assert told.passes["input_grad"] == pairs
 
 
 @interpreted

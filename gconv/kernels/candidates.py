@@ -10,6 +10,7 @@ import torch
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
+from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.tiles import Tile
 
@@ -41,8 +42,10 @@ def _around(
     inputs, outputs = geometry.channels_per_group
     if pass_ == "input_grad":
         inputs, outputs = outputs, inputs
-    if rule.kernel == "strips":
+    if rule.kernel in ("strips", "pairs"):
         yield from _strips(rule)
+        if rule.kernel == "pairs":
+            yield tiles.slide_tile("residue", Correlation.input_grad(geometry), dtype, device)
         if pass_ == "weight_grad":
             yield tiles.slide_weight_tile(inputs, outputs, geometry.stride[0], dtype, device)
             yield tiles.taps_weight_tile(inputs, outputs, dtype, precision, device)
@@ -61,13 +64,16 @@ def _around(
 
 
 def _strips(rule: Tile) -> Iterator[Tile]:
-    """Strips of other widths, one pack or two, more and fewer rows on their way."""
+    """Strips of other widths, one pack or two, more and fewer rows on their way; packs on a warp each."""
     for columns, packs, stages in product((1, 2, 3, 4), {1, rule.packs}, (3, 2, 4)):
         if columns * packs <= STRIPS_A_THREAD:
             yield replace(rule, columns=columns, packs=packs, stages=stages)
     if rule.packs == 1:
         for columns in (1, 2):
             yield replace(rule, pixels=2 * rule.pixels, columns=columns)
+    elif rule.kernel == "pairs":
+        for columns, resident in ((1, 8), (2, 6), (4, 4)):
+            yield replace(rule, columns=columns, warps=rule.packs, resident=resident)
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:

@@ -1,7 +1,8 @@
-"""The input gradient: the forward kernels on dy, and a kernel for stride 2."""
+"""The input gradient: the forward kernels on dy, the pairs kernel, and an older one for stride 2."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -29,6 +30,7 @@ from gconv.kernels.packing import (
     locate_channels,
     locate_columns,
 )
+from gconv.kernels.pairs import pairs, plan_pairs
 from gconv.kernels.strips import packed
 
 
@@ -159,10 +161,13 @@ def run_input_grad(
         return dx, torch.empty((0, 2, dx.shape[1]), device=dx.device)
     plan = plan_input_grad(geometry, Operands.of(dy, weight), fusion, tile)
     parts = empty_parts(plan, dx)
+    norm, side = dx if norm is None else norm, beside(side, dx)
     if plan.tile.kernel == "strips":
         plan(dy, packed(weight, geometry, True, plan.tile), dy, dx, dx)
+    elif plan.tile.kernel == "pairs":
+        plan(dy, packed(weight, geometry, True, plan.tile), dx, norm, side, parts)
     else:
-        plan(dy, weight, dy, dx, dx if norm is None else norm, beside(side, dx), parts)
+        plan(dy, weight, dy, dx, norm, side, parts)
     return dx, parts
 
 
@@ -176,20 +181,18 @@ def plan_input_grad(
     """
     correlation = Correlation.input_grad(geometry)
     tile = tile or fusion.tile("input_grad", geometry, operands)
-    if tile.kernel != "residue":
+    if tile.kernel not in ("pairs", "residue"):
         return plan_correlation(correlation, tile, operands, fusion)
+    if correlation.groups % (tile.groups * tile.packs):  # a tile of the nearest layer may hold more packs
+        tile = replace(tile, packs=1)
+    values = correlation_values(correlation, tile, operands) | fusion.values
+    if tile.kernel == "pairs":
+        return plan_pairs(correlation, tile, values, operands.device)
     n, _, _ = correlation.size
     above, pairs_h = pairs(correlation.output[0], correlation.top)
     before, pairs_w = pairs(correlation.output[1], correlation.left)
-    values = correlation_values(correlation, tile, operands)
     column_tiles = -(-n * pairs_w // tile.pixels)
     rows = tiles.rows_in_chunk(pairs_h, values["packs"] * column_tiles, tile, operands.device)
-    values |= {**fusion.values, "above": above, "pairs_h": pairs_h, "before": before, "pairs_w": pairs_w}
+    values |= {"above": above, "pairs_h": pairs_h, "before": before, "pairs_w": pairs_w}
     values |= {"columns": n * pairs_w, "rows": rows}
     return Launch.of(residue_kernel, values["packs"] * column_tiles * -(-pairs_h // rows), values, tile)
-
-
-def pairs(length: int, offset: int) -> tuple[int, int]:
-    """The first a, and how many, so that all of 0 .. length - 1 are 2a + offset or 2a + 1 + offset."""
-    first = -offset // 2
-    return first, (length - 1 - offset) // 2 - first + 1

@@ -63,12 +63,14 @@ def load_tap(p_w, i_first, tap, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.
 
     Triton reloads operands of products from shared memory in every turn of a loop, but for those that were
     loaded just as the product wants them, which is what the packed order and the shape of this load are for.
-    ``quad`` is 4, known at run time only: a thread loads its BI / 4 inputs at once, and no more.
+    ``quad`` is 4, known at run time only: a thread loads its BI / 4 inputs at once, and no more. Packs take
+    turns every eight rows, which is how two warps come to hold a pack each.
     """
     row = tl.arange(0, B * BO)
-    o = (((i_first * B + row // BO) * 9 + tap) * BO + row % BO) * quad * (BI // 4)
+    pack, output = row // 8 % B, row // (8 * B) * 8 + row % 8
+    o = (((i_first * B + pack) * 9 + tap) * BO + output) * quad * (BI // 4)
     w = tl.load(p_w + o[None, :, None] + tl.arange(0, BI)[None, None, :])
-    w = w.reshape(B * BO, 4, BI // 8, 2).permute(0, 2, 1, 3)
+    w = w.reshape(BO // 8, B, 8, 4, BI // 8, 2).permute(1, 0, 2, 4, 3, 5)
     if B == 1:
         w = tl.trans(w.reshape(BO, BI))
     else:

@@ -28,7 +28,7 @@ class Tile:
     """A kernel's tile.
 
     Args:
-        kernel: "strips", "slide", "residue", "taps", "depthwise-slide" or "depthwise".
+        kernel: "strips", "pairs", "slide", "residue", "taps", "depthwise-slide" or "depthwise".
         groups: groups in a pack, which share a tile.
         pixels, inputs, outputs: the tile's sides, powers of two; pixels are strips of ``columns`` each.
         warps: warps of a program.
@@ -40,7 +40,7 @@ class Tile:
         load: bytes of x that a thread loads at once, at most. On NVIDIA's GPUs copies of sixteen bytes to
             shared memory bypass L1; those of eight go through it, but take twice the instructions and
             conflict in its banks: on an H200 sixteen were faster for every kernel.
-        columns: neighbouring columns of outputs in a strip.
+        columns: neighbouring columns of outputs in a strip, or pairs of columns.
         packs: packs that a program computes side by side.
     """
 
@@ -104,6 +104,8 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         tile = correlation_tile(make(geometry), dtype, precision, device, strips=False)
     if pass_ == "weight_grad" and tile.kernel == "slide" and geometry.stride[0] == 2:
         return replace(tile, stages=min(tile.stages, 2))
+    if tile.kernel == "pairs":
+        return norm_pair_tile(tile, fills(tile, geometry.groups, outputs, inputs))
     if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
         return tile
     if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
@@ -128,6 +130,8 @@ def correlation_tile(
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
     if strips and has_strips(correlation, dtype, device):
         return strip_tile(correlation)
+    if has_pairs(correlation, dtype, device):
+        return pair_tile(correlation)
     if fits_registers(correlation.inputs, correlation.outputs, dtype, precision, device) and slides:
         if correlation.divisor == (1, 1) and correlation.step[0] in (1, 2):
             return slide_tile("slide", correlation, dtype, device)
@@ -289,6 +293,41 @@ def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, norm: bool = F
         columns, tile = max(1, columns // 2), replace(tile, stages=2)
     packs = 2 if pairs and dtype.itemsize == 2 and not norm else 1
     return replace(tile, columns=min(columns, geometry.output_size[3]), packs=packs)
+
+
+def has_pairs(correlation: Correlation, dtype: torch.dtype, device: Device) -> bool:
+    """Whether the pairs kernel computes a correlation: the input gradient of 3x3 at stride 2, in 16 bits."""
+    c = correlation
+    plain = c.kernel == (3, 3) and c.dilation == (1, 1) and c.divisor == (2, 2)
+    return plain and max(c.inputs, c.outputs) <= SLIDE_LANES and dtype.itemsize == 2 and device.kind != "hip"
+
+
+def pair_tile(correlation: Correlation) -> Tile:
+    """Two packs of sixteen lanes on one warp, or 32 lanes on two, as in strips; as wide as registers let.
+
+    Odd numbers of channels are loaded one by one, through registers.
+    """
+    c = correlation
+    groups = groups_in_pack(c.inputs, c.outputs)
+    inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
+    tile = Tile("pairs", groups, 16, inputs, outputs, outputs // LANES, stages=3, registers=255)
+    wide, pairs = max(inputs, outputs) > LANES, -(-c.output[1] // 2)
+    if groups * c.inputs == groups * c.outputs == LANES and c.groups % (2 * groups) == 0:
+        return replace(tile, columns=min(2, pairs), packs=2, resident=8)
+    columns = 1 if c.groups * c.inputs % 2 or c.groups * c.outputs % 2 else 4
+    return replace(tile, columns=min(columns, pairs), resident=4 if wide else 8)
+
+
+def norm_pair_tile(tile: Tile, full: bool) -> Tile:
+    """Pairs with batch norm: narrow, for more registers; two packs on a warp each.
+
+    32 lanes with masks of their channels, or of more inputs than outputs, take twice the warps, whose copies
+    are of 8 bytes.
+    """
+    warps, stages = max(tile.warps, tile.packs), tile.stages
+    if max(tile.inputs, tile.outputs) > LANES:
+        warps, stages = warps if full and tile.inputs <= tile.outputs else 2 * warps, 2
+    return replace(tile, columns=1, warps=warps, stages=stages, resident=8 // warps)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

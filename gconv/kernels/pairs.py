@@ -1,0 +1,174 @@
+"""The 3x3 input gradient at stride 2: strips of dy that slide down the rows, and write dx in pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from gconv.kernels import tiles
+from gconv.kernels.correlation import Correlation
+from gconv.kernels.device import Device
+from gconv.kernels.fusion import load_norm, store_sums
+from gconv.kernels.launch import Launch
+from gconv.kernels.packing import dot, load_tile, locate_channels, locate_columns, store_tile
+from gconv.kernels.strips import QUAD, load_strip, load_taps
+
+
+@triton.jit
+def add_pairs(sums, x, w, ODD: tl.constexpr):
+    """The sums of each column of a strip of pairs, plus what a row of x adds through a row of the kernel."""
+    added = ()
+    for t in tl.static_range(len(x) - 1):
+        even = dot(x[t], w[0], sums[2 * t + ODD], "ieee")
+        even = dot(x[t + 1], w[2], even, "ieee")
+        odd = dot(x[t + 1 - ODD], w[1], sums[2 * t + 1 - ODD], "ieee")
+        if ODD:
+            added = added + (odd, even)
+        else:
+            added = added + (even, odd)
+    return added
+
+
+@triton.jit
+def fold(tile):
+    """Sums of every eighth row, which one thread holds in tensor cores' layout  # [8, channels]"""
+    return tl.sum(tile.reshape(tile.shape[0] // 8, 8, tile.shape[1]), 0)
+
+
+@triton.jit
+def emit_pairs(
+    acc, sums, p_side, p_y, offset, step, norm, masks, inside, complete, m_k,
+    EPILOGUE: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """Stores a row of strips of pairs if it is ``inside`` y and ``complete``; ``sums`` with it in them."""
+    for u in tl.static_range(len(acc)):
+        y = acc[u]
+        if len(y.shape) == 3:
+            y = y.permute(1, 0, 2).reshape(y.shape[1], y.shape[0] * y.shape[2])
+        at, m_y = offset + u * step, masks[u] & (inside & complete)
+        if EPILOGUE == "gradient":
+            # A mask of its own, so that the store's isn't kept in registers from when x was asked for.
+            x = load_tile(p_side, at, masks[u] & inside, m_k, FULL).to(tl.float32)
+            # As through_relu does, in one comparison: outside the image, where x is zero, nothing exceeds it.
+            bound = tl.where(m_y, 0.0, float("inf"))
+            y = tl.where(x * norm[0][None, :] + norm[1][None, :] <= bound[:, None], 0.0, y)
+            y = y.to(p_y.dtype.element_ty)
+            grad = y.to(tl.float32)
+            sums = (sums[0] + fold(grad), sums[1] + fold(grad * (x - norm[2][None, :])))
+        store_tile(p_y, at, y, m_y, m_k, FULL)
+    return sums
+
+
+@triton.jit(
+    do_not_specialize=[
+        "packs", "groups", "columns", "strips", "H", "W", "P", "Q", "rows", "top", "left", "above", "pairs_h",
+        "quad", "x_n", "x_h", "x_w", "y_w",
+    ]
+)  # fmt: skip
+def pairs_kernel(
+    p_x, p_w, p_y, p_norm, p_side, p_sums,
+    packs, groups, columns, strips, H, W, P, Q, rows, top, left, above, pairs_h, quad, x_n, x_h, x_w, y_w,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, ODD: tl.constexpr, EPILOGUE: tl.constexpr,
+    FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
+    STAGES: tl.constexpr, T: tl.constexpr, B: tl.constexpr,
+    BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """3x3, divided by 2: slides BM strips of T columns of x down its rows, and writes two rows of y for each.
+
+    x is dy, y is dx, and w the flipped weights. Rows 2a + top and 2a + 1 + top of y are even and odd, and so
+    are columns 2b + left and 2b + 1 + left:
+
+        even, even   x[a, b] w[0, 0] + x[a, b + 1] w[0, 2] + x[a + 1, b] w[2, 0] + x[a + 1, b + 1] w[2, 2]
+        even, odd                      x[a, b + 1] w[0, 1]                       + x[a + 1, b + 1] w[2, 1]
+        odd, even                                            x[a + 1, b] w[1, 0] + x[a + 1, b + 1] w[1, 2]
+        odd, odd                                                                   x[a + 1, b + 1] w[1, 1]
+
+    Row a of x completes the even row above it and the odd row beside it, and begins the even row below. Pairs
+    of columns begin at even numbers, so ODD, whether ``left`` is, says which of the two comes first: if ODD,
+    that of b - 1. Either way columns b and b + 1 of x make a pair, so T + 1 loads serve 2 T columns of y.
+
+    Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; splits, each of
+    which takes ``rows`` pairs of rows, numbered through tiles of strips.
+
+    In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row completes
+    and of those that it begins. In shared memory: the rows that are on their way.
+    """
+    i_pack = tl.program_id(0) % packs
+    i_split = tl.program_id(0) // packs
+    start = i_split * rows
+    stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * pairs_h)
+
+    w0 = load_taps(p_w, i_pack, 0, quad, B, BI, BO)
+    w1 = load_taps(p_w, i_pack, 1, quad, B, BI, BO)
+    w2 = load_taps(p_w, i_pack, 2, quad, B, BI, BO)
+    c, m_c = locate_channels(i_pack, 0, groups, CI, B * G, B * BI)
+    k, m_k = locate_channels(i_pack, 0, groups, CO, B * G, B * BO)
+    norm = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
+    step_x, step_y = x_w * X_UNIT, y_w * Y_UNIT
+    if B == 1:
+        zero = tl.zeros([BM, BO], tl.float32)
+    else:
+        zero = tl.zeros([B, BM, BO], tl.float32)
+    zeros = (zero,) * (2 * T)
+    nothing = tl.zeros([8, B * BO], tl.float32)
+    sums = (nothing, nothing)
+
+    for i_m in range(start // pairs_h, tl.cdiv(stop, pairs_h)):
+        first = tl.maximum(start - i_m * pairs_h, 0) + above
+        end = tl.minimum(stop - i_m * pairs_h, pairs_h) + above
+        n, image, strip, m_column = locate_columns(i_m, columns, strips, BM, WIDE)
+        q = strip * (2 * T)
+        b = strip * T - (left - ODD) // 2
+        o_x = ((image * x_n + b * x_w) * X_UNIT)[:, None] + c[None, :]
+        o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + k[None, :]
+        m_x, m_y = (), ()
+        for u in tl.static_range(T + 1):
+            m_x = m_x + (m_column & (b + u >= 0) & (b + u < W),)
+        for u in tl.static_range(2 * T):
+            m_y = m_y + (m_column & (q + u < Q),)
+        # A row above the image begins nothing.
+        begin = tl.maximum(first, tl.minimum(0, first + 1))
+        at = (n * P + 2 * (begin - 1) + top) * Q * step_y
+        p_row = p_x + (n * x_n + begin.to(tl.int64) * x_h) * X_UNIT
+        p_row_y, p_row_side = p_y + at, p_side + at
+        even = zeros
+        # Triton copies ahead what isn't for a product, x of the epilogue, only where the loop says how far.
+        for a in tl.range(begin, end + 1, num_stages=STAGES):
+            x = load_strip(p_row, o_x, step_x, m_x, (a >= 0) & (a < H), m_c, FULL, B, BM, BI)
+            p = 2 * (a - 1) + top
+            odd = add_pairs(zeros, x, w1, ODD)
+            sums = emit_pairs(
+                odd, sums, p_row_side + Q * step_y, p_row_y + Q * step_y, o_y, step_y, norm,
+                m_y, (p + 1 >= 0) & (p + 1 < P), a > first, m_k, EPILOGUE, FULL,
+            )  # fmt: skip
+            even = add_pairs(even, x, w2, ODD)
+            sums = emit_pairs(
+                even, sums, p_row_side, p_row_y, o_y, step_y, norm,
+                m_y, (p >= 0) & (p < P), a > first, m_k, EPILOGUE, FULL,
+            )  # fmt: skip
+            even = add_pairs(zeros, x, w0, ODD)
+            p_row += x_h * X_UNIT
+            p_row_y += 2 * Q * step_y
+            p_row_side += 2 * Q * step_y
+    store_sums(p_sums, i_split, sums, m_k, groups * CO, k, m_k, EPILOGUE)
+
+
+def plan_pairs(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:
+    """The launch of a correlation in pairs; ``values`` are those that all its kernels share, by name."""
+    (n, _, _), (_, q) = correlation.size, correlation.output
+    above, pairs_h = pairs(correlation.output[0], correlation.top)
+    strips = -(-q // (2 * tile.columns))
+    rows = -(-n * strips // tile.pixels) * pairs_h
+    rows, splits = tiles.rows_of_split(rows, values["packs"], 0, tile, device)
+    values |= {"rows": rows, "strips": strips, "columns": n * strips, "above": above, "pairs_h": pairs_h}
+    values |= {"quad": QUAD, "ODD": correlation.left % 2}
+    values |= {"T": tile.columns, "B": tile.packs, "STAGES": tile.stages}
+    return Launch.of(pairs_kernel, values["packs"] * splits, values, tile)
+
+
+def pairs(length: int, offset: int) -> tuple[int, int]:
+    """The first a, and how many, so that all of 0 .. length - 1 are 2a + offset or 2a + 1 + offset."""
+    first = -offset // 2
+    return first, (length - 1 - offset) // 2 - first + 1

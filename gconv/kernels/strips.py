@@ -31,7 +31,7 @@ QUAD = 4  # threads that share a row of a product's operand
 
 @triton.jit
 def position_in_quad(i, BI: tl.constexpr):
-    """Where input ``i`` of a pack stands in packed weights, so that each thread's inputs are neighbours.
+    """Where input ``i`` of a block of a pack stands in packed weights: each thread's inputs are neighbours.
 
     In tensor cores' registers thread t of four holds inputs 8 j + 2 t and 8 j + 2 t + 1 of every j.
     """
@@ -43,18 +43,22 @@ def pack_kernel(
     p_w, p_packed, groups, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Weights as :func:`load_tap` reads them: (packs, blocks of outputs, 9, BO, BI), zero off the diagonal.
+    """Weights as :func:`load_tap` reads them: (packs, blocks of outputs, 9, blocks of inputs, BO, BK).
+
+    Zero off the diagonal. Blocks of inputs are of BK = 32 at most.
 
     Grid: taps, fastest; blocks of a pack's outputs; packs.
     """
     BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
+    BK: tl.constexpr = min(BI, 32)
     i_tap = tl.program_id(0) % 9
     i_o = tl.program_id(0) // 9 % BLOCKS
     i_pack = tl.program_id(0) // (9 * BLOCKS)
     offset, mask = locate_weights(i_pack, 0, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
     w = tl.load(p_w + w_0 + i_tap // 3 * w_r + i_tap % 3 * w_s + offset, mask, 0.0)
     i, o = tl.arange(0, BI)[:, None], tl.arange(0, BO)[None, :]
-    tl.store(p_packed + tl.program_id(0) * BO * BI + o * BI + position_in_quad(i, BI), w)
+    at = (i // BK * BO + o) * BK + position_in_quad(i % BK, BK)
+    tl.store(p_packed + tl.program_id(0) * BO * BI + at, w)
 
 
 @triton.jit
@@ -63,12 +67,14 @@ def load_tap(p_w, i_first, tap, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.
 
     Triton reloads operands of products from shared memory in every turn of a loop, but for those that were
     loaded just as the product wants them, which is what the packed order and the shape of this load are for.
-    ``quad`` is 4, known at run time only: a thread loads its BI / 4 inputs at once, and no more.
+    ``quad`` is 4, known at run time only: a thread loads its BK / 4 inputs of a block at once, and no more.
     """
+    BK: tl.constexpr = min(BI, 32)
     row = tl.arange(0, B * BO)
-    o = (((i_first * B + row // BO) * 9 + tap) * BO + row % BO) * quad * (BI // 4)
-    w = tl.load(p_w + o[None, :, None] + tl.arange(0, BI)[None, None, :])
-    w = w.reshape(B * BO, 4, BI // 8, 2).permute(0, 2, 1, 3)
+    o = (((i_first * B + row // BO) * 9 + tap) * (BI // BK * BO) + row % BO) * quad * (BK // 4)
+    block = tl.arange(0, BI // BK) * BO * BK
+    w = tl.load(p_w + block[:, None, None] + o[None, :, None] + tl.arange(0, BK)[None, None, :])
+    w = w.reshape(BI // BK, B * BO, 4, BK // 8, 2).permute(1, 0, 3, 2, 4)
     if B == 1:
         w = tl.trans(w.reshape(BO, BI))
     else:

@@ -17,7 +17,8 @@ from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 
 LANES = 16  # the least inner length of a product of 16-bit tiles on tensor cores
-SLIDE_LANES = 32  # from here up nine weight tiles no longer fit the registers
+SLIDE_LANES = 32  # from here up nine weight tiles no longer fit the registers of one warp or two
+STRIP_LANES = 128  # the most inputs whose weights for eight outputs fit the registers of a warp
 DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
 WORKSPACE = 32 * 2**20  # bytes that the weight gradient's partial sums may take
 WIDEST = 16  # bytes of a load
@@ -229,7 +230,7 @@ def has_strips(correlation: Correlation, dtype: torch.dtype, device: Device) -> 
     """Whether the strips kernel computes a correlation: 3x3 in 16 bits, the same step both ways."""
     c = correlation
     plain = c.kernel == (3, 3) and c.dilation == c.divisor == (1, 1) and c.step in ((1, 1), (2, 2))
-    return plain and max(c.inputs, c.outputs) <= SLIDE_LANES and dtype.itemsize == 2 and device.kind != "hip"
+    return plain and max(c.inputs, c.outputs) <= STRIP_LANES and dtype.itemsize == 2 and device.kind != "hip"
 
 
 def strip_tile(correlation: Correlation) -> Tile:
@@ -239,6 +240,8 @@ def strip_tile(correlation: Correlation) -> Tile:
     64 bytes of a pixel at once; wider strips load fewer columns twice. Registers limit both.
     """
     c = correlation
+    if max(c.inputs, c.outputs) > SLIDE_LANES:
+        return wide_strip_tile(c)
     groups = groups_in_pack(c.inputs, c.outputs)
     inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
     stages = 3 if c.step == (1, 1) else 2
@@ -250,6 +253,20 @@ def strip_tile(correlation: Correlation) -> Tile:
     if groups * c.inputs == groups * c.outputs == LANES and c.groups % (2 * groups) == 0:
         return replace(tile, columns=columns, packs=2, resident=8)
     return replace(tile, columns=columns, resident=13)
+
+
+def wide_strip_tile(correlation: Correlation) -> Tile:
+    """Blocks of up to 64 outputs, by all inputs of a group, on as many warps as hold the weights.
+
+    A thread keeps 144 registers of weights: those of a warp's sixteen outputs for up to 64 inputs, of eight
+    for more. The warps of a program share the rows of x, so they are as many as the outputs need.
+    """
+    c = correlation
+    inputs, outputs = lanes(c.inputs, STRIP_LANES), lanes(c.outputs, 64)
+    warps = outputs // (LANES if inputs <= 64 else 8)
+    columns, stages = (min(2, c.output[1]), 3) if c.step == (1, 1) else (1, 2)
+    tile = Tile("strips", 1, 16, inputs, outputs, warps, stages, registers=255, columns=columns)
+    return replace(tile, resident=8 // warps)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

@@ -138,3 +138,24 @@ def dot_row(x, w, acc, PRECISION: tl.constexpr):
     acc = dot(x[0], w[0], acc, PRECISION)
     acc = dot(x[1], w[1], acc, PRECISION)
     return dot(x[2], w[2], acc, PRECISION)
+
+
+@triton.jit
+def locate_sums(
+    i_pack, i_i, i_o, groups,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Offsets of a tile's diagonal blocks in sums laid out (K, C / groups), and their mask  # [BO, BI]"""
+    i = i_i * BI + tl.arange(0, BI)
+    k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
+    o = i_o * BO + tl.arange(0, BO)
+    m = ((o // CO)[:, None] == (i // CI)[None, :]) & m_k[:, None]
+    return (k * CI)[:, None] + (i % CI)[None, :], m
+
+
+@triton.jit
+def store_row(p, offset, step, sums, mask):
+    """The sums of three taps, of a kernel's row or column, ``step`` numbers apart."""
+    tl.store(p + offset, sums[0], mask)
+    tl.store(p + step + offset, sums[1], mask)
+    tl.store(p + 2 * step + offset, sums[2], mask)

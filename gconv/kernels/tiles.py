@@ -105,6 +105,8 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         tile = correlation_tile(make(geometry), dtype, precision, device, strips=False)
     if pass_ == "weight_grad" and tile.kernel == "slide" and geometry.stride[0] == 2:
         return replace(tile, stages=min(tile.stages, 2))
+    if tile.kernel == "wide-slide":
+        return replace(tile, pixels=min(tile.pixels, 32))
     if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
         return tile
     if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
@@ -145,6 +147,8 @@ def weight_grad_tile(geometry: ConvGeometry, dtype: torch.dtype, precision: str,
     slides = geometry.weight_size[2:] == (3, 3) and geometry.stride[0] in (1, 2) and geometry.dilation[0] == 1
     if slides and fits_registers(cg, kg, dtype, precision, device):
         return slide_weight_tile(cg, kg, geometry.stride[0], dtype, device)
+    if has_wide_slide(geometry, dtype, device):
+        return wide_weight_tile(cg, kg, geometry.stride[0], device)
     return taps_weight_tile(cg, kg, dtype, precision, device)
 
 
@@ -292,6 +296,26 @@ def slide_weight_tile(inputs: int, outputs: int, step: int, dtype: torch.dtype, 
         "slide", groups, pixels, LANES, side_o, warps, registers=all_registers(device), resident=8 // warps
     )
     return tile if device.kind == "hip" else replace(tile, stages=3)
+
+
+def has_wide_slide(geometry: ConvGeometry, dtype: torch.dtype, device: Device) -> bool:
+    """Whether the slide for wide groups makes the weight gradient: 3x3 in 16 bits, the same stride both ways."""
+    same = geometry.weight_size[2:] == (3, 3) and geometry.dilation == (1, 1)
+    same = same and geometry.stride in ((1, 1), (2, 2)) and dtype.itemsize == 2 and device.kind != "hip"
+    return same and SLIDE_LANES < max(geometry.channels_per_group) <= STRIP_LANES
+
+
+def wide_weight_tile(inputs: int, outputs: int, step: int, device: Device) -> Tile:
+    """Nine sums of 64 outputs by 32 inputs in the registers of four warps; by sixteen where operands take some.
+
+    More outputs would want eight warps, whose copies of x were of eight bytes.
+    """
+    side_o = lanes(outputs, 64)
+    warps = side_o // LANES
+    if device.warpgroups and warps == 4:
+        return Tile("wide-slide", 1, 32, lanes(inputs, 32), 64, 4, 2, all_registers(device), resident=2)
+    pixels = 16 * warps if step == 1 else 8 * warps
+    return Tile("wide-slide", 1, pixels, LANES, side_o, warps, 2, all_registers(device), resident=8 // warps)
 
 
 def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

@@ -21,8 +21,11 @@ from gconv.kernels.packing import (
     load_tile,
     locate_channels,
     locate_columns,
+    locate_sums,
     mask_columns,
+    store_row,
 )
+from gconv.kernels.wide_weight import wide_weight_kernel
 
 COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "top", "left"]
 STRIDES = ["dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w"]
@@ -36,27 +39,6 @@ def add_row(sums, dy, x, PRECISION: tl.constexpr):
     s1 = dot(dy, x[1], sums[1], PRECISION)
     s2 = dot(dy, x[2], sums[2], PRECISION)
     return s0, s1, s2
-
-
-@triton.jit
-def locate_sums(
-    i_pack, i_i, i_o, groups,
-    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
-):  # fmt: skip
-    """Offsets of a tile's diagonal blocks in sums laid out (K, C / groups), and their mask  # [BO, BI]"""
-    i = i_i * BI + tl.arange(0, BI)
-    k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
-    o = i_o * BO + tl.arange(0, BO)
-    m = ((o // CO)[:, None] == (i // CI)[None, :]) & m_k[:, None]
-    return (k * CI)[:, None] + (i % CI)[None, :], m
-
-
-@triton.jit
-def store_row(p, offset, step, sums, mask):
-    """The sums of a kernel row's three taps, ``step`` numbers apart."""
-    tl.store(p + offset, sums[0], mask)
-    tl.store(p + step + offset, sums[1], mask)
-    tl.store(p + 2 * step + offset, sums[2], mask)
 
 
 @triton.jit(do_not_specialize=[*COUNTS, "rows", *STRIDES])
@@ -306,7 +288,7 @@ def plan_weight_grad(
         packs = -(-groups // tile.groups)
         programs = packs * -(-tile.groups * kg // tile.outputs) * -(-tile.groups * cg // tile.inputs)
         programs *= r * s if tile.kernel == "taps" else 1
-    if tile.kernel == "slide":
+    if tile.kernel in ("slide", "wide-slide"):
         rows, splits = tiles.rows_of_split(column_tiles * p, programs, 4 * size, tile, operands.device)
     else:
         rows = tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
@@ -346,6 +328,7 @@ def plan_weight_grad(
 
 KERNELS = {
     "slide": slide_weight_kernel,
+    "wide-slide": wide_weight_kernel,
     "taps": taps_weight_kernel,
     "depthwise-slide": depthwise_slide_weight_kernel,
     "depthwise": depthwise_weight_kernel,

@@ -218,8 +218,7 @@ def _launches(
 def _precision_and_device(target: str, dtype: str) -> tuple[str, Device]:
     """How float32 is multiplied for a target, and a GPU of it."""
     kind = "cuda" if target.startswith("sm_") else "hip"
-    device = Device(kind, target, 132, warpgroups=target in ("sm_90", "sm_100"))
-    return ("tf32" if dtype == "tf32" and kind == "cuda" else "ieee"), device
+    return ("tf32" if dtype == "tf32" and kind == "cuda" else "ieee"), Device(kind, target, 132)
 
 
 def _strides(size: tuple[int, ...]) -> tuple[int, ...]:

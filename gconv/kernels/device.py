@@ -16,14 +16,11 @@ class Device:
         kind: "cuda", "hip", or "cpu" for Triton's interpreter.
         name: as its driver calls it.
         processors: streaming multiprocessors or compute units.
-        warpgroups: whether products of large tiles read both from shared memory (Hopper, data center Blackwell)
-            and leave the registers to the sums.
     """
 
     kind: str
     name: str
     processors: int
-    warpgroups: bool = False
 
 
 @cache
@@ -33,8 +30,7 @@ def device_of(device: torch.device) -> Device:
         return Device("cpu", "interpreter", 2)
     properties = torch.cuda.get_device_properties(device)
     kind = "cuda" if torch.version.hip is None else "hip"
-    warpgroups = kind == "cuda" and properties.major in (9, 10)
-    return Device(kind, properties.name, properties.multi_processor_count, warpgroups)
+    return Device(kind, properties.name, properties.multi_processor_count)
 
 
 def float32_precision() -> str:

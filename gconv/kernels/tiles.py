@@ -29,7 +29,7 @@ class Tile:
     """A kernel's tile.
 
     Args:
-        kernel: "strips", "slide", "residue", "taps", "depthwise-slide" or "depthwise".
+        kernel: "strips", "slide", "wide-slide", "residue", "taps", "depthwise-slide" or "depthwise".
         groups: groups in a pack, which share a tile.
         pixels, inputs, outputs: the tile's sides, powers of two; pixels are strips of ``columns`` each.
         warps: warps of a program.
@@ -105,8 +105,6 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         tile = correlation_tile(make(geometry), dtype, precision, device, strips=False)
     if pass_ == "weight_grad" and tile.kernel == "slide" and geometry.stride[0] == 2:
         return replace(tile, stages=min(tile.stages, 2))
-    if tile.kernel == "wide-slide":
-        return replace(tile, pixels=min(tile.pixels, 32))
     if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
         return tile
     if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
@@ -148,7 +146,7 @@ def weight_grad_tile(geometry: ConvGeometry, dtype: torch.dtype, precision: str,
     if slides and fits_registers(cg, kg, dtype, precision, device):
         return slide_weight_tile(cg, kg, geometry.stride[0], dtype, device)
     if has_wide_slide(geometry, dtype, device):
-        return wide_weight_tile(cg, kg, geometry.stride[0], device)
+        return wide_weight_tile(cg, kg)
     return taps_weight_tile(cg, kg, dtype, precision, device)
 
 
@@ -299,23 +297,20 @@ def slide_weight_tile(inputs: int, outputs: int, step: int, dtype: torch.dtype, 
 
 
 def has_wide_slide(geometry: ConvGeometry, dtype: torch.dtype, device: Device) -> bool:
-    """Whether the slide for wide groups makes the weight gradient: 3x3 in 16 bits, the same stride both ways."""
+    """Whether wide groups' slide makes the weight gradient: 3x3 in 16 bits, the same stride both ways."""
     same = geometry.weight_size[2:] == (3, 3) and geometry.dilation == (1, 1)
     same = same and geometry.stride in ((1, 1), (2, 2)) and dtype.itemsize == 2 and device.kind != "hip"
     return same and SLIDE_LANES < max(geometry.channels_per_group) <= STRIP_LANES
 
 
-def wide_weight_tile(inputs: int, outputs: int, step: int, device: Device) -> Tile:
-    """Nine sums of 64 outputs by 32 inputs in the registers of four warps; by sixteen where operands take some.
+def wide_weight_tile(inputs: int, outputs: int) -> Tile:
+    """Nine sums of up to 32 inputs by 64 outputs, 16 by 32 a warp, which are 144 registers of a thread.
 
-    More outputs would want eight warps, whose copies of x were of eight bytes.
+    Sums of 64 inputs would be wgmma's on Hopper, over whose operands Triton copies the next ones too early.
     """
-    side_o = lanes(outputs, 64)
-    warps = side_o // LANES
-    if device.warpgroups and warps == 4:
-        return Tile("wide-slide", 1, 32, lanes(inputs, 32), 64, 4, 2, all_registers(device), resident=2)
-    pixels = 16 * warps if step == 1 else 8 * warps
-    return Tile("wide-slide", 1, pixels, LANES, side_o, warps, 2, all_registers(device), resident=8 // warps)
+    side_i, side_o = lanes(inputs, 32), lanes(outputs, 64)
+    warps = side_i * side_o // 512
+    return Tile("wide-slide", 1, 32, side_i, side_o, warps, 2, registers=255, resident=8 // warps)
 
 
 def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

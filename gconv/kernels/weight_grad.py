@@ -288,11 +288,11 @@ def plan_weight_grad(
         packs = -(-groups // tile.groups)
         programs = packs * -(-tile.groups * kg // tile.outputs) * -(-tile.groups * cg // tile.inputs)
         programs *= r * s if tile.kernel == "taps" else 1
-    if tile.kernel in ("slide", "wide-slide"):
+    if tile.kernel == "slide":
         rows, splits = tiles.rows_of_split(column_tiles * p, programs, 4 * size, tile, operands.device)
     else:
         rows = tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
-        items = column_tiles * (1 if tile.kernel == "taps" else -(-p // rows))
+        items = column_tiles * (-(-p // rows) if tile.depthwise else 1)
         splits = tiles.splits_of(items, programs, 4 * size, tile, operands.device)
     (dy_n, _, dy_h, dy_w), (x_n, _, x_h, x_w) = operands.first, operands.second
     dy_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, dy_n, dy_h, dy_w)

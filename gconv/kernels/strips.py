@@ -27,6 +27,8 @@ from gconv.kernels.packing import (
 
 PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=1)
 QUAD = 4  # threads that share a row of a product's operand
+# Of two axes along which nothing is contiguous, Triton puts threads along the first, from 3.7 on the second.
+ROWS_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 
 
 @triton.jit
@@ -73,8 +75,12 @@ def load_tap(p_w, i_first, tap, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.
     row = tl.arange(0, B * BO)
     o = (((i_first * B + row // BO) * 9 + tap) * (BI // BK * BO) + row % BO) * quad * (BK // 4)
     block = tl.arange(0, BI // BK) * BO * BK
-    w = tl.load(p_w + block[:, None, None] + o[None, :, None] + tl.arange(0, BK)[None, None, :])
-    w = w.reshape(BI // BK, B * BO, 4, BK // 8, 2).permute(1, 0, 3, 2, 4)
+    if ROWS_FIRST:
+        w = tl.load(p_w + o[:, None, None] + block[None, :, None] + tl.arange(0, BK)[None, None, :])
+        w = w.reshape(B * BO, BI // BK, 4, BK // 8, 2).permute(0, 1, 3, 2, 4)
+    else:
+        w = tl.load(p_w + block[:, None, None] + o[None, :, None] + tl.arange(0, BK)[None, None, :])
+        w = w.reshape(BI // BK, B * BO, 4, BK // 8, 2).permute(1, 0, 3, 2, 4)
     if B == 1:
         w = tl.trans(w.reshape(BO, BI))
     else:

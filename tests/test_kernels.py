@@ -37,6 +37,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 ONE_OF_EACH = (
     "slide, width 4",
+    "strips, width 40",
     "stride 2, odd",
     "taps, 5x5, stride 3",
     "taps, width 72 to 40",
@@ -81,6 +82,7 @@ def test_every_family_matches_float64(case: Case, dtype: torch.dtype) -> None:
         ("strips", 1),
         ("strips", 2),
         ("slide", 1),
+        ("wide-slide", 1),
         ("residue", 1),
         ("taps", 1),
         ("depthwise-slide", 1),

@@ -44,6 +44,9 @@ def _around(
     if rule.kernel == "strips":
         yield from _strips(rule)
         yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
+    elif rule.kernel == "wide-slide":
+        yield from _wide_slide(rule)
+        yield tiles.taps_weight_tile(inputs, outputs, dtype, precision, device)
     elif rule.kernel in ("slide", "residue"):
         yield from _in_flight(rule, device, 2, 4)
         if pass_ == "weight_grad":
@@ -61,9 +64,18 @@ def _strips(rule: Tile) -> Iterator[Tile]:
     for columns, packs, stages in product((1, 2, 3, 4), {1, rule.packs}, (3, 2, 4)):
         if columns * packs <= STRIPS_A_THREAD:
             yield replace(rule, columns=columns, packs=packs, stages=stages)
-    if rule.packs == 1:
+    if rule.packs == 1 and max(rule.inputs, rule.outputs) <= tiles.SLIDE_LANES:
         for columns in (1, 2):
             yield replace(rule, pixels=2 * rule.pixels, columns=columns)
+
+
+def _wide_slide(rule: Tile) -> Iterator[Tile]:
+    """Other heights, more rows on their way, smaller blocks, of which a processor keeps more."""
+    for pixels, inputs, outputs, stages in product((32, 16), (32, 16), (64, 32), (2, 3)):
+        if inputs <= rule.inputs and outputs <= rule.outputs:
+            warps = max(1, inputs * outputs // 512)
+            sides = {"pixels": pixels, "inputs": inputs, "outputs": outputs}
+            yield replace(rule, **sides, warps=warps, stages=stages, resident=8 // warps)
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:

@@ -37,6 +37,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 ONE_OF_EACH = (
     "slide, width 4",
+    "strips, width 40",
     "stride 2, odd",
     "taps, 5x5, stride 3",
     "taps, width 72 to 40",

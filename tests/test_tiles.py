@@ -68,8 +68,8 @@ def strips(case: Case, transposed: bool = False, **changes: int) -> Tile:
     c = make(geometry_of(case))
     kernel = "strips" if c.divisor == (1, 1) else "pairs"
     groups = tiles.groups_in_pack(c.inputs, c.outputs)
-    sides = [tiles.lanes(groups * side, tiles.SLIDE_LANES) for side in (c.inputs, c.outputs)]
-    return replace(Tile(kernel, groups, 16, *sides, warps=1), **changes)
+    inputs, outputs = tiles.lanes(groups * c.inputs, 128), tiles.lanes(groups * c.outputs, 64)
+    return replace(Tile(kernel, groups, 16, inputs, outputs, warps=1), **changes)
 
 
 def check_strips(case: Case, **changes: int) -> None:
@@ -214,6 +214,9 @@ def test_odd_and_even_sizes_with_padding_past_the_kernel(
         (5, 3, 7, {"columns": 3}),
         (1, 4, 5, {"columns": 2}),
         (4, 4, 4, {"pixels": 32, "columns": 2}),
+        (36, 52, 1, {"columns": 2}),
+        (13, 72, 1, {"columns": 2}),
+        (72, 13, 1, {"columns": 1}),
     ],
 )
 def test_groups_of_any_width(inputs: int, outputs: int, groups: int, changes: dict[str, int]) -> None:
@@ -293,17 +296,22 @@ def dense_packs(case: Case, weight: Tensor, tile: Tile, transposed: bool) -> Ten
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("transposed", [False, True], ids=["forward", "input_grad"])
-@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(4, 4, 8), (3, 5, 7), (24, 32, 2)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups"), [(4, 4, 8), (3, 5, 7), (24, 32, 2), (40, 56, 2), (72, 13, 1)]
+)
 def test_weights_of_any_strides_are_packed_for_the_threads(
     inputs: int, outputs: int, groups: int, transposed: bool, form: str
 ) -> None:
-    """Thread t of four reads its inputs, 8 j + 2 t and the next of every j, side by side."""
+    """Thread t of four reads its inputs of a block, 8 j + 2 t and the next of every j, side by side."""
     case = layer((4, 4), inputs, outputs, groups)
-    weight, tile = FORMS[form](case.tensors(HALF)[1].detach()), strips(case, transposed)
-    found = packed(weight, geometry_of(case), transposed, tile).view(-1, 9, tile.outputs, tile.inputs)
-    order = [8 * j + 2 * t + e for t in range(4) for j in range(tile.inputs // 8) for e in range(2)]
-    dense = dense_packs(case, weight, tile, transposed)
-    assert torch.equal(found, dense.transpose(2, 3)[..., order])
+    tile = strips(case, transposed, outputs=128) if max(inputs, outputs) > 64 else strips(case, transposed)
+    weight, block = FORMS[form](case.tensors(HALF)[1].detach()), min(tile.inputs, 32)
+    found = packed(weight, geometry_of(case), transposed, tile).view(
+        -1, 9, tile.inputs // block, tile.outputs, block
+    )
+    order = [8 * j + 2 * t + e for t in range(4) for j in range(block // 8) for e in range(2)]
+    dense = dense_packs(case, weight, tile, transposed).unflatten(2, (-1, block))
+    assert torch.equal(found, dense.transpose(3, 4)[..., order])
 
 
 @pytest.mark.parametrize(("channels", "groups"), [((40, 24), 1), ((20, 40), 1), ((40, 40), 2)])
@@ -334,3 +342,26 @@ def test_weight_gradient_of_rows_that_span_two_tiles(
     plan, splits, _ = plan_weight_grad(geometry_of(case), operands, tile=tile)
     assert (plan.arguments["rows"], splits) == (rows, -(-14 // rows))
     check_weight_grad(case, tile)
+
+
+@pytest.mark.parametrize("size", [(5, 20), (4, 9), (1, 1)], ids=str)
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("count", [1, 132])
+def test_weight_gradient_of_wide_groups(
+    count: int, stride: int, padding: int, size: tuple[int, int], processors: Processors
+) -> None:
+    """Tiles of many images, in one program and in several; blocks that the channels do not fill."""
+    if min(size) + 2 * padding < 3:
+        return
+    processors(count)
+    case = layer(size, 20, 24, 1, images=3, stride=stride, padding=padding)
+    check_weight_grad(case, Tile("strips", 1, 16, 16, 16, warps=1, resident=2))
+
+
+@pytest.mark.parametrize("count", [1, 132])
+def test_bias_gradient_of_wide_groups(count: int, processors: Processors) -> None:
+    """Of the programs of other blocks of inputs only the first writes it."""
+    processors(count)
+    case = layer((3, 18), 40, 20, 2, images=2)
+    check_weight_grad(case, Tile("strips", 1, 16, 16, 16, warps=1, resident=16))

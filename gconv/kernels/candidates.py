@@ -68,7 +68,7 @@ def _strips(rule: Tile) -> Iterator[Tile]:
     for columns, packs, stages in product((1, 2, 3, 4), {1, rule.packs}, (3, 2, 4)):
         if columns * packs <= STRIPS_A_THREAD:
             yield replace(rule, columns=columns, packs=packs, stages=stages)
-    if rule.packs == 1:
+    if rule.packs == 1 and max(rule.inputs, rule.outputs) <= tiles.SLIDE_LANES:
         for columns in (1, 2):
             yield replace(rule, pixels=2 * rule.pixels, columns=columns)
     elif rule.kernel == "pairs":

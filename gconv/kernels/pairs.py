@@ -89,22 +89,25 @@ def pairs_kernel(
     of columns begin at even numbers, so ODD, whether ``left`` is, says which of the two comes first: if ODD,
     that of b - 1. Either way columns b and b + 1 of x make a pair, so T + 1 loads serve 2 T columns of y.
 
-    Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; splits, each of
-    which takes ``rows`` pairs of rows, numbered through tiles of strips.
+    Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; blocks of a
+    pack's outputs; splits, each of which takes ``rows`` pairs of rows, numbered through tiles of strips.
 
     In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row completes
     and of those that it begins. In shared memory: the rows that are on their way.
     """
+    BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     i_pack = tl.program_id(0) % packs
-    i_split = tl.program_id(0) // packs
+    i_o = tl.program_id(0) // packs % BLOCKS
+    i_split = tl.program_id(0) // (packs * BLOCKS)
     start = i_split * rows
     stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * pairs_h)
 
-    w0 = load_taps(p_w, i_pack, 0, quad, B, BI, BO)
-    w1 = load_taps(p_w, i_pack, 1, quad, B, BI, BO)
-    w2 = load_taps(p_w, i_pack, 2, quad, B, BI, BO)
+    i_first = i_pack * BLOCKS + i_o
+    w0 = load_taps(p_w, i_first, 0, quad, B, BI, BO)
+    w1 = load_taps(p_w, i_first, 1, quad, B, BI, BO)
+    w2 = load_taps(p_w, i_first, 2, quad, B, BI, BO)
     c, m_c = locate_channels(i_pack, 0, groups, CI, B * G, B * BI)
-    k, m_k = locate_channels(i_pack, 0, groups, CO, B * G, B * BO)
+    k, m_k = locate_channels(i_pack, i_o, groups, CO, B * G, B * BO)
     norm = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
     step_x, step_y = x_w * X_UNIT, y_w * Y_UNIT
     if B == 1:
@@ -161,11 +164,12 @@ def plan_pairs(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any
     above, pairs_h = pairs(correlation.output[0], correlation.top)
     strips = -(-q // (2 * tile.columns))
     rows = -(-n * strips // tile.pixels) * pairs_h
-    rows, splits = tiles.rows_of_split(rows, values["packs"], 0, tile, device)
+    programs = values["packs"] * -(-tile.groups * correlation.outputs // tile.outputs)
+    rows, splits = tiles.rows_of_split(rows, programs, 0, tile, device)
     values |= {"rows": rows, "strips": strips, "columns": n * strips, "above": above, "pairs_h": pairs_h}
     values |= {"quad": QUAD, "ODD": correlation.left % 2}
     values |= {"T": tile.columns, "B": tile.packs, "STAGES": tile.stages}
-    return Launch.of(pairs_kernel, values["packs"] * splits, values, tile)
+    return Launch.of(pairs_kernel, programs * splits, values, tile)
 
 
 def pairs(length: int, offset: int) -> tuple[int, int]:

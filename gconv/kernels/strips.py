@@ -27,11 +27,13 @@ from gconv.kernels.packing import (
 
 PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=1)
 QUAD = 4  # threads that share a row of a product's operand
+# Of two axes along which nothing is contiguous, Triton puts threads along the first, from 3.7 on the second.
+ROWS_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 
 
 @triton.jit
 def position_in_quad(i, BI: tl.constexpr):
-    """Where input ``i`` of a pack stands in packed weights, so that each thread's inputs are neighbours.
+    """Where input ``i`` of a block of a pack stands in packed weights: each thread's inputs are neighbours.
 
     In tensor cores' registers thread t of four holds inputs 8 j + 2 t and 8 j + 2 t + 1 of every j.
     """
@@ -43,18 +45,22 @@ def pack_kernel(
     p_w, p_packed, groups, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Weights as :func:`load_tap` reads them: (packs, blocks of outputs, 9, BO, BI), zero off the diagonal.
+    """Weights as :func:`load_tap` reads them: (packs, blocks of outputs, 9, blocks of inputs, BO, BK).
+
+    Zero off the diagonal. Blocks of inputs are of BK = 32 at most.
 
     Grid: taps, fastest; blocks of a pack's outputs; packs.
     """
     BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
+    BK: tl.constexpr = min(BI, 32)
     i_tap = tl.program_id(0) % 9
     i_o = tl.program_id(0) // 9 % BLOCKS
     i_pack = tl.program_id(0) // (9 * BLOCKS)
     offset, mask = locate_weights(i_pack, 0, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
     w = tl.load(p_w + w_0 + i_tap // 3 * w_r + i_tap % 3 * w_s + offset, mask, 0.0)
     i, o = tl.arange(0, BI)[:, None], tl.arange(0, BO)[None, :]
-    tl.store(p_packed + tl.program_id(0) * BO * BI + o * BI + position_in_quad(i, BI), w)
+    at = (i // BK * BO + o) * BK + position_in_quad(i % BK, BK)
+    tl.store(p_packed + tl.program_id(0) * BO * BI + at, w)
 
 
 @triton.jit
@@ -63,14 +69,20 @@ def load_tap(p_w, i_first, tap, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.
 
     Triton reloads operands of products from shared memory in every turn of a loop, but for those that were
     loaded just as the product wants them, which is what the packed order and the shape of this load are for.
-    ``quad`` is 4, known at run time only: a thread loads its BI / 4 inputs at once, and no more. Packs take
-    turns every eight rows, which is how two warps come to hold a pack each.
+    ``quad`` is 4, known at run time only: a thread loads its BK / 4 inputs of a block at once, and no more.
+    Packs take turns every eight rows, which is how two warps come to hold a pack each.
     """
+    BK: tl.constexpr = min(BI, 32)
     row = tl.arange(0, B * BO)
     pack, output = row // 8 % B, row // (8 * B) * 8 + row % 8
-    o = (((i_first * B + pack) * 9 + tap) * BO + output) * quad * (BI // 4)
-    w = tl.load(p_w + o[None, :, None] + tl.arange(0, BI)[None, None, :])
-    w = w.reshape(BO // 8, B, 8, 4, BI // 8, 2).permute(1, 0, 2, 4, 3, 5)
+    o = (((i_first * B + pack) * 9 + tap) * (BI // BK * BO) + output) * quad * (BK // 4)
+    block = tl.arange(0, BI // BK) * BO * BK
+    if ROWS_FIRST:
+        w = tl.load(p_w + o[:, None, None] + block[None, :, None] + tl.arange(0, BK)[None, None, :])
+        w = w.reshape(BO // 8, B, 8, BI // BK, 4, BK // 8, 2).permute(1, 0, 2, 3, 5, 4, 6)
+    else:
+        w = tl.load(p_w + block[:, None, None] + o[None, :, None] + tl.arange(0, BK)[None, None, :])
+        w = w.reshape(BI // BK, BO // 8, B, 8, 4, BK // 8, 2).permute(2, 1, 3, 0, 5, 4, 6)
     if B == 1:
         w = tl.trans(w.reshape(BO, BI))
     else:

@@ -128,20 +128,25 @@ def strips_weight_kernel(
 
     Column t of a strip of dy meets columns t STRIDE + s of x: T loads of dy and (T - 1) STRIDE + 3 of x.
 
-    Grid: batches of B packs, fastest; splits, each of which takes ``rows`` rows of dy, numbered through tiles
-    of BM strips. Two packs are one tile of twice as many channels, so that a load moves 64 bytes of a pixel.
-    Nobody needs the products of one pack's dy with the other's x, so the compiler leaves them out.
+    Grid: batches of B packs, fastest; blocks of a pack's outputs, then inputs; splits, each of which takes
+    ``rows`` rows of dy, numbered through tiles of BM strips. Two packs are one tile of twice as many channels,
+    so that a load moves 64 bytes of a pixel. Nobody needs the products of one pack's dy with the other's x,
+    so the compiler leaves them out.
 
     In registers: the sums of the nine taps [B BO, B BI], and the rows of dy that meet a row of x: three at
     stride 1, which move up as the rows move down, two at stride 2. In shared memory: rows on their way.
     """
+    OUTPUT_BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
+    INPUT_BLOCKS: tl.constexpr = (G * CI + BI - 1) // BI
     i_pack = tl.program_id(0) % packs
-    i_split = tl.program_id(0) // packs
+    i_o = tl.program_id(0) // packs % OUTPUT_BLOCKS
+    i_i = tl.program_id(0) // packs // OUTPUT_BLOCKS % INPUT_BLOCKS
+    i_split = tl.program_id(0) // packs // (OUTPUT_BLOCKS * INPUT_BLOCKS)
     start = i_split * rows
     stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * P)
 
-    c, m_c = locate_channels(i_pack, 0, groups, CI, B * G, B * BI)
-    k, m_k = locate_channels(i_pack, 0, groups, CO, B * G, B * BO)
+    c, m_c = locate_channels(i_pack, i_i, groups, CI, B * G, B * BI)
+    k, m_k = locate_channels(i_pack, i_o, groups, CO, B * G, B * BO)
     norm = load_norm(p_norm, groups * CI, c, m_c, PROLOGUE)
     same = tl.arange(0, BM)[:, None] == tl.arange(0, BM)[None, :]
     identity = tl.where(same, 1.0, 0.0).to(p_dy.dtype.element_ty)
@@ -184,7 +189,7 @@ def strips_weight_kernel(
             p_row += STRIDE * x_h * X_UNIT
             p_grad += dy_h * DY_UNIT
 
-    i, o = tl.arange(0, BI), tl.arange(0, B * BO) % BO
+    i, o = i_i * BI + tl.arange(0, BI), i_o * BO + tl.arange(0, B * BO) % BO
     mask = ((o // CO)[:, None] == (i // CI)[None, :]) & m_k[:, None]
     offset = (k * CI)[:, None] + (i % CI)[None, :]
     size = groups * CO * CI
@@ -193,4 +198,4 @@ def strips_weight_kernel(
     store_taps(p_sums + 3 * size, size, sums1, offset, mask, B, BI, BO)
     store_taps(p_sums + 6 * size, size, sums2, offset, mask, B, BI, BO)
     if BIAS:
-        tl.store(p_sums + 9 * size + k, tl.sum(bias, 1), m_k)
+        tl.store(p_sums + 9 * size + k, tl.sum(bias, 1), as_mask(m_k & (i_i == 0)))

@@ -17,7 +17,8 @@ from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 
 LANES = 16  # the least inner length of a product of 16-bit tiles on tensor cores
-SLIDE_LANES = 32  # from here up nine weight tiles no longer fit the registers
+SLIDE_LANES = 32  # from here up nine weight tiles no longer fit the registers of one warp or two
+STRIP_LANES = 128  # the most inputs whose weights for eight outputs fit the registers of a warp
 DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
 WORKSPACE = 32 * 2**20  # bytes that the weight gradient's partial sums may take
 WIDEST = 16  # bytes of a load
@@ -237,7 +238,7 @@ def has_strips(correlation: Correlation, dtype: torch.dtype, device: Device) -> 
     """Whether the strips kernel computes a correlation: 3x3 in 16 bits, the same step both ways."""
     c = correlation
     plain = c.kernel == (3, 3) and c.dilation == c.divisor == (1, 1) and c.step in ((1, 1), (2, 2))
-    return plain and max(c.inputs, c.outputs) <= SLIDE_LANES and dtype.itemsize == 2 and device.kind != "hip"
+    return plain and max(c.inputs, c.outputs) <= STRIP_LANES and dtype.itemsize == 2 and device.kind != "hip"
 
 
 def strip_tile(correlation: Correlation) -> Tile:
@@ -247,6 +248,8 @@ def strip_tile(correlation: Correlation) -> Tile:
     64 bytes of a pixel at once; wider strips load fewer columns twice. Registers limit both.
     """
     c = correlation
+    if max(c.inputs, c.outputs) > SLIDE_LANES:
+        return wide_strip_tile(c)
     groups = groups_in_pack(c.inputs, c.outputs)
     inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
     stages = 3 if c.step == (1, 1) else 2
@@ -264,10 +267,11 @@ def has_weight_strips(
     geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device, norm: bool
 ) -> bool:
     """Whether strips compute the weight gradient: in TF32, and with batch norm, where the registers allow."""
-    narrow = max(geometry.channels_per_group) <= LANES
+    widest = max(geometry.channels_per_group)
+    narrow = widest <= LANES
     if precision == "tf32" and geometry.stride == (1, 1) and narrow:
         dtype = torch.float16
-    if norm and geometry.stride == (2, 2) and not narrow:
+    if norm and (widest > SLIDE_LANES or (geometry.stride == (2, 2) and not narrow)):
         return False
     return has_strips(Correlation.forward(geometry), dtype, device)
 
@@ -283,15 +287,16 @@ def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, norm: bool = F
     inputs, outputs = lanes(groups * cg, SLIDE_LANES), lanes(groups * kg, SLIDE_LANES)
     warps = max(inputs, outputs) // LANES
     tile = Tile("strips", groups, 16, inputs, outputs, warps, 3, registers=255, resident=8 // warps)
-    pairs = groups * cg == groups * kg == LANES and geometry.groups % (2 * groups) == 0
-    columns = 2
-    if norm and dtype.itemsize == 2 and warps == 1 and fills(tile, geometry.groups, cg, kg):
-        columns = 4
-    elif norm and warps == 2:
+    even = groups * cg == groups * kg == LANES and geometry.groups % (2 * groups) == 0
+    packs = 2 if even and dtype.itemsize == 2 and not norm else 1
+    if norm and warps == 2:
         columns = 1
+    elif norm and dtype.itemsize == 2 and fills(tile, geometry.groups, cg, kg):
+        columns = 4
+    else:
+        columns = 2
     if geometry.stride == (2, 2):  # a row of dy meets two of x
-        columns, tile = max(1, columns // 2), replace(tile, stages=2)
-    packs = 2 if pairs and dtype.itemsize == 2 and not norm else 1
+        tile, columns = replace(tile, stages=2), max(1, columns // 2)
     return replace(tile, columns=min(columns, geometry.output_size[3]), packs=packs)
 
 
@@ -299,7 +304,7 @@ def has_pairs(correlation: Correlation, dtype: torch.dtype, device: Device) -> b
     """Whether the pairs kernel computes a correlation: the input gradient of 3x3 at stride 2, in 16 bits."""
     c = correlation
     plain = c.kernel == (3, 3) and c.dilation == (1, 1) and c.divisor == (2, 2)
-    return plain and max(c.inputs, c.outputs) <= SLIDE_LANES and dtype.itemsize == 2 and device.kind != "hip"
+    return plain and max(c.inputs, c.outputs) <= STRIP_LANES and dtype.itemsize == 2 and device.kind != "hip"
 
 
 def pair_tile(correlation: Correlation) -> Tile:
@@ -308,6 +313,8 @@ def pair_tile(correlation: Correlation) -> Tile:
     Odd numbers of channels are loaded one by one, through registers.
     """
     c = correlation
+    if max(c.inputs, c.outputs) > SLIDE_LANES:
+        return replace(wide_strip_tile(c), kernel="pairs", columns=1, stages=2)
     groups = groups_in_pack(c.inputs, c.outputs)
     inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
     tile = Tile("pairs", groups, 16, inputs, outputs, outputs // LANES, stages=3, registers=255)
@@ -328,6 +335,20 @@ def norm_pair_tile(tile: Tile, full: bool) -> Tile:
     if max(tile.inputs, tile.outputs) > LANES:
         warps, stages = warps if full and tile.inputs <= tile.outputs else 2 * warps, 2
     return replace(tile, columns=1, warps=warps, stages=stages, resident=8 // warps)
+
+
+def wide_strip_tile(correlation: Correlation) -> Tile:
+    """Blocks of up to 64 outputs, by all inputs of a group, on as many warps as hold the weights.
+
+    A thread keeps 144 registers of weights: those of a warp's sixteen outputs for up to 64 inputs, of eight
+    for more. The warps of a program share the rows of x, so they are as many as the outputs need.
+    """
+    c = correlation
+    inputs, outputs = lanes(c.inputs, STRIP_LANES), lanes(c.outputs, 64)
+    warps = outputs // (LANES if inputs <= 64 else 8)
+    columns, stages = (min(2, c.output[1]), 3) if c.step == (1, 1) else (1, 2)
+    tile = Tile("strips", 1, 16, inputs, outputs, warps, stages, registers=255, columns=columns)
+    return replace(tile, resident=8 // warps)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

@@ -165,6 +165,31 @@ def add_moments(sums, y, rows):
 
 
 @triton.jit
+def halves(tile):
+    """The upper and the lower half of a tile's rows  # [BM / 2, BO] each"""
+    return tile.reshape(2, tile.shape[0] // 2, tile.shape[1]).permute(1, 2, 0).split()
+
+
+@triton.jit
+def add_about(sums, y, m_y, begins):
+    pivot, first, second = sums
+    y0, y1 = halves(y)
+    m0, m1 = m_y.reshape(2, m_y.shape[0] // 2).permute(1, 0).split()
+    pivot = tl.where(begins, y0, pivot)
+    apart = tl.where(m0[:, None], y0 - pivot, 0.0)
+    first, second = first + apart, second + apart * apart
+    apart = tl.where(m1[:, None], y1 - pivot, 0.0)
+    return pivot, first + apart, second + apart * apart
+
+
+@triton.jit
+def spread(sums, counts):
+    pivot, first, second = sums
+    part = 1.0 / tl.maximum(counts, 1)[:, None]
+    return pivot + first * part, tl.maximum(second - first * first * part, 0.0)
+
+
+@triton.jit
 def store_sums(p_sums, i_part, sums, counts, channels, channel, m_channel, EPILOGUE: tl.constexpr):
     """A program's part of the sums, of all its lanes, which took ``counts`` numbers each  # [BM]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,7 +14,16 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
-from gconv.kernels.fusion import finish
+from gconv.kernels.fusion import (
+    add_about,
+    finish,
+    halves,
+    load_norm,
+    normalise,
+    spread,
+    store_sums,
+    through_relu,
+)
 from gconv.kernels.launch import PLANS_KEPT, Launch
 from gconv.kernels.packing import (
     dot,
@@ -26,6 +35,8 @@ from gconv.kernels.packing import (
 )
 
 PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=1)
+import os
+MODE = tl.constexpr(int(os.environ.get('MODE','0')))
 QUAD = 4  # threads that share a row of a product's operand
 
 
@@ -86,17 +97,75 @@ def load_taps(p_w, i_first, r, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.c
     )
 
 
+class Source(NamedTuple):
+    """Where strips find their columns in a row of x, and the batch norm that goes on them."""
+
+    offset: Any
+    step: Any
+    masks: Any
+    m_channel: Any
+    norm: Any
+
+
+class Sink(NamedTuple):
+    """Where strips put their outputs in a row of y, and what is done to them before."""
+
+    p_bias: Any
+    p_side: Any
+    p_y: Any
+    offset: Any
+    step: Any
+    masks: Any
+    channel: Any
+    m_channel: Any
+    norm: Any
+
+
 @triton.jit
-def load_strip(
-    p, offset, step, masks, inside, m_c,
-    FULL: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr,
-):  # fmt: skip
+def normalise_tile(x, norm, m):
+    eye = (tl.arange(0, x.shape[-1])[:, None] == tl.arange(0, x.shape[-1])[None, :]).to(x.dtype)
+    if len(x.shape) == 3:
+        eye = tl.broadcast_to(eye[None, :, :], x.shape[0], x.shape[2], x.shape[2])
+        scale, shift, m = norm[0].reshape(x.shape[0], 1, x.shape[2]), norm[1].reshape(x.shape[0], 1, x.shape[2]), m[None, :, None]
+    else:
+        scale, shift, m = norm[0][None, :], norm[1][None, :], m[:, None]
+    a = dot(x, eye, tl.zeros(x.shape, tl.float32), "ieee") * scale + shift
+    if MODE == 0:
+        a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        x = tl.where(m, a, 0.0).to(x.dtype)
+    elif MODE == 1:
+        z = tl.maximum(a.to(x.dtype), 0.0, propagate_nan=tl.PropagateNan.ALL)
+        x = tl.where(m, z, 0.0).to(x.dtype)
+    elif MODE == 2:
+        x = tl.maximum(tl.where(m, a, 0.0), 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+    elif MODE == 3:
+        y = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+        y = y.to(tl.int16, bitcast=True) & tl.where(m, -1, 0).to(tl.int16)
+        x = y.to(x.dtype, bitcast=True)
+    elif MODE == 4:
+        y = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+        x = y * tl.where(m, 1.0, 0.0).to(x.dtype)
+    elif MODE == 5:
+        x = a.to(x.dtype)
+    elif MODE == 6:
+        big = tl.where(m, float("inf"), 0.0)
+        x = tl.minimum(tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL), big, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+    elif MODE == 7:
+        x = tl.maximum(a * tl.where(m, 1.0, 0.0), 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+    return x
+
+
+@triton.jit
+def load_strip(p, source, inside, PROLOGUE: tl.constexpr, FULL: tl.constexpr, B: tl.constexpr):
     """The columns of a row that strips of outputs meet, each  # [BM, BI], or [B, BM, BI]"""
     columns = ()
-    for u in tl.static_range(len(masks)):
-        x = load_tile(p, offset + u * step, masks[u] & inside, m_c, FULL)
+    for u in tl.static_range(len(source.masks)):
+        m_x = source.masks[u] & inside
+        x = load_tile(p, source.offset + u * source.step, m_x, source.m_channel, FULL)
         if B > 1:
-            x = x.reshape(BM, B, BI).permute(1, 0, 2)
+            x = x.reshape(x.shape[0], B, x.shape[1] // B).permute(1, 0, 2)
+        if PROLOGUE:
+            x = normalise_tile(x, source.norm, m_x)
         columns = columns + (x,)
     return columns
 
@@ -114,7 +183,7 @@ def add_row(sums, x, w, STRIDE: tl.constexpr):
 
 @triton.jit
 def emit_strip(
-    sums, p_bias, p_side, p_y, offset, step, channel, masks, inside, m_k,
+    sums, gathered, sink, at, inside, begins,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """Finishes and stores the outputs of a row of strips."""
@@ -122,9 +191,21 @@ def emit_strip(
         y = sums[t]
         if len(y.shape) == 3:
             y = y.permute(1, 0, 2).reshape(y.shape[1], y.shape[0] * y.shape[2])
-        at, m_y = offset + t * step, masks[t] & inside
-        y = finish(y, p_bias, p_side, at, channel, m_y, m_k, BIAS, ACTIVATION, EPILOGUE, FULL)
-        store_tile(p_y, at, y, m_y, m_k, FULL)
+        offset, m_y = sink.offset + t * sink.step, sink.masks[t] & inside
+        y = finish(
+            y, sink.p_bias, sink.p_side + at, offset, sink.channel, m_y, sink.m_channel,
+            BIAS, ACTIVATION, EPILOGUE, FULL,
+        ).to(sink.p_y.dtype.element_ty)  # fmt: skip
+        if EPILOGUE == "gradient":
+            x = load_tile(sink.p_side + at, offset, m_y, sink.m_channel, FULL).to(tl.float32)
+            y = through_relu(y, x, sink.norm, m_y)
+            gathered = (
+                gathered[0] + fold(y.to(tl.float32)), gathered[1] + fold(y.to(tl.float32) * (x - sink.norm[2][None, :]))
+            )
+        if EPILOGUE == "moments":
+            gathered = add_about(gathered, y.to(tl.float32), m_y, begins & (t == 0))
+        store_tile(sink.p_y + at, offset, y, m_y, sink.m_channel, FULL)
+    return gathered
 
 
 @triton.jit(
@@ -134,10 +215,10 @@ def emit_strip(
     ]
 )  # fmt: skip
 def strips_kernel(
-    p_x, p_w, p_bias, p_y, p_side,
+    p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
     packs, groups, columns, strips, H, W, P, Q, rows, top, left, quad, x_n, x_h, x_w, y_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
-    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr,
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
     T: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
@@ -167,11 +248,15 @@ def strips_kernel(
     c, m_c = locate_channels(i_pack, 0, groups, CI, B * G, B * BI)
     k, m_k = locate_channels(i_pack, i_o, groups, CO, B * G, B * BO)
     step_x, step_y = x_w * X_UNIT, y_w * Y_UNIT
+    norm_x = load_norm(p_norm, groups * CI, c, m_c, PROLOGUE)
+    norm_y = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
     if B == 1:
         zero = tl.zeros([BM, BO], tl.float32)
     else:
         zero = tl.zeros([B, BM, BO], tl.float32)
     zeros = (zero,) * T
+    lane = tl.zeros([BM // 2, B * BO], tl.float32)
+    gathered, counts = (lane, lane, lane), tl.zeros([BM // 2], tl.int32)
 
     for i_m in range(start // P, tl.cdiv(stop, P)):
         first, end = tl.maximum(start - i_m * P, 0), tl.minimum(stop - i_m * P, P)
@@ -185,7 +270,11 @@ def strips_kernel(
             m_x = m_x + (m_column & (j + u >= 0) & (j + u < W),)
         for t in tl.static_range(T):
             m_y = m_y + (m_column & (q + t < Q),)
+            counts += tl.sum(m_y[t].to(tl.int32).reshape(2, BM // 2), 0) * (end - first)
+        source = Source(o_x, step_x, m_x, m_c, norm_x)
+        sink = Sink(p_bias, p_side, p_y, o_y, step_y, m_y, k, m_k, norm_y)
         h0 = first * STRIDE - top
+        begins = tl.where(i_m == start // P, h0 + 2, h0 - 1)
         if STRIDE == 1:
             # Rows above the image add nothing, but for those at which a row of outputs is complete.
             begin = tl.maximum(h0, tl.minimum(0, h0 + 2))
@@ -193,14 +282,13 @@ def strips_kernel(
             at = (n * P + begin + top - 2) * Q * y_w * Y_UNIT
             last, middle = zeros, zeros
             for h in range(begin, end - top + 2):
-                x = load_strip(p_row, o_x, step_x, m_x, (h >= 0) & (h < H), m_c, FULL, B, BM, BI)
+                x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
                 done = add_row(last, x, w2, STRIDE)
                 last = add_row(middle, x, w1, STRIDE)
                 middle = add_row(zeros, x, w0, STRIDE)
-                emit_strip(
-                    done, p_bias, p_side + at, p_y + at, o_y, step_y, k, m_y, h >= h0 + 2, m_k,
-                    BIAS, ACTIVATION, EPILOGUE, FULL,
-                )  # fmt: skip
+                gathered = emit_strip(
+                    done, gathered, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL
+                )
                 p_row += x_h * X_UNIT
                 at += Q * y_w * Y_UNIT
         else:
@@ -208,18 +296,22 @@ def strips_kernel(
             at = (n * P + first - 1) * Q * y_w * Y_UNIT
             acc = zeros
             for h in range(h0, 2 * end - top + 2, 2):
-                x = load_strip(p_row, o_x, step_x, m_x, (h >= 0) & (h < H), m_c, FULL, B, BM, BI)
+                x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
                 done = add_row(acc, x, w2, STRIDE)
                 acc = add_row(zeros, x, w0, STRIDE)
-                emit_strip(
-                    done, p_bias, p_side + at, p_y + at, o_y, step_y, k, m_y, h >= h0 + 2, m_k,
-                    BIAS, ACTIVATION, EPILOGUE, FULL,
-                )  # fmt: skip
+                gathered = emit_strip(
+                    done, gathered, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL
+                )
                 inside = (h + 1 >= 0) & (h + 1 < H)
-                x = load_strip(p_row + x_h * X_UNIT, o_x, step_x, m_x, inside, m_c, FULL, B, BM, BI)
+                x = load_strip(p_row + x_h * X_UNIT, source, inside, PROLOGUE, FULL, B)
                 acc = add_row(acc, x, w1, STRIDE)
                 p_row += 2 * x_h * X_UNIT
                 at += Q * y_w * Y_UNIT
+    i_part = tl.program_id(0) // (packs * BLOCKS)
+    if EPILOGUE == "moments":
+        store_sums(p_sums, i_part, spread(gathered, counts), counts, groups * CO, k, m_k, EPILOGUE)
+    elif EPILOGUE == "gradient":
+        store_sums(p_sums, i_part, gathered, counts, groups * CO, k, m_k, EPILOGUE)
 
 
 def plan_strips(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:

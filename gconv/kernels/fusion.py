@@ -171,22 +171,21 @@ def halves(tile):
 
 
 @triton.jit
-def add_about(sums, y, m_y, begins):
-    pivot, first, second = sums
-    y0, y1 = halves(y)
-    m0, m1 = m_y.reshape(2, m_y.shape[0] // 2).permute(1, 0).split()
-    pivot = tl.where(begins, y0, pivot)
-    apart = tl.where(m0[:, None], y0 - pivot, 0.0)
-    first, second = first + apart, second + apart * apart
-    apart = tl.where(m1[:, None], y1 - pivot, 0.0)
-    return pivot, first + apart, second + apart * apart
-
-
-@triton.jit
-def spread(sums, counts):
-    pivot, first, second = sums
-    part = 1.0 / tl.maximum(counts, 1)[:, None]
-    return pivot + first * part, tl.maximum(second - first * first * part, 0.0)
+def add_strip(moments, ys, masks, begins):
+    """Welford's"""
+    mean, squares, count = moments
+    mean = tl.where(begins, halves(ys[0])[0], mean)
+    total = tl.zeros_like(mean)
+    for t in tl.static_range(len(ys)):
+        y = halves(ys[t])
+        m = masks[t].reshape(2, mean.shape[0]).permute(1, 0).split()
+        for i in tl.static_range(2):
+            apart = tl.where(m[i][:, None], y[i] - mean, 0.0)
+            total += apart
+            squares += apart * apart
+            count += m[i].to(tl.float32)
+    step = total * (1.0 / tl.maximum(count, 1.0))[:, None]
+    return mean + step, squares - step * total, count
 
 
 @triton.jit

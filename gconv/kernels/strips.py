@@ -15,12 +15,10 @@ from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.fusion import (
-    add_about,
+    add_strip,
     finish,
-    halves,
     load_norm,
     normalise,
-    spread,
     store_sums,
     through_relu,
 )
@@ -182,11 +180,35 @@ def add_row(sums, x, w, STRIDE: tl.constexpr):
 
 
 @triton.jit
+def add_column(sums, x, u, w, STRIDE: tl.constexpr):
+    """The sums of each column of a strip, plus what column ``u`` of x adds to them through a row of the kernel."""
+    added = ()
+    for t in tl.static_range(len(sums)):
+        acc = sums[t]
+        if u >= t * STRIDE and u <= t * STRIDE + 2:
+            acc = dot(x, w[u - t * STRIDE], acc, "ieee")
+        added = added + (acc,)
+    return added
+
+
+@triton.jit
+def load_column(p, source, u, inside, PROLOGUE: tl.constexpr, FULL: tl.constexpr, B: tl.constexpr):
+    m_x = source.masks[u] & inside
+    x = load_tile(p, source.offset + u * source.step, m_x, source.m_channel, FULL)
+    if B > 1:
+        x = x.reshape(x.shape[0], B, x.shape[1] // B).permute(1, 0, 2)
+    if PROLOGUE:
+        x = normalise_tile(x, source.norm, m_x)
+    return x
+
+
+@triton.jit
 def emit_strip(
     sums, gathered, sink, at, inside, begins,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """Finishes and stores the outputs of a row of strips."""
+    stored, masks = (), ()
     for t in tl.static_range(len(sums)):
         y = sums[t]
         if len(y.shape) == 3:
@@ -196,15 +218,10 @@ def emit_strip(
             y, sink.p_bias, sink.p_side + at, offset, sink.channel, m_y, sink.m_channel,
             BIAS, ACTIVATION, EPILOGUE, FULL,
         ).to(sink.p_y.dtype.element_ty)  # fmt: skip
-        if EPILOGUE == "gradient":
-            x = load_tile(sink.p_side + at, offset, m_y, sink.m_channel, FULL).to(tl.float32)
-            y = through_relu(y, x, sink.norm, m_y)
-            gathered = (
-                gathered[0] + fold(y.to(tl.float32)), gathered[1] + fold(y.to(tl.float32) * (x - sink.norm[2][None, :]))
-            )
-        if EPILOGUE == "moments":
-            gathered = add_about(gathered, y.to(tl.float32), m_y, begins & (t == 0))
+        stored, masks = stored + (y.to(tl.float32),), masks + (m_y,)
         store_tile(sink.p_y + at, offset, y, m_y, sink.m_channel, FULL)
+    if EPILOGUE == "moments":
+        gathered = add_strip(gathered, stored, masks, begins)
     return gathered
 
 
@@ -256,7 +273,7 @@ def strips_kernel(
         zero = tl.zeros([B, BM, BO], tl.float32)
     zeros = (zero,) * T
     lane = tl.zeros([BM // 2, B * BO], tl.float32)
-    gathered, counts = (lane, lane, lane), tl.zeros([BM // 2], tl.int32)
+    gathered = (lane, lane, tl.zeros([BM // 2], tl.float32))
 
     for i_m in range(start // P, tl.cdiv(stop, P)):
         first, end = tl.maximum(start - i_m * P, 0), tl.minimum(stop - i_m * P, P)
@@ -270,7 +287,6 @@ def strips_kernel(
             m_x = m_x + (m_column & (j + u >= 0) & (j + u < W),)
         for t in tl.static_range(T):
             m_y = m_y + (m_column & (q + t < Q),)
-            counts += tl.sum(m_y[t].to(tl.int32).reshape(2, BM // 2), 0) * (end - first)
         source = Source(o_x, step_x, m_x, m_c, norm_x)
         sink = Sink(p_bias, p_side, p_y, o_y, step_y, m_y, k, m_k, norm_y)
         h0 = first * STRIDE - top
@@ -282,10 +298,12 @@ def strips_kernel(
             at = (n * P + begin + top - 2) * Q * y_w * Y_UNIT
             last, middle = zeros, zeros
             for h in range(begin, end - top + 2):
-                x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
-                done = add_row(last, x, w2, STRIDE)
-                last = add_row(middle, x, w1, STRIDE)
-                middle = add_row(zeros, x, w0, STRIDE)
+                done, last, middle = last, middle, zeros
+                for u in tl.static_range(T + 2):
+                    x = load_column(p_row, source, u, (h >= 0) & (h < H), PROLOGUE, FULL, B)
+                    done = add_column(done, x, u, w2, STRIDE)
+                    last = add_column(last, x, u, w1, STRIDE)
+                    middle = add_column(middle, x, u, w0, STRIDE)
                 gathered = emit_strip(
                     done, gathered, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL
                 )
@@ -308,10 +326,7 @@ def strips_kernel(
                 p_row += 2 * x_h * X_UNIT
                 at += Q * y_w * Y_UNIT
     i_part = tl.program_id(0) // (packs * BLOCKS)
-    if EPILOGUE == "moments":
-        store_sums(p_sums, i_part, spread(gathered, counts), counts, groups * CO, k, m_k, EPILOGUE)
-    elif EPILOGUE == "gradient":
-        store_sums(p_sums, i_part, gathered, counts, groups * CO, k, m_k, EPILOGUE)
+    store_sums(p_sums, i_part, gathered, gathered[2], groups * CO, k, m_k, EPILOGUE)
 
 
 def plan_strips(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:

@@ -27,7 +27,7 @@ from torch import Tensor
 from gconv.geometry import ConvGeometry
 from gconv.kernels.choice import tile_of
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands
-from gconv.kernels.packing import load_tile, store_tile
+from gconv.kernels.packing import INTERPRETED, dot, load_tile, store_tile
 from gconv.kernels.tiles import Tile, norm_tile
 
 PARTIALS = {"moments": 3, "gradient": 2}  # numbers that a program leaves of each channel
@@ -96,6 +96,30 @@ def normalise_row(x, norm, m_columns, inside, PROLOGUE: tl.constexpr):
 
 
 @triton.jit
+def normalise_operand(x, norm, m_pixel):
+    """The prologue on an operand of a product  # [BM, BI], or [B, BM, BI]
+
+    The product with ones on the diagonal leaves x as it is, in the registers where a product's sums are, which
+    are where an operand is read from. Without it, Triton computes where x was loaded, and takes the result
+    through shared memory. It saves the instructions that make float32 of x, too.
+    """
+    side: tl.constexpr = x.shape[-1]
+    lane = tl.arange(0, side)
+    ones = (lane[:, None] == lane[None, :]).to(x.dtype)
+    if len(x.shape) == 3:
+        ones = tl.broadcast_to(ones[None, :, :], x.shape[0], side, side)
+        scale, shift = norm[0].reshape(x.shape[0], 1, side), norm[1].reshape(x.shape[0], 1, side)
+        m = m_pixel[None, :, None]
+    else:
+        scale, shift, m = norm[0][None, :], norm[1][None, :], m_pixel[:, None]
+    a = dot(x, ones, tl.zeros(x.shape, tl.float32), "ieee") * scale + shift
+    a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if INTERPRETED:
+        return tl.where(m, a, 0.0).to(x.dtype)
+    return a.to(x.dtype) * m.to(x.dtype)  # of two numbers at once, where a selection is of one
+
+
+@triton.jit
 def activate(y, ACTIVATION: tl.constexpr):
     """The activation, on float32. NaN stays NaN, as in PyTorch's."""
     if ACTIVATION == "relu":
@@ -152,6 +176,13 @@ def through_relu(grad, x, norm, m_pixel):
 
 
 @triton.jit
+def add_gradient(sums, grad, x, norm):
+    """The sums of a gradient and of its product with x less its mean."""
+    grad = grad.to(tl.float32)
+    return sums[0] + grad, sums[1] + grad * (x - norm[2][None, :])
+
+
+@triton.jit
 def add_moments(sums, y, rows):
     """Welford's running mean and squared deviations of each lane, whose ``rows``-th number is y.
 
@@ -166,26 +197,33 @@ def add_moments(sums, y, rows):
 
 @triton.jit
 def halves(tile):
-    """The upper and the lower half of a tile's rows  # [BM / 2, BO] each"""
+    """The upper and the lower half of a tile's rows: in tensor cores' sums, two registers of a thread."""
     return tile.reshape(2, tile.shape[0] // 2, tile.shape[1]).permute(1, 2, 0).split()
 
 
 @triton.jit
-def add_strip(moments, ys, masks, begins):
-    """Welford's"""
-    mean, squares, count = moments
-    mean = tl.where(begins, halves(ys[0])[0], mean)
-    total = tl.zeros_like(mean)
-    for t in tl.static_range(len(ys)):
-        y = halves(ys[t])
-        m = masks[t].reshape(2, mean.shape[0]).permute(1, 0).split()
-        for i in tl.static_range(2):
-            apart = tl.where(m[i][:, None], y[i] - mean, 0.0)
-            total += apart
-            squares += apart * apart
-            count += m[i].to(tl.float32)
-    step = total * (1.0 / tl.maximum(count, 1.0))[:, None]
-    return mean + step, squares - step * total, count
+def add_apart(sums, y, m_pixel, begins):
+    """What is left of y less the first number of a lane: its sum and that of its squares, of both halves.
+
+    Stable, as Welford's way is, in fewer instructions. The first number is one of the lane's own, so that
+    the deviation of all from their mean is at least its own: of n numbers the squares lose n epsilons at most.
+    """
+    start, total, squares = sums
+    y0, y1 = halves(y)
+    start = tl.where(begins, y0, start)
+    m0, m1 = m_pixel.reshape(2, start.shape[0]).permute(1, 0).split()
+    apart = tl.where(m0[:, None], y0 - start, 0.0)
+    total, squares = total + apart, squares + apart * apart
+    apart = tl.where(m1[:, None], y1 - start, 0.0)
+    return start, total + apart, squares + apart * apart
+
+
+@triton.jit
+def mean_and_squares(sums, counts):
+    """Of each lane, as :func:`store_sums` takes them, from what :func:`add_apart` left of ``counts`` numbers."""
+    start, total, squares = sums
+    step = total / tl.maximum(counts, 1)[:, None]
+    return start + step, squares - step * total
 
 
 @triton.jit

@@ -15,10 +15,12 @@ from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.fusion import (
-    add_strip,
+    add_apart,
+    add_gradient,
     finish,
     load_norm,
-    normalise,
+    mean_and_squares,
+    normalise_operand,
     store_sums,
     through_relu,
 )
@@ -33,8 +35,6 @@ from gconv.kernels.packing import (
 )
 
 PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=1)
-import os
-MODE = tl.constexpr(int(os.environ.get('MODE','0')))
 QUAD = 4  # threads that share a row of a product's operand
 
 
@@ -96,7 +96,7 @@ def load_taps(p_w, i_first, r, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.c
 
 
 class Source(NamedTuple):
-    """Where strips find their columns in a row of x, and the batch norm that goes on them."""
+    """Where strips find their columns in a row of x: what a kernel knows before its rows."""
 
     offset: Any
     step: Any
@@ -106,7 +106,7 @@ class Source(NamedTuple):
 
 
 class Sink(NamedTuple):
-    """Where strips put their outputs in a row of y, and what is done to them before."""
+    """Where strips put their outputs in a row of y, and what goes into them beside the sums."""
 
     p_bias: Any
     p_side: Any
@@ -120,40 +120,6 @@ class Sink(NamedTuple):
 
 
 @triton.jit
-def normalise_tile(x, norm, m):
-    eye = (tl.arange(0, x.shape[-1])[:, None] == tl.arange(0, x.shape[-1])[None, :]).to(x.dtype)
-    if len(x.shape) == 3:
-        eye = tl.broadcast_to(eye[None, :, :], x.shape[0], x.shape[2], x.shape[2])
-        scale, shift, m = norm[0].reshape(x.shape[0], 1, x.shape[2]), norm[1].reshape(x.shape[0], 1, x.shape[2]), m[None, :, None]
-    else:
-        scale, shift, m = norm[0][None, :], norm[1][None, :], m[:, None]
-    a = dot(x, eye, tl.zeros(x.shape, tl.float32), "ieee") * scale + shift
-    if MODE == 0:
-        a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        x = tl.where(m, a, 0.0).to(x.dtype)
-    elif MODE == 1:
-        z = tl.maximum(a.to(x.dtype), 0.0, propagate_nan=tl.PropagateNan.ALL)
-        x = tl.where(m, z, 0.0).to(x.dtype)
-    elif MODE == 2:
-        x = tl.maximum(tl.where(m, a, 0.0), 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
-    elif MODE == 3:
-        y = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
-        y = y.to(tl.int16, bitcast=True) & tl.where(m, -1, 0).to(tl.int16)
-        x = y.to(x.dtype, bitcast=True)
-    elif MODE == 4:
-        y = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
-        x = y * tl.where(m, 1.0, 0.0).to(x.dtype)
-    elif MODE == 5:
-        x = a.to(x.dtype)
-    elif MODE == 6:
-        big = tl.where(m, float("inf"), 0.0)
-        x = tl.minimum(tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL), big, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
-    elif MODE == 7:
-        x = tl.maximum(a * tl.where(m, 1.0, 0.0), 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
-    return x
-
-
-@triton.jit
 def load_strip(p, source, inside, PROLOGUE: tl.constexpr, FULL: tl.constexpr, B: tl.constexpr):
     """The columns of a row that strips of outputs meet, each  # [BM, BI], or [B, BM, BI]"""
     columns = ()
@@ -163,7 +129,7 @@ def load_strip(p, source, inside, PROLOGUE: tl.constexpr, FULL: tl.constexpr, B:
         if B > 1:
             x = x.reshape(x.shape[0], B, x.shape[1] // B).permute(1, 0, 2)
         if PROLOGUE:
-            x = normalise_tile(x, source.norm, m_x)
+            x = normalise_operand(x, source.norm, m_x)
         columns = columns + (x,)
     return columns
 
@@ -180,37 +146,16 @@ def add_row(sums, x, w, STRIDE: tl.constexpr):
 
 
 @triton.jit
-def add_column(sums, x, u, w, STRIDE: tl.constexpr):
-    """The sums of each column of a strip, plus what column ``u`` of x adds to them through a row of the kernel."""
-    added = ()
-    for t in tl.static_range(len(sums)):
-        acc = sums[t]
-        if u >= t * STRIDE and u <= t * STRIDE + 2:
-            acc = dot(x, w[u - t * STRIDE], acc, "ieee")
-        added = added + (acc,)
-    return added
-
-
-@triton.jit
-def load_column(p, source, u, inside, PROLOGUE: tl.constexpr, FULL: tl.constexpr, B: tl.constexpr):
-    m_x = source.masks[u] & inside
-    x = load_tile(p, source.offset + u * source.step, m_x, source.m_channel, FULL)
-    if B > 1:
-        x = x.reshape(x.shape[0], B, x.shape[1] // B).permute(1, 0, 2)
-    if PROLOGUE:
-        x = normalise_tile(x, source.norm, m_x)
-    return x
-
-
-@triton.jit
 def emit_strip(
-    sums, gathered, sink, at, inside, begins,
+    done, sums, sink, at, inside, begins,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """Finishes and stores the outputs of a row of strips."""
-    stored, masks = (), ()
-    for t in tl.static_range(len(sums)):
-        y = sums[t]
+    """Finishes and stores the outputs of a row of strips; ``sums`` with them in it.
+
+    ``at``: where the row is. ``begins``: no row before it has been counted.
+    """
+    for t in tl.static_range(len(done)):
+        y = done[t]
         if len(y.shape) == 3:
             y = y.permute(1, 0, 2).reshape(y.shape[1], y.shape[0] * y.shape[2])
         offset, m_y = sink.offset + t * sink.step, sink.masks[t] & inside
@@ -218,11 +163,14 @@ def emit_strip(
             y, sink.p_bias, sink.p_side + at, offset, sink.channel, m_y, sink.m_channel,
             BIAS, ACTIVATION, EPILOGUE, FULL,
         ).to(sink.p_y.dtype.element_ty)  # fmt: skip
-        stored, masks = stored + (y.to(tl.float32),), masks + (m_y,)
+        if EPILOGUE == "gradient":
+            x = load_tile(sink.p_side + at, offset, m_y, sink.m_channel, FULL).to(tl.float32)
+            y = through_relu(y, x, sink.norm, m_y)
+            sums = add_gradient(sums, y, x, sink.norm)
+        if EPILOGUE == "moments":
+            sums = add_apart(sums, y.to(tl.float32), m_y, begins & (t == 0))
         store_tile(sink.p_y + at, offset, y, m_y, sink.m_channel, FULL)
-    if EPILOGUE == "moments":
-        gathered = add_strip(gathered, stored, masks, begins)
-    return gathered
+    return sums
 
 
 @triton.jit(
@@ -272,8 +220,13 @@ def strips_kernel(
     else:
         zero = tl.zeros([B, BM, BO], tl.float32)
     zeros = (zero,) * T
-    lane = tl.zeros([BM // 2, B * BO], tl.float32)
-    gathered = (lane, lane, tl.zeros([BM // 2], tl.float32))
+    if EPILOGUE == "moments":
+        lanes = tl.zeros([BM // 2, B * BO], tl.float32)
+        sums = (lanes, lanes, lanes)
+    else:
+        lanes = tl.zeros([BM, B * BO], tl.float32)
+        sums = (lanes, lanes)
+    counts = tl.zeros([BM // 2], tl.int32)
 
     for i_m in range(start // P, tl.cdiv(stop, P)):
         first, end = tl.maximum(start - i_m * P, 0), tl.minimum(stop - i_m * P, P)
@@ -287,6 +240,7 @@ def strips_kernel(
             m_x = m_x + (m_column & (j + u >= 0) & (j + u < W),)
         for t in tl.static_range(T):
             m_y = m_y + (m_column & (q + t < Q),)
+            counts += tl.sum(m_y[t].to(tl.int32).reshape(2, BM // 2), 0) * (end - first)
         source = Source(o_x, step_x, m_x, m_c, norm_x)
         sink = Sink(p_bias, p_side, p_y, o_y, step_y, m_y, k, m_k, norm_y)
         h0 = first * STRIDE - top
@@ -298,14 +252,12 @@ def strips_kernel(
             at = (n * P + begin + top - 2) * Q * y_w * Y_UNIT
             last, middle = zeros, zeros
             for h in range(begin, end - top + 2):
-                done, last, middle = last, middle, zeros
-                for u in tl.static_range(T + 2):
-                    x = load_column(p_row, source, u, (h >= 0) & (h < H), PROLOGUE, FULL, B)
-                    done = add_column(done, x, u, w2, STRIDE)
-                    last = add_column(last, x, u, w1, STRIDE)
-                    middle = add_column(middle, x, u, w0, STRIDE)
-                gathered = emit_strip(
-                    done, gathered, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL
+                x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
+                done = add_row(last, x, w2, STRIDE)
+                last = add_row(middle, x, w1, STRIDE)
+                middle = add_row(zeros, x, w0, STRIDE)
+                sums = emit_strip(
+                    done, sums, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL
                 )
                 p_row += x_h * X_UNIT
                 at += Q * y_w * Y_UNIT
@@ -317,8 +269,8 @@ def strips_kernel(
                 x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
                 done = add_row(acc, x, w2, STRIDE)
                 acc = add_row(zeros, x, w0, STRIDE)
-                gathered = emit_strip(
-                    done, gathered, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL
+                sums = emit_strip(
+                    done, sums, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL
                 )
                 inside = (h + 1 >= 0) & (h + 1 < H)
                 x = load_strip(p_row + x_h * X_UNIT, source, inside, PROLOGUE, FULL, B)
@@ -326,7 +278,9 @@ def strips_kernel(
                 p_row += 2 * x_h * X_UNIT
                 at += Q * y_w * Y_UNIT
     i_part = tl.program_id(0) // (packs * BLOCKS)
-    store_sums(p_sums, i_part, gathered, gathered[2], groups * CO, k, m_k, EPILOGUE)
+    if EPILOGUE == "moments":
+        sums = mean_and_squares(sums, counts)
+    store_sums(p_sums, i_part, sums, counts, groups * CO, k, m_k, EPILOGUE)
 
 
 def plan_strips(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:

@@ -254,11 +254,11 @@ def strips_kernel(
             for h in range(begin, end - top + 2):
                 x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
                 done = add_row(last, x, w2, STRIDE)
-                last = add_row(middle, x, w1, STRIDE)
-                middle = add_row(zeros, x, w0, STRIDE)
                 sums = emit_strip(
                     done, sums, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL
                 )
+                last = add_row(middle, x, w1, STRIDE)
+                middle = add_row(zeros, x, w0, STRIDE)
                 p_row += x_h * X_UNIT
                 at += Q * y_w * Y_UNIT
         else:

@@ -179,7 +179,12 @@ def through_relu(grad, x, norm, m_pixel):
 def add_gradient(sums, grad, x, norm):
     """The sums of a gradient and of its product with x less its mean."""
     grad = grad.to(tl.float32)
-    return sums[0] + grad, sums[1] + grad * (x - norm[2][None, :])
+    product = grad * (x - norm[2][None, :])
+    if sums[0].shape[0] == grad.shape[0]:
+        return sums[0] + grad, sums[1] + product
+    g0, g1 = halves(grad)
+    p0, p1 = halves(product)
+    return sums[0] + g0 + g1, sums[1] + p0 + p1
 
 
 @triton.jit

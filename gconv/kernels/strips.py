@@ -224,7 +224,7 @@ def strips_kernel(
         lanes = tl.zeros([BM // 2, B * BO], tl.float32)
         sums = (lanes, lanes, lanes)
     else:
-        lanes = tl.zeros([BM, B * BO], tl.float32)
+        lanes = tl.zeros([BM // 2 if B > 1 else BM, B * BO], tl.float32)
         sums = (lanes, lanes)
     counts = tl.zeros([BM // 2], tl.int32)
 

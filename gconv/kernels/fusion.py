@@ -96,24 +96,30 @@ def normalise_row(x, norm, m_columns, inside, PROLOGUE: tl.constexpr):
 
 
 @triton.jit
-def normalise_operand(x, norm, m_pixel):
-    """The prologue on an operand of a product  # [BM, BI], or [B, BM, BI]
+def as_sums(x):
+    """An operand of a product in float32, in the registers where a product's sums are  # [BM, BI], or [B, BM, BI]
 
-    The product with ones on the diagonal leaves x as it is, in the registers where a product's sums are, which
-    are where an operand is read from. Without it, Triton computes where x was loaded, and takes the result
-    through shared memory. It saves the instructions that make float32 of x, too.
+    As the product with ones on the diagonal. Without it, Triton computes where x was loaded, and takes what
+    comes of it through shared memory once more. It is fewer instructions than to unpack x, too.
     """
     side: tl.constexpr = x.shape[-1]
     lane = tl.arange(0, side)
     ones = (lane[:, None] == lane[None, :]).to(x.dtype)
     if len(x.shape) == 3:
         ones = tl.broadcast_to(ones[None, :, :], x.shape[0], side, side)
-        scale, shift = norm[0].reshape(x.shape[0], 1, side), norm[1].reshape(x.shape[0], 1, side)
+    return dot(x, ones, tl.zeros(x.shape, tl.float32), "ieee")
+
+
+@triton.jit
+def normalise_operand(x, norm, m_pixel):
+    """The prologue on an operand of a product  # [BM, BI], or [B, BM, BI]"""
+    if len(x.shape) == 3:
+        scale = norm[0].reshape(x.shape[0], 1, x.shape[2])
+        shift = norm[1].reshape(x.shape[0], 1, x.shape[2])
         m = m_pixel[None, :, None]
     else:
         scale, shift, m = norm[0][None, :], norm[1][None, :], m_pixel[:, None]
-    a = dot(x, ones, tl.zeros(x.shape, tl.float32), "ieee") * scale + shift
-    a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    a = tl.maximum(as_sums(x) * scale + shift, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if INTERPRETED:
         return tl.where(m, a, 0.0).to(x.dtype)
     return a.to(x.dtype) * m.to(x.dtype)  # of two numbers at once, where a selection is of one
@@ -177,13 +183,10 @@ def through_relu(grad, x, norm, m_pixel):
 
 @triton.jit
 def add_gradient(sums, grad, x, norm):
-    """The sums of a gradient and of its product with x less its mean."""
+    """The sums of a gradient and of its product with x less its mean, of both halves."""
     grad = grad.to(tl.float32)
-    product = grad * (x - norm[2][None, :])
-    if sums[0].shape[0] == grad.shape[0]:
-        return sums[0] + grad, sums[1] + product
     g0, g1 = halves(grad)
-    p0, p1 = halves(product)
+    p0, p1 = halves(grad * (x - norm[2][None, :]))
     return sums[0] + g0 + g1, sums[1] + p0 + p1
 
 

@@ -17,6 +17,7 @@ from gconv.kernels.device import Device
 from gconv.kernels.fusion import (
     add_apart,
     add_gradient,
+    as_sums,
     finish,
     load_norm,
     mean_and_squares,
@@ -120,14 +121,29 @@ class Sink(NamedTuple):
 
 
 @triton.jit
+def split_packs(tile, B: tl.constexpr):
+    """[BM, BI], or [B, BM, BI], from [BM, B BI]"""
+    if B > 1:
+        tile = tile.reshape(tile.shape[0], B, tile.shape[1] // B).permute(1, 0, 2)
+    return tile
+
+
+@triton.jit
+def join_packs(tile):
+    """The way back."""
+    if len(tile.shape) == 3:
+        tile = tile.permute(1, 0, 2).reshape(tile.shape[1], tile.shape[0] * tile.shape[2])
+    return tile
+
+
+@triton.jit
 def load_strip(p, source, inside, PROLOGUE: tl.constexpr, FULL: tl.constexpr, B: tl.constexpr):
     """The columns of a row that strips of outputs meet, each  # [BM, BI], or [B, BM, BI]"""
     columns = ()
     for u in tl.static_range(len(source.masks)):
         m_x = source.masks[u] & inside
         x = load_tile(p, source.offset + u * source.step, m_x, source.m_channel, FULL)
-        if B > 1:
-            x = x.reshape(x.shape[0], B, x.shape[1] // B).permute(1, 0, 2)
+        x = split_packs(x, B)
         if PROLOGUE:
             x = normalise_operand(x, source.norm, m_x)
         columns = columns + (x,)
@@ -148,23 +164,22 @@ def add_row(sums, x, w, STRIDE: tl.constexpr):
 @triton.jit
 def emit_strip(
     done, sums, sink, at, inside, begins,
-    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """Finishes and stores the outputs of a row of strips; ``sums`` with them in it.
 
     ``at``: where the row is. ``begins``: no row before it has been counted.
     """
     for t in tl.static_range(len(done)):
-        y = done[t]
-        if len(y.shape) == 3:
-            y = y.permute(1, 0, 2).reshape(y.shape[1], y.shape[0] * y.shape[2])
+        y = join_packs(done[t])
         offset, m_y = sink.offset + t * sink.step, sink.masks[t] & inside
         y = finish(
             y, sink.p_bias, sink.p_side + at, offset, sink.channel, m_y, sink.m_channel,
             BIAS, ACTIVATION, EPILOGUE, FULL,
         ).to(sink.p_y.dtype.element_ty)  # fmt: skip
         if EPILOGUE == "gradient":
-            x = load_tile(sink.p_side + at, offset, m_y, sink.m_channel, FULL).to(tl.float32)
+            x = load_tile(sink.p_side + at, offset, m_y, sink.m_channel, FULL)
+            x = join_packs(as_sums(split_packs(x, B)))
             y = through_relu(y, x, sink.norm, m_y)
             sums = add_gradient(sums, y, x, sink.norm)
         if EPILOGUE == "moments":
@@ -224,7 +239,7 @@ def strips_kernel(
         lanes = tl.zeros([BM // 2, B * BO], tl.float32)
         sums = (lanes, lanes, lanes)
     else:
-        lanes = tl.zeros([BM // 2 if B > 1 else BM, B * BO], tl.float32)
+        lanes = tl.zeros([BM // 2, B * BO], tl.float32)
         sums = (lanes, lanes)
     counts = tl.zeros([BM // 2], tl.int32)
 
@@ -255,7 +270,7 @@ def strips_kernel(
                 x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
                 done = add_row(last, x, w2, STRIDE)
                 sums = emit_strip(
-                    done, sums, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL
+                    done, sums, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
                 )
                 last = add_row(middle, x, w1, STRIDE)
                 middle = add_row(zeros, x, w0, STRIDE)
@@ -270,7 +285,7 @@ def strips_kernel(
                 done = add_row(acc, x, w2, STRIDE)
                 acc = add_row(zeros, x, w0, STRIDE)
                 sums = emit_strip(
-                    done, sums, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL
+                    done, sums, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
                 )
                 inside = (h + 1 >= 0) & (h + 1 < H)
                 x = load_strip(p_row + x_h * X_UNIT, source, inside, PROLOGUE, FULL, B)

@@ -283,10 +283,10 @@ def strips_kernel(
             for h in range(h0, 2 * end - top + 2, 2):
                 x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
                 done = add_row(acc, x, w2, STRIDE)
-                acc = add_row(zeros, x, w0, STRIDE)
                 sums = emit_strip(
                     done, sums, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
                 )
+                acc = add_row(zeros, x, w0, STRIDE)
                 inside = (h + 1 >= 0) & (h + 1 < H)
                 x = load_strip(p_row + x_h * X_UNIT, source, inside, PROLOGUE, FULL, B)
                 acc = add_row(acc, x, w1, STRIDE)

@@ -204,15 +204,16 @@ def _launches(
     plan, first = (plan_forward, x) if pass_ == "forward" else (plan_input_grad, y)
     launch = plan(geometry, operands(first, w), fusion, tile)
     channels = geometry.weight_size[0] if pass_ == "forward" else geometry.input_size[1]
+    found = [launch]
     if launch.tile.kernel == "strips":
-        return [launch, plan_pack(geometry, pass_ == "input_grad", _strides(w), launch.tile)[0]]
+        found.append(plan_pack(geometry, pass_ == "input_grad", _strides(w), launch.tile)[0])
     if fusion.epilogue not in PARTIALS:
-        return [launch]
+        return found
     # The norms by themselves: forward the moments of x and the norm of y, backward the way through that.
     kernel, tensor = (normalise_kernel, x) if pass_ == "forward" else (input_grad_kernel, y)
     pixels = math.prod(tensor) // tensor[1]
     alone = [plan_norm(kernel, pixels, tensor[1]), plan_gather(pixels, tensor[1], fusion.epilogue, device)]
-    return [launch, plan_merge(parts_of(launch), channels, fusion.epilogue), *alone]
+    return [*found, plan_merge(parts_of(launch), channels, fusion.epilogue), *alone]
 
 
 def _precision_and_device(target: str, dtype: str) -> tuple[str, Device]:

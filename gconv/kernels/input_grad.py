@@ -160,9 +160,8 @@ def run_input_grad(
     plan = plan_input_grad(geometry, Operands.of(dy, weight), fusion, tile)
     parts = empty_parts(plan, dx)
     if plan.tile.kernel == "strips":
-        plan(dy, packed(weight, geometry, True, plan.tile), dy, dx, dx)
-    else:
-        plan(dy, weight, dy, dx, dx if norm is None else norm, beside(side, dx), parts)
+        weight = packed(weight, geometry, True, plan.tile)
+    plan(dy, weight, dy, dx, dx if norm is None else norm, beside(side, dx), parts)
     return dx, parts
 
 

@@ -270,7 +270,7 @@ def strips_kernel(
                 x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
                 done = add_row(last, x, w2, STRIDE)
                 sums = emit_strip(
-                    done, sums, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
+                    done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
                 )
                 last = add_row(middle, x, w1, STRIDE)
                 middle = add_row(zeros, x, w0, STRIDE)
@@ -284,7 +284,7 @@ def strips_kernel(
                 x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
                 done = add_row(acc, x, w2, STRIDE)
                 sums = emit_strip(
-                    done, sums, sink, at, h >= h0 + 2, h <= begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
+                    done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
                 )
                 acc = add_row(zeros, x, w0, STRIDE)
                 inside = (h + 1 >= 0) & (h + 1 < H)

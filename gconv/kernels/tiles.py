@@ -89,7 +89,7 @@ def tile_by_rule(
 
 
 def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
-    """The tile where batch norm runs inside the kernel: half as high where that takes registers.
+    """The tile where batch norm runs inside the kernel: narrower, or half as high, where that takes registers.
 
     Groups of one channel go as matrix products: the kernels without them know no batch norm.
     """
@@ -101,7 +101,9 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         tile = weight_grad_tile(geometry, dtype, precision, device)
     else:
         make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
-        tile = correlation_tile(make(geometry), dtype, precision, device, strips=False)
+        tile = correlation_tile(make(geometry), dtype, precision, device)
+    if tile.kernel == "strips":
+        return norm_strip_tile(tile, pass_, make(geometry))
     if pass_ == "weight_grad" and tile.kernel == "slide" and geometry.stride[0] == 2:
         return replace(tile, stages=min(tile.stages, 2))
     if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
@@ -116,17 +118,12 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     return replace(tile, pixels=tile.pixels // 2, warps=2, registers=registers)
 
 
-def correlation_tile(
-    correlation: Correlation, dtype: torch.dtype, precision: str, device: Device, strips: bool = True
-) -> Tile:
-    """The tile of the forward pass, or of the input gradient.
-
-    ``strips`` False leaves out the kernel that knows no batch norm.
-    """
+def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """The tile of the forward pass, or of the input gradient."""
     if correlation.inputs == correlation.outputs == 1:
         return depthwise_tile(correlation)
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
-    if strips and has_strips(correlation, dtype, device):
+    if has_strips(correlation, dtype, device):
         return strip_tile(correlation)
     if fits_registers(correlation.inputs, correlation.outputs, dtype, precision, device) and slides:
         if correlation.divisor == (1, 1) and correlation.step[0] in (1, 2):
@@ -250,6 +247,23 @@ def strip_tile(correlation: Correlation) -> Tile:
     if groups * c.inputs == groups * c.outputs == LANES and c.groups % (2 * groups) == 0:
         return replace(tile, columns=columns, packs=2, resident=8)
     return replace(tile, columns=columns, resident=13)
+
+
+def norm_strip_tile(tile: Tile, pass_: str, correlation: Correlation) -> Tile:
+    """``tile`` of the strips kernel with batch norm inside: the widest strips that spill on no GPU.
+
+    Two packs of one column beat one pack of several: 64 bytes of a pixel make fewer requests. At stride 2
+    two packs lack the registers. Instructions are the limit, so one row on its way is far enough ahead.
+    """
+    if correlation.step == (2, 2):
+        packs, columns = 1, 1 if tile.outputs > LANES else 2
+    elif tile.packs > 1:
+        packs, columns = tile.packs, 1
+    else:
+        packs, columns = 1, 4 if pass_ == "forward" and max(tile.inputs, tile.outputs) == LANES else 2
+    resident = 8 // tile.warps
+    columns = min(columns, correlation.output[1])
+    return replace(tile, columns=columns, packs=packs, stages=2, resident=resident)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gconv import functional, kernels
 from gconv.geometry import ConvGeometry
+from gconv.kernels.tiles import Tile
 
 SAME = {"padding": 1}
 
@@ -28,6 +29,7 @@ FAMILIES = [
     Case("slide, width 1 to 4", (2, 6, 5, 5), (24, 1, 3, 3), {**SAME, "groups": 6}),
     Case("strips, two packs", (3, 32, 4, 5), (32, 8, 3, 3), {**SAME, "groups": 4}),
     Case("strips, two packs, stride 2", (2, 32, 5, 4), (32, 16, 3, 3), {**SAME, "stride": 2, "groups": 2}),
+    Case("strips, one row, two packs", (1, 32, 1, 19), (32, 16, 3, 3), {**SAME, "groups": 2}),
     Case("stride 2, even", (2, 8, 10, 10), (8, 4, 3, 3), {**SAME, "stride": 2, "groups": 2}),
     Case("stride 2, odd", (2, 8, 9, 11), (8, 4, 3, 3), {**SAME, "stride": 2, "groups": 2}),
     Case("stride 2, no padding, rest", (1, 8, 10, 8), (8, 2, 3, 3), {"stride": 2, "groups": 4}),
@@ -92,11 +94,11 @@ def kernel_results(
 
 
 def norm_results(
-    case: Case, dtype: torch.dtype, device: str = "cpu"
+    case: Case, dtype: torch.dtype, device: str = "cpu", tiles: dict[str, Tile] | None = None
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Result, truth and bound of each pass with batch norm and ReLU in front and statistics behind.
 
-    What is convolved is rounded to ``dtype``; the sums are compared with those of what the kernels stored.
+    ``tiles``: those of passes that don't run in the rules'. What is convolved is rounded to ``dtype``; the sums are compared with those of what the kernels stored.
     """
     tensors, geometry = case.tensors(dtype), geometry_of(case)
     channels = geometry.input_size[1]
@@ -118,8 +120,9 @@ def norm_results(
 
     norm, weight, dy = norm.to(device), inside_nan(w.detach().to(device)), inside_nan(grad.to(device))
     x, b = inside_nan(x.to(device)), None if bias is None else every_other(bias.detach().to(device))
-    y, moments = kernels.norm_forward(x, norm, weight, b, geometry)
-    da, sums = kernels.norm_input_grad(dy, weight, x, norm, geometry)
+    tiles = {} if tiles is None else tiles
+    y, moments = kernels.norm_forward(x, norm, weight, b, geometry, tiles.get("forward"))
+    da, sums = kernels.norm_input_grad(dy, weight, x, norm, geometry, tiles.get("input_grad"))
     dw, db = kernels.norm_weight_grad(dy, x, norm, geometry, bias is not None)
     results = [y, da, dw] + ([] if db is None else [db])
     names = ("output", "input gradient", "weight gradient", "bias gradient")

@@ -189,14 +189,14 @@ def test_batch_norm_in_rows_that_are_no_multiple_of_a_strip(columns: int, width:
     check_norm_strips(case, columns=columns)
 
 
-@pytest.mark.parametrize("size", [(1, 19), (4, 5), (19, 1)], ids=str)
+@pytest.mark.parametrize("size", [(1, 19), (4, 5)], ids=str)
 @pytest.mark.parametrize("columns", [1, 2])
 def test_batch_norm_in_two_packs(columns: int, size: tuple[int, int]) -> None:
     for stride in (1, 2):
         check_norm_strips(layer(size, 8, 8, 8, images=1, stride=stride), columns=columns, packs=2)
 
 
-@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("padding", [0, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("count", "packs"), [(1, 1), (3, 2), (132, 1)])
 def test_batch_norm_in_programs_of_rows_that_span_two_tiles(
@@ -231,9 +231,9 @@ def test_batch_norm_of_groups_of_any_width(
 def test_moments_in_strips_are_stable_for_large_means(
     columns: int, packs: int, dtype: torch.dtype, processors: Processors
 ) -> None:
-    """Means of thousands of deviations, as far as sixteen bits hold them: y is a few multiples of its last digit.
+    """Means of many deviations, as far as sixteen bits hold them: y differs in its last digits.
 
-    The border has another mean, and the first number of each lane may be of the border.
+    A sum of squares in float32 would lose the variance.
     """
     processors(1)
     case = layer((12, 9), 4, 4, 8, images=3)

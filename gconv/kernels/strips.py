@@ -97,7 +97,7 @@ def load_taps(p_w, i_first, r, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.c
 
 
 class Source(NamedTuple):
-    """Where strips find their columns in a row of x: what a kernel knows before its rows."""
+    """Where strips find their columns in a row of x, and the batch norm of its channels."""
 
     offset: Any
     step: Any
@@ -107,7 +107,7 @@ class Source(NamedTuple):
 
 
 class Sink(NamedTuple):
-    """Where strips put their outputs in a row of y, and what goes into them beside the sums."""
+    """Where strips put their outputs in a row of y, and what goes into these beside the sums."""
 
     p_bias: Any
     p_side: Any
@@ -168,7 +168,7 @@ def emit_strip(
 ):  # fmt: skip
     """Finishes and stores the outputs of a row of strips; ``sums`` with them in it.
 
-    ``at``: where the row is. ``begins``: no row before it has been counted.
+    ``at``: where the row is. ``begins``: the program has stored none before it.
     """
     for t in tl.static_range(len(done)):
         y = join_packs(done[t])
@@ -212,10 +212,11 @@ def strips_kernel(
     Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; blocks of a
     pack's outputs; splits, each of which takes ``rows`` rows of outputs, numbered through tiles of strips.
 
-    In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row feeds. In
-    shared memory: the rows that are on their way.
+    In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row feeds;
+    what an epilogue gathers, of all the program's rows. In shared memory: the rows that are on their way.
     """
     BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
+    GATHERS: tl.constexpr = EPILOGUE == "moments" or EPILOGUE == "gradient"
     i_pack = tl.program_id(0) % packs
     i_o = tl.program_id(0) // packs % BLOCKS
     start = tl.program_id(0) // (packs * BLOCKS) * rows
@@ -235,12 +236,8 @@ def strips_kernel(
     else:
         zero = tl.zeros([B, BM, BO], tl.float32)
     zeros = (zero,) * T
-    if EPILOGUE == "moments":
-        lanes = tl.zeros([BM // 2, B * BO], tl.float32)
-        sums = (lanes, lanes, lanes)
-    else:
-        lanes = tl.zeros([BM // 2, B * BO], tl.float32)
-        sums = (lanes, lanes)
+    lanes = tl.zeros([BM // 2, B * BO], tl.float32)
+    sums = (lanes, lanes, lanes) if EPILOGUE == "moments" else (lanes, lanes)
     counts = tl.zeros([BM // 2], tl.int32)
 
     for i_m in range(start // P, tl.cdiv(stop, P)):
@@ -269,11 +266,16 @@ def strips_kernel(
             for h in range(begin, end - top + 2):
                 x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
                 done = add_row(last, x, w2, STRIDE)
-                sums = emit_strip(
-                    done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
-                )
+                if GATHERS:  # at once, for the registers' sake
+                    sums = emit_strip(
+                        done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
+                    )
                 last = add_row(middle, x, w1, STRIDE)
                 middle = add_row(zeros, x, w0, STRIDE)
+                if not GATHERS:
+                    sums = emit_strip(
+                        done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
+                    )
                 p_row += x_h * X_UNIT
                 at += Q * y_w * Y_UNIT
         else:

@@ -260,7 +260,7 @@ def norm_strip_tile(tile: Tile, pass_: str, correlation: Correlation) -> Tile:
     elif tile.packs > 1:
         packs, columns = tile.packs, 1
     else:
-        packs, columns = 1, 4 if pass_ == "forward" and max(tile.inputs, tile.outputs) == LANES else 2
+        packs, columns = 1, 3 if pass_ == "forward" and max(tile.inputs, tile.outputs) == LANES else 2
     resident = 8 // tile.warps
     columns = min(columns, correlation.output[1])
     return replace(tile, columns=columns, packs=packs, stages=2, resident=resident)

@@ -98,7 +98,8 @@ def norm_results(
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Result, truth and bound of each pass with batch norm and ReLU in front and statistics behind.
 
-    ``tiles``: those of passes that don't run in the rules'. What is convolved is rounded to ``dtype``; the sums are compared with those of what the kernels stored.
+    What is convolved is rounded to ``dtype``; the sums are compared with those of what the kernels stored.
+    ``tiles``: of passes that are to run in others than the rules choose.
     """
     tensors, geometry = case.tensors(dtype), geometry_of(case)
     channels = geometry.input_size[1]

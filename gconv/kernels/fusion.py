@@ -97,10 +97,12 @@ def normalise_row(x, norm, m_columns, inside, PROLOGUE: tl.constexpr):
 
 @triton.jit
 def as_sums(x):
-    """An operand of a product in float32, in the registers where a product's sums are  # [BM, BI], or [B, BM, BI]
+    """An operand in float32, in the registers where a product's sums are  # [BM, BI], or [B, BM, BI]
 
-    As the product with ones on the diagonal. Without it, Triton computes where x was loaded, and takes what
-    comes of it through shared memory once more. It is fewer instructions than to unpack x, too.
+    It is the product of x with ones on the diagonal. That leaves each number as it is, and puts it where the
+    next product can take it from. Without it, Triton computes where x was loaded, and takes what comes of it
+    through shared memory once more. Two products take fewer instructions than to unpack x, too. What is not
+    finite reaches the other lanes of its pack, as it would in the convolution.
     """
     side: tl.constexpr = x.shape[-1]
     lane = tl.arange(0, side)
@@ -211,10 +213,13 @@ def halves(tile):
 
 @triton.jit
 def add_apart(sums, y, m_pixel, begins):
-    """What is left of y less the first number of a lane: its sum and that of its squares, of both halves.
+    """Sums of y less the first number of its lane, and of the squares of that, both halves in one lane.
 
-    Stable, as Welford's way is, in fewer instructions. The first number is one of the lane's own, so that
-    the deviation of all from their mean is at least its own: of n numbers the squares lose n epsilons at most.
+    Stable, as Welford's way is, in fewer instructions. For n numbers y of mean m, the first of them f:
+
+        sum of (y - f)^2 = sum of (y - m)^2 + n (f - m)^2 <= (n + 1) sum of (y - m)^2
+
+    since f is one of them. So n + 1 epsilons are the most that the subtraction loses, wherever the mean is.
     """
     start, total, squares = sums
     y0, y1 = halves(y)
@@ -228,7 +233,7 @@ def add_apart(sums, y, m_pixel, begins):
 
 @triton.jit
 def mean_and_squares(sums, counts):
-    """Of each lane, as :func:`store_sums` takes them, from what :func:`add_apart` left of ``counts`` numbers."""
+    """What :func:`store_sums` takes, from what :func:`add_apart` made of ``counts`` numbers of each lane."""
     start, total, squares = sums
     step = total / tl.maximum(counts, 1)[:, None]
     return start + step, squares - step * total

@@ -89,7 +89,7 @@ def tile_by_rule(
 
 
 def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
-    """The tile where batch norm runs inside the kernel: narrower, or half as high, where that takes registers.
+    """The tile where batch norm runs inside the kernel: smaller, where that takes registers.
 
     Groups of one channel go as matrix products: the kernels without them know no batch norm.
     """
@@ -252,8 +252,8 @@ def strip_tile(correlation: Correlation) -> Tile:
 def norm_strip_tile(tile: Tile, pass_: str, correlation: Correlation) -> Tile:
     """``tile`` of the strips kernel with batch norm inside: the widest strips that spill on no GPU.
 
-    Two packs of one column beat one pack of several: 64 bytes of a pixel make fewer requests. At stride 2
-    two packs lack the registers. Instructions are the limit, so one row on its way is far enough ahead.
+    Two packs of one column make fewer requests than one pack of several. At stride 2 their registers spill.
+    A row takes so many instructions that one on its way is far enough ahead.
     """
     if correlation.step == (2, 2):
         packs, columns = 1, 1 if tile.outputs > LANES else 2

@@ -172,12 +172,12 @@ def test_groups_of_any_width(inputs: int, outputs: int, groups: int, changes: di
         check_strips(layer((4, 5), inputs, outputs, groups, stride=stride), **changes)
 
 
-def check_norm_strips(case: Case, **changes: int) -> None:
+def check_norm_strips(case: Case, dtype: torch.dtype = HALF, **changes: int) -> None:
     """Compare the passes with batch norm inside, and the sums that they gather, with float64."""
     given = {"forward": strips(case, **changes)}
     if geometry_of(case).stride == (1, 1):
         given["input_grad"] = strips(case, True, **changes)
-    check(norm_results(case, HALF, tiles=given))
+    check(norm_results(case, dtype, tiles=given))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -189,11 +189,11 @@ def test_batch_norm_in_rows_that_are_no_multiple_of_a_strip(columns: int, width:
     check_norm_strips(case, columns=columns)
 
 
-@pytest.mark.parametrize("size", [(1, 19), (4, 5)], ids=str)
-@pytest.mark.parametrize("columns", [1, 2])
-def test_batch_norm_in_two_packs(columns: int, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("columns", "size"), [(1, (1, 19)), (2, (1, 19)), (1, (4, 5)), (2, (4, 5))], ids=str)
+def test_batch_norm_in_two_packs(columns: int, size: tuple[int, int], dtype: torch.dtype) -> None:
     for stride in (1, 2):
-        check_norm_strips(layer(size, 8, 8, 8, images=1, stride=stride), columns=columns, packs=2)
+        check_norm_strips(layer(size, 8, 8, 8, images=1, stride=stride), dtype, columns=columns, packs=2)
 
 
 @pytest.mark.parametrize("padding", [0, 3])

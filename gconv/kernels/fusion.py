@@ -106,7 +106,7 @@ def as_sums(x):
     """
     side: tl.constexpr = x.shape[-1]
     lane = tl.arange(0, side)
-    ones = (lane[:, None] == lane[None, :]).to(x.dtype)
+    ones = tl.where(lane[:, None] == lane[None, :], 1.0, 0.0).to(x.dtype)
     if len(x.shape) == 3:
         ones = tl.broadcast_to(ones[None, :, :], x.shape[0], side, side)
     return dot(x, ones, tl.zeros(x.shape, tl.float32), "ieee")

@@ -124,7 +124,8 @@ def normalise_operand(x, norm, m_pixel):
     a = tl.maximum(as_sums(x) * scale + shift, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if INTERPRETED:
         return tl.where(m, a, 0.0).to(x.dtype)
-    return a.to(x.dtype) * m.to(x.dtype)  # of two numbers at once, where a selection is of one
+    # A product is of two numbers at once, a selection of one.
+    return a.to(x.dtype) * tl.where(m, 1.0, 0.0).to(x.dtype)
 
 
 @triton.jit

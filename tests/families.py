@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gconv import functional, kernels
 from gconv.geometry import ConvGeometry
+from gconv.kernels.tiles import Tile
 
 SAME = {"padding": 1}
 PAST = {"padding": (2, 0), "stride": 2}
@@ -34,6 +35,7 @@ FAMILIES = [
     Case("strips, width 68 to 36", (1, 68, 3, 3), (36, 68, 3, 3), SAME),
     Case("strips, width 20 to 112", (1, 20, 2, 3), (112, 20, 3, 3), SAME),
     Case("strips, width 112, one pixel", (1, 112, 1, 1), (112, 112, 3, 3), SAME),
+    Case("strips, one row, two packs", (1, 32, 1, 19), (32, 16, 3, 3), {**SAME, "groups": 2}),
     Case("stride 2, even", (2, 8, 10, 10), (8, 4, 3, 3), {**SAME, "stride": 2, "groups": 2}),
     Case("stride 2, odd", (2, 8, 9, 11), (8, 4, 3, 3), {**SAME, "stride": 2, "groups": 2}),
     Case("stride 2, no padding, rest", (1, 8, 10, 8), (8, 2, 3, 3), {"stride": 2, "groups": 4}),
@@ -101,11 +103,12 @@ def kernel_results(
 
 
 def norm_results(
-    case: Case, dtype: torch.dtype, device: str = "cpu"
+    case: Case, dtype: torch.dtype, device: str = "cpu", tiles: dict[str, Tile] | None = None
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Result, truth and bound of each pass with batch norm and ReLU in front and statistics behind.
 
     What is convolved is rounded to ``dtype``; the sums are compared with those of what the kernels stored.
+    ``tiles``: of passes that are to run in others than the rules choose.
     """
     tensors, geometry = case.tensors(dtype), geometry_of(case)
     channels = geometry.input_size[1]
@@ -127,8 +130,9 @@ def norm_results(
 
     norm, weight, dy = norm.to(device), inside_nan(w.detach().to(device)), inside_nan(grad.to(device))
     x, b = inside_nan(x.to(device)), None if bias is None else every_other(bias.detach().to(device))
-    y, moments = kernels.norm_forward(x, norm, weight, b, geometry)
-    da, sums = kernels.norm_input_grad(dy, weight, x, norm, geometry)
+    tiles = {} if tiles is None else tiles
+    y, moments = kernels.norm_forward(x, norm, weight, b, geometry, tiles.get("forward"))
+    da, sums = kernels.norm_input_grad(dy, weight, x, norm, geometry, tiles.get("input_grad"))
     dw, db = kernels.norm_weight_grad(dy, x, norm, geometry, bias is not None)
     results = [y, da, dw] + ([] if db is None else [db])
     names = ("output", "input gradient", "weight gradient", "bias gradient")

@@ -247,9 +247,8 @@ def run_forward(
     parts = empty_parts(plan, y)
     bias = x if bias is None else bias.contiguous()
     if plan.tile.kernel == "strips":
-        plan(x, packed(weight, geometry, False, plan.tile), bias, y, beside(side, y))
-    else:
-        plan(x, weight, bias, y, x if norm is None else norm, beside(side, y), parts)
+        weight = packed(weight, geometry, False, plan.tile)
+    plan(x, weight, bias, y, x if norm is None else norm, beside(side, y), parts)
     return y, parts
 
 
@@ -265,7 +264,7 @@ def empty_parts(plan: Launch, like: Tensor) -> Tensor:
 def parts_of(plan: Launch) -> int:
     """How many programs of ``plan`` share a channel, each with another part of its pixels."""
     outputs = plan.tile.groups * plan.arguments["CO"]
-    blocks = -(-outputs // plan.tile.outputs) if plan.tile.kernel == "taps" else 1
+    blocks = -(-outputs // plan.tile.outputs) if plan.tile.kernel in ("strips", "taps") else 1
     return plan.programs // (plan.arguments["packs"] * blocks)
 
 

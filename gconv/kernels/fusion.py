@@ -27,7 +27,7 @@ from torch import Tensor
 from gconv.geometry import ConvGeometry
 from gconv.kernels.choice import tile_of
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands
-from gconv.kernels.packing import load_tile, store_tile
+from gconv.kernels.packing import INTERPRETED, dot, load_tile, store_tile
 from gconv.kernels.tiles import Tile, norm_tile
 
 PARTIALS = {"moments": 3, "gradient": 2}  # numbers that a program leaves of each channel
@@ -99,6 +99,39 @@ def normalise_row(x, norm, m_columns, inside, PROLOGUE: tl.constexpr):
 
 
 @triton.jit
+def as_sums(x):
+    """An operand in float32, in the registers where a product's sums are  # [BM, BI], or [B, BM, BI]
+
+    It is the product of x with ones on the diagonal. That leaves each number as it is, and puts it where the
+    next product can take it from. Without it, Triton computes where x was loaded, and takes what comes of it
+    through shared memory once more. Two products take fewer instructions than to unpack x, too. What is not
+    finite reaches the other lanes of its pack, as it would in the convolution.
+    """
+    side: tl.constexpr = x.shape[-1]
+    lane = tl.arange(0, side)
+    ones = tl.where(lane[:, None] == lane[None, :], 1.0, 0.0).to(x.dtype)
+    if len(x.shape) == 3:
+        ones = tl.broadcast_to(ones[None, :, :], x.shape[0], side, side)
+    return dot(x, ones, tl.zeros(x.shape, tl.float32), "ieee")
+
+
+@triton.jit
+def normalise_operand(x, norm, m_pixel):
+    """The prologue on an operand of a product  # [BM, BI], or [B, BM, BI]"""
+    if len(x.shape) == 3:
+        scale = norm[0].reshape(x.shape[0], 1, x.shape[2])
+        shift = norm[1].reshape(x.shape[0], 1, x.shape[2])
+        m = m_pixel[None, :, None]
+    else:
+        scale, shift, m = norm[0][None, :], norm[1][None, :], m_pixel[:, None]
+    a = tl.maximum(as_sums(x) * scale + shift, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if INTERPRETED:
+        return tl.where(m, a, 0.0).to(x.dtype)
+    # A product is of two numbers at once, a selection of one.
+    return a.to(x.dtype) * tl.where(m, 1.0, 0.0).to(x.dtype)
+
+
+@triton.jit
 def activate(y, ACTIVATION: tl.constexpr):
     """The activation, on float32. NaN stays NaN, as in PyTorch's."""
     if ACTIVATION == "relu":
@@ -155,6 +188,15 @@ def through_relu(grad, x, norm, m_pixel):
 
 
 @triton.jit
+def add_gradient(sums, grad, x, norm):
+    """The sums of a gradient and of its product with x less its mean, of both halves."""
+    grad = grad.to(tl.float32)
+    g0, g1 = halves(grad)
+    p0, p1 = halves(grad * (x - norm[2][None, :]))
+    return sums[0] + g0 + g1, sums[1] + p0 + p1
+
+
+@triton.jit
 def add_moments(sums, y, rows):
     """Welford's running mean and squared deviations of each lane, whose ``rows``-th number is y.
 
@@ -165,6 +207,40 @@ def add_moments(sums, y, rows):
     apart = tl.where(rows > 0, y - mean, 0.0)
     part = 1.0 / tl.maximum(rows, 1)
     return mean + apart * part, squares + apart * (1.0 - part) * apart
+
+
+@triton.jit
+def halves(tile):
+    """The upper and the lower half of a tile's rows: in tensor cores' sums, two registers of a thread."""
+    return tile.reshape(2, tile.shape[0] // 2, tile.shape[1]).permute(1, 2, 0).split()
+
+
+@triton.jit
+def add_apart(sums, y, m_pixel, begins):
+    """Sums of y less the first number of its lane, and of the squares of that, both halves in one lane.
+
+    Stable, as Welford's way is, in fewer instructions. For n numbers y of mean m, the first of them f:
+
+        sum of (y - f)^2 = sum of (y - m)^2 + n (f - m)^2 <= (n + 1) sum of (y - m)^2
+
+    since f is one of them. So n + 1 epsilons are the most that the subtraction loses, wherever the mean is.
+    """
+    start, total, squares = sums
+    y0, y1 = halves(y)
+    start = tl.where(begins, y0, start)
+    m0, m1 = m_pixel.reshape(2, start.shape[0]).permute(1, 0).split()
+    apart = tl.where(m0[:, None], y0 - start, 0.0)
+    total, squares = total + apart, squares + apart * apart
+    apart = tl.where(m1[:, None], y1 - start, 0.0)
+    return start, total + apart, squares + apart * apart
+
+
+@triton.jit
+def mean_and_squares(sums, counts):
+    """What :func:`store_sums` takes, from what :func:`add_apart` made of ``counts`` numbers of each lane."""
+    start, total, squares = sums
+    step = total / tl.maximum(counts, 1)[:, None]
+    return start + step, squares - step * total
 
 
 @triton.jit

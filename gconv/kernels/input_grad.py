@@ -163,7 +163,8 @@ def run_input_grad(
     parts = empty_parts(plan, dx)
     norm, side = dx if norm is None else norm, beside(side, dx)
     if plan.tile.kernel == "strips":
-        plan(dy, packed(weight, geometry, True, plan.tile), dy, dx, dx)
+        weight = packed(weight, geometry, True, plan.tile)
+        plan(dy, weight, dy, dx, norm, side, parts)
     elif plan.tile.kernel == "pairs":
         plan(dy, packed(weight, geometry, True, plan.tile), dx, norm, side, parts)
     else:

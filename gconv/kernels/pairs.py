@@ -13,7 +13,7 @@ from gconv.kernels.device import Device
 from gconv.kernels.fusion import load_norm, store_sums
 from gconv.kernels.launch import Launch
 from gconv.kernels.packing import dot, load_tile, locate_channels, locate_columns, store_tile
-from gconv.kernels.strips import QUAD, load_strip, load_taps
+from gconv.kernels.strips import QUAD, Source, load_strip, load_taps
 
 
 @triton.jit
@@ -131,6 +131,7 @@ def pairs_kernel(
             m_x = m_x + (m_column & (b + u >= 0) & (b + u < W),)
         for u in tl.static_range(2 * T):
             m_y = m_y + (m_column & (q + u < Q),)
+        source = Source(o_x, step_x, m_x, m_c, norm)
         # A row above the image begins nothing.
         begin = tl.maximum(first, tl.minimum(0, first + 1))
         at = (n * P + 2 * (begin - 1) + top) * Q * step_y
@@ -139,7 +140,7 @@ def pairs_kernel(
         even = zeros
         # Triton copies ahead what isn't for a product, x of the epilogue, only where the loop says how far.
         for a in tl.range(begin, end + 1, num_stages=STAGES):
-            x = load_strip(p_row, o_x, step_x, m_x, (a >= 0) & (a < H), m_c, FULL, B, BM, BI)
+            x = load_strip(p_row, source, (a >= 0) & (a < H), False, FULL, B)
             p = 2 * (a - 1) + top
             odd = add_pairs(zeros, x, w1, ODD)
             sums = emit_pairs(

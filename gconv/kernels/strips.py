@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,7 +14,17 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
-from gconv.kernels.fusion import finish
+from gconv.kernels.fusion import (
+    add_apart,
+    add_gradient,
+    as_sums,
+    finish,
+    load_norm,
+    mean_and_squares,
+    normalise_operand,
+    store_sums,
+    through_relu,
+)
 from gconv.kernels.launch import PLANS_KEPT, Launch
 from gconv.kernels.packing import (
     dot,
@@ -32,12 +42,13 @@ ROWS_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (
 
 
 @triton.jit
-def position_in_quad(i, BI: tl.constexpr):
+def position_in_quad(i, BI: tl.constexpr, E: tl.constexpr):
     """Where input ``i`` of a block of a pack stands in packed weights: each thread's inputs are neighbours.
 
-    In tensor cores' registers thread t of four holds inputs 8 j + 2 t and 8 j + 2 t + 1 of every j.
+    In tensor cores' registers thread t of four holds inputs 4 E j + E t + e of every j, where E numbers e
+    fill 32 bits.
     """
-    return i % 8 // 2 * (BI // 4) + i // 8 * 2 + i % 2
+    return i % (4 * E) // E * (BI // 4) + i // (4 * E) * E + i % E
 
 
 @triton.jit(do_not_specialize=["groups", "w_0", "w_g", "w_i", "w_o", "w_r", "w_s"])
@@ -58,8 +69,9 @@ def pack_kernel(
     i_pack = tl.program_id(0) // (9 * BLOCKS)
     offset, mask = locate_weights(i_pack, 0, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
     w = tl.load(p_w + w_0 + i_tap // 3 * w_r + i_tap % 3 * w_s + offset, mask, 0.0)
+    E: tl.constexpr = 32 // p_w.dtype.element_ty.primitive_bitwidth
     i, o = tl.arange(0, BI)[:, None], tl.arange(0, BO)[None, :]
-    at = (i // BK * BO + o) * BK + position_in_quad(i % BK, BK)
+    at = (i // BK * BO + o) * BK + position_in_quad(i % BK, BK, E)
     tl.store(p_packed + tl.program_id(0) * BO * BI + at, w)
 
 
@@ -73,16 +85,17 @@ def load_tap(p_w, i_first, tap, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.
     Packs take turns every eight rows, which is how two warps come to hold a pack each.
     """
     BK: tl.constexpr = min(BI, 32)
+    E: tl.constexpr = 32 // p_w.dtype.element_ty.primitive_bitwidth
     row = tl.arange(0, B * BO)
     pack, output = row // 8 % B, row // (8 * B) * 8 + row % 8
     o = (((i_first * B + pack) * 9 + tap) * (BI // BK * BO) + output) * quad * (BK // 4)
     block = tl.arange(0, BI // BK) * BO * BK
     if ROWS_FIRST:
         w = tl.load(p_w + o[:, None, None] + block[None, :, None] + tl.arange(0, BK)[None, None, :])
-        w = w.reshape(BO // 8, B, 8, BI // BK, 4, BK // 8, 2).permute(1, 0, 2, 3, 5, 4, 6)
+        w = w.reshape(BO // 8, B, 8, BI // BK, 4, BK // (4 * E), E).permute(1, 0, 2, 3, 5, 4, 6)
     else:
         w = tl.load(p_w + block[:, None, None] + o[None, :, None] + tl.arange(0, BK)[None, None, :])
-        w = w.reshape(BI // BK, BO // 8, B, 8, 4, BK // 8, 2).permute(2, 1, 3, 0, 5, 4, 6)
+        w = w.reshape(BI // BK, BO // 8, B, 8, 4, BK // (4 * E), E).permute(2, 1, 3, 0, 5, 4, 6)
     if B == 1:
         w = tl.trans(w.reshape(BO, BI))
     else:
@@ -100,45 +113,96 @@ def load_taps(p_w, i_first, r, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.c
     )
 
 
+class Source(NamedTuple):
+    """Where strips find their columns in a row of x, and the batch norm of its channels."""
+
+    offset: Any
+    step: Any
+    masks: Any
+    m_channel: Any
+    norm: Any
+
+
+class Sink(NamedTuple):
+    """Where strips put their outputs in a row of y, and what goes into these beside the sums."""
+
+    p_bias: Any
+    p_side: Any
+    p_y: Any
+    offset: Any
+    step: Any
+    masks: Any
+    channel: Any
+    m_channel: Any
+    norm: Any
+
+
 @triton.jit
-def load_strip(
-    p, offset, step, masks, inside, m_c,
-    FULL: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr,
-):  # fmt: skip
+def split_packs(tile, B: tl.constexpr):
+    """[BM, BI], or [B, BM, BI], from [BM, B BI]"""
+    if B > 1:
+        tile = tile.reshape(tile.shape[0], B, tile.shape[1] // B).permute(1, 0, 2)
+    return tile
+
+
+@triton.jit
+def join_packs(tile):
+    """The way back."""
+    if len(tile.shape) == 3:
+        tile = tile.permute(1, 0, 2).reshape(tile.shape[1], tile.shape[0] * tile.shape[2])
+    return tile
+
+
+@triton.jit
+def load_strip(p, source, inside, PROLOGUE: tl.constexpr, FULL: tl.constexpr, B: tl.constexpr):
     """The columns of a row that strips of outputs meet, each  # [BM, BI], or [B, BM, BI]"""
     columns = ()
-    for u in tl.static_range(len(masks)):
-        x = load_tile(p, offset + u * step, masks[u] & inside, m_c, FULL)
-        if B > 1:
-            x = x.reshape(BM, B, BI).permute(1, 0, 2)
+    for u in tl.static_range(len(source.masks)):
+        m_x = source.masks[u] & inside
+        x = load_tile(p, source.offset + u * source.step, m_x, source.m_channel, FULL)
+        x = split_packs(x, B)
+        if PROLOGUE:
+            x = normalise_operand(x, source.norm, m_x)
         columns = columns + (x,)
     return columns
 
 
 @triton.jit
-def add_row(sums, x, w, STRIDE: tl.constexpr):
+def add_row(sums, x, w, STRIDE: tl.constexpr, PRECISION: tl.constexpr):
     """The sums of each column of a strip, plus what a row of x adds to them through a row of the kernel."""
     added = ()
     for t in tl.static_range(len(sums)):
-        acc = dot(x[t * STRIDE], w[0], sums[t], "ieee")
-        acc = dot(x[t * STRIDE + 1], w[1], acc, "ieee")
-        added = added + (dot(x[t * STRIDE + 2], w[2], acc, "ieee"),)
+        acc = dot(x[t * STRIDE], w[0], sums[t], PRECISION)
+        acc = dot(x[t * STRIDE + 1], w[1], acc, PRECISION)
+        added = added + (dot(x[t * STRIDE + 2], w[2], acc, PRECISION),)
     return added
 
 
 @triton.jit
 def emit_strip(
-    sums, p_bias, p_side, p_y, offset, step, channel, masks, inside, m_k,
-    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
+    done, sums, sink, at, inside, begins,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Finishes and stores the outputs of a row of strips."""
-    for t in tl.static_range(len(sums)):
-        y = sums[t]
-        if len(y.shape) == 3:
-            y = y.permute(1, 0, 2).reshape(y.shape[1], y.shape[0] * y.shape[2])
-        at, m_y = offset + t * step, masks[t] & inside
-        y = finish(y, p_bias, p_side, at, channel, m_y, m_k, BIAS, ACTIVATION, EPILOGUE, FULL)
-        store_tile(p_y, at, y, m_y, m_k, FULL)
+    """Finishes and stores the outputs of a row of strips; ``sums`` with them in it.
+
+    ``at``: where the row is. ``begins``: the program has stored none before it.
+    """
+    for t in tl.static_range(len(done)):
+        y = join_packs(done[t])
+        offset, m_y = sink.offset + t * sink.step, sink.masks[t] & inside
+        y = finish(
+            y, sink.p_bias, sink.p_side + at, offset, sink.channel, m_y, sink.m_channel,
+            BIAS, ACTIVATION, EPILOGUE, FULL,
+        ).to(sink.p_y.dtype.element_ty)  # fmt: skip
+        if EPILOGUE == "gradient":
+            x = load_tile(sink.p_side + at, offset, m_y, sink.m_channel, FULL)
+            x = join_packs(as_sums(split_packs(x, B)))
+            y = through_relu(y, x, sink.norm, m_y)
+            sums = add_gradient(sums, y, x, sink.norm)
+        if EPILOGUE == "moments":
+            sums = add_apart(sums, y.to(tl.float32), m_y, begins & (t == 0))
+        store_tile(sink.p_y + at, offset, y, m_y, sink.m_channel, FULL)
+    return sums
 
 
 @triton.jit(
@@ -148,11 +212,12 @@ def emit_strip(
     ]
 )  # fmt: skip
 def strips_kernel(
-    p_x, p_w, p_bias, p_y, p_side,
+    p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
     packs, groups, columns, strips, H, W, P, Q, rows, top, left, quad, x_n, x_h, x_w, y_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
-    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
-    FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr,
+    PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
+    X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
     T: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """3x3, stride 1 or 2: slides BM strips of T output columns down the rows; loads each column of x once.
@@ -165,10 +230,11 @@ def strips_kernel(
     Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; blocks of a
     pack's outputs; splits, each of which takes ``rows`` rows of outputs, numbered through tiles of strips.
 
-    In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row feeds. In
-    shared memory: the rows that are on their way.
+    In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row feeds;
+    what an epilogue gathers, of all the program's rows. In shared memory: the rows that are on their way.
     """
     BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
+    GATHERS: tl.constexpr = EPILOGUE == "moments" or EPILOGUE == "gradient"
     i_pack = tl.program_id(0) % packs
     i_o = tl.program_id(0) // packs % BLOCKS
     start = tl.program_id(0) // (packs * BLOCKS) * rows
@@ -181,11 +247,16 @@ def strips_kernel(
     c, m_c = locate_channels(i_pack, 0, groups, CI, B * G, B * BI)
     k, m_k = locate_channels(i_pack, i_o, groups, CO, B * G, B * BO)
     step_x, step_y = x_w * X_UNIT, y_w * Y_UNIT
+    norm_x = load_norm(p_norm, groups * CI, c, m_c, PROLOGUE)
+    norm_y = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
     if B == 1:
         zero = tl.zeros([BM, BO], tl.float32)
     else:
         zero = tl.zeros([B, BM, BO], tl.float32)
     zeros = (zero,) * T
+    lanes = tl.zeros([BM // 2, B * BO], tl.float32)
+    sums = (lanes, lanes, lanes) if EPILOGUE == "moments" else (lanes, lanes)
+    counts = tl.zeros([BM // 2], tl.int32)
 
     for i_m in range(start // P, tl.cdiv(stop, P)):
         first, end = tl.maximum(start - i_m * P, 0), tl.minimum(stop - i_m * P, P)
@@ -199,7 +270,11 @@ def strips_kernel(
             m_x = m_x + (m_column & (j + u >= 0) & (j + u < W),)
         for t in tl.static_range(T):
             m_y = m_y + (m_column & (q + t < Q),)
+            counts += tl.sum(m_y[t].to(tl.int32).reshape(2, BM // 2), 0) * (end - first)
+        source = Source(o_x, step_x, m_x, m_c, norm_x)
+        sink = Sink(p_bias, p_side, p_y, o_y, step_y, m_y, k, m_k, norm_y)
         h0 = first * STRIDE - top
+        begins = tl.where(i_m == start // P, h0 + 2, h0 - 1)
         if STRIDE == 1:
             # Rows above the image add nothing, but for those at which a row of outputs is complete.
             begin = tl.maximum(h0, tl.minimum(0, h0 + 2))
@@ -207,14 +282,18 @@ def strips_kernel(
             at = (n * P + begin + top - 2) * Q * y_w * Y_UNIT
             last, middle = zeros, zeros
             for h in range(begin, end - top + 2):
-                x = load_strip(p_row, o_x, step_x, m_x, (h >= 0) & (h < H), m_c, FULL, B, BM, BI)
-                done = add_row(last, x, w2, STRIDE)
-                last = add_row(middle, x, w1, STRIDE)
-                middle = add_row(zeros, x, w0, STRIDE)
-                emit_strip(
-                    done, p_bias, p_side + at, p_y + at, o_y, step_y, k, m_y, h >= h0 + 2, m_k,
-                    BIAS, ACTIVATION, EPILOGUE, FULL,
-                )  # fmt: skip
+                x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
+                done = add_row(last, x, w2, STRIDE, PRECISION)
+                if GATHERS:  # at once, for the registers' sake
+                    sums = emit_strip(
+                        done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
+                    )
+                last = add_row(middle, x, w1, STRIDE, PRECISION)
+                middle = add_row(zeros, x, w0, STRIDE, PRECISION)
+                if not GATHERS:
+                    sums = emit_strip(
+                        done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
+                    )
                 p_row += x_h * X_UNIT
                 at += Q * y_w * Y_UNIT
         else:
@@ -222,18 +301,21 @@ def strips_kernel(
             at = (n * P + first - 1) * Q * y_w * Y_UNIT
             acc = zeros
             for h in range(h0, 2 * end - top + 2, 2):
-                x = load_strip(p_row, o_x, step_x, m_x, (h >= 0) & (h < H), m_c, FULL, B, BM, BI)
-                done = add_row(acc, x, w2, STRIDE)
-                acc = add_row(zeros, x, w0, STRIDE)
-                emit_strip(
-                    done, p_bias, p_side + at, p_y + at, o_y, step_y, k, m_y, h >= h0 + 2, m_k,
-                    BIAS, ACTIVATION, EPILOGUE, FULL,
-                )  # fmt: skip
+                x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
+                done = add_row(acc, x, w2, STRIDE, PRECISION)
+                sums = emit_strip(
+                    done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
+                )
+                acc = add_row(zeros, x, w0, STRIDE, PRECISION)
                 inside = (h + 1 >= 0) & (h + 1 < H)
-                x = load_strip(p_row + x_h * X_UNIT, o_x, step_x, m_x, inside, m_c, FULL, B, BM, BI)
-                acc = add_row(acc, x, w1, STRIDE)
+                x = load_strip(p_row + x_h * X_UNIT, source, inside, PROLOGUE, FULL, B)
+                acc = add_row(acc, x, w1, STRIDE, PRECISION)
                 p_row += 2 * x_h * X_UNIT
                 at += Q * y_w * Y_UNIT
+    i_part = tl.program_id(0) // (packs * BLOCKS)
+    if EPILOGUE == "moments":
+        sums = mean_and_squares(sums, counts)
+    store_sums(p_sums, i_part, sums, counts, groups * CO, k, m_k, EPILOGUE)
 
 
 def plan_strips(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:

@@ -129,9 +129,9 @@ def strips_weight_kernel(
     Column t of a strip of dy meets columns t STRIDE + s of x: T loads of dy and (T - 1) STRIDE + 3 of x.
 
     Grid: batches of B packs, fastest; blocks of a pack's outputs, then inputs; splits, each of which takes
-    ``rows`` rows of dy, numbered through tiles of BM strips. Two packs are one tile of twice as many channels,
-    so that a load moves 64 bytes of a pixel. Nobody needs the products of one pack's dy with the other's x,
-    so the compiler leaves them out.
+    ``rows`` rows of dy, numbered through tiles of BM strips. Two packs are one tile of twice as many
+    channels, so that a load moves 64 bytes of a pixel. Nobody needs the products of one pack's dy with the
+    other's x, so the compiler leaves them out.
 
     In registers: the sums of the nine taps [B BO, B BI], and the rows of dy that meet a row of x: three at
     stride 1, which move up as the rows move down, two at stride 2. In shared memory: rows on their way.

@@ -90,24 +90,26 @@ def tile_by_rule(
 
 
 def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
-    """The tile where batch norm runs inside the kernel: half as high where that takes registers.
+    """The tile where batch norm runs inside the kernel: smaller, where that takes registers.
 
-    Groups of one channel go as matrix products: the kernels without them know no batch norm.
+    Groups of one channel, and of more than 32, go as matrix products: their kernels know no batch norm.
     """
     inputs, outputs = geometry.channels_per_group
-    if inputs == outputs == 1:
+    if inputs == outputs == 1 or max(inputs, outputs) > SLIDE_LANES:
         make = taps_weight_tile if pass_ == "weight_grad" else taps_tile
-        return make(inputs, outputs, dtype, precision, device)
+        sides = (outputs, inputs) if pass_ == "input_grad" else (inputs, outputs)
+        return make(*sides, dtype, precision, device)
     if pass_ == "weight_grad":
         tile = weight_grad_tile(geometry, dtype, precision, device, norm=True)
-    else:
-        make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
-        tile = correlation_tile(make(geometry), dtype, precision, device, strips=False)
-    if pass_ == "weight_grad" and tile.kernel == "slide" and geometry.stride[0] == 2:
-        return replace(tile, stages=min(tile.stages, 2))
+        crowded = tile.kernel == "slide" and geometry.stride[0] == 2
+        return replace(tile, stages=min(tile.stages, 2)) if crowded else tile
+    correlation = (Correlation.forward if pass_ == "forward" else Correlation.input_grad)(geometry)
+    tile = correlation_tile(correlation, dtype, precision, device)
+    if tile.kernel == "strips":
+        return norm_strip_tile(tile, pass_, correlation)
     if tile.kernel == "pairs":
         return norm_pair_tile(tile, fills(tile, geometry.groups, outputs, inputs))
-    if pass_ == "weight_grad" or tile.kernel not in ("slide", "residue"):
+    if tile.kernel not in ("slide", "residue"):
         return tile
     if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
         sides = (inputs, outputs) if pass_ == "forward" else (outputs, inputs)
@@ -119,17 +121,12 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     return replace(tile, pixels=tile.pixels // 2, warps=2, registers=registers)
 
 
-def correlation_tile(
-    correlation: Correlation, dtype: torch.dtype, precision: str, device: Device, strips: bool = True
-) -> Tile:
-    """The tile of the forward pass, or of the input gradient.
-
-    ``strips`` False leaves out the kernel that knows no batch norm.
-    """
+def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """The tile of the forward pass, or of the input gradient."""
     if correlation.inputs == correlation.outputs == 1:
         return depthwise_tile(correlation)
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
-    if strips and has_strips(correlation, dtype, device):
+    if has_strips(correlation, dtype, device):
         return strip_tile(correlation)
     if has_pairs(correlation, dtype, device):
         return pair_tile(correlation)
@@ -267,11 +264,10 @@ def has_weight_strips(
     geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device, norm: bool
 ) -> bool:
     """Whether strips compute the weight gradient: in TF32, and with batch norm, where the registers allow."""
-    widest = max(geometry.channels_per_group)
-    narrow = widest <= LANES
+    narrow = max(geometry.channels_per_group) <= LANES
     if precision == "tf32" and geometry.stride == (1, 1) and narrow:
         dtype = torch.float16
-    if norm and (widest > SLIDE_LANES or (geometry.stride == (2, 2) and not narrow)):
+    if norm and geometry.stride == (2, 2) and not narrow:
         return False
     return has_strips(Correlation.forward(geometry), dtype, device)
 
@@ -349,6 +345,23 @@ def wide_strip_tile(correlation: Correlation) -> Tile:
     columns, stages = (min(2, c.output[1]), 3) if c.step == (1, 1) else (1, 2)
     tile = Tile("strips", 1, 16, inputs, outputs, warps, stages, registers=255, columns=columns)
     return replace(tile, resident=8 // warps)
+
+
+def norm_strip_tile(tile: Tile, pass_: str, correlation: Correlation) -> Tile:
+    """``tile`` of the strips kernel with batch norm inside: the widest strips that spill on no GPU.
+
+    Two packs of one column make fewer requests than one pack of several. At stride 2 their registers spill.
+    A row takes so many instructions that one on its way is far enough ahead.
+    """
+    if correlation.step == (2, 2):
+        packs, columns = 1, 1 if tile.outputs > LANES else 2
+    elif tile.packs > 1:
+        packs, columns = tile.packs, 1
+    else:
+        packs, columns = 1, 3 if pass_ == "forward" and max(tile.inputs, tile.outputs) == LANES else 2
+    resident = 8 // tile.warps
+    columns = min(columns, correlation.output[1])
+    return replace(tile, columns=columns, packs=packs, stages=2, resident=resident)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

@@ -58,18 +58,18 @@ def pack_kernel(
 ):  # fmt: skip
     """Weights as :func:`load_tap` reads them: (packs, blocks of outputs, 9, blocks of inputs, BO, BK).
 
-    Zero off the diagonal. Blocks of inputs are of BK = 32 at most.
+    Zero off the diagonal. Of a block's BK inputs a thread of four reads 16 bytes.
 
     Grid: taps, fastest; blocks of a pack's outputs; packs.
     """
     BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
-    BK: tl.constexpr = min(BI, 32)
+    E: tl.constexpr = 32 // p_w.dtype.element_ty.primitive_bitwidth
+    BK: tl.constexpr = min(BI, 16 * E)
     i_tap = tl.program_id(0) % 9
     i_o = tl.program_id(0) // 9 % BLOCKS
     i_pack = tl.program_id(0) // (9 * BLOCKS)
     offset, mask = locate_weights(i_pack, 0, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
     w = tl.load(p_w + w_0 + i_tap // 3 * w_r + i_tap % 3 * w_s + offset, mask, 0.0)
-    E: tl.constexpr = 32 // p_w.dtype.element_ty.primitive_bitwidth
     i, o = tl.arange(0, BI)[:, None], tl.arange(0, BO)[None, :]
     at = (i // BK * BO + o) * BK + position_in_quad(i % BK, BK, E)
     tl.store(p_packed + tl.program_id(0) * BO * BI + at, w)
@@ -84,8 +84,8 @@ def load_tap(p_w, i_first, tap, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.
     ``quad`` is 4, known at run time only: a thread loads its BK / 4 inputs of a block at once, and no more.
     Packs take turns every eight rows, which is how two warps come to hold a pack each.
     """
-    BK: tl.constexpr = min(BI, 32)
     E: tl.constexpr = 32 // p_w.dtype.element_ty.primitive_bitwidth
+    BK: tl.constexpr = min(BI, 16 * E)
     row = tl.arange(0, B * BO)
     pack, output = row // 8 % B, row // (8 * B) * 8 + row % 8
     o = (((i_first * B + pack) * 9 + tap) * (BI // BK * BO) + output) * quad * (BK // 4)

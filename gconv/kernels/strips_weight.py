@@ -145,8 +145,12 @@ def strips_weight_kernel(
     start = i_split * rows
     stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * P)
 
-    c, m_c = locate_channels(i_pack, i_i, groups, CI, B * G, B * BI)
-    k, m_k = locate_channels(i_pack, i_o, groups, CO, B * G, B * BO)
+    # A block that channels don't fill begins earlier, among those of the block before: no lane is masked.
+    first_i = tl.minimum(i_i * BI, max(G * CI - BI, 0))
+    first_o = tl.minimum(i_o * BO, max(G * CO - BO, 0))
+    c, m_c = locate_channels(i_pack, 0, groups, CI, B * G, B * BI)
+    k, m_k = locate_channels(i_pack, 0, groups, CO, B * G, B * BO)
+    c, k = c + first_i, k + first_o
     norm = load_norm(p_norm, groups * CI, c, m_c, PROLOGUE)
     same = tl.arange(0, BM)[:, None] == tl.arange(0, BM)[None, :]
     identity = tl.where(same, 1.0, 0.0).to(p_dy.dtype.element_ty)
@@ -189,8 +193,9 @@ def strips_weight_kernel(
             p_row += STRIDE * x_h * X_UNIT
             p_grad += dy_h * DY_UNIT
 
-    i, o = i_i * BI + tl.arange(0, BI), i_o * BO + tl.arange(0, B * BO) % BO
-    mask = ((o // CO)[:, None] == (i // CI)[None, :]) & m_k[:, None]
+    i, o = first_i + tl.arange(0, BI), first_o + tl.arange(0, B * BO) % BO
+    own_i, own_o = i >= i_i * BI, m_k & (o >= i_o * BO)
+    mask = ((o // CO)[:, None] == (i // CI)[None, :]) & own_i[None, :] & own_o[:, None]
     offset = (k * CI)[:, None] + (i % CI)[None, :]
     size = groups * CO * CI
     p_sums += i_split.to(tl.int64) * (9 * size + BIAS * groups * CO)
@@ -198,4 +203,4 @@ def strips_weight_kernel(
     store_taps(p_sums + 3 * size, size, sums1, offset, mask, B, BI, BO)
     store_taps(p_sums + 6 * size, size, sums2, offset, mask, B, BI, BO)
     if BIAS:
-        tl.store(p_sums + 9 * size + k, tl.sum(bias, 1), as_mask(m_k & (i_i == 0)))
+        tl.store(p_sums + 9 * size + k, tl.sum(bias, 1), as_mask(own_o & (i_i == 0)))

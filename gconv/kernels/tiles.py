@@ -126,8 +126,8 @@ def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: st
     if correlation.inputs == correlation.outputs == 1:
         return depthwise_tile(correlation)
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
-    if has_strips(correlation, dtype, device):
-        return strip_tile(correlation)
+    if has_strips(correlation, dtype, precision, device):
+        return strip_tile(correlation, dtype)
     if has_pairs(correlation, dtype, device):
         return pair_tile(correlation)
     if fits_registers(correlation.inputs, correlation.outputs, dtype, precision, device) and slides:
@@ -169,6 +169,11 @@ def fills(tile: Tile, groups: int, inputs: int, outputs: int) -> bool:
         return groups % tile.outputs == 0
     whole = tile.groups * inputs % tile.inputs == 0 and tile.groups * outputs % tile.outputs == 0
     return whole and groups % tile.groups == 0
+
+
+def overlaps(tile: Tile, inputs: int, outputs: int) -> bool:
+    """Whether blocks that a group's channels don't fill share lanes with others, instead of masking some."""
+    return tile.kernel == "strips" and tile.groups == 1 and tile.inputs <= inputs and tile.outputs <= outputs
 
 
 def all_registers(device: Device) -> int | None:
@@ -231,18 +236,20 @@ def slide_tile(kernel: str, correlation: Correlation, dtype: torch.dtype, device
     return replace(tile, stages=3, **(one if alone else {}))
 
 
-def has_strips(correlation: Correlation, dtype: torch.dtype, device: Device) -> bool:
-    """Whether the strips kernel computes a correlation: 3x3 in 16 bits, the same step both ways."""
+def has_strips(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> bool:
+    """Whether the strips kernel computes a correlation: 3x3 on tensor cores, the same step both ways."""
     c = correlation
     plain = c.kernel == (3, 3) and c.dilation == c.divisor == (1, 1) and c.step in ((1, 1), (2, 2))
-    return plain and max(c.inputs, c.outputs) <= STRIP_LANES and dtype.itemsize == 2 and device.kind != "hip"
+    most = {2: STRIP_LANES, 4: SLIDE_LANES if precision == "tf32" else 0}[dtype.itemsize]
+    return plain and max(c.inputs, c.outputs) <= most and device.kind != "hip"
 
 
-def strip_tile(correlation: Correlation) -> Tile:
-    """As measured on an H200: two packs of sixteen lanes on one warp, or 32 lanes on two.
+def strip_tile(correlation: Correlation, dtype: torch.dtype) -> Tile:
+    """As measured on an H200 in 16 bits: two packs of sixteen lanes on one warp, or 32 lanes on two.
 
     What limits is how many cache lines the loads and stores of a row touch in L1 and L2, so two packs move
-    64 bytes of a pixel at once; wider strips load fewer columns twice. Registers limit both.
+    64 bytes of a pixel at once, as one of TF32 does; wider strips load fewer columns twice. Registers limit
+    both.
     """
     c = correlation
     if max(c.inputs, c.outputs) > SLIDE_LANES:
@@ -251,6 +258,10 @@ def strip_tile(correlation: Correlation) -> Tile:
     inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
     stages = 3 if c.step == (1, 1) else 2
     tile = Tile("strips", groups, 16, inputs, outputs, outputs // LANES, stages, registers=255)
+    if dtype.itemsize == 4:
+        warps, columns = (4, 2) if max(inputs, outputs) > LANES else (1, 3)
+        columns -= c.step == (2, 2)
+        return replace(tile, warps=warps, columns=min(columns, c.output[1]), resident=8 // warps)
     if max(inputs, outputs) > LANES:
         columns, resident = (4, 4) if c.step == (1, 1) else (1, 6)
         return replace(tile, columns=min(columns, c.output[1]), resident=resident)
@@ -265,11 +276,11 @@ def has_weight_strips(
 ) -> bool:
     """Whether strips compute the weight gradient: in TF32, and with batch norm, where the registers allow."""
     narrow = max(geometry.channels_per_group) <= LANES
-    if precision == "tf32" and geometry.stride == (1, 1) and narrow:
-        dtype = torch.float16
+    if dtype.itemsize == 4 and (geometry.stride == (2, 2) or not narrow):
+        return False
     if norm and geometry.stride == (2, 2) and not narrow:
         return False
-    return has_strips(Correlation.forward(geometry), dtype, device)
+    return has_strips(Correlation.forward(geometry), dtype, precision, device)
 
 
 def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, norm: bool = False) -> Tile:
@@ -350,18 +361,21 @@ def wide_strip_tile(correlation: Correlation) -> Tile:
 def norm_strip_tile(tile: Tile, pass_: str, correlation: Correlation) -> Tile:
     """``tile`` of the strips kernel with batch norm inside: the widest strips that spill on no GPU.
 
-    Two packs of one column make fewer requests than one pack of several. At stride 2 their registers spill.
-    A row takes so many instructions that one on its way is far enough ahead.
+    One pack of three columns loads x 5/3 times, two packs of one column three times, in 3/4 of the requests.
+    The forward pass takes the former. The input gradient also loads the x that was normalised, and has
+    registers for two columns of one pack only, so it takes the latter. A row takes so many instructions that
+    one row on its way is far enough ahead.
     """
+    wide = max(tile.inputs, tile.outputs) > LANES
+    packs = tile.packs if pass_ == "input_grad" else 1
     if correlation.step == (2, 2):
-        packs, columns = 1, 1 if tile.outputs > LANES else 2
-    elif tile.packs > 1:
-        packs, columns = tile.packs, 1
+        columns = 1 if wide else 2
+    elif pass_ == "forward":
+        columns = 2 if wide else 3
     else:
-        packs, columns = 1, 3 if pass_ == "forward" and max(tile.inputs, tile.outputs) == LANES else 2
-    resident = 8 // tile.warps
+        columns = 2 // packs
     columns = min(columns, correlation.output[1])
-    return replace(tile, columns=columns, packs=packs, stages=2, resident=resident)
+    return replace(tile, columns=columns, packs=packs, stages=2, resident=8 // tile.warps)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

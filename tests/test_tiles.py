@@ -72,34 +72,40 @@ def strips(case: Case, transposed: bool = False, **changes: int) -> Tile:
     return replace(Tile(kernel, groups, 16, inputs, outputs, warps=1), **changes)
 
 
-def check_strips(case: Case, **changes: int) -> None:
-    """Compare all passes with float64; at stride 2 the input gradient is in pairs.
-
-    ``outputs``: where a tile holds a block of a pack's outputs only, which only strips know.
-    """
-    tensors, geometry = case.tensors(HALF), geometry_of(case)
+def check_strips(case: Case, dtype: torch.dtype = HALF, **changes: int) -> None:
+    """Compare all passes with float64; at stride 2 the input gradient is in pairs, of 16 bits only."""
+    tensors, geometry = case.tensors(dtype), geometry_of(case)
     x, w, bias = (t.detach() for t in tensors)
     x, w, bias = inside_nan(x), inside_nan(w), every_other(bias)
-    dy = torch.randn(geometry.output_size).to(HALF)
+    dy = torch.randn(geometry.output_size).to(dtype)
     truth = expected(case, tensors, dy)
-    limits = bounds(case, truth, HALF)
+    limits = bounds(case, truth, dtype)
     results = [kernels.forward(x, w, bias, geometry, None, tile=strips(case, **changes))]
-    if geometry.stride == (1, 1) or "outputs" not in changes:
+    if geometry.stride == (1, 1) or dtype == HALF:
         results.append(kernels.input_grad(inside_nan(dy), w, geometry, strips(case, True, **changes)))
     check(dict(zip(("output", "input gradient"), zip(results, truth, limits, strict=False), strict=False)))
-    if "outputs" not in changes:  # the weight gradient has no blocks of outputs
-        check_weight_grad(case, strips(case, **changes))
+    check_weight_grad(case, strips(case, **changes), dtype)
 
 
-def check_weight_grad(case: Case, tile: Tile) -> None:
+def check_weight_grad(case: Case, tile: Tile, dtype: torch.dtype = HALF) -> None:
     """Compare the weight gradient in ``tile`` and the bias gradient with float64."""
-    tensors, geometry = case.tensors(HALF), geometry_of(case)
-    x, dy = tensors[0].detach(), torch.randn(geometry.output_size).to(HALF)
+    tensors, geometry = case.tensors(dtype), geometry_of(case)
+    x, dy = tensors[0].detach(), torch.randn(geometry.output_size).to(dtype)
     truth = expected(case, tensors, dy)
-    limits = bounds(case, truth, HALF)[2:]
+    limits = bounds(case, truth, dtype)[2:]
     results = kernels.weight_grad(inside_nan(dy), inside_nan(x), geometry, True, tile)
     names = ("weight gradient", "bias gradient")
     check(dict(zip(names, zip(results, truth[2:], limits, strict=True), strict=True)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "columns"), [(4, 4, 4, 3), (16, 16, 2, 2), (32, 32, 1, 1), (13, 24, 2, 2)]
+)
+def test_strips_of_float32(inputs: int, outputs: int, groups: int, columns: int, stride: int) -> None:
+    """As TF32 runs in them on a GPU; the interpreter multiplies in full."""
+    case = layer((4, 5), inputs, outputs, groups, stride=stride)
+    check_strips(case, torch.float32, columns=columns)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -373,20 +379,22 @@ def dense_packs(case: Case, weight: Tensor, tile: Tile, transposed: bool) -> Ten
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("transposed", [False, True], ids=["forward", "input_grad"])
+@pytest.mark.parametrize("dtype", [HALF, torch.float32], ids=str)
 @pytest.mark.parametrize(
     ("inputs", "outputs", "groups"), [(4, 4, 8), (3, 5, 7), (24, 32, 2), (40, 56, 2), (72, 13, 1)]
 )
 def test_weights_of_any_strides_are_packed_for_the_threads(
-    inputs: int, outputs: int, groups: int, transposed: bool, form: str
+    inputs: int, outputs: int, groups: int, dtype: torch.dtype, transposed: bool, form: str
 ) -> None:
-    """Thread t of four reads its inputs of a block, 8 j + 2 t and the next of every j, side by side."""
+    """Thread t of four reads its inputs of a block, 16 bytes, side by side: those that fill its registers."""
     case = layer((4, 4), inputs, outputs, groups)
     tile = strips(case, transposed, outputs=128) if max(inputs, outputs) > 64 else strips(case, transposed)
-    weight, block = FORMS[form](case.tensors(HALF)[1].detach()), min(tile.inputs, 32)
+    in_register = 4 // dtype.itemsize
+    weight, block = FORMS[form](case.tensors(dtype)[1].detach()), min(tile.inputs, 16 * in_register)
     found = packed(weight, geometry_of(case), transposed, tile).view(
         -1, 9, tile.inputs // block, tile.outputs, block
     )
-    order = [8 * j + 2 * t + e for t in range(4) for j in range(block // 8) for e in range(2)]
+    order = torch.arange(block).view(-1, 4, in_register).transpose(0, 1).flatten()
     dense = dense_packs(case, weight, tile, transposed).unflatten(2, (-1, block))
     assert torch.equal(found, dense.transpose(3, 4)[..., order])
 

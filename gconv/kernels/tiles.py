@@ -104,7 +104,7 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         crowded = tile.kernel == "slide" and geometry.stride[0] == 2
         return replace(tile, stages=min(tile.stages, 2)) if crowded else tile
     correlation = (Correlation.forward if pass_ == "forward" else Correlation.input_grad)(geometry)
-    tile = correlation_tile(correlation, dtype, precision, device)
+    tile = correlation_tile(correlation, dtype, precision, device, norm=True)
     if tile.kernel == "strips":
         return norm_strip_tile(tile, pass_, correlation)
     if tile.kernel == "pairs":
@@ -121,12 +121,14 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     return replace(tile, pixels=tile.pixels // 2, warps=2, registers=registers)
 
 
-def correlation_tile(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+def correlation_tile(
+    correlation: Correlation, dtype: torch.dtype, precision: str, device: Device, norm: bool = False
+) -> Tile:
     """The tile of the forward pass, or of the input gradient."""
     if correlation.inputs == correlation.outputs == 1:
         return depthwise_tile(correlation)
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
-    if has_strips(correlation, dtype, precision, device):
+    if has_strips(correlation, dtype, precision, device) and not (norm and dtype.itemsize == 4):
         return strip_tile(correlation, dtype)
     if has_pairs(correlation, dtype, device):
         return pair_tile(correlation)

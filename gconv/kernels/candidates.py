@@ -16,7 +16,7 @@ from gconv.kernels.tiles import Tile
 
 RESIDENTS = (4, 8, 16)
 SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # more spill, in one accumulator of the kernel
-STRIPS_A_THREAD = 4  # columns times packs, of which each has three sums in registers
+STRIPS_A_THREAD = 4  # columns times packs, of which each takes registers
 LEAST_A_THREAD = 4  # numbers of a tile; with fewer a program has more threads than work
 
 
@@ -44,13 +44,10 @@ def _around(
         inputs, outputs = outputs, inputs
     if rule.kernel in ("strips", "pairs"):
         yield from _strips(rule)
-        if rule.kernel == "pairs":
-            yield tiles.slide_tile("residue", Correlation.input_grad(geometry), dtype, device)
-        if pass_ == "weight_grad":
-            yield tiles.slide_weight_tile(inputs, outputs, geometry.stride[0], dtype, device)
-            yield tiles.taps_weight_tile(inputs, outputs, dtype, precision, device)
-        else:
-            yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
+        if max(inputs, outputs) <= tiles.SLIDE_LANES:
+            yield _older(rule, pass_, geometry, dtype, device)
+        make = tiles.taps_weight_tile if pass_ == "weight_grad" else tiles.taps_tile
+        yield make(inputs, outputs, dtype, precision, device)
     elif rule.kernel in ("slide", "residue"):
         yield from _in_flight(rule, device, 2, 4)
         if pass_ == "weight_grad":
@@ -71,9 +68,17 @@ def _strips(rule: Tile) -> Iterator[Tile]:
     if rule.packs == 1 and max(rule.inputs, rule.outputs) <= tiles.SLIDE_LANES:
         for columns in (1, 2):
             yield replace(rule, pixels=2 * rule.pixels, columns=columns)
-    elif rule.kernel == "pairs":
+    elif rule.kernel == "pairs" and rule.packs > 1:
         for columns, resident in ((1, 8), (2, 6), (4, 4)):
             yield replace(rule, columns=columns, warps=rule.packs, resident=resident)
+
+
+def _older(rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: Device) -> Tile:
+    """The tile of the kernel that strips and pairs took over from."""
+    if pass_ == "weight_grad":
+        return tiles.slide_weight_tile(*geometry.channels_per_group, geometry.stride[0], dtype, device)
+    make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
+    return tiles.slide_tile("residue" if rule.kernel == "pairs" else "slide", make(geometry), dtype, device)
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:

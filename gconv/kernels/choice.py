@@ -167,9 +167,11 @@ def read_entries(path: Path) -> list[Entry]:
         return []
     try:
         saved = json.loads(path.read_text())
-        old = outdated(saved["kernels"])
+        old = outdated(
+            saved["kernels"] if isinstance(saved["kernels"], dict) else {}
+        )  # or one number for all
         return [e for e in map(Entry.read, saved["entries"]) if e.kind[0] not in old]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no table of gconv's: {error!r}") from None
 
 

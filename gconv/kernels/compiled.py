@@ -203,11 +203,13 @@ def _bytes_moved(instruction: str) -> int:
 
 def _waves(target: str, launch: Launch, registers: int, shared: int) -> dict[str, float]:
     """How many programs a processor holds at once, and how many times the grid fills all."""
+    if target not in PROCESSOR:
+        return {}
     capacity, most_warps, most = PROCESSOR[target]
     warps = launch.tile.warps
     by_registers = 65536 // (warps * -(-registers * 32 // 256) * 256)
     holds = min(by_registers, capacity * 1024 // (shared + 1024), most_warps // warps, most)
-    return {"holds": holds, "waves": round(launch.programs / (holds * COUNT), 2)}
+    return {"holds": holds, "waves": round(launch.programs / (holds * COUNT), 2) if holds else None}
 
 
 def main_loop(listing: list[str]) -> list[str]:
@@ -274,8 +276,9 @@ def _launches(
 
 def _precision_and_device(target: str, dtype: str) -> tuple[str, Device]:
     """How float32 is multiplied for a target, and a GPU of it."""
-    kind = "cuda" if target.startswith("sm_") else "hip"
-    return ("tf32" if dtype == "tf32" and kind == "cuda" else "ieee"), Device(kind, target, COUNT)
+    if not target.startswith("sm_"):
+        return "ieee", Device("hip", target, COUNT)
+    return ("tf32" if dtype == "tf32" else "ieee"), Device("cuda", target, COUNT, int(target[3:]))
 
 
 def _strides(size: tuple[int, ...]) -> tuple[int, ...]:

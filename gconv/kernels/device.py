@@ -16,11 +16,13 @@ class Device:
         kind: "cuda", "hip", or "cpu" for Triton's interpreter.
         name: as its driver calls it.
         processors: streaming multiprocessors or compute units.
+        capability: compute capability of NVIDIA's, times ten; 0 for others.
     """
 
     kind: str
     name: str
     processors: int
+    capability: int = 0
 
 
 @cache
@@ -29,8 +31,10 @@ def device_of(device: torch.device) -> Device:
     if device.type != "cuda":
         return Device("cpu", "interpreter", 2)
     properties = torch.cuda.get_device_properties(device)
-    kind = "cuda" if torch.version.hip is None else "hip"
-    return Device(kind, properties.name, properties.multi_processor_count)
+    count = properties.multi_processor_count
+    if torch.version.hip is not None:
+        return Device("hip", properties.name, count)
+    return Device("cuda", properties.name, count, 10 * properties.major + properties.minor)
 
 
 def float32_precision() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -263,8 +262,7 @@ def empty_parts(plan: Launch, like: Tensor) -> Tensor:
 
 def parts_of(plan: Launch) -> int:
     """How many programs of ``plan`` share a channel, each with another part of its pixels."""
-    outputs = plan.tile.groups * plan.arguments["CO"]
-    blocks = -(-outputs // plan.tile.outputs) if plan.tile.kernel in ("strips", "taps") else 1
+    blocks = -(-plan.tile.groups * plan.arguments["CO"] // plan.tile.outputs)
     return plan.programs // (plan.arguments["packs"] * blocks)
 
 
@@ -291,8 +289,7 @@ def plan_correlation(
     correlation: Correlation, tile: tiles.Tile, operands: Operands, fusion: Fusion
 ) -> Launch:
     """The launch of a correlation in ``tile``: kernel, grid and arguments."""
-    if correlation.groups % (tile.groups * tile.packs):  # a tile of the nearest layer may hold more packs
-        tile = replace(tile, packs=1)
+    tile = tiles.with_whole_packs(tile, correlation.groups, correlation.inputs, correlation.outputs)
     c, values = correlation, correlation_values(correlation, tile, operands)
     values |= {**fusion.values, "step_w": c.step[1], "tap_w": c.dilation[1]}
     if tile.kernel == "strips":

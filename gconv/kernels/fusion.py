@@ -28,7 +28,7 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels.choice import tile_of
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands
 from gconv.kernels.packing import INTERPRETED, dot, load_tile, store_tile
-from gconv.kernels.tiles import Tile, norm_tile
+from gconv.kernels.tiles import SLIDE_LANES, Tile, norm_tile
 
 PARTIALS = {"moments": 3, "gradient": 2}  # numbers that a program leaves of each channel
 
@@ -55,15 +55,16 @@ class Fusion(NamedTuple):
         return dict(zip(names, (self.bias, self.activation or "", self.prologue, self.epilogue), strict=True))
 
     def tile(self, pass_: str, geometry: ConvGeometry, operands: Operands) -> Tile:
-        """What a pass runs in, unless it is told."""
+        """The tile that a pass runs in unless its caller gives one."""
         choose = norm_tile if self.prologue or self.epilogue in PARTIALS else tile_of
         tile = choose(pass_, geometry, *operands.kind)
         if self.epilogue == "residual" and tile.kernel == "slide" and tile.warps == 1:
             return replace(tile, warps=2, registers=None)  # one warp lacks the registers for a residual
         if self.epilogue == "residual" and tile.kernel == "strips":
-            return replace(tile, columns=min(tile.columns, 2))  # wider strips lack them, too
+            most = 2 if tile.inputs <= SLIDE_LANES else 1  # wider strips lack them, too
+            return replace(tile, columns=min(tile.columns, most))
         if self.bias and pass_ == "weight_grad" and tile.kernel == "strips":
-            most = 6 // (tile.packs * operands.dtype.itemsize)  # the sums of dy take some
+            most = max(1, 6 // (tile.packs * operands.dtype.itemsize))  # the sums of dy take some
             return replace(tile, columns=min(tile.columns, most))
         return tile
 

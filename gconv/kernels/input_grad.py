@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -184,8 +183,7 @@ def plan_input_grad(
     tile = tile or fusion.tile("input_grad", geometry, operands)
     if tile.kernel not in ("pairs", "residue"):
         return plan_correlation(correlation, tile, operands, fusion)
-    if correlation.groups % (tile.groups * tile.packs):  # a tile of the nearest layer may hold more packs
-        tile = replace(tile, packs=1)
+    tile = tiles.with_whole_packs(tile, correlation.groups, correlation.inputs, correlation.outputs)
     values = correlation_values(correlation, tile, operands) | fusion.values
     if tile.kernel == "pairs":
         return plan_pairs(correlation, tile, values, operands.device)

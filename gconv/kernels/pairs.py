@@ -13,7 +13,7 @@ from gconv.kernels.device import Device
 from gconv.kernels.fusion import load_norm, store_sums
 from gconv.kernels.launch import Launch
 from gconv.kernels.packing import dot, load_tile, locate_channels, locate_columns, store_tile
-from gconv.kernels.strips import QUAD, Source, load_strip, load_taps
+from gconv.kernels.strips import QUAD, Source, join_packs, load_strip, load_taps
 
 
 @triton.jit
@@ -44,14 +44,12 @@ def emit_pairs(
 ):  # fmt: skip
     """Stores a row of strips of pairs if it is ``inside`` y and ``complete``; ``sums`` with it in them."""
     for u in tl.static_range(len(acc)):
-        y = acc[u]
-        if len(y.shape) == 3:
-            y = y.permute(1, 0, 2).reshape(y.shape[1], y.shape[0] * y.shape[2])
+        y = join_packs(acc[u])
         at, m_y = offset + u * step, masks[u] & (inside & complete)
         if EPILOGUE == "gradient":
             # A mask of its own, so that the store's isn't kept in registers from when x was asked for.
             x = load_tile(p_side, at, masks[u] & inside, m_k, FULL).to(tl.float32)
-            # As through_relu does, in one comparison: outside the image, where x is zero, nothing exceeds it.
+            # As through_relu does, in one comparison: outside the image numbers don't come through, NaN does.
             bound = tl.where(m_y, 0.0, float("inf"))
             y = tl.where(x * norm[0][None, :] + norm[1][None, :] <= bound[:, None], 0.0, y)
             y = y.to(p_y.dtype.element_ty)

@@ -35,7 +35,7 @@ from gconv.kernels.packing import (
     store_tile,
 )
 
-PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=1)
+PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=4)
 QUAD = 4  # threads that share a row of a product's operand
 # Of two axes along which nothing is contiguous, Triton puts threads along the first, from 3.7 on the second.
 ROWS_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))

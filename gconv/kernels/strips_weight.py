@@ -145,7 +145,7 @@ def strips_weight_kernel(
     start = i_split * rows
     stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * P)
 
-    # A block that channels don't fill begins earlier, among those of the block before: no lane is masked.
+    # A last block that channels don't fill begins earlier, in the block before, so that no lane is masked.
     first_i = tl.minimum(i_i * BI, max(G * CI - BI, 0))
     first_o = tl.minimum(i_o * BO, max(G * CO - BO, 0))
     c, m_c = locate_channels(i_pack, 0, groups, CI, B * G, B * BI)
@@ -194,8 +194,11 @@ def strips_weight_kernel(
             p_grad += dy_h * DY_UNIT
 
     i, o = first_i + tl.arange(0, BI), first_o + tl.arange(0, B * BO) % BO
-    own_i, own_o = i >= i_i * BI, m_k & (o >= i_o * BO)
-    mask = ((o // CO)[:, None] == (i // CI)[None, :]) & own_i[None, :] & own_o[:, None]
+    own_o = m_k
+    mask = ((o // CO)[:, None] == (i // CI)[None, :]) & own_o[:, None]
+    if OUTPUT_BLOCKS * INPUT_BLOCKS > 1:
+        own_i, own_o = i >= i_i * BI, m_k & (o >= i_o * BO)
+        mask = mask & own_i[None, :] & own_o[:, None]
     offset = (k * CI)[:, None] + (i % CI)[None, :]
     size = groups * CO * CI
     p_sums += i_split.to(tl.int64) * (9 * size + BIAS * groups * CO)

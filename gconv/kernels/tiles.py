@@ -22,6 +22,7 @@ STRIP_LANES = 128  # the most inputs whose weights for eight outputs fit the reg
 DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
 WORKSPACE = 32 * 2**20  # bytes that the weight gradient's partial sums may take
 WIDEST = 16  # bytes of a load
+BLACKWELL = 100  # its compute capability, times ten
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def weight_grad_tile(
     if cg == kg == 1:
         return depthwise_weight_tile(geometry, device)
     if has_weight_strips(geometry, dtype, precision, device, norm):
-        return strip_weight_tile(geometry, dtype, norm)
+        return strip_weight_tile(geometry, dtype, device, norm)
     slides = geometry.weight_size[2:] == (3, 3) and geometry.stride[0] in (1, 2) and geometry.dilation[0] == 1
     if slides and fits_registers(cg, kg, dtype, precision, device):
         return slide_weight_tile(cg, kg, geometry.stride[0], dtype, device)
@@ -171,6 +172,13 @@ def fills(tile: Tile, groups: int, inputs: int, outputs: int) -> bool:
         return groups % tile.outputs == 0
     whole = tile.groups * inputs % tile.inputs == 0 and tile.groups * outputs % tile.outputs == 0
     return whole and groups % tile.groups == 0
+
+
+def with_whole_packs(tile: Tile, groups: int, inputs: int, outputs: int) -> Tile:
+    """``tile``, of one pack where packs don't fill it: a tile of the nearest layer may hold more."""
+    fill = tile.groups * inputs == tile.inputs and tile.groups * outputs == tile.outputs
+    whole = groups % (tile.groups * tile.packs) == 0
+    return tile if tile.packs == 1 or (fill and whole) else replace(tile, packs=1)
 
 
 def overlaps(tile: Tile, inputs: int, outputs: int) -> bool:
@@ -242,7 +250,9 @@ def has_strips(correlation: Correlation, dtype: torch.dtype, precision: str, dev
     """Whether the strips kernel computes a correlation: 3x3 on tensor cores, the same step both ways."""
     c = correlation
     plain = c.kernel == (3, 3) and c.dilation == c.divisor == (1, 1) and c.step in ((1, 1), (2, 2))
-    most = {2: STRIP_LANES, 4: SLIDE_LANES if precision == "tf32" else 0}[dtype.itemsize]
+    most = STRIP_LANES if c.step == (1, 1) else STRIP_LANES // 2  # two rows of x at once take registers
+    if dtype.itemsize == 4:
+        most = SLIDE_LANES if precision == "tf32" else 0
     return plain and max(c.inputs, c.outputs) <= most and device.kind != "hip"
 
 
@@ -285,11 +295,11 @@ def has_weight_strips(
     return has_strips(Correlation.forward(geometry), dtype, precision, device)
 
 
-def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, norm: bool = False) -> Tile:
+def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, device: Device, norm: bool = False) -> Tile:
     """Nine sums [outputs, inputs] in registers: of two packs of sixteen lanes on one warp, or 32 on two.
 
     In TF32 one pack has the bytes of two. With batch norm inside, its numbers and its arithmetic take the
-    registers of the other.
+    registers of the other. On Blackwell the same code takes some registers more, so strips are narrower.
     """
     cg, kg = geometry.channels_per_group
     groups = groups_in_pack(cg, kg)
@@ -306,6 +316,8 @@ def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, norm: bool = F
         columns = 2
     if geometry.stride == (2, 2):  # a row of dy meets two of x
         tile, columns = replace(tile, stages=2), max(1, columns // 2)
+    if packs == 2 and device.capability >= BLACKWELL:
+        packs, columns = (2, 1) if geometry.stride == (1, 1) else (1, 2)
     return replace(tile, columns=min(columns, geometry.output_size[3]), packs=packs)
 
 
@@ -323,7 +335,8 @@ def pair_tile(correlation: Correlation) -> Tile:
     """
     c = correlation
     if max(c.inputs, c.outputs) > SLIDE_LANES:
-        return replace(wide_strip_tile(c), kernel="pairs", columns=1, stages=2)
+        inputs = lanes(c.inputs, STRIP_LANES)
+        return Tile("pairs", 1, 16, inputs, SLIDE_LANES, warps=4, stages=2, registers=255, resident=2)
     groups = groups_in_pack(c.inputs, c.outputs)
     inputs, outputs = lanes(groups * c.inputs, SLIDE_LANES), lanes(groups * c.outputs, SLIDE_LANES)
     tile = Tile("pairs", groups, 16, inputs, outputs, outputs // LANES, stages=3, registers=255)

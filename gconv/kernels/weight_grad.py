@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -296,8 +295,7 @@ def plan_weight_grad(
         The launch; how many partial sums there are of each number; how many numbers.
     """
     tile = tile or fusion.tile("weight_grad", geometry, operands)
-    if geometry.groups % (tile.groups * tile.packs):  # a tile of the nearest layer may hold more packs
-        tile = replace(tile, packs=1)
+    tile = tiles.with_whole_packs(tile, geometry.groups, *geometry.channels_per_group)
     (n, _, h, w), (_, _, p, q) = geometry.input_size, geometry.output_size
     (k, _, r, s), (cg, kg), groups = geometry.weight_size, geometry.channels_per_group, geometry.groups
     size = k * (cg * r * s + fusion.bias)

@@ -45,6 +45,9 @@ for form in compiled.FORMS:
     jobs = [next(by_target[t] for t in targets if t in by_target) for by_target in found.values()]
     tables[form] = table([compiled.compile_job(job) for job in jobs])
 print(json.dumps(tables))
+# As tuning does for a GPU that no table is of.
+other = compiled.compile_job(next(iter(compiled.find_jobs(["tiny"], ["float16"], ["sm_89"]))))
+assert other.registers and other.lines and other.holds is None
 options = "--suite tiny --targets sm_90 --form residual --json --processes 1"
 sys.argv = ["python -m gconv.kernels", *options.split()]
 sys.exit(main())

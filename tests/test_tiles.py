@@ -233,10 +233,14 @@ def test_groups_of_any_width(inputs: int, outputs: int, groups: int, changes: di
 
 def check_norm_strips(case: Case, dtype: torch.dtype = HALF, **changes: int) -> None:
     """Compare the passes with batch norm inside, and the sums that they gather, with float64."""
-    given = {"forward": strips(case, **changes)}
-    if geometry_of(case).stride == (1, 1):
-        given["input_grad"] = strips(case, True, **changes)
+    given = {"forward": strips(case, **changes), "input_grad": strips(case, True, **changes)}
     check(norm_results(case, dtype, tiles=given))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_norms_gather_from_blocks_of_outputs(stride: int) -> None:
+    """As many parts as there are splits, whatever the blocks."""
+    check_norm_strips(layer((4, 5), 24, 24, 2, stride=stride), outputs=16)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -322,7 +322,7 @@ def _outputs_a_turn(launch: Launch) -> float:
             * tile.outputs
             / (values["R"] * values["S"] * -(-tile.groups * values["CI"] // tile.inputs))
         )
-    if "p_dy" in launch.kernel.arg_names and not tile.depthwise:  # every block of inputs takes all of dy
+    if "p_dy" in launch.kernel.arg_names and "G" in values:  # every block of inputs takes all of dy
         taps = values["R"] * values["S"] if tile.kernel == "taps" else 1
         blocks = -(-tile.groups * values["CI"] // tile.inputs)
         return tile.pixels * tile.columns * tile.outputs * tile.packs / (taps * blocks)

@@ -316,8 +316,11 @@ def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, device: Device
         columns = 2
     if geometry.stride == (2, 2):  # a row of dy meets two of x
         tile, columns = replace(tile, stages=2), max(1, columns // 2)
-    if packs == 2 and device.capability >= BLACKWELL:
-        packs, columns = (2, 1) if geometry.stride == (1, 1) else (1, 2)
+    if device.capability >= BLACKWELL:
+        if packs == 2:
+            packs, columns = (2, 1) if geometry.stride == (1, 1) else (1, 2)
+        elif warps == 2 and geometry.stride == (2, 2) and min(cg, kg) < SLIDE_LANES:  # with masks
+            tile, columns = replace(tile, inputs=LANES, outputs=LANES, warps=1, resident=8), 2
     return replace(tile, columns=min(columns, geometry.output_size[3]), packs=packs)
 
 

@@ -252,7 +252,9 @@ def test_batch_norm_in_rows_that_are_no_multiple_of_a_strip(columns: int, width:
     check_norm_strips(case, columns=columns)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.long)], ids=str
+)
 @pytest.mark.parametrize(("columns", "size"), [(1, (1, 19)), (2, (1, 19)), (1, (4, 5)), (2, (4, 5))], ids=str)
 def test_batch_norm_in_two_packs(columns: int, size: tuple[int, int], dtype: torch.dtype) -> None:
     for stride in (1, 2):
@@ -261,7 +263,10 @@ def test_batch_norm_in_two_packs(columns: int, size: tuple[int, int], dtype: tor
 
 @pytest.mark.parametrize("padding", [0, 3])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("count", "packs"), [(1, 1), (3, 2), (132, 1)])
+@pytest.mark.parametrize(
+    ("count", "packs"),
+    [pytest.param(1, 1, marks=pytest.mark.long), (3, 2), pytest.param(132, 1, marks=pytest.mark.long)],
+)
 def test_batch_norm_in_programs_of_rows_that_span_two_tiles(
     count: int, packs: int, stride: int, padding: int, processors: Processors
 ) -> None:
@@ -436,7 +441,7 @@ def test_weight_gradient_of_rows_that_span_two_tiles(
 @pytest.mark.parametrize("size", [(5, 20), (4, 9), (1, 1)], ids=str)
 @pytest.mark.parametrize("padding", [0, 1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("count", [1, 132])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 132])
 def test_weight_gradient_of_wide_groups(
     count: int, stride: int, padding: int, size: tuple[int, int], processors: Processors
 ) -> None:

@@ -129,7 +129,8 @@ def test_network_trains_a_step_as_on_aten() -> None:
 def test_explain_names_kernel_tile_and_copies() -> None:
     layer, x = gconv.GroupConv2d(128, 128, 3, stride=2, padding=1, groups=32), torch.randn(2, 128, 8, 8)
     told = gconv.explain(layer, x, backend="triton")
-    assert told.passes["forward"].startswith("triton: slide, 64 pixels x 16 -> 16 channels, 4 groups a tile")
+    strips = "triton: strips, 16 x 2 pixels x 16 -> 16 channels, 4 groups a tile, 1 warp, 2 stages"
+    assert told.passes["forward"] == strips
     assert told.passes["input_grad"].startswith("triton: residue")
     assert "copies it to channels_last" in told.copies and told.copies in str(told)
     assert (

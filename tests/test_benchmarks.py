@@ -199,8 +199,9 @@ def test_networks_are_measured_with_and_without_gconv(tmp_path: Path) -> None:
     assert {row["task"] for row in rows} == {"inference", "training"} and len(rows) == 8
     for row in rows:
         assert row["problem"] is None and row["images_per_second"] > 0
-        assert 0 < row["grouped_share"] < 1, "a share of time, which a busy machine makes any"
-        assert 1e-4 < row["error"] < 0.05, "bfloat16"
+        assert 0 < row["grouped_share"] < 1 and 1e-4 < row["error"] < 0.05, "bfloat16"
+    # Of most rows: a busy machine may stop any one of them in the middle of a convolution.
+    assert sorted(row["grouped_share"] for row in rows)[len(rows) // 2] < 0.6
 
 
 @pytest.mark.parametrize("task", networks.TASKS)

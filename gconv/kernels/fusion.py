@@ -254,7 +254,7 @@ def store_sums(p_sums, i_part, sums, counts, channels, channel, m_channel, EPILO
         counts = counts.to(tl.float32)
         count = tl.sum(counts, 0)
         used = (counts > 0)[:, None]
-        mean = tl.sum(tl.where(used, sums[0] * counts[:, None], 0.0), 0) / count
+        mean = tl.sum(tl.where(used, sums[0] * counts[:, None], 0.0), 0) / tl.maximum(count, 1.0)
         apart = tl.where(used, sums[0] - mean[None, :], 0.0)
         squares = tl.sum(tl.where(used, sums[1], 0.0) + counts[:, None] * apart * apart, 0)
         p_sums += i_part.to(tl.int64) * 3 * channels + channel

@@ -12,8 +12,9 @@ from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.fusion import load_norm, store_sums
 from gconv.kernels.launch import Launch
-from gconv.kernels.packing import dot, load_tile, locate_channels, locate_columns, store_tile
+from gconv.kernels.packing import dot, load_tile, locate_channels, store_tile
 from gconv.kernels.strips import QUAD, Source, join_packs, load_strip, load_taps
+from gconv.kernels.walk import Walk, locate_strips
 
 
 @triton.jit
@@ -61,13 +62,14 @@ def emit_pairs(
 
 @triton.jit(
     do_not_specialize=[
-        "packs", "groups", "columns", "strips", "H", "W", "P", "Q", "rows", "top", "left", "above", "pairs_h",
-        "quad", "x_n", "x_h", "x_w", "y_w",
+        "packs", "groups", "images", "strips", "group", "parts", "turns", "begins", "H", "W", "P", "Q", "rows",
+        "top", "left", "above", "quad", "x_n", "x_h", "x_w", "y_w",
     ]
 )  # fmt: skip
 def pairs_kernel(
     p_x, p_w, p_y, p_norm, p_side, p_sums,
-    packs, groups, columns, strips, H, W, P, Q, rows, top, left, above, pairs_h, quad, x_n, x_h, x_w, y_w,
+    packs, groups, images, strips, group, parts, turns, begins, H, W, P, Q, rows,
+    top, left, above, quad, x_n, x_h, x_w, y_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, ODD: tl.constexpr, EPILOGUE: tl.constexpr,
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
     STAGES: tl.constexpr, T: tl.constexpr, B: tl.constexpr,
@@ -88,7 +90,8 @@ def pairs_kernel(
     that of b - 1. Either way columns b and b + 1 of x make a pair, so T + 1 loads serve 2 T columns of y.
 
     Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; blocks of a
-    pack's outputs; splits, each of which takes ``rows`` pairs of rows, numbered through tiles of strips.
+    pack's outputs; parts of a group of images; splits, each of which takes ``rows`` turns (:mod:`.walk`). Turn
+    t of an image takes row ``above`` + t of x; the first is ``begins``, as in the strips kernel.
 
     In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row completes
     and of those that it begins. In shared memory: the rows that are on their way.
@@ -96,9 +99,9 @@ def pairs_kernel(
     BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     i_pack = tl.program_id(0) % packs
     i_o = tl.program_id(0) // packs % BLOCKS
-    i_split = tl.program_id(0) // (packs * BLOCKS)
-    start = i_split * rows
-    stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * pairs_h)
+    i_tile = tl.program_id(0) // (packs * BLOCKS)
+    start = i_tile // parts * rows
+    stop = tl.minimum(start + rows, tl.cdiv(images, group) * turns)
 
     i_first = i_pack * BLOCKS + i_o
     w0 = load_taps(p_w, i_first, 0, quad, B, BI, BO)
@@ -116,59 +119,68 @@ def pairs_kernel(
     nothing = tl.zeros([8, B * BO], tl.float32)
     sums = (nothing, nothing)
 
-    for i_m in range(start // pairs_h, tl.cdiv(stop, pairs_h)):
-        first = tl.maximum(start - i_m * pairs_h, 0) + above
-        end = tl.minimum(stop - i_m * pairs_h, pairs_h) + above
-        n, image, strip, m_column = locate_columns(i_m, columns, strips, BM, WIDE)
-        q = strip * (2 * T)
-        b = strip * T - (left - ODD) // 2
-        o_x = ((image * x_n + b * x_w) * X_UNIT)[:, None] + c[None, :]
-        o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + k[None, :]
-        m_x, m_y = (), ()
-        for u in tl.static_range(T + 1):
-            m_x = m_x + (m_column & (b + u >= 0) & (b + u < W),)
-        for u in tl.static_range(2 * T):
-            m_y = m_y + (m_column & (q + u < Q),)
-        source = Source(o_x, step_x, m_x, m_c, norm)
-        # A row above the image begins nothing.
-        begin = tl.maximum(first, tl.minimum(0, first + 1))
-        at = (n * P + 2 * (begin - 1) + top) * Q * step_y
-        p_row = p_x + (n * x_n + begin.to(tl.int64) * x_h) * X_UNIT
-        p_row_y, p_row_side = p_y + at, p_side + at
-        even = zeros
-        # Triton copies ahead what isn't for a product, x of the epilogue, only where the loop says how far.
-        for a in tl.range(begin, end + 1, num_stages=STAGES):
-            x = load_strip(p_row, source, (a >= 0) & (a < H), False, FULL, B)
-            p = 2 * (a - 1) + top
-            odd = add_pairs(zeros, x, w1, ODD)
-            sums = emit_pairs(
-                odd, sums, p_row_side + Q * step_y, p_row_y + Q * step_y, o_y, step_y, norm,
-                m_y, (p + 1 >= 0) & (p + 1 < P), a > first, m_k, EPILOGUE, FULL,
-            )  # fmt: skip
-            even = add_pairs(even, x, w2, ODD)
-            sums = emit_pairs(
-                even, sums, p_row_side, p_row_y, o_y, step_y, norm,
-                m_y, (p >= 0) & (p < P), a > first, m_k, EPILOGUE, FULL,
-            )  # fmt: skip
-            even = add_pairs(zeros, x, w0, ODD)
-            p_row += x_h * X_UNIT
-            p_row_y += 2 * Q * step_y
-            p_row_side += 2 * Q * step_y
-    store_sums(p_sums, i_split, sums, m_k, groups * CO, k, m_k, EPILOGUE)
+    image, strip, m_strip = locate_strips(i_tile % parts, group, strips, BM, WIDE)
+    q = strip * (2 * T)
+    b = strip * T - (left - ODD) // 2
+    o_x = ((image * x_n + b * x_w) * X_UNIT)[:, None] + c[None, :]
+    o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + k[None, :]
+    m_x, m_y = (), ()
+    for u in tl.static_range(T + 1):
+        m_x = m_x + (m_strip & (b + u >= 0) & (b + u < W),)
+    for u in tl.static_range(2 * T):
+        m_y = m_y + (m_strip & (q + u < Q),)
+    source = Source(o_x, step_x, m_x, m_c, norm)
+
+    i_begin = tl.maximum(start - 1, 0)  # another program's, whose sums this one needs too
+    turn = i_begin % turns + begins
+    left_over = images - i_begin // turns * group
+    n = (i_begin // turns * group).to(tl.int64)
+    p_row = p_x + (n * x_n + (above + turn).to(tl.int64) * x_h) * X_UNIT
+    at = (n * P + 2 * (above + turn - 1) + top) * Q * step_y
+    p_row_y, p_row_side = p_y + at, p_side + at
+    next_x = (group.to(tl.int64) * x_n - (turns - 1) * x_h) * X_UNIT  # from an image's last turn
+    next_y = (group.to(tl.int64) * P - 2 * (turns - 1)) * Q * step_y
+    even = zeros
+    # Triton copies ahead what isn't for a product, x of the epilogue, only where the loop says how far.
+    for i in tl.range(i_begin, stop, num_stages=STAGES):
+        a = above + turn
+        x = load_strip(p_row, source, image < tl.where((a >= 0) & (a < H), left_over, 0), False, FULL, B)
+        p = 2 * (a - 1) + top
+        complete = (turn > 0) & (i >= start)
+        odd = add_pairs(zeros, x, w1, ODD)
+        inside = image < tl.where((p + 1 >= 0) & (p + 1 < P), left_over, 0)
+        sums = emit_pairs(
+            odd, sums, p_row_side + Q * step_y, p_row_y + Q * step_y, o_y, step_y, norm,
+            m_y, inside, complete, m_k, EPILOGUE, FULL,
+        )  # fmt: skip
+        even = add_pairs(even, x, w2, ODD)
+        inside = image < tl.where((p >= 0) & (p < P), left_over, 0)
+        sums = emit_pairs(
+            even, sums, p_row_side, p_row_y, o_y, step_y, norm,
+            m_y, inside, complete, m_k, EPILOGUE, FULL,
+        )  # fmt: skip
+        even = add_pairs(zeros, x, w0, ODD)
+        ends = turn == turns - 1 + begins
+        step = tl.where(ends, next_y, 2 * Q * step_y)
+        p_row += tl.where(ends, next_x, x_h * X_UNIT)
+        p_row_y += step
+        p_row_side += step
+        left_over -= tl.where(ends, group, 0)
+        turn = tl.where(ends, begins, turn + 1)
+    store_sums(p_sums, i_tile, sums, m_k, groups * CO, k, m_k, EPILOGUE)
 
 
 def plan_pairs(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:
     """The launch of a correlation in pairs; ``values`` are those that all its kernels share, by name."""
-    (n, _, _), (_, q) = correlation.size, correlation.output
-    above, pairs_h = pairs(correlation.output[0], correlation.top)
-    strips = -(-q // (2 * tile.columns))
-    rows = -(-n * strips // tile.pixels) * pairs_h
-    programs = values["packs"] * -(-tile.groups * correlation.outputs // tile.outputs)
-    rows, splits = tiles.rows_of_split(rows, programs, 0, tile, device)
-    values |= {"rows": rows, "strips": strips, "columns": n * strips, "above": above, "pairs_h": pairs_h}
-    values |= {"quad": QUAD, "ODD": correlation.left % 2}
+    c, (n, h, _), (_, q) = correlation, correlation.size, correlation.output
+    above, pairs_h = pairs(c.output[0], c.top)
+    begins = int(above < 0 and above + pairs_h >= h)
+    programs = values["packs"] * -(-tile.groups * c.outputs // tile.outputs)
+    walk = Walk.of(n, -(-q // (2 * tile.columns)), pairs_h + 1 - begins, programs, 0, tile, device)
+    values |= walk._asdict() | {"above": above, "begins": begins}
+    values |= {"quad": QUAD, "ODD": c.left % 2}
     values |= {"T": tile.columns, "B": tile.packs, "STAGES": tile.stages}
-    return Launch.of(pairs_kernel, programs * splits, values, tile)
+    return Launch.of(pairs_kernel, programs * walk.parts * walk.splits, values, tile)
 
 
 def pairs(length: int, offset: int) -> tuple[int, int]:

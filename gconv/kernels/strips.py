@@ -30,10 +30,10 @@ from gconv.kernels.packing import (
     dot,
     load_tile,
     locate_channels,
-    locate_columns,
     locate_weights,
     store_tile,
 )
+from gconv.kernels.walk import Walk, locate_strips
 
 PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=4)
 QUAD = 4  # threads that share a row of a product's operand
@@ -207,13 +207,14 @@ def emit_strip(
 
 @triton.jit(
     do_not_specialize=[
-        "packs", "groups", "columns", "strips", "H", "W", "P", "Q", "rows", "top", "left", "quad",
-        "x_n", "x_h", "x_w", "y_w",
+        "packs", "groups", "images", "strips", "group", "parts", "turns", "begins", "H", "W", "P", "Q", "rows",
+        "top", "left", "quad", "x_n", "x_h", "x_w", "y_w",
     ]
 )  # fmt: skip
 def strips_kernel(
     p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
-    packs, groups, columns, strips, H, W, P, Q, rows, top, left, quad, x_n, x_h, x_w, y_w,
+    packs, groups, images, strips, group, parts, turns, begins, H, W, P, Q, rows,
+    top, left, quad, x_n, x_h, x_w, y_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr,
     PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
@@ -227,18 +228,24 @@ def strips_kernel(
     Column tap s of output t is column u = t STRIDE + s of the strip: another register tile, not another load,
     so (T - 1) STRIDE + 3 loads serve T columns of outputs.
 
+    Turn t of an image loads row t STRIDE - top of x, at stride 2 the one below it too, and completes row
+    t - LAG of outputs. An image begins at turn ``begins``: at 1 where the rows above and below it are zero, so
+    that one turn serves the end of an image and the beginning of the next.
+
     Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; blocks of a
-    pack's outputs; splits, each of which takes ``rows`` rows of outputs, numbered through tiles of strips.
+    pack's outputs; parts of a group of images; splits, each of which takes ``rows`` turns (:mod:`.walk`).
 
     In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row feeds;
     what an epilogue gathers, of all the program's rows. In shared memory: the rows that are on their way.
     """
     BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     GATHERS: tl.constexpr = EPILOGUE == "moments" or EPILOGUE == "gradient"
+    LAG: tl.constexpr = 2 if STRIDE == 1 else 1
     i_pack = tl.program_id(0) % packs
     i_o = tl.program_id(0) // packs % BLOCKS
-    start = tl.program_id(0) // (packs * BLOCKS) * rows
-    stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * P)
+    i_tile = tl.program_id(0) // (packs * BLOCKS)
+    start = i_tile // parts * rows
+    stop = tl.minimum(start + rows, tl.cdiv(images, group) * turns)
 
     i_first = i_pack * BLOCKS + i_o
     w0 = load_taps(p_w, i_first, 0, quad, B, BI, BO)
@@ -258,75 +265,71 @@ def strips_kernel(
     sums = (lanes, lanes, lanes) if EPILOGUE == "moments" else (lanes, lanes)
     counts = tl.zeros([BM // 2], tl.int32)
 
-    for i_m in range(start // P, tl.cdiv(stop, P)):
-        first, end = tl.maximum(start - i_m * P, 0), tl.minimum(stop - i_m * P, P)
-        n, image, strip, m_column = locate_columns(i_m, columns, strips, BM, WIDE)
-        q = strip * T
-        j = q * STRIDE - left
-        o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
-        o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + k[None, :]
-        m_x, m_y = (), ()
-        for u in tl.static_range((T - 1) * STRIDE + 3):
-            m_x = m_x + (m_column & (j + u >= 0) & (j + u < W),)
-        for t in tl.static_range(T):
-            m_y = m_y + (m_column & (q + t < Q),)
-            counts += tl.sum(m_y[t].to(tl.int32).reshape(2, BM // 2), 0) * (end - first)
-        source = Source(o_x, step_x, m_x, m_c, norm_x)
-        sink = Sink(p_bias, p_side, p_y, o_y, step_y, m_y, k, m_k, norm_y)
-        h0 = first * STRIDE - top
-        begins = tl.where(i_m == start // P, h0 + 2, h0 - 1)
+    image, strip, m_strip = locate_strips(i_tile % parts, group, strips, BM, WIDE)
+    q = strip * T
+    j = q * STRIDE - left
+    o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
+    o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + k[None, :]
+    m_x, m_y = (), ()
+    for u in tl.static_range((T - 1) * STRIDE + 3):
+        m_x = m_x + (m_strip & (j + u >= 0) & (j + u < W),)
+    for t in tl.static_range(T):
+        m_y = m_y + (m_strip & (q + t < Q),)
+    source = Source(o_x, step_x, m_x, m_c, norm_x)
+    sink = Sink(p_bias, p_side, p_y, o_y, step_y, m_y, k, m_k, norm_y)
+
+    # The first turns are another program's, whose sums this one needs too.
+    i_begin = tl.maximum(start - LAG, 0)
+    turn = i_begin % turns + begins
+    left_over = images - i_begin // turns * group
+    first = start + tl.maximum(LAG - start % turns - begins, 0)  # the turn that completes the first row
+    n = (i_begin // turns * group).to(tl.int64)
+    p_row = p_x + (n * x_n + (turn * STRIDE - top).to(tl.int64) * x_h) * X_UNIT
+    at = (n * P + turn - LAG) * Q * step_y
+    next_x = (group.to(tl.int64) * x_n - (turns - 1) * STRIDE * x_h) * X_UNIT  # from an image's last turn
+    next_y = (group.to(tl.int64) * P - (turns - 1)) * Q * step_y
+    last, middle = zeros, zeros
+    for i in range(i_begin, stop):
+        h = turn * STRIDE - top
+        inside = image < tl.where((h >= 0) & (h < H), left_over, 0)
+        complete = image < tl.where((turn >= LAG) & (i >= start), left_over, 0)
+        x = load_strip(p_row, source, inside, PROLOGUE, FULL, B)
+        done = add_row(last, x, w2, STRIDE, PRECISION)
+        if GATHERS or STRIDE == 2:  # at once, for the registers' sake
+            sums = emit_strip(done, sums, sink, at, complete, i == first, BIAS, ACTIVATION, EPILOGUE, FULL, B)
         if STRIDE == 1:
-            # Rows above the image add nothing, but for those at which a row of outputs is complete.
-            begin = tl.maximum(h0, tl.minimum(0, h0 + 2))
-            p_row = p_x + (n * x_n + begin.to(tl.int64) * x_h) * X_UNIT
-            at = (n * P + begin + top - 2) * Q * y_w * Y_UNIT
-            last, middle = zeros, zeros
-            for h in range(begin, end - top + 2):
-                x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
-                done = add_row(last, x, w2, STRIDE, PRECISION)
-                if GATHERS:  # at once, for the registers' sake
-                    sums = emit_strip(
-                        done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
-                    )
-                last = add_row(middle, x, w1, STRIDE, PRECISION)
-                middle = add_row(zeros, x, w0, STRIDE, PRECISION)
-                if not GATHERS:
-                    sums = emit_strip(
-                        done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
-                    )
-                p_row += x_h * X_UNIT
-                at += Q * y_w * Y_UNIT
+            last = add_row(middle, x, w1, STRIDE, PRECISION)
+            middle = add_row(zeros, x, w0, STRIDE, PRECISION)
         else:
-            p_row = p_x + (n * x_n + h0.to(tl.int64) * x_h) * X_UNIT
-            at = (n * P + first - 1) * Q * y_w * Y_UNIT
-            acc = zeros
-            for h in range(h0, 2 * end - top + 2, 2):
-                x = load_strip(p_row, source, (h >= 0) & (h < H), PROLOGUE, FULL, B)
-                done = add_row(acc, x, w2, STRIDE, PRECISION)
-                sums = emit_strip(
-                    done, sums, sink, at, h >= h0 + 2, h == begins, BIAS, ACTIVATION, EPILOGUE, FULL, B
-                )
-                acc = add_row(zeros, x, w0, STRIDE, PRECISION)
-                inside = (h + 1 >= 0) & (h + 1 < H)
-                x = load_strip(p_row + x_h * X_UNIT, source, inside, PROLOGUE, FULL, B)
-                acc = add_row(acc, x, w1, STRIDE, PRECISION)
-                p_row += 2 * x_h * X_UNIT
-                at += Q * y_w * Y_UNIT
-    i_part = tl.program_id(0) // (packs * BLOCKS)
+            last = add_row(zeros, x, w0, STRIDE, PRECISION)
+            inside = image < tl.where((h + 1 >= 0) & (h + 1 < H), left_over, 0)
+            x = load_strip(p_row + x_h * X_UNIT, source, inside, PROLOGUE, FULL, B)
+            last = add_row(last, x, w1, STRIDE, PRECISION)
+        if not GATHERS and STRIDE == 1:
+            sums = emit_strip(done, sums, sink, at, complete, i == first, BIAS, ACTIVATION, EPILOGUE, FULL, B)
+        if EPILOGUE == "moments":
+            for t in tl.static_range(T):
+                counts += tl.sum((m_y[t] & complete).to(tl.int32).reshape(2, BM // 2), 0)
+        ends = turn == turns - 1 + begins
+        p_row += tl.where(ends, next_x, STRIDE * x_h * X_UNIT)
+        at += tl.where(ends, next_y, Q * step_y)
+        left_over -= tl.where(ends, group, 0)
+        turn = tl.where(ends, begins, turn + 1)
     if EPILOGUE == "moments":
         sums = mean_and_squares(sums, counts)
-    store_sums(p_sums, i_part, sums, counts, groups * CO, k, m_k, EPILOGUE)
+    store_sums(p_sums, i_tile, sums, counts, groups * CO, k, m_k, EPILOGUE)
 
 
 def plan_strips(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:
     """The launch of a correlation in strips; ``values`` are those that all its kernels share, by name."""
-    blocks = -(-tile.groups * correlation.outputs // tile.outputs)
-    programs = values["packs"] * blocks
-    rows = -(-values["columns"] // tile.pixels) * correlation.output[0]
-    rows, splits = tiles.rows_of_split(rows, programs, 0, tile, device)
-    values |= {"rows": rows, "strips": -(-correlation.output[1] // tile.columns), "quad": QUAD}
-    values |= {"STRIDE": correlation.step[0], "T": tile.columns, "B": tile.packs}
-    return Launch.of(strips_kernel, programs * splits, values, tile)
+    c, (n, h, _), (p, q) = correlation, correlation.size, correlation.output
+    stride, programs = c.step[0], values["packs"] * -(-tile.groups * c.outputs // tile.outputs)
+    begins = int(stride == 1 and c.top > 0 and p + 1 - c.top >= h)
+    turns = p + (2 if stride == 1 else 1) - begins
+    walk = Walk.of(n, -(-q // tile.columns), turns, programs, 0, tile, device)
+    values |= walk._asdict() | {"begins": begins, "quad": QUAD}
+    values |= {"STRIDE": stride, "T": tile.columns, "B": tile.packs}
+    return Launch.of(strips_kernel, programs * walk.parts * walk.splits, values, tile)
 
 
 def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: tiles.Tile) -> Tensor:

@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from gconv.geometry import ConvGeometry
+from gconv.kernels import tiles
+from gconv.kernels.device import Device
 from gconv.kernels.fusion import load_norm, normalise
-from gconv.kernels.packing import as_mask, dot, load_tile, locate_channels, locate_columns
+from gconv.kernels.packing import as_mask, dot, load_tile, locate_channels
+from gconv.kernels.walk import Walk, locate_strips
 
 
 class Row(NamedTuple):
@@ -108,13 +112,13 @@ def store_taps(p, step, sums, offset, mask, B: tl.constexpr, BI: tl.constexpr, B
 
 @triton.jit(
     do_not_specialize=[
-        "packs", "groups", "columns", "strips", "H", "W", "P", "Q", "rows", "top", "left",
-        "dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w",
+        "packs", "groups", "images", "strips", "group", "parts", "turns", "H", "W", "P", "Q", "rows",
+        "top", "left", "dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w",
     ]
 )  # fmt: skip
 def strips_weight_kernel(
     p_dy, p_x, p_sums, p_norm,
-    packs, groups, columns, strips, H, W, P, Q, rows, top, left,
+    packs, groups, images, strips, group, parts, turns, H, W, P, Q, rows, top, left,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
     BIAS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
@@ -128,8 +132,11 @@ def strips_weight_kernel(
 
     Column t of a strip of dy meets columns t STRIDE + s of x: T loads of dy and (T - 1) STRIDE + 3 of x.
 
-    Grid: batches of B packs, fastest; blocks of a pack's outputs, then inputs; splits, each of which takes
-    ``rows`` rows of dy, numbered through tiles of BM strips. Two packs are one tile of twice as many
+    Turn t of an image loads row t of dy and row t STRIDE - top of x, at stride 2 the one below it too. The
+    last rows of dy are met by x in the LAG turns that follow, in which no more of dy is loaded.
+
+    Grid: batches of B packs, fastest; blocks of a pack's outputs, then inputs; parts of a group of images;
+    splits, each of which takes ``rows`` turns (:mod:`.walk`). Two packs are one tile of twice as many
     channels, so that a load moves 64 bytes of a pixel. Nobody needs the products of one pack's dy with the
     other's x, so the compiler leaves them out.
 
@@ -138,12 +145,13 @@ def strips_weight_kernel(
     """
     OUTPUT_BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     INPUT_BLOCKS: tl.constexpr = (G * CI + BI - 1) // BI
+    LAG: tl.constexpr = 2 if STRIDE == 1 else 1
     i_pack = tl.program_id(0) % packs
     i_o = tl.program_id(0) // packs % OUTPUT_BLOCKS
     i_i = tl.program_id(0) // packs // OUTPUT_BLOCKS % INPUT_BLOCKS
-    i_split = tl.program_id(0) // packs // (OUTPUT_BLOCKS * INPUT_BLOCKS)
-    start = i_split * rows
-    stop = tl.minimum(start + rows, tl.cdiv(columns, BM) * P)
+    i_tile = tl.program_id(0) // packs // (OUTPUT_BLOCKS * INPUT_BLOCKS)
+    start = i_tile // parts * rows
+    stop = tl.minimum(start + rows, tl.cdiv(images, group) * turns)
 
     # A last block that channels don't fill begins earlier, in the block before, so that no lane is masked.
     first_i = tl.minimum(i_i * BI, max(G * CI - BI, 0))
@@ -159,39 +167,47 @@ def strips_weight_kernel(
     sums0, sums1, sums2 = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero)
     bias = tl.zeros([B * BO, 4], tl.float32)
     step_x, step_dy = x_w * X_UNIT, dy_w * DY_UNIT
-    for i_m in range(start // P, tl.cdiv(stop, P)):
-        first, end = tl.maximum(start - i_m * P, 0), tl.minimum(stop - i_m * P, P)
-        n, image, strip, m_column = locate_columns(i_m, columns, strips, BM, WIDE)
-        q = strip * T
-        j = q * STRIDE - left
-        o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
-        o_dy = ((image * dy_n + q * dy_w) * DY_UNIT)[None, :] + k[:, None]
-        m_x, m_dy = (), ()
-        for u in tl.static_range((T - 1) * STRIDE + 3):
-            m_x = m_x + (m_column & (j + u >= 0) & (j + u < W),)
-        for t in tl.static_range(T):
-            m_dy = m_dy + (m_column & (q + t < Q),)
-        h0, last = first * STRIDE - top, end * STRIDE - top
-        p_row = p_x + (n * x_n + h0.to(tl.int64) * x_h) * X_UNIT
-        p_grad = p_dy + (n * dy_n + first.to(tl.int64) * dy_h) * DY_UNIT
-        dy1, dy2 = (none,) * T, (none,) * T
-        # Rows of x below the image add nothing; those beside rows of dy are the bias gradient's.
-        for h in range(h0, tl.minimum(last + 2, tl.maximum(last, H)), STRIDE):
-            row = Row(p_row, o_x, step_x, m_x)
-            x = load_inputs(row, (h >= 0) & (h < H), norm, m_c, PROLOGUE, FULL)
-            sums2 = add_columns(sums2, dy2 if STRIDE == 1 else dy1, x, STRIDE, PRECISION)
-            if STRIDE == 1:
-                sums1 = add_columns(sums1, dy1, x, STRIDE, PRECISION)
-                dy2 = renew(dy1)
-            row = Row(p_grad, o_dy, step_dy, m_dy)
-            dy1, bias = load_gradient(row, h < last, m_k, identity, bias, BIAS, PRECISION, FULL)
-            sums0 = add_columns(sums0, dy1, x, STRIDE, PRECISION)
-            if STRIDE == 2:
-                row = Row(p_row + x_h * X_UNIT, o_x, step_x, m_x)
-                x = load_inputs(row, (h + 1 >= 0) & (h + 1 < H), norm, m_c, PROLOGUE, FULL)
-                sums1 = add_columns(sums1, dy1, x, STRIDE, PRECISION)
-            p_row += STRIDE * x_h * X_UNIT
-            p_grad += dy_h * DY_UNIT
+    image, strip, m_strip = locate_strips(i_tile % parts, group, strips, BM, WIDE)
+    q = strip * T
+    j = q * STRIDE - left
+    o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
+    o_dy = ((image * dy_n + q * dy_w) * DY_UNIT)[None, :] + k[:, None]
+    m_x, m_dy = (), ()
+    for u in tl.static_range((T - 1) * STRIDE + 3):
+        m_x = m_x + (m_strip & (j + u >= 0) & (j + u < W),)
+    for t in tl.static_range(T):
+        m_dy = m_dy + (m_strip & (q + t < Q),)
+
+    turn = start % turns
+    left_over = images - start // turns * group
+    n = (start // turns * group).to(tl.int64)
+    p_row = p_x + (n * x_n + (turn * STRIDE - top).to(tl.int64) * x_h) * X_UNIT
+    p_grad = p_dy + (n * dy_n + turn.to(tl.int64) * dy_h) * DY_UNIT
+    next_x = (group.to(tl.int64) * x_n - (turns - 1) * STRIDE * x_h) * X_UNIT  # from an image's last turn
+    next_dy = (group.to(tl.int64) * dy_n - (turns - 1) * dy_h) * DY_UNIT
+    dy1, dy2 = (none,) * T, (none,) * T
+    for i in range(start, stop + LAG):
+        h = turn * STRIDE - top
+        inside = image < tl.where((h >= 0) & (h < H), left_over, 0)
+        x = load_inputs(Row(p_row, o_x, step_x, m_x), inside, norm, m_c, PROLOGUE, FULL)
+        sums2 = add_columns(sums2, dy2 if STRIDE == 1 else dy1, x, STRIDE, PRECISION)
+        if STRIDE == 1:
+            sums1 = add_columns(sums1, dy1, x, STRIDE, PRECISION)
+            dy2 = renew(dy1)
+        row = Row(p_grad, o_dy, step_dy, m_dy)
+        inside = image < tl.where((turn < P) & (i < stop), left_over, 0)
+        dy1, bias = load_gradient(row, inside, m_k, identity, bias, BIAS, PRECISION, FULL)
+        sums0 = add_columns(sums0, dy1, x, STRIDE, PRECISION)
+        if STRIDE == 2:
+            inside = image < tl.where((h + 1 >= 0) & (h + 1 < H), left_over, 0)
+            row = Row(p_row + x_h * X_UNIT, o_x, step_x, m_x)
+            x = load_inputs(row, inside, norm, m_c, PROLOGUE, FULL)
+            sums1 = add_columns(sums1, dy1, x, STRIDE, PRECISION)
+        ends = turn == turns - 1
+        p_row += tl.where(ends, next_x, STRIDE * x_h * X_UNIT)
+        p_grad += tl.where(ends, next_dy, dy_h * DY_UNIT)
+        left_over -= tl.where(ends, group, 0)
+        turn = tl.where(ends, 0, turn + 1)
 
     i, o = first_i + tl.arange(0, BI), first_o + tl.arange(0, B * BO) % BO
     own_o = m_k
@@ -201,9 +217,20 @@ def strips_weight_kernel(
         mask = mask & own_i[None, :] & own_o[:, None]
     offset = (k * CI)[:, None] + (i % CI)[None, :]
     size = groups * CO * CI
-    p_sums += i_split.to(tl.int64) * (9 * size + BIAS * groups * CO)
+    p_sums += i_tile.to(tl.int64) * (9 * size + BIAS * groups * CO)
     store_taps(p_sums, size, sums0, offset, mask, B, BI, BO)
     store_taps(p_sums + 3 * size, size, sums1, offset, mask, B, BI, BO)
     store_taps(p_sums + 6 * size, size, sums2, offset, mask, B, BI, BO)
     if BIAS:
         tl.store(p_sums + 9 * size + k, tl.sum(bias, 1), as_mask(own_o & (i_i == 0)))
+
+
+def walk_of_weights(
+    geometry: ConvGeometry, tile: tiles.Tile, programs: int, bytes_a_split: int, device: Device
+) -> Walk:
+    """The walk of the weight gradient, of which each tile of strips takes ``programs``."""
+    (n, _, h, _), (_, _, p, q), stride = geometry.input_size, geometry.output_size, geometry.stride[0]
+    turns = p + (2 if stride == 1 else 1)
+    if geometry.padding.top > 0 and (turns - 1) * stride - geometry.padding.top >= h:
+        turns -= 1  # its row of x is zero, as the first one of the next image is
+    return Walk.of(n, -(-q // tile.columns), turns, programs, bytes_a_split, tile, device)

@@ -23,7 +23,7 @@ from gconv.kernels.packing import (
     locate_columns,
     mask_columns,
 )
-from gconv.kernels.strips_weight import strips_weight_kernel
+from gconv.kernels.strips_weight import strips_weight_kernel, walk_of_weights
 
 COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "top", "left"]
 STRIDES = ["dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w"]
@@ -299,8 +299,7 @@ def plan_weight_grad(
     (n, _, h, w), (_, _, p, q) = geometry.input_size, geometry.output_size
     (k, _, r, s), (cg, kg), groups = geometry.weight_size, geometry.channels_per_group, geometry.groups
     size = k * (cg * r * s + fusion.bias)
-    strips = -(-q // tile.columns)
-    columns = n * p * q if tile.kernel == "taps" else n * strips
+    columns = n * p * q if tile.kernel == "taps" else n * q
     column_tiles = -(-columns // tile.pixels)
     if tile.depthwise:
         programs = -(-groups // tile.outputs)
@@ -309,7 +308,11 @@ def plan_weight_grad(
         packs = -(-groups // (tile.groups * tile.packs))
         programs = packs * -(-tile.groups * kg // tile.outputs) * -(-tile.groups * cg // tile.inputs)
         programs *= r * s if tile.kernel == "taps" else 1
-    if tile.kernel in ("slide", "strips"):
+    places = {}
+    if tile.kernel == "strips":
+        walk = walk_of_weights(geometry, tile, programs, 4 * size, operands.device)
+        rows, splits, places = walk.rows, walk.parts * walk.splits, walk._asdict()
+    elif tile.kernel == "slide":
         rows, splits = tiles.rows_of_split(column_tiles * p, programs, 4 * size, tile, operands.device)
     else:
         rows = tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
@@ -318,11 +321,10 @@ def plan_weight_grad(
     (dy_n, _, dy_h, dy_w), (x_n, _, x_h, x_w) = operands.first, operands.second
     dy_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, dy_n, dy_h, dy_w)
     x_unit = tiles.common_unit(tile.load, operands.dtype, x_n, x_h, x_w)
-    values = {
+    values = places | {
         "packs": packs,
         "groups": groups,
         "columns": columns,
-        "strips": strips,
         "H": h,
         "W": w,
         "P": p,
@@ -341,7 +343,7 @@ def plan_weight_grad(
         **fusion.values,
         "PRECISION": operands.precision,
         "FULL": tiles.fills(tile, groups, cg, kg) or tiles.overlaps(tile, cg, kg),
-        "WIDE": tiles.is_wide(tile, strips, (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)),
+        "WIDE": tiles.is_wide(tile, -(-q // tile.columns), (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)),
         **{"BM": tile.pixels, "BI": tile.inputs, "BO": tile.outputs, "BT": tiles.power_of_two(r * s)},
         **{"T": tile.columns, "B": tile.packs},
     }

@@ -1,0 +1,84 @@
+"""The way of kernels that slide strips of columns down the rows: one loop over the rows of all images.
+
+Images stand side by side in groups, and a group's strips are cut into tiles, ``parts`` of them. A program keeps to
+one part, so its columns and their masks are the same in every group. Groups lie one below the other: a program slides
+down the rows of one, then of the next, without a stop, and what a turn of its loop needs is on its way many
+turns before, across images too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from gconv.kernels import tiles
+from gconv.kernels.device import Device
+
+
+class Walk(NamedTuple):
+    """How the strips of all images are shared among programs.
+
+    Args:
+        images: all of them.
+        strips: of an image.
+        group: images in a group.
+        parts: tiles of strips in a group.
+        turns: turns of the loop that the rows of an image take.
+        rows: turns of a program, of all images' turns.
+        splits: programs that share a part.
+    """
+
+    images: int
+    strips: int
+    group: int
+    parts: int
+    turns: int
+    rows: int
+    splits: int
+
+    @classmethod
+    def of(
+        cls,
+        images: int,
+        strips: int,
+        turns: int,
+        programs: int,
+        bytes_a_split: int,
+        tile: tiles.Tile,
+        device: Device,
+    ) -> Walk:
+        """The walk of a kernel in ``tile``.
+
+        Args:
+            images, strips, turns: as above.
+            programs: that each tile of strips takes, for packs and blocks of channels.
+            bytes_a_split: of the sums that a program leaves, and those beside it for the same pixels.
+            tile: of the kernel.
+            device: whose processors share the work.
+        """
+        group = images_in_group(images, strips, tile.pixels)
+        parts = -(-group * strips // tile.pixels)
+        all_turns = -(-images // group) * turns
+        rows, splits = tiles.rows_of_split(all_turns, programs * parts, bytes_a_split * parts, tile, device)
+        return cls(images, strips, group, parts, turns, rows, splits)
+
+
+def images_in_group(images: int, strips: int, pixels: int) -> int:
+    """How many images fill tiles of ``pixels`` strips best: those that take the fewest tiles, and of these the fewest."""
+
+    def tiles_in_all(group: int) -> tuple[int, int]:
+        return -(-images // group) * -(-group * strips // pixels), group
+
+    return min(range(1, min(images, pixels) + 1), key=tiles_in_all)
+
+
+@triton.jit
+def locate_strips(i_part, group, strips, BM: tl.constexpr, WIDE: tl.constexpr):
+    """A tile of a group's strips: which image of the group each is of, which of its strips, its mask  # [BM]"""
+    m = i_part * BM + tl.arange(0, BM)
+    image = m // strips
+    if WIDE:
+        image = image.to(tl.int64)
+    return image, m % strips, m < group * strips

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from gconv.geometry import PASSES, ConvGeometry
-from gconv.kernels import candidates, choice, tiles
+from gconv.kernels import candidates, choice, rules, tiles
 from gconv.kernels.device import Device
 from gconv.problem import TYPES
 from gconv.suites import SUITES, Layer
 
-GPU = Device("cuda", "NVIDIA Test-1", 132)
+GPU = Device("cuda", "NVIDIA Test-1", 132, 90)
 LAYER = Layer(128, 32, 56)
 HALF = (torch.float16, "ieee", GPU)
 
@@ -36,7 +36,7 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path
 
 def entry(geometry: ConvGeometry, pixels: int, triton: float = 1.0, aten: float = 2.0) -> choice.Entry:
     """Of a forward pass in float16, with a tile that no rule makes."""
-    rule = tiles.tile_by_rule("forward", geometry, *HALF)
+    rule = rules.tile_by_rule("forward", geometry, *HALF)
     return choice.Entry(
         choice.kind_of("forward", geometry, "float16"),
         choice.size_of(geometry),
@@ -47,7 +47,7 @@ def entry(geometry: ConvGeometry, pixels: int, triton: float = 1.0, aten: float 
 
 
 def by_rule(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str) -> tiles.Tile:
-    return tiles.tile_by_rule(pass_, geometry, dtype, precision, GPU)
+    return rules.tile_by_rule(pass_, geometry, dtype, precision, GPU)
 
 
 def pays(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, layout: str) -> bool:
@@ -155,7 +155,7 @@ def test_candidates_begin_with_the_rule_and_differ(pass_: str, type_: str) -> No
     dtype, precision = TYPES[type_]
     for layer in {layer for suite in SUITES.values() for layer in suite}:
         found = candidates.candidates(pass_, layer.geometry(256), dtype, precision, GPU)
-        assert found[0] == tiles.tile_by_rule(pass_, layer.geometry(256), dtype, precision, GPU)
+        assert found[0] == rules.tile_by_rule(pass_, layer.geometry(256), dtype, precision, GPU)
         assert len(set(found)) == len(found) <= 80
         for tile in found:
             sides = (tile.pixels, tile.inputs, tile.outputs, tile.warps)
@@ -166,12 +166,12 @@ def test_candidates_begin_with_the_rule_and_differ(pass_: str, type_: str) -> No
 
 @pytest.mark.parametrize(
     ("kind", "type_", "flow"),
-    [("cuda", "float16", (1, 3, 16)), ("cuda", "tf32", (1, 3, 16)), ("hip", "float16", (2, 1, 16))],
+    [("cuda", "float16", (4, 4, 16)), ("cuda", "tf32", (4, 3, 16)), ("hip", "float16", (2, 1, 16))],
 )
 def test_rows_are_loaded_ahead_where_a_gpu_can(kind: str, type_: str, flow: tuple[int, int, int]) -> None:
     dtype, precision = TYPES[type_]
     device = replace(GPU, kind=kind)
-    tile = tiles.tile_by_rule("forward", LAYER.geometry(32), dtype, precision, device)
+    tile = rules.tile_by_rule("forward", LAYER.geometry(32), dtype, precision, device)
     assert (tile.warps, tile.stages, tile.load) == flow
 
 
@@ -186,4 +186,4 @@ def test_the_readme_prints_the_rules_tiles(pass_: str) -> None:
 def test_depthwise_tiles_divide_the_channels_where_they_can(channels: int, lanes: int) -> None:
     geometry = Layer(channels, channels, 14).geometry(32)
     for pass_ in PASSES:
-        assert tiles.tile_by_rule(pass_, geometry, *HALF).outputs == lanes
+        assert rules.tile_by_rule(pass_, geometry, *HALF).outputs == lanes

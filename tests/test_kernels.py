@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gconv import kernels
 from gconv.geometry import ConvGeometry
-from gconv.kernels import choice, launch, tiles
+from gconv.kernels import choice, launch, rules, tiles
 from gconv.kernels.device import Device
 from gconv.kernels.weight_grad import plan_weight_grad
 
@@ -172,7 +172,7 @@ def test_rows_in_chunks_match_float64(one_of_each: Case, monkeypatch: pytest.Mon
 
 def test_loads_of_eight_bytes_match_float64(one_of_each: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules load sixteen at once; a table may say eight."""
-    by_rule = tiles.tile_by_rule
+    by_rule = rules.tile_by_rule
     monkeypatch.setattr(choice, "tile_by_rule", lambda *arguments: replace(by_rule(*arguments), load=8))
     monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "other loads", 132))
     check_kernels(one_of_each, torch.float16)

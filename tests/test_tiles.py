@@ -25,6 +25,7 @@ from gconv.kernels.forward import plan_forward
 from gconv.kernels.input_grad import plan_input_grad
 from gconv.kernels.strips import packed
 from gconv.kernels.tiles import Tile
+from gconv.kernels.walk import images_in_group
 from gconv.kernels.weight_grad import plan_weight_grad
 
 pytestmark = [
@@ -128,6 +129,31 @@ def test_two_packs_a_program(columns: int, groups: int, width: int) -> None:
         check_strips(layer((4, 5), width, width, groups, stride=stride), columns=columns, packs=2)
 
 
+@pytest.mark.parametrize(("packs", "warps"), [(4, 2), (4, 4), (8, 4)])
+def test_many_packs_a_program(packs: int, warps: int) -> None:
+    """Weight gradients take two."""
+    for stride in (1, 2):
+        case = layer((4, 5), 8, 8, 16, stride=stride)
+        tensors, geometry = case.tensors(HALF), geometry_of(case)
+        x, w = (inside_nan(t.detach()) for t in tensors[:2])
+        dy = torch.randn(geometry.output_size).to(HALF)
+        truth, tile = expected(case, tensors, dy), {"packs": packs, "warps": warps, "columns": 2}
+        limits = bounds(case, truth, HALF)
+        y = kernels.forward(x, w, every_other(tensors[2].detach()), geometry, None, tile=strips(case, **tile))
+        dx = kernels.input_grad(inside_nan(dy), w, geometry, strips(case, True, **tile))
+        check({"output": (y, truth[0], limits[0]), "input gradient": (dx, truth[1], limits[1])})
+
+
+@pytest.mark.parametrize(
+    ("groups", "packs", "left", "warps"),
+    [(64, 8, 8, 4), (16, 8, 4, 2), (8, 8, 2, 1), (12, 8, 1, 1), (12, 2, 1, 1)],
+)
+def test_fewer_packs_where_groups_do_not_fill_them(groups: int, packs: int, left: int, warps: int) -> None:
+    tile = Tile("strips", 4, 16, 16, 16, warps=max(1, packs // 2), packs=packs)
+    found = tiles.with_whole_packs(tile, groups, 4, 4)
+    assert (found.packs, found.warps) == (left, warps)
+
+
 @pytest.mark.parametrize(("groups", "width"), [(12, 4), (3, 4), (2, 8), (6, 8), (1, 16), (3, 16)])
 def test_packs_that_make_no_pairs_run_one_by_one(groups: int, width: int) -> None:
     """The tile of the nearest layer may hold two packs, where this one has one or three."""
@@ -137,10 +163,24 @@ def test_packs_that_make_no_pairs_run_one_by_one(groups: int, width: int) -> Non
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("columns", "packs"), [(1, 1), (2, 2), (4, 1)])
-def test_tiles_of_many_images_and_images_in_two_tiles(columns: int, packs: int, stride: int) -> None:
-    """Of seven images with three strips each, the sixth begins in the first tile and ends in the second."""
-    case = layer((3, 3 * columns * stride), groups=8, images=7, stride=stride)
+@pytest.mark.parametrize(("images", "each", "group", "parts"), [(4, 9, 4, 3), (7, 3, 4, 1), (1, 20, 1, 2)])
+def test_tiles_of_many_images_and_images_in_two_tiles(
+    images: int, each: int, group: int, parts: int, columns: int, packs: int, stride: int
+) -> None:
+    """Four images share three tiles; of seven, three are in the second group; one takes two tiles."""
+    case = layer((3, each * columns * stride), groups=8, images=images, stride=stride)
+    plan = plan_forward(geometry_of(case), OPERANDS, tile=strips(case, columns=columns, packs=packs))
+    assert (plan.arguments["group"], plan.arguments["parts"]) == (group, parts)
     check_strips(case, columns=columns, packs=packs)
+
+
+@pytest.mark.parametrize(("images", "strips"), [(256, 28), (256, 14), (256, 7), (255, 9), (3, 33), (1, 1)])
+def test_groups_of_images_fill_tiles(images: int, strips: int) -> None:
+    group = images_in_group(images, strips, 16)
+    tiles_in_all = -(-images // group) * -(-group * strips // 16)
+    assert 1 <= group <= images and tiles_in_all <= images * -(-strips // 16)
+    if images == 256:
+        assert tiles_in_all == images * strips // 16  # no lane is empty
 
 
 def seven_rows(images: int, stride: int, padding: int) -> Case:
@@ -152,27 +192,35 @@ def seven_rows(images: int, stride: int, padding: int) -> Case:
 OPERANDS = launch.Operands((1, 1, 1, 1), (1, 1, 1, 1), HALF, "ieee", Device("cpu", "interpreter", 2))
 
 
-@pytest.mark.parametrize("padding", [0, 1, 3])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("count", "rows"), [(1, 14), (3, 5), (132, 4)])
-def test_programs_of_rows_that_span_two_tiles(
-    count: int, rows: int, stride: int, padding: int, processors: Processors
+def rows_of(turns: int, count: int) -> int:
+    """The turns of a program where ``count`` programs share those of two groups of images."""
+    return max(4, -(-2 * turns // count))
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "turns"), [(1, 0, 9), (1, 1, 8), (1, 3, 8), (2, 1, 8), (2, 3, 8)]
+)
+@pytest.mark.parametrize("count", [1, 3, 132])
+def test_programs_of_rows_of_two_groups_of_images(
+    count: int, stride: int, padding: int, turns: int, processors: Processors
 ) -> None:
-    """Of fourteen rows in two tiles: all in one program, and in several that begin and end within a tile."""
+    """Five images of seven rows, then four: all in one program, and in several that begin and end within."""
     case, tile = seven_rows(9, stride, padding), {"columns": 2, "resident": 1}
     operands = OPERANDS._replace(device=processors(count))
     plan = plan_forward(geometry_of(case), operands, tile=strips(case, **tile))
-    assert (plan.arguments["rows"], plan.arguments["columns"]) == (rows, 27)
+    found = plan.arguments
+    assert (found["group"], found["turns"], found["rows"]) == (5, turns, rows_of(turns, count))
     check_strips(case, **tile)
 
 
-@pytest.mark.parametrize(("count", "rows"), [(1, 16), (3, 6), (132, 4)])
-def test_programs_of_row_pairs_that_span_two_tiles(count: int, rows: int, processors: Processors) -> None:
-    """Of the sixteen pairs in two tiles, the first and the last of each have one row outside the image."""
+@pytest.mark.parametrize("count", [1, 3, 132])
+def test_programs_of_row_pairs_of_two_groups_of_images(count: int, processors: Processors) -> None:
+    """The eight turns of an image begin above it: the first pair has one row outside, the last one, too."""
     case, tile = seven_rows(9, 2, 1), {"columns": 2, "resident": 1}
     operands = OPERANDS._replace(device=processors(count))
     plan = plan_input_grad(geometry_of(case), operands, tile=strips(case, True, **tile))
-    assert (plan.arguments["rows"], plan.arguments["columns"]) == (rows, 27)
+    found = plan.arguments
+    assert (found["group"], found["turns"], found["rows"]) == (5, 8, rows_of(8, count))
     check_strips(case, **tile)
 
 
@@ -425,16 +473,40 @@ def test_bias_gradient_of_groups_wider_than_a_block(
 @pytest.mark.parametrize("padding", [0, 1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("count", "rows"), [(1, 14), (3, 5), (132, 4)])
-@pytest.mark.parametrize(("kernel", "images", "columns"), [("slide", 3, 1), ("strips", 9, 2)])
 def test_weight_gradient_of_rows_that_span_two_tiles(
-    kernel: str, images: int, columns: int, count: int, rows: int, stride: int, padding: int,
-    processors: Processors,
-) -> None:  # fmt: skip
-    case = seven_rows(images, stride, padding)
-    tile = Tile(kernel, 4, 16, 16, 16, warps=1, resident=1, columns=columns)
+    count: int, rows: int, stride: int, padding: int, processors: Processors
+) -> None:
+    case = seven_rows(3, stride, padding)
+    tile = Tile("slide", 4, 16, 16, 16, warps=1, resident=1)
     operands = OPERANDS._replace(device=processors(count))
     plan, splits, _ = plan_weight_grad(geometry_of(case), operands, tile=tile)
     assert (plan.arguments["rows"], splits) == (rows, -(-14 // rows))
+    check_weight_grad(case, tile)
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "turns"), [(1, 0, 9), (1, 1, 8), (1, 3, 8), (2, 0, 8), (2, 1, 8), (2, 3, 7)]
+)
+@pytest.mark.parametrize("count", [1, 3, 132])
+def test_weight_gradient_of_two_groups_of_images(
+    count: int, stride: int, padding: int, turns: int, processors: Processors
+) -> None:
+    case, rows = seven_rows(9, stride, padding), rows_of(turns, count)
+    tile = Tile("strips", 4, 16, 16, 16, warps=1, resident=1, columns=2)
+    operands = OPERANDS._replace(device=processors(count))
+    plan, splits, _ = plan_weight_grad(geometry_of(case), operands, tile=tile)
+    found = plan.arguments
+    assert (found["turns"], found["rows"], splits) == (turns, rows, -(-2 * turns // rows))
+    check_weight_grad(case, tile)
+
+
+@pytest.mark.parametrize(("images", "width"), [(4, 9), (1, 40)])
+def test_partial_sums_of_tiles_that_share_rows(images: int, width: int, processors: Processors) -> None:
+    """Each part of a group of images leaves its own."""
+    case = layer((5, width), images=images)
+    operands = OPERANDS._replace(device=processors(6))
+    tile = Tile("strips", 4, 16, 16, 16, warps=1, resident=1)
+    assert plan_weight_grad(geometry_of(case), operands, tile=tile)[1] == 6
     check_weight_grad(case, tile)
 
 

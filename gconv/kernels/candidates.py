@@ -9,14 +9,15 @@ from itertools import product
 import torch
 
 from gconv.geometry import ConvGeometry
-from gconv.kernels import tiles
+from gconv.kernels import rules, tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.tiles import Tile
 
 RESIDENTS = (4, 8, 16)
 SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # more spill, in one accumulator of the kernel
-STRIPS_A_THREAD = 4  # columns times packs, of which each takes registers
+STRIPS_A_WARP = 4  # columns times packs, of which each takes registers
+PACKS_ON_WARPS = ((1, 1), (2, 1), (4, 2), (8, 4))
 LEAST_A_THREAD = 4  # numbers of a tile; with fewer a program has more threads than work
 
 
@@ -24,7 +25,7 @@ def candidates(
     pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
 ) -> list[Tile]:
     """Tiles to measure, the rule's first."""
-    rule = tiles.tile_by_rule(pass_, geometry, dtype, precision, device)
+    rule = rules.tile_by_rule(pass_, geometry, dtype, precision, device)
     return list(dict.fromkeys([rule, *_around(rule, pass_, geometry, dtype, precision, device)]))
 
 
@@ -46,39 +47,42 @@ def _around(
         yield from _strips(rule)
         if max(inputs, outputs) <= tiles.SLIDE_LANES:
             yield _older(rule, pass_, geometry, dtype, device)
-        make = tiles.taps_weight_tile if pass_ == "weight_grad" else tiles.taps_tile
+        make = rules.taps_weight_tile if pass_ == "weight_grad" else rules.taps_tile
         yield make(inputs, outputs, dtype, precision, device)
     elif rule.kernel in ("slide", "residue"):
         yield from _in_flight(rule, device, 2, 4)
         if pass_ == "weight_grad":
             yield from _slide_weight(rule, inputs, outputs, geometry.groups)
-            yield tiles.taps_weight_tile(inputs, outputs, dtype, precision, device)
+            yield rules.taps_weight_tile(inputs, outputs, dtype, precision, device)
         else:
             yield from _slide(rule, inputs, outputs, geometry.groups, device)
-            yield tiles.taps_tile(inputs, outputs, dtype, precision, device)
+            yield rules.taps_tile(inputs, outputs, dtype, precision, device)
     elif tiles.uses_tensor_cores(dtype, precision, device):
         yield from _taps(rule, pass_, dtype)
 
 
 def _strips(rule: Tile) -> Iterator[Tile]:
-    """Strips of other widths, one pack or two, more and fewer rows on their way; packs on a warp each."""
-    for columns, packs, stages in product((1, 2, 3, 4), {1, rule.packs}, (3, 2, 4)):
-        if columns * packs <= STRIPS_A_THREAD:
-            yield replace(rule, columns=columns, packs=packs, stages=stages)
+    """Strips of other widths, more and fewer packs, and more and fewer rows on their way."""
+    narrow = max(rule.inputs, rule.outputs) <= tiles.LANES
+    together = [(packs, warps) for packs, warps in PACKS_ON_WARPS if packs <= rule.packs] if narrow else []
+    for (packs, warps), columns in product(together or [(rule.packs, rule.warps)], (1, 2, 3, 4)):
+        if columns * packs // warps <= STRIPS_A_WARP:
+            for stages in (3, 4, 2):
+                resident = max(1, 8 // warps)
+                yield replace(
+                    rule, columns=columns, packs=packs, warps=warps, stages=stages, resident=resident
+                )
     if rule.packs == 1 and max(rule.inputs, rule.outputs) <= tiles.SLIDE_LANES:
         for columns in (1, 2):
             yield replace(rule, pixels=2 * rule.pixels, columns=columns)
-    elif rule.kernel == "pairs" and rule.packs > 1:
-        for columns, resident in ((1, 8), (2, 6), (4, 4)):
-            yield replace(rule, columns=columns, warps=rule.packs, resident=resident)
 
 
 def _older(rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: Device) -> Tile:
     """The tile of the kernel that strips and pairs took over from."""
     if pass_ == "weight_grad":
-        return tiles.slide_weight_tile(*geometry.channels_per_group, geometry.stride[0], dtype, device)
+        return rules.slide_weight_tile(*geometry.channels_per_group, geometry.stride[0], dtype, device)
     make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
-    return tiles.slide_tile("residue" if rule.kernel == "pairs" else "slide", make(geometry), dtype, device)
+    return rules.slide_tile("residue" if rule.kernel == "pairs" else "slide", make(geometry), dtype, device)
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:

@@ -28,7 +28,8 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels.choice import tile_of
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands
 from gconv.kernels.packing import INTERPRETED, dot, load_tile, store_tile
-from gconv.kernels.tiles import SLIDE_LANES, Tile, norm_tile
+from gconv.kernels.rules import norm_tile
+from gconv.kernels.tiles import SLIDE_LANES, Tile
 
 PARTIALS = {"moments": 3, "gradient": 2}  # numbers that a program leaves of each channel
 

@@ -62,8 +62,8 @@ def emit_pairs(
 
 @triton.jit(
     do_not_specialize=[
-        "packs", "groups", "images", "strips", "group", "parts", "turns", "begins", "H", "W", "P", "Q", "rows",
-        "top", "left", "above", "quad", "x_n", "x_h", "x_w", "y_w",
+        "packs", "groups", "images", "strips", "group", "parts", "turns", "begins", "H", "W", "P", "Q",
+        "rows", "top", "left", "above", "quad", "x_n", "x_h", "x_w", "y_w",
     ]
 )  # fmt: skip
 def pairs_kernel(
@@ -90,8 +90,8 @@ def pairs_kernel(
     that of b - 1. Either way columns b and b + 1 of x make a pair, so T + 1 loads serve 2 T columns of y.
 
     Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; blocks of a
-    pack's outputs; parts of a group of images; splits, each of which takes ``rows`` turns (:mod:`.walk`). Turn
-    t of an image takes row ``above`` + t of x; the first is ``begins``, as in the strips kernel.
+    pack's outputs; parts of a group of images; splits, each of which takes ``rows`` turns (:mod:`.walk`).
+    Turn t of an image takes row ``above`` + t of x; the first is ``begins``, as in the strips kernel.
 
     In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row completes
     and of those that it begins. In shared memory: the rows that are on their way.

@@ -207,8 +207,8 @@ def emit_strip(
 
 @triton.jit(
     do_not_specialize=[
-        "packs", "groups", "images", "strips", "group", "parts", "turns", "begins", "H", "W", "P", "Q", "rows",
-        "top", "left", "quad", "x_n", "x_h", "x_w", "y_w",
+        "packs", "groups", "images", "strips", "group", "parts", "turns", "begins", "H", "W", "P", "Q",
+        "rows", "top", "left", "quad", "x_n", "x_h", "x_w", "y_w",
     ]
 )  # fmt: skip
 def strips_kernel(
@@ -229,8 +229,8 @@ def strips_kernel(
     so (T - 1) STRIDE + 3 loads serve T columns of outputs.
 
     Turn t of an image loads row t STRIDE - top of x, at stride 2 the one below it too, and completes row
-    t - LAG of outputs. An image begins at turn ``begins``: at 1 where the rows above and below it are zero, so
-    that one turn serves the end of an image and the beginning of the next.
+    t - LAG of outputs. An image begins at turn ``begins``: at 1 where the rows above and below it are zero,
+    so that one turn serves the end of an image and the beginning of the next.
 
     Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; blocks of a
     pack's outputs; parts of a group of images; splits, each of which takes ``rows`` turns (:mod:`.walk`).

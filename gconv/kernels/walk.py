@@ -1,9 +1,9 @@
 """The way of kernels that slide strips of columns down the rows: one loop over the rows of all images.
 
-Images stand side by side in groups, and a group's strips are cut into tiles, ``parts`` of them. A program keeps to
-one part, so its columns and their masks are the same in every group. Groups lie one below the other: a program slides
-down the rows of one, then of the next, without a stop, and what a turn of its loop needs is on its way many
-turns before, across images too.
+Images stand side by side in groups, and a group's strips are cut into tiles, ``parts`` of them. A program
+keeps to one part, so its columns and their masks are the same in every group. Groups lie one below the other:
+a program slides down the rows of one, then of the next, without a stop, and what a turn of its loop needs is
+on its way turns before, across images too.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Walk(NamedTuple):
 
 
 def images_in_group(images: int, strips: int, pixels: int) -> int:
-    """How many images fill tiles of ``pixels`` strips best: those that take the fewest tiles, and of these the fewest."""
+    """How many images fill tiles of ``pixels`` strips best: the fewest that take the fewest tiles."""
 
     def tiles_in_all(group: int) -> tuple[int, int]:
         return -(-images // group) * -(-group * strips // pixels), group
@@ -76,7 +76,7 @@ def images_in_group(images: int, strips: int, pixels: int) -> int:
 
 @triton.jit
 def locate_strips(i_part, group, strips, BM: tl.constexpr, WIDE: tl.constexpr):
-    """A tile of a group's strips: which image of the group each is of, which of its strips, its mask  # [BM]"""
+    """A tile of a group's strips: the image of the group, the strip of the image, the mask  # [BM]"""
     m = i_part * BM + tl.arange(0, BM)
     image = m // strips
     if WIDE:

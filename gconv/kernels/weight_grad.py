@@ -343,7 +343,9 @@ def plan_weight_grad(
         **fusion.values,
         "PRECISION": operands.precision,
         "FULL": tiles.fills(tile, groups, cg, kg) or tiles.overlaps(tile, cg, kg),
-        "WIDE": tiles.is_wide(tile, -(-q // tile.columns), (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)),
+        "WIDE": tiles.is_wide(
+            tile, -(-q // tile.columns), (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)
+        ),
         **{"BM": tile.pixels, "BI": tile.inputs, "BO": tile.outputs, "BT": tiles.power_of_two(r * s)},
         **{"T": tile.columns, "B": tile.packs},
     }

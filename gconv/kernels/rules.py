@@ -1,0 +1,204 @@
+"""Which kernel runs a geometry, and in tiles of what size, by rule.
+
+The rules come from register counts, which ``python -m gconv.kernels`` prints: the largest tile that keeps its
+weights and sums in registers, with enough of them left that other programs hide the latency of memory. Where
+a GPU was measured, :mod:`~gconv.kernels.choice` knows better.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels.correlation import Correlation
+from gconv.kernels.device import Device
+from gconv.kernels.strip_rules import (
+    has_pairs,
+    has_strips,
+    has_weight_strips,
+    norm_pair_tile,
+    norm_strip_tile,
+    pair_tile,
+    strip_tile,
+    strip_weight_tile,
+)
+from gconv.kernels.tiles import (
+    LANES,
+    SLIDE_LANES,
+    Tile,
+    all_registers,
+    groups_in_pack,
+    lanes,
+    power_of_two,
+    uses_tensor_cores,
+)
+
+DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
+
+
+def tile_by_rule(
+    pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
+) -> Tile:
+    """The tile of "forward", "input_grad" or "weight_grad"."""
+    if pass_ == "weight_grad":
+        return weight_grad_tile(geometry, dtype, precision, device)
+    make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
+    return correlation_tile(make(geometry), dtype, precision, device)
+
+
+def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """The tile where batch norm runs inside the kernel: smaller, where that takes registers.
+
+    Groups of one channel, and of more than 32, go as matrix products: their kernels know no batch norm.
+    """
+    inputs, outputs = geometry.channels_per_group
+    if inputs == outputs == 1 or max(inputs, outputs) > SLIDE_LANES:
+        make = taps_weight_tile if pass_ == "weight_grad" else taps_tile
+        sides = (outputs, inputs) if pass_ == "input_grad" else (inputs, outputs)
+        return make(*sides, dtype, precision, device)
+    if pass_ == "weight_grad":
+        tile = weight_grad_tile(geometry, dtype, precision, device, norm=True)
+        crowded = tile.kernel == "slide" and geometry.stride[0] == 2
+        return replace(tile, stages=min(tile.stages, 2)) if crowded else tile
+    correlation = (Correlation.forward if pass_ == "forward" else Correlation.input_grad)(geometry)
+    tile = correlation_tile(correlation, dtype, precision, device, norm=True)
+    if tile.kernel == "strips":
+        return norm_strip_tile(tile, pass_, correlation)
+    if tile.kernel == "pairs":
+        return norm_pair_tile(tile, correlation)
+    if tile.kernel not in ("slide", "residue"):
+        return tile
+    if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
+        sides = (inputs, outputs) if pass_ == "forward" else (outputs, inputs)
+        return taps_tile(*sides, dtype, precision, device)
+    crowded = precision == "tf32" or tile.outputs > LANES or tile.kernel == "residue"
+    registers = all_registers(device) if crowded else None
+    if pass_ == "forward":  # its prologue's instructions are its limit, to which copying ahead adds
+        tile = replace(tile, stages=1)
+    return replace(tile, pixels=tile.pixels // 2, warps=2, registers=registers)
+
+
+def correlation_tile(
+    correlation: Correlation, dtype: torch.dtype, precision: str, device: Device, norm: bool = False
+) -> Tile:
+    """The tile of the forward pass, or of the input gradient."""
+    if correlation.inputs == correlation.outputs == 1:
+        return depthwise_tile(correlation)
+    slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
+    if has_strips(correlation, dtype, precision, device) and not (norm and dtype.itemsize == 4):
+        return strip_tile(correlation, dtype, device)
+    if has_pairs(correlation, dtype, device):
+        return pair_tile(correlation)
+    if fits_registers(correlation.inputs, correlation.outputs, dtype, precision, device) and slides:
+        if correlation.divisor == (1, 1) and correlation.step[0] in (1, 2):
+            return slide_tile("slide", correlation, dtype, device)
+        if correlation.divisor == (2, 2) and correlation.dilation == (1, 1):
+            return slide_tile("residue", correlation, dtype, device)
+    return taps_tile(correlation.inputs, correlation.outputs, dtype, precision, device)
+
+
+def weight_grad_tile(
+    geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device, norm: bool = False
+) -> Tile:
+    """The tile of the weight gradient: ``inputs`` and ``outputs`` are the sides of its sums."""
+    cg, kg = geometry.channels_per_group
+    if cg == kg == 1:
+        return depthwise_weight_tile(geometry, device)
+    if has_weight_strips(geometry, dtype, precision, device, norm):
+        return strip_weight_tile(geometry, dtype, device, norm)
+    slides = geometry.weight_size[2:] == (3, 3) and geometry.stride[0] in (1, 2) and geometry.dilation[0] == 1
+    if slides and fits_registers(cg, kg, dtype, precision, device):
+        return slide_weight_tile(cg, kg, geometry.stride[0], dtype, device)
+    return taps_weight_tile(cg, kg, dtype, precision, device)
+
+
+def fits_registers(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> bool:
+    """Whether the nine taps' tiles stay in registers, as the kernels that slide over rows need it."""
+    return max(inputs, outputs) <= SLIDE_LANES and uses_tensor_cores(dtype, precision, device)
+
+
+def slide_tile(kernel: str, correlation: Correlation, dtype: torch.dtype, device: Device) -> Tile:
+    """One warp or two, so that Triton keeps to mma.sync, which beats wgmma on tiles this narrow.
+
+    Each warp reads the weights from shared memory for each row, which is what limits these kernels next to
+    the memory. So one is better than two where it has the registers for it: for sixteen lanes of 16 bits.
+    """
+    inputs, outputs = correlation.inputs, correlation.outputs
+    groups = groups_in_pack(inputs, outputs)
+    side_i, side_o = lanes(groups * inputs, SLIDE_LANES), lanes(groups * outputs, SLIDE_LANES)
+    narrow = max(side_i, side_o) == LANES
+    tile = Tile(kernel, groups, 64 if narrow else 32, side_i, side_o, warps=2)
+    if device.kind == "hip" or (dtype.itemsize == 4 and not narrow):
+        return tile
+    if dtype.itemsize == 4:  # a row of as many bytes as two of 16 bits
+        return replace(tile, stages=2)
+    one = {"warps": 1, "registers": all_registers(device)}
+    alone = narrow and kernel == "slide" and correlation.step[0] == 1
+    return replace(tile, stages=3, **(one if alone else {}))
+
+
+def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """A matrix product's tile, as large as the group allows; smaller where it runs on multiply-add units."""
+    groups = groups_in_pack(inputs, outputs)
+    if not uses_tensor_cores(dtype, precision, device):
+        return Tile("taps", groups, 64, LANES, lanes(groups * outputs, 32), warps=4, stages=2)
+    side_i, side_o = lanes(groups * inputs, 64 // dtype.itemsize), lanes(groups * outputs, 64)
+    return Tile("taps", groups, 64, side_i, side_o, warps=4, stages=2, registers=all_registers(device))
+
+
+def slide_weight_tile(inputs: int, outputs: int, step: int, dtype: torch.dtype, device: Device) -> Tile:
+    """Nine sums [outputs, inputs] in the registers of a warp or two; a pack's blocks share rows in L2.
+
+    At a step of 2, which has two rows of x in hand, the bias gradient's sums would not fit beside them.
+    """
+    groups = groups_in_pack(inputs, outputs)
+    side_o = lanes(groups * outputs, 32)
+    pixels, warps = 64 // dtype.itemsize, side_o // LANES
+    if step == 2 and dtype.itemsize == 2 and side_o == LANES:
+        pixels //= 2
+    tile = Tile(
+        "slide", groups, pixels, LANES, side_o, warps, registers=all_registers(device), resident=8 // warps
+    )
+    return tile if device.kind == "hip" else replace(tile, stages=3)
+
+
+def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:
+    """One tap's sums, as large as the group allows."""
+    groups = groups_in_pack(inputs, outputs)
+    most = 64 if uses_tensor_cores(dtype, precision, device) else 32
+    side_i, side_o = lanes(groups * inputs, most), lanes(groups * outputs, most)
+    pixels = 128 // dtype.itemsize
+    registers = all_registers(device)
+    return Tile("taps", groups, pixels, side_i, side_o, warps=4, stages=2, registers=registers, resident=16)
+
+
+def depthwise_lanes(groups: int) -> int:
+    """Channels of a tile: 64, or fewer where they divide all: masked channels are loaded one by one."""
+    divisor = math.gcd(64, groups)
+    return divisor if divisor >= LANES else min(64, power_of_two(groups))
+
+
+def depthwise_tile(correlation: Correlation) -> Tile:
+    """Multiply-adds, no product of tiles. Where it slides, so few pixels that all taps' weights fit."""
+    channels, taps = depthwise_lanes(correlation.groups), math.prod(correlation.kernel)
+    slides = correlation.step[0] == correlation.dilation[0] == 1 and correlation.divisor == (1, 1)
+    if slides and taps <= DEPTHWISE_TAPS:
+        pixels = (1024 if taps <= 25 else 512) // channels
+        return Tile("depthwise-slide", 1, pixels, channels, channels, warps=4)
+    return Tile("depthwise", 1, 1024 // channels, channels, channels, warps=4)
+
+
+def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
+    """Where it slides, so few pixels that all taps' sums fit. Else the taps are a third axis of the tile."""
+    taps = math.prod(geometry.weight_size[2:])
+    registers, split = all_registers(device), {"warps": 4, "resident": 16}
+    if geometry.stride[0] == geometry.dilation[0] == 1 and taps <= DEPTHWISE_TAPS:
+        channels = depthwise_lanes(geometry.groups)
+        pixels = (512 if taps <= 25 else 256) // channels
+        return Tile("depthwise-slide", 1, pixels, channels, channels, registers=registers, **split)
+    channels = max(1, min(32, power_of_two(geometry.groups), 2048 // power_of_two(taps)))
+    pixels = max(1, 2048 // channels // power_of_two(taps))
+    return Tile("depthwise", 1, pixels, channels, channels, registers=registers, **split)

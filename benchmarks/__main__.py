@@ -32,6 +32,7 @@ Measures gconv beside PyTorch's own convolution (cuDNN), torch.compile and the m
   run        single passes of the grouped layers of well-known networks
   networks   whole networks, inference and training steps
   accuracy   the digits' network trained fused and unfused, some seeds of each
+  pieces     what memory gives to programs that each move some bytes of a pixel
   report     tables (report.md) and pictures (*.png) of what is in a folder of results
 
 A run writes a line for each measurement as soon as it is made and can be stopped at any time; the same
@@ -112,6 +113,21 @@ def run_accuracy(parsed: argparse.Namespace) -> int:
     todo = [case for case in all_ if case not in done]
     _measure_all(todo, len(all_), measure, store, "accuracy", parsed.minutes)
     print(columns(accuracy.in_short(store.read("accuracy", accuracy.Row)), left=4, rule=True))
+    return 0
+
+
+def run_pieces(parsed: argparse.Namespace) -> int:
+    """Measures what memory gives to pieces of pixels."""
+    from benchmarks import pieces  # imports Triton
+
+    device = _device()
+    if device.type != "cuda":
+        fail("pieces are measured on a GPU, and there is none here")
+    store = _store(parsed)
+    rows = [asdict(row) for row in pieces.measure(device)]
+    store.append("pieces", rows)
+    told = [tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)]
+    print(columns(told, left=1, rule=True))
     return 0
 
 
@@ -222,6 +238,9 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", choices=("triton", "reference"), default="reference",
         help="who runs the convolutions; on others nothing is fused. default: reference",
     )  # fmt: skip
+    common(made, [])
+
+    made = command("pieces", run_pieces, "Measure copies and reads in pieces of a pixel's channels; seconds.")
     common(made, [])
 
     made = command("report", report, "Write report.md and pictures of what a folder of results holds.")

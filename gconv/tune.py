@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,8 @@ def _run(problems: list[Problem], device: torch.device, arguments: argparse.Name
             torch.cuda.empty_cache()
             continue
         found.append(finding)
+        if arguments.times is not None:
+            _append_times(arguments.times, finding)
         for tile, error in finding.wrong.items():
             print(f"WRONG by {error:.1e}, left out: {problem}, {tile}", file=sys.stderr)
         if finding.tile is not None:
@@ -103,6 +106,15 @@ def _run(problems: list[Problem], device: torch.device, arguments: argparse.Name
         print(columns(_rows(found), left=4, rule=True))
     print(f"{len(entries)} entries in {path}")
     return 1 if any(finding.wrong for finding in found) else 0
+
+
+def _append_times(path: Path, finding: Finding) -> None:
+    """A line for each tile of a finding, the fastest first."""
+    problem = finding.problem
+    what = {"layer": str(problem.geometry), "pass": problem.pass_, "type": problem.type}
+    with open(path, "a") as file:
+        for tile, microseconds in sorted(finding.times.items(), key=lambda item: item[1]):
+            file.write(json.dumps({**what, "us": microseconds, "tile": asdict(tile)}) + "\n")
 
 
 def _rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
@@ -179,6 +191,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the table; default: the GPU's in your cache folder"
     )
+    parser.add_argument(
+        "--times", type=Path, metavar="FILE",
+        help="append the time of every tile that was measured, a line of JSON each",
+    )  # fmt: skip
     parser.add_argument("--again", action="store_true", help="measure what is in the table as well")
     parser.add_argument("--minutes", type=minutes, default=float("inf"), help="stop after as many")
     parser.add_argument(

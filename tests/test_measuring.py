@@ -18,6 +18,7 @@ from torch import nn
 import gconv
 from gconv import timing, tune
 from gconv.geometry import PASSES, ConvGeometry, Padding
+from gconv.kernels.tiles import Tile
 from gconv.problem import LAYOUTS, TYPES, Problem
 from gconv.suites import SUITES, Layer
 
@@ -159,7 +160,11 @@ def test_tuning_leaves_out_what_is_wrong_and_keeps_the_fastest(monkeypatch: pyte
     finding = tuning.tune(problem, [wrong, slow, fast], CPU)
     assert replace(finding.tile, resident=fast.resident) == fast
     assert list(finding.wrong) == [wrong] and finding.wrong[wrong] > 0.1
-    assert finding.entry.tile == finding.tile
+    assert (
+        finding.entry.tile == finding.tile
+        and set(finding.times) >= {slow, fast}
+        and wrong not in finding.times
+    )
     assert set(finding.triton) == set(finding.aten) == set(LAYOUTS)
 
     monkeypatch.setattr(tuning, "_run", lambda *a: run(*a) * 1.5)
@@ -193,14 +198,17 @@ def test_tune_writes_a_table_and_goes_on_where_it_stopped(
 
     monkeypatch.setattr(timing, "LEAST_ROUNDS", 1)
     monkeypatch.setattr(timing, "SECONDS", 0)
-    monkeypatch.setattr(candidates, "RESIDENTS", (4,))
+    monkeypatch.setattr(candidates, "SPLITS", (1,))
     compile_all = tuning.compile_candidates
     monkeypatch.setattr(
         tuning, "compile_candidates", lambda *a: {p: tiles[:1] for p, tiles in compile_all(*a).items()}
     )
     path = tmp_path / "new" / "table.json"
+    times = tmp_path / "times.jsonl"
     command = ["--suite", "tiny", "--batch", "1", "--dtypes", "float16", "--out", str(path)]
-    assert tune.main([*command, "--passes", "forward"]) == 0
+    assert tune.main([*command, "--passes", "forward", "--times", str(times)]) == 0
+    measured = [json.loads(line) for line in times.read_text().splitlines()]
+    assert len(measured) >= 2 and all(line["us"] > 0 and Tile(**line["tile"]) for line in measured)
     assert len(choice.read_entries(path)) == 2
     assert "speedup" in capsys.readouterr().out
     assert tune.main([*command, "--passes", "forward", "input_grad"]) == 0

@@ -176,11 +176,14 @@ def test_tiles_of_many_images_and_images_in_two_tiles(
 
 @pytest.mark.parametrize(("images", "strips"), [(256, 28), (256, 14), (256, 7), (255, 9), (3, 33), (1, 1)])
 def test_groups_of_images_fill_tiles(images: int, strips: int) -> None:
-    group = images_in_group(images, strips, 16)
+    group = images_in_group(images, strips, 16, 100)
     tiles_in_all = -(-images // group) * -(-group * strips // 16)
     assert 1 <= group <= images and tiles_in_all <= images * -(-strips // 16)
     if images == 256:
         assert tiles_in_all == images * strips // 16  # no lane is empty
+    for most in (1, 3):
+        group = images_in_group(images, strips, 16, most)
+        assert -(-group * strips // 16) <= max(most, -(-strips // 16))
 
 
 def seven_rows(images: int, stride: int, padding: int) -> Case:

@@ -14,7 +14,7 @@ from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.tiles import Tile
 
-RESIDENTS = (4, 8, 16)
+SPLITS = (0.5, 1, 2)  # of the programs that the rule's tile makes
 SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # more spill, in one accumulator of the kernel
 STRIPS_A_WARP = 4  # columns times packs, of which each takes registers
 PACKS_ON_WARPS = ((1, 1), (2, 1), (4, 2), (8, 4))
@@ -31,7 +31,7 @@ def candidates(
 
 def splits(tile: Tile) -> list[Tile]:
     """``tile`` with its work split finer and coarser."""
-    return [replace(tile, resident=resident) for resident in RESIDENTS]
+    return [replace(tile, resident=max(1, round(tile.resident * times))) for times in SPLITS]
 
 
 def _around(

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from gconv.kernels.fusion import emit
+from gconv.kernels.fusion import Sink, emit, load_bias
 from gconv.kernels.packing import load_tile, locate_columns
 
 COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "rows", "top", "left", "splits"]
@@ -85,6 +85,8 @@ def depthwise_slide_kernel(
     j = q * step_w - left
     o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
     o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + c[None, :]
+    bias = load_bias(p_bias, c, m_c, BIAS)
+    sink = Sink(p_y, p_side, bias, o_y, 0, (), () if FULL else (m_c,), ())
     h0 = first - top
     p_x += (n * x_n + h0.to(tl.int64) * x_h) * X_UNIT
     at = (n * P + first - (R - 1)) * Q * y_w * Y_UNIT
@@ -96,10 +98,7 @@ def depthwise_slide_kernel(
             m_x = m_column & (h >= 0) & (h < H) & (w >= 0) & (w < W)
             x = load_tile(p_x, o_x + s * tap_w * x_w * X_UNIT, m_x, m_c, FULL).to(tl.float32)
             sums = add_products(sums, x, weights, s, S)
-        emit(
-            sums[R - 1], (), 1, p_bias, p_side + at, p_y + at, o_y, (), c,
-            m_column & (h >= h0 + R - 1), m_c, BIAS, ACTIVATION, EPILOGUE, FULL,
-        )  # fmt: skip
+        emit(sums[R - 1], (), 1, sink, at, m_column & (h >= h0 + R - 1), ACTIVATION, EPILOGUE)
         sums = (zero,) + sums[:-1]
         p_x += x_h * X_UNIT
         at += Q * y_w * Y_UNIT
@@ -194,6 +193,8 @@ def depthwise_kernel(
     p_x += n * x_n * X_UNIT
     at = (n * P + first) * Q * y_w * Y_UNIT
     o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + c[None, :]
+    bias = load_bias(p_bias, c, m_c, BIAS)
+    sink = Sink(p_y, p_side, bias, o_y, 0, (), () if FULL else (m_c,), ())
     for p in range(first, tl.minimum(first + rows, P)):
         acc = tl.zeros([BM, BO], tl.float32)
         for r in range(R):
@@ -207,10 +208,7 @@ def depthwise_kernel(
                 x = load_tile(p_row, o_x, m_x, m_c, FULL)
                 weight = tl.load(p_w + r * w_r + s * w_s, m_c, 0.0)
                 acc += x.to(tl.float32) * weight.to(tl.float32)[None, :]
-        emit(
-            acc, (), 1, p_bias, p_side + at, p_y + at, o_y, (), c,
-            m_column, m_c, BIAS, ACTIVATION, EPILOGUE, FULL,
-        )  # fmt: skip
+        emit(acc, (), 1, sink, at, m_column, ACTIVATION, EPILOGUE)
         at += Q * y_w * Y_UNIT
 
 

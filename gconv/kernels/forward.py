@@ -18,7 +18,9 @@ from gconv.kernels.fusion import (
     PARTIALS,
     PLAIN,
     Fusion,
+    Sink,
     emit,
+    load_bias,
     load_norm,
     merge,
     normalise,
@@ -27,6 +29,7 @@ from gconv.kernels.fusion import (
 )
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last, empty_channels_last
 from gconv.kernels.packing import (
+    Weights,
     dot,
     dot_row,
     load_kernel,
@@ -75,7 +78,7 @@ def slide_kernel(
     n, image, q, m_column = locate_columns(i_m, columns, Q, BM, WIDE)
     c, m_c = locate_channels(i_pack, 0, groups, CI, G, BI)
     k, m_k = locate_channels(i_pack, 0, groups, CO, G, BO)
-    w0, w1, w2 = load_kernel(p_w, i_pack, groups, w_0, w_g, w_i, w_o, w_r, w_s, CI, CO, G, BI, BO)
+    w0, w1, w2 = load_kernel(i_pack, Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s, CI, CO, G), BI, BO)
     if EPILOGUE == "gradient":
         norm = load_norm(p_norm, groups * CO, k, m_k, True)
     else:
@@ -85,6 +88,8 @@ def slide_kernel(
     m_x = mask_columns(j, tap_w, W, m_column)
     o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
     o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + k[None, :]
+    bias = load_bias(p_bias, k, m_k, BIAS)
+    sink = Sink(p_y, p_side, bias, o_y, 0, (), () if FULL else (m_k,), norm)
     h0 = first * STRIDE - top
     step = tap_w * x_w * X_UNIT
     zero = tl.zeros([BM, BO], tl.float32)
@@ -101,10 +106,8 @@ def slide_kernel(
             done = dot_row(a, w2, last, PRECISION)
             last = dot_row(a, w1, middle, PRECISION)
             middle = dot_row(a, w0, zero, PRECISION)
-            sums = emit(
-                done, sums, h - h0 - 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
-                m_column & (h >= h0 + 2), m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
-            )  # fmt: skip
+            complete = m_column & (h >= h0 + 2)
+            sums = emit(done, sums, h - h0 - 1, sink, at, complete, ACTIVATION, EPILOGUE)
             p_x += x_h * X_UNIT
             at += Q * y_w * Y_UNIT
     else:
@@ -116,10 +119,8 @@ def slide_kernel(
             a = normalise_row(x, norm, m_x, (h >= 0) & (h < H), PROLOGUE)
             done = dot_row(a, w2, acc, PRECISION)
             acc = dot_row(a, w0, zero, PRECISION)
-            sums = emit(
-                done, sums, (h - h0) // 2, p_bias, p_side + at, p_y + at, o_y, norm, k,
-                m_column & (h >= h0 + 2), m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
-            )  # fmt: skip
+            complete = m_column & (h >= h0 + 2)
+            sums = emit(done, sums, (h - h0) // 2, sink, at, complete, ACTIVATION, EPILOGUE)
             x = load_row(p_x + x_h * X_UNIT, o_x, step, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
             a = normalise_row(x, norm, m_x, (h + 1 >= 0) & (h + 1 < H), PROLOGUE)
             acc = dot_row(a, w1, acc, PRECISION)
@@ -164,6 +165,7 @@ def taps_kernel(
     k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
     p_x += n * x_n * X_UNIT
     norm = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
+    weights = Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s, CI, CO, G)
     zero = tl.zeros([BM, BO], tl.float32)
     acc = zero
     for t in range(R * S * INPUT_BLOCKS):
@@ -179,15 +181,14 @@ def taps_kernel(
         o_x = ((image * x_n + h * x_h + w * x_w) * X_UNIT)[:, None] + c[None, :]
         x = load_tile(p_x, o_x, m_x, m_c, FULL)
         x = normalise(x, load_norm(p_norm, groups * CI, c, m_c, PROLOGUE), m_x, PROLOGUE)
-        o_w, m_w = locate_weights(i_pack, i_i, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
-        acc = dot(x, tl.load(p_w + w_0 + r * w_r + s * w_s + o_w, m_w, 0.0), acc, PRECISION)
+        o_w, m_w = locate_weights(i_pack, i_i, i_o, weights, BI, BO)
+        acc = dot(x, tl.load(weights.p + r * w_r + s * w_s + o_w, m_w, 0.0), acc, PRECISION)
 
     at = i_m.to(tl.int64) * BM * y_w * Y_UNIT
     o_y = (tl.arange(0, BM) * y_w * Y_UNIT)[:, None] + k[None, :]
-    sums = emit(
-        acc, (zero, zero), 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
-        m_pixel, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
-    )  # fmt: skip
+    bias = load_bias(p_bias, k, m_k, BIAS)
+    sink = Sink(p_y, p_side, bias, o_y, 0, (), () if FULL else (m_k,), norm)
+    sums = emit(acc, (zero, zero), 1, sink, at, m_pixel, ACTIVATION, EPILOGUE)
     store_sums(p_sums, i_m, sums, m_pixel.to(tl.int32), groups * CO, k, m_k, EPILOGUE)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,7 +27,7 @@ from torch import Tensor
 from gconv.geometry import ConvGeometry
 from gconv.kernels.choice import tile_of
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands
-from gconv.kernels.packing import INTERPRETED, dot, load_tile, store_tile
+from gconv.kernels.packing import INTERPRETED, as_mask, dot
 from gconv.kernels.rules import norm_tile
 from gconv.kernels.tiles import SLIDE_LANES, Tile
 
@@ -147,38 +147,70 @@ def activate(y, ACTIVATION: tl.constexpr):
     return y
 
 
+class Sink(NamedTuple):
+    """Where a row of outputs goes, and what goes into them beside the sums.
+
+    Args:
+        p_y: the outputs, ``at`` a row's distance from there.
+        p_side: the residual, or x of a gradient, which lies as y does.
+        bias: a tuple of the tile's channels' numbers  # [BO]; empty if there are none.
+        offset: of a tile in its row  # [BM, BO]
+        step: from one column of a strip to the next.
+        masks: of pixels, one for each column of a strip.
+        m_channel: a tuple of which channels exist  # [BO]; empty if all do.
+        norm: batch norm of the outputs' channels, for a gradient.
+    """
+
+    p_y: Any
+    p_side: Any
+    bias: Any
+    offset: Any
+    step: Any
+    masks: Any
+    m_channel: Any
+    norm: Any
+
+
 @triton.jit
-def finish(
-    acc, p_bias, p_side, offset, channel, m_pixel, m_channel,
-    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
-    """The float32 sums of a tile with bias and residual, through the activation."""
-    if BIAS:
-        acc += tl.load(p_bias + channel, mask=m_channel, other=0.0).to(tl.float32)[None, :]
+def load_bias(p_bias, channel, m_channel, BIAS: tl.constexpr):
+    """``Sink.bias``, in float32."""
+    return (tl.load(p_bias + channel, m_channel, 0.0).to(tl.float32),) if BIAS else ()
+
+
+@triton.jit
+def mask_sink(sink, m_pixel):
+    """The mask of a tile of outputs  # [BM, BO], or [BM, 1] where all channels exist"""
+    mask = as_mask(m_pixel)[:, None]
+    if len(sink.m_channel) > 0:
+        mask = mask & sink.m_channel[0][None, :]
+    return mask
+
+
+@triton.jit
+def finish(acc, sink, at, offset, m_pixel, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr):
+    """The float32 sums of a tile with bias and residual, through the activation, in y's type."""
+    if len(sink.bias) > 0:
+        acc += sink.bias[0][None, :]
     if EPILOGUE == "residual":
-        acc += load_tile(p_side, offset, m_pixel, m_channel, FULL).to(tl.float32)
-    return activate(acc, ACTIVATION)
+        acc += tl.load(sink.p_side + at + offset, mask_sink(sink, m_pixel), 0.0).to(tl.float32)
+    return activate(acc, ACTIVATION).to(sink.p_y.dtype.element_ty)
 
 
 @triton.jit
-def emit(
-    acc, sums, rows, p_bias, p_side, p_y, offset, norm, channel, m_pixel, m_channel,
-    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
+def emit(acc, sums, rows, sink, at, m_pixel, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr):
     """The epilogue on the float32 sums of a tile, then its store; ``sums`` with the tile in them.
 
-    ``p_side`` is the residual, or x of the gradient: it lies as y does. ``rows``: this one is the so many-th.
+    ``rows``: this one is the so many-th.
     """
-    y = finish(acc, p_bias, p_side, offset, channel, m_pixel, m_channel, BIAS, ACTIVATION, EPILOGUE, FULL).to(
-        p_y.dtype.element_ty
-    )
+    y = finish(acc, sink, at, sink.offset, m_pixel, ACTIVATION, EPILOGUE)
+    mask = mask_sink(sink, m_pixel)
     if EPILOGUE == "gradient":
-        x = load_tile(p_side, offset, m_pixel, m_channel, FULL).to(tl.float32)
-        y = through_relu(y, x, norm, m_pixel)
-        sums = (sums[0] + y, sums[1] + y.to(tl.float32) * (x - norm[2][None, :]))
+        x = tl.load(sink.p_side + at + sink.offset, mask, 0.0).to(tl.float32)
+        y = through_relu(y, x, sink.norm, m_pixel).to(y.dtype)
+        sums = (sums[0] + y, sums[1] + y.to(tl.float32) * (x - sink.norm[2][None, :]))
     if EPILOGUE == "moments":
         sums = add_moments(sums, y.to(tl.float32), rows)
-    store_tile(p_y, offset, y, m_pixel, m_channel, FULL)
+    tl.store(sink.p_y + at + sink.offset, y, mask)
     return sums
 
 

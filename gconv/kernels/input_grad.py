@@ -20,9 +20,10 @@ from gconv.kernels.forward import (
     empty_parts,
     plan_correlation,
 )
-from gconv.kernels.fusion import PLAIN, Fusion, emit, load_norm, merge, store_sums
+from gconv.kernels.fusion import PLAIN, Fusion, Sink, emit, load_bias, load_norm, merge, store_sums
 from gconv.kernels.launch import PLANS_KEPT, Launch, Operands, channels_last, empty_channels_last
 from gconv.kernels.packing import (
+    Weights,
     dot,
     load_kernel,
     load_tile,
@@ -66,7 +67,7 @@ def residue_kernel(
     n, image, pair, m_column = locate_columns(i_m, columns, pairs_w, BM, WIDE)
     c, m_c = locate_channels(i_pack, 0, groups, CI, G, BI)
     k, m_k = locate_channels(i_pack, 0, groups, CO, G, BO)
-    w0, w1, w2 = load_kernel(p_w, i_pack, groups, w_0, w_g, w_i, w_o, w_r, w_s, CI, CO, G, BI, BO)
+    w0, w1, w2 = load_kernel(i_pack, Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s, CI, CO, G), BI, BO)
 
     b = pair + before
     m_left = m_column & (b >= 0) & (b < W)
@@ -80,6 +81,9 @@ def residue_kernel(
     at = (n * P + 2 * (first - 1) + top) * Q * y_w * Y_UNIT
     norm = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
 
+    bias = load_bias(p_bias, k, m_k, BIAS)
+    sink = Sink(p_y, p_side, bias, o_y, 0, (), () if FULL else (m_k,), norm)
+    step = y_w * Y_UNIT  # from an even column to the odd one
     zero = tl.zeros([BM, BO], tl.float32)
     even, odd = zero, zero
     sums = (zero, zero)
@@ -91,27 +95,15 @@ def residue_kernel(
         above_row = (a > first) & (p >= 0) & (p < P)
         below_row = (a > first) & (p + 1 >= 0) & (p + 1 < P)
         even = dot(x1, w2[2], dot(x0, w2[0], even, PRECISION), PRECISION)
-        sums = emit(
-            even, sums, 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
-            m_even & above_row, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
-        )  # fmt: skip
+        sums = emit(even, sums, 1, sink, at, m_even & above_row, ACTIVATION, EPILOGUE)
         odd = dot(x1, w2[1], odd, PRECISION)
-        sums = emit(
-            odd, sums, 1, p_bias, p_side + at, p_y + at, o_y + y_w * Y_UNIT, norm, k,
-            m_odd & above_row, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
-        )  # fmt: skip
-        at += Q * y_w * Y_UNIT
+        sums = emit(odd, sums, 1, sink, at + step, m_odd & above_row, ACTIVATION, EPILOGUE)
+        at += Q * step
         below = dot(x1, w1[2], dot(x0, w1[0], zero, PRECISION), PRECISION)
-        sums = emit(
-            below, sums, 1, p_bias, p_side + at, p_y + at, o_y, norm, k,
-            m_even & below_row, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
-        )  # fmt: skip
+        sums = emit(below, sums, 1, sink, at, m_even & below_row, ACTIVATION, EPILOGUE)
         below = dot(x1, w1[1], zero, PRECISION)
-        sums = emit(
-            below, sums, 1, p_bias, p_side + at, p_y + at, o_y + y_w * Y_UNIT, norm, k,
-            m_odd & below_row, m_k, BIAS, ACTIVATION, EPILOGUE, FULL,
-        )  # fmt: skip
-        at += Q * y_w * Y_UNIT
+        sums = emit(below, sums, 1, sink, at + step, m_odd & below_row, ACTIVATION, EPILOGUE)
+        at += Q * step
         even = dot(x1, w0[2], dot(x0, w0[0], zero, PRECISION), PRECISION)
         odd = dot(x1, w0[1], zero, PRECISION)
         p_x += x_h * X_UNIT

@@ -4,6 +4,8 @@ Names in kernels: ``p_`` a pointer, ``o_`` offsets from it, ``m_`` a mask, ``i_`
 loop; BM, BI, BO the sides of a tile (pixels, inputs, outputs), powers of two; ``# [BM, BI]`` a tile's shape.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 from triton import knobs
@@ -44,11 +46,30 @@ def locate_channels(i_pack, i_block, groups, CHANNELS: tl.constexpr, G: tl.const
     return channel, (lane < G * CHANNELS) & (channel < groups * CHANNELS)
 
 
+class Weights(NamedTuple):
+    """The compact weights, in memory.
+
+    Args:
+        p: the first of them.
+        groups: how many.
+        g, i, o, r, s: strides along groups, inputs and outputs of a group, rows and columns of the kernel.
+        CI, CO, G: constants: inputs and outputs of a group, groups in a pack.
+    """
+
+    p: Any
+    groups: Any
+    g: Any
+    i: Any
+    o: Any
+    r: Any
+    s: Any
+    CI: Any
+    CO: Any
+    G: Any
+
+
 @triton.jit
-def locate_weights(
-    i_pack, i_i, i_o, groups, w_g, w_i, w_o,
-    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
-):  # fmt: skip
+def locate_weights(i_pack, i_i, i_o, w, BI: tl.constexpr, BO: tl.constexpr):
     """Offsets and mask of a block-diagonal tile in the compact weights  # [BI, BO]
 
     Entry (i, o) is the weight from input i to output o of the pack where both are in one group. Elsewhere it
@@ -56,12 +77,13 @@ def locate_weights(
     """
     i = i_i * BI + tl.arange(0, BI)
     o = i_o * BO + tl.arange(0, BO)
-    if G == 1:
-        return i_pack * w_g + (i * w_i)[:, None] + (o * w_o)[None, :], (i < CI)[:, None] & (o < CO)[None, :]
-    g = i // CI
-    group = i_pack * G + g
-    offset = (group * w_g + (i % CI) * w_i)[:, None] + ((o % CO) * w_o)[None, :]
-    return offset, (g[:, None] == (o // CO)[None, :]) & ((g < G) & (group < groups))[:, None]
+    if w.G == 1:
+        offset = i_pack * w.g + (i * w.i)[:, None] + (o * w.o)[None, :]
+        return offset, (i < w.CI)[:, None] & (o < w.CO)[None, :]
+    g = i // w.CI
+    group = i_pack * w.G + g
+    offset = (group * w.g + (i % w.CI) * w.i)[:, None] + ((o % w.CO) * w.o)[None, :]
+    return offset, (g[:, None] == (o // w.CO)[None, :]) & ((g < w.G) & (group < w.groups))[:, None]
 
 
 @triton.jit
@@ -122,14 +144,11 @@ def load_taps(p, step, mask):
 
 
 @triton.jit
-def load_kernel(
-    p, i_pack, groups, w_0, w_g, w_i, w_o, w_r, w_s,
-    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
-):  # fmt: skip
+def load_kernel(i_pack, w, BI: tl.constexpr, BO: tl.constexpr):
     """The weights of a pack's 3x3 taps: three rows of three block-diagonal tiles, each  # [BI, BO]"""
-    offset, mask = locate_weights(i_pack, 0, 0, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
-    p += w_0 + offset
-    return load_taps(p, w_s, mask), load_taps(p + w_r, w_s, mask), load_taps(p + 2 * w_r, w_s, mask)
+    offset, mask = locate_weights(i_pack, 0, 0, w, BI, BO)
+    p = w.p + offset
+    return load_taps(p, w.s, mask), load_taps(p + w.r, w.s, mask), load_taps(p + 2 * w.r, w.s, mask)
 
 
 @triton.jit

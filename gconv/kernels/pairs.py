@@ -10,9 +10,9 @@ import triton.language as tl
 from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
-from gconv.kernels.fusion import load_norm, store_sums
+from gconv.kernels.fusion import Sink, load_norm, mask_sink, store_sums
 from gconv.kernels.launch import Launch
-from gconv.kernels.packing import dot, load_tile, locate_channels, store_tile
+from gconv.kernels.packing import dot, locate_channels
 from gconv.kernels.strips import QUAD, Source, join_packs, load_strip, load_taps
 from gconv.kernels.walk import Walk, locate_strips
 
@@ -39,24 +39,22 @@ def fold(tile):
 
 
 @triton.jit
-def emit_pairs(
-    acc, sums, p_side, p_y, offset, step, norm, masks, inside, complete, m_k,
-    EPILOGUE: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
+def emit_pairs(acc, sums, sink, at, inside, complete, EPILOGUE: tl.constexpr):
     """Stores a row of strips of pairs if it is ``inside`` y and ``complete``; ``sums`` with it in them."""
     for u in tl.static_range(len(acc)):
         y = join_packs(acc[u])
-        at, m_y = offset + u * step, masks[u] & (inside & complete)
+        offset, m_y = sink.offset + u * sink.step, sink.masks[u] & (inside & complete)
         if EPILOGUE == "gradient":
             # A mask of its own, so that the store's isn't kept in registers from when x was asked for.
-            x = load_tile(p_side, at, masks[u] & inside, m_k, FULL).to(tl.float32)
+            x = tl.load(sink.p_side + at + offset, mask_sink(sink, sink.masks[u] & inside), 0.0)
+            x = x.to(tl.float32)
             # As through_relu does, in one comparison: outside the image numbers don't come through, NaN does.
             bound = tl.where(m_y, 0.0, float("inf"))
-            y = tl.where(x * norm[0][None, :] + norm[1][None, :] <= bound[:, None], 0.0, y)
-            y = y.to(p_y.dtype.element_ty)
+            before = x * sink.norm[0][None, :] + sink.norm[1][None, :]
+            y = tl.where(before <= bound[:, None], 0.0, y).to(sink.p_y.dtype.element_ty)
             grad = y.to(tl.float32)
-            sums = (sums[0] + fold(grad), sums[1] + fold(grad * (x - norm[2][None, :])))
-        store_tile(p_y, at, y, m_y, m_k, FULL)
+            sums = (sums[0] + fold(grad), sums[1] + fold(grad * (x - sink.norm[2][None, :])))
+        tl.store(sink.p_y + at + offset, y.to(sink.p_y.dtype.element_ty), mask_sink(sink, m_y))
     return sums
 
 
@@ -130,6 +128,7 @@ def pairs_kernel(
     for u in tl.static_range(2 * T):
         m_y = m_y + (m_strip & (q + u < Q),)
     source = Source(o_x, step_x, m_x, m_c, norm)
+    sink = Sink(p_y, p_side, (), o_y, step_y, m_y, () if FULL else (m_k,), norm)
 
     i_begin = tl.maximum(start - 1, 0)  # another program's, whose sums this one needs too
     turn = i_begin % turns + begins
@@ -137,7 +136,6 @@ def pairs_kernel(
     n = (i_begin // turns * group).to(tl.int64)
     p_row = p_x + (n * x_n + (above + turn).to(tl.int64) * x_h) * X_UNIT
     at = (n * P + 2 * (above + turn - 1) + top) * Q * step_y
-    p_row_y, p_row_side = p_y + at, p_side + at
     next_x = (group.to(tl.int64) * x_n - (turns - 1) * x_h) * X_UNIT  # from an image's last turn
     next_y = (group.to(tl.int64) * P - 2 * (turns - 1)) * Q * step_y
     even = zeros
@@ -149,22 +147,14 @@ def pairs_kernel(
         complete = (turn > 0) & (i >= start)
         odd = add_pairs(zeros, x, w1, ODD)
         inside = image < tl.where((p + 1 >= 0) & (p + 1 < P), left_over, 0)
-        sums = emit_pairs(
-            odd, sums, p_row_side + Q * step_y, p_row_y + Q * step_y, o_y, step_y, norm,
-            m_y, inside, complete, m_k, EPILOGUE, FULL,
-        )  # fmt: skip
+        sums = emit_pairs(odd, sums, sink, at + Q * step_y, inside, complete, EPILOGUE)
         even = add_pairs(even, x, w2, ODD)
         inside = image < tl.where((p >= 0) & (p < P), left_over, 0)
-        sums = emit_pairs(
-            even, sums, p_row_side, p_row_y, o_y, step_y, norm,
-            m_y, inside, complete, m_k, EPILOGUE, FULL,
-        )  # fmt: skip
+        sums = emit_pairs(even, sums, sink, at, inside, complete, EPILOGUE)
         even = add_pairs(zeros, x, w0, ODD)
         ends = turn == turns - 1 + begins
-        step = tl.where(ends, next_y, 2 * Q * step_y)
         p_row += tl.where(ends, next_x, x_h * X_UNIT)
-        p_row_y += step
-        p_row_side += step
+        at += tl.where(ends, next_y, 2 * Q * step_y)
         left_over -= tl.where(ends, group, 0)
         turn = tl.where(ends, begins, turn + 1)
     store_sums(p_sums, i_tile, sums, m_k, groups * CO, k, m_k, EPILOGUE)

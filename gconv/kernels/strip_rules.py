@@ -10,7 +10,7 @@ import torch
 from gconv.geometry import ConvGeometry
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
-from gconv.kernels.tiles import LANES, SLIDE_LANES, Tile, fills, groups_in_pack, lanes
+from gconv.kernels.tiles import LANES, SLIDE_LANES, WORKSPACE, Tile, fills, groups_in_pack, lanes
 
 STRIP_LANES = 128  # the most inputs whose weights for eight outputs fit the registers of a warp
 BLACKWELL = 100  # its compute capability, times ten
@@ -76,11 +76,16 @@ def wide_strip_tile(correlation: Correlation) -> Tile:
 def has_weight_strips(
     geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device, norm: bool
 ) -> bool:
-    """Whether strips compute the weight gradient: in TF32, and with batch norm, where the registers allow."""
+    """Whether strips compute the weight gradient: in TF32, and with batch norm, where the registers allow.
+
+    And where the sums of the tiles that a row of an image takes fit the workspace: each leaves its own.
+    """
     narrow = max(geometry.channels_per_group) <= LANES
     if dtype.itemsize == 4 and (geometry.stride == (2, 2) or not narrow):
         return False
     if norm and geometry.stride == (2, 2) and not narrow:
+        return False
+    if -(-geometry.output_size[3] // LANES) * 4 * math.prod(geometry.weight_size) > WORKSPACE:
         return False
     return has_strips(Correlation.forward(geometry), dtype, precision, device)
 
@@ -107,8 +112,12 @@ def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, device: Device
         columns = 4
     if slow:  # a row of dy meets two of x
         columns = max(1, columns // 2)
-    tile = replace(tile, stages=4 if warps == 2 and not norm else 2 if slow else 3)
-    if device.capability >= BLACKWELL and slow:
+    if slow:
+        tile = replace(tile, stages=2)
+    blackwell = device.capability >= BLACKWELL
+    if warps == 2 and not norm and not (slow and blackwell):
+        tile = replace(tile, stages=4)
+    if slow and blackwell:
         if packs == 2:
             packs, columns = 1, 2
         elif warps == 2 and min(cg, kg) < SLIDE_LANES:  # with masks

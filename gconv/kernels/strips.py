@@ -15,11 +15,14 @@ from gconv.kernels import tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.fusion import (
+    Sink,
     add_apart,
     add_gradient,
     as_sums,
     finish,
+    load_bias,
     load_norm,
+    mask_sink,
     mean_and_squares,
     normalise_operand,
     store_sums,
@@ -27,11 +30,11 @@ from gconv.kernels.fusion import (
 )
 from gconv.kernels.launch import PLANS_KEPT, Launch
 from gconv.kernels.packing import (
+    Weights,
     dot,
     load_tile,
     locate_channels,
     locate_weights,
-    store_tile,
 )
 from gconv.kernels.walk import Walk, locate_strips
 
@@ -68,8 +71,9 @@ def pack_kernel(
     i_tap = tl.program_id(0) % 9
     i_o = tl.program_id(0) // 9 % BLOCKS
     i_pack = tl.program_id(0) // (9 * BLOCKS)
-    offset, mask = locate_weights(i_pack, 0, i_o, groups, w_g, w_i, w_o, CI, CO, G, BI, BO)
-    w = tl.load(p_w + w_0 + i_tap // 3 * w_r + i_tap % 3 * w_s + offset, mask, 0.0)
+    weights = Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s, CI, CO, G)
+    offset, mask = locate_weights(i_pack, 0, i_o, weights, BI, BO)
+    w = tl.load(weights.p + i_tap // 3 * w_r + i_tap % 3 * w_s + offset, mask, 0.0)
     i, o = tl.arange(0, BI)[:, None], tl.arange(0, BO)[None, :]
     at = (i // BK * BO + o) * BK + position_in_quad(i % BK, BK, E)
     tl.store(p_packed + tl.program_id(0) * BO * BI + at, w)
@@ -123,20 +127,6 @@ class Source(NamedTuple):
     norm: Any
 
 
-class Sink(NamedTuple):
-    """Where strips put their outputs in a row of y, and what goes into these beside the sums."""
-
-    p_bias: Any
-    p_side: Any
-    p_y: Any
-    offset: Any
-    step: Any
-    masks: Any
-    channel: Any
-    m_channel: Any
-    norm: Any
-
-
 @triton.jit
 def split_packs(tile, B: tl.constexpr):
     """[BM, BI], or [B, BM, BI], from [BM, B BI]"""
@@ -179,29 +169,24 @@ def add_row(sums, x, w, STRIDE: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def emit_strip(
-    done, sums, sink, at, inside, begins,
-    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, FULL: tl.constexpr, B: tl.constexpr,
-):  # fmt: skip
+def emit_strip(done, sums, sink, at, inside, begins, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr):
     """Finishes and stores the outputs of a row of strips; ``sums`` with them in it.
 
     ``at``: where the row is. ``begins``: the program has stored none before it.
     """
     for t in tl.static_range(len(done)):
-        y = join_packs(done[t])
         offset, m_y = sink.offset + t * sink.step, sink.masks[t] & inside
-        y = finish(
-            y, sink.p_bias, sink.p_side + at, offset, sink.channel, m_y, sink.m_channel,
-            BIAS, ACTIVATION, EPILOGUE, FULL,
-        ).to(sink.p_y.dtype.element_ty)  # fmt: skip
+        y = finish(join_packs(done[t]), sink, at, offset, m_y, ACTIVATION, EPILOGUE)
         if EPILOGUE == "gradient":
-            x = load_tile(sink.p_side + at, offset, m_y, sink.m_channel, FULL)
-            x = join_packs(as_sums(split_packs(x, B)))
-            y = through_relu(y, x, sink.norm, m_y)
+            x = tl.load(sink.p_side + at + offset, mask_sink(sink, m_y), 0.0)
+            if len(done[t].shape) == 3:
+                x = split_packs(x, done[t].shape[0])
+            x = join_packs(as_sums(x))
+            y = through_relu(y, x, sink.norm, m_y).to(y.dtype)
             sums = add_gradient(sums, y, x, sink.norm)
         if EPILOGUE == "moments":
             sums = add_apart(sums, y.to(tl.float32), m_y, begins & (t == 0))
-        store_tile(sink.p_y + at, offset, y, m_y, sink.m_channel, FULL)
+        tl.store(sink.p_y + at + offset, y, mask_sink(sink, m_y))
     return sums
 
 
@@ -276,7 +261,8 @@ def strips_kernel(
     for t in tl.static_range(T):
         m_y = m_y + (m_strip & (q + t < Q),)
     source = Source(o_x, step_x, m_x, m_c, norm_x)
-    sink = Sink(p_bias, p_side, p_y, o_y, step_y, m_y, k, m_k, norm_y)
+    bias = load_bias(p_bias, k, m_k, BIAS)
+    sink = Sink(p_y, p_side, bias, o_y, step_y, m_y, () if FULL else (m_k,), norm_y)
 
     # The first turns are another program's, whose sums this one needs too.
     i_begin = tl.maximum(start - LAG, 0)
@@ -296,7 +282,7 @@ def strips_kernel(
         x = load_strip(p_row, source, inside, PROLOGUE, FULL, B)
         done = add_row(last, x, w2, STRIDE, PRECISION)
         if GATHERS or STRIDE == 2:  # at once, for the registers' sake
-            sums = emit_strip(done, sums, sink, at, complete, i == first, BIAS, ACTIVATION, EPILOGUE, FULL, B)
+            sums = emit_strip(done, sums, sink, at, complete, i == first, ACTIVATION, EPILOGUE)
         if STRIDE == 1:
             last = add_row(middle, x, w1, STRIDE, PRECISION)
             middle = add_row(zeros, x, w0, STRIDE, PRECISION)
@@ -306,7 +292,7 @@ def strips_kernel(
             x = load_strip(p_row + x_h * X_UNIT, source, inside, PROLOGUE, FULL, B)
             last = add_row(last, x, w1, STRIDE, PRECISION)
         if not GATHERS and STRIDE == 1:
-            sums = emit_strip(done, sums, sink, at, complete, i == first, BIAS, ACTIVATION, EPILOGUE, FULL, B)
+            sums = emit_strip(done, sums, sink, at, complete, i == first, ACTIVATION, EPILOGUE)
         if EPILOGUE == "moments":
             for t in tl.static_range(T):
                 counts += tl.sum((m_y[t] & complete).to(tl.int32).reshape(2, BM // 2), 0)

@@ -33,6 +33,7 @@ class Finding:
         tile: the fastest of those that gave the right result, None where none did.
         triton, aten: microseconds by layout.
         wrong: tiles that gave a wrong result, with its error; they are never used.
+        times: microseconds of all tiles that gave the right result, in channels_last.
     """
 
     problem: Problem
@@ -40,6 +41,7 @@ class Finding:
     triton: dict[str, float]
     aten: dict[str, float]
     wrong: dict[Tile, float]
+    times: dict[Tile, float]
 
     @property
     def entry(self) -> choice.Entry:
@@ -66,12 +68,14 @@ def tune(problem: Problem, tiles: Sequence[Tile], device: torch.device) -> Findi
         ours = sets["channels_last"]
         truth = problem.truth(ours[0])
         errors = _errors(problem, ours[0], tiles, truth)
-        best = _fastest(problem, ours, errors, device)
+        measured = _times(problem, ours, errors, device)
+        best = min(measured, key=measured.get, default=None)
         if best is not None:
             errors |= _errors(problem, ours[0], splits(best), truth)
-            best = _fastest(
-                problem, ours, {t: errors[t] for t in (best, *splits(best)) if t in errors}, device
-            )
+            near = {tile: errors[tile] for tile in (best, *splits(best)) if tile in errors}
+            again = _times(problem, ours, near, device)
+            measured |= again
+            best = min(again, key=again.get)
         contenders = {("aten", layout): _calls(problem.run_pytorch, sets[layout]) for layout in LAYOUTS}
         if best is not None:
             contenders |= {
@@ -84,7 +88,7 @@ def tune(problem: Problem, tiles: Sequence[Tile], device: torch.device) -> Findi
         for name in ("triton", "aten")
     )
     wrong = {tile: error for tile, error in errors.items() if not problem.matches(error)}
-    return Finding(problem, best, triton, aten, wrong)
+    return Finding(problem, best, triton, aten, wrong, measured)
 
 
 def compile_candidates(
@@ -140,17 +144,17 @@ def _errors(problem: Problem, operands: Operands, tiles: Iterable[Tile], truth: 
     return errors
 
 
-def _fastest(
+def _times(
     problem: Problem, sets: Sequence[Operands], errors: dict[Tile, float], device: torch.device
-) -> Tile | None:
-    """Of the tiles that are right; None where none is."""
+) -> dict[Tile, float]:
+    """Microseconds of the tiles that are right."""
     contenders = {
         tile: _calls(lambda o, tile=tile: _run(problem, o, tile, torch.channels_last), sets)
         for tile, error in errors.items()
         if problem.matches(error)
     }
     times = time_together(contenders, device) if contenders else {}
-    return min(times, key=lambda tile: times[tile].p50, default=None)
+    return {tile: round(t.p50 * 1e6, 3) for tile, t in times.items()}
 
 
 def _calls(run: Callable[[Operands], Tensor], sets: Iterable[Operands]) -> list[Callable[[], Tensor]]:

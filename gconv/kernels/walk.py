@@ -54,24 +54,31 @@ class Walk(NamedTuple):
         Args:
             images, strips, turns: as above.
             programs: that each tile of strips takes, for packs and blocks of channels.
-            bytes_a_split: of the sums that a program leaves, and those beside it for the same pixels.
+            bytes_a_split: of the sums that the programs of a tile of strips leave; 0 if none.
             tile: of the kernel.
             device: whose processors share the work.
         """
-        group = images_in_group(images, strips, tile.pixels)
+        most = tile.resident * device.processors // programs
+        if bytes_a_split:
+            most = min(most, tiles.WORKSPACE // bytes_a_split)
+        group = images_in_group(images, strips, tile.pixels, most)
         parts = -(-group * strips // tile.pixels)
         all_turns = -(-images // group) * turns
         rows, splits = tiles.rows_of_split(all_turns, programs * parts, bytes_a_split * parts, tile, device)
         return cls(images, strips, group, parts, turns, rows, splits)
 
 
-def images_in_group(images: int, strips: int, pixels: int) -> int:
-    """How many images fill tiles of ``pixels`` strips best: the fewest that take the fewest tiles."""
+def images_in_group(images: int, strips: int, pixels: int, most: int) -> int:
+    """How many images fill tiles of ``pixels`` strips best: the fewest that take the fewest tiles.
 
-    def tiles_in_all(group: int) -> tuple[int, int]:
-        return -(-images // group) * -(-group * strips // pixels), group
+    Of those that make no more than ``most`` parts, which programs have to share; but one image may.
+    """
 
-    return min(range(1, min(images, pixels) + 1), key=tiles_in_all)
+    def parts(group: int) -> int:
+        return -(-group * strips // pixels)
+
+    groups = [g for g in range(1, min(images, pixels) + 1) if parts(g) <= max(most, parts(1))]
+    return min(groups, key=lambda group: (-(-images // group) * parts(group), group))
 
 
 @triton.jit

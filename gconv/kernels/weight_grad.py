@@ -40,14 +40,9 @@ def add_row(sums, dy, x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def locate_sums(
-    i_pack, i_i, i_o, groups,
-    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
-):  # fmt: skip
+def locate_sums(i_i, i_o, k, m_k, CI: tl.constexpr, CO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
     """Offsets of a tile's diagonal blocks in sums laid out (K, C / groups), and their mask  # [BO, BI]"""
-    i = i_i * BI + tl.arange(0, BI)
-    k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
-    o = i_o * BO + tl.arange(0, BO)
+    i, o = i_i * BI + tl.arange(0, BI), i_o * BO + tl.arange(0, BO)
     m = ((o // CO)[:, None] == (i // CI)[None, :]) & m_k[:, None]
     return (k * CI)[:, None] + (i % CI)[None, :], m
 
@@ -135,7 +130,7 @@ def slide_weight_kernel(
             p_grad += dy_h * DY_UNIT
             p_row += STRIDE * x_h * X_UNIT
 
-    o_sums, m_sums = locate_sums(i_pack, i_i, i_o, groups, CI, CO, G, BI, BO)
+    o_sums, m_sums = locate_sums(i_i, i_o, k, m_k, CI, CO, BI, BO)
     size = groups * CO * CI
     p_sums += i_split.to(tl.int64) * (9 * size + BIAS * groups * CO)
     store_row(p_sums, o_sums, size, sums0, m_sums)
@@ -192,7 +187,7 @@ def taps_weight_kernel(
         x = normalise(load_tile(p_x + n * x_n * X_UNIT, o_x, m_x, m_c, FULL), norm, m_x, PROLOGUE)
         sums = dot(tl.trans(dy), x, sums, PRECISION)
 
-    o_sums, m_sums = locate_sums(i_pack, i_i, i_o, groups, CI, CO, G, BI, BO)
+    o_sums, m_sums = locate_sums(i_i, i_o, k, m_k, CI, CO, BI, BO)
     size = groups * CO * CI
     p_sums += i_split.to(tl.int64) * (R * S * size + BIAS * groups * CO)
     tl.store(p_sums + i_tap * size + o_sums, sums, m_sums)

@@ -78,7 +78,8 @@ def slide_kernel(
     n, image, q, m_column = locate_columns(i_m, columns, Q, BM, WIDE)
     c, m_c = locate_channels(i_pack, 0, groups, CI, G, BI)
     k, m_k = locate_channels(i_pack, 0, groups, CO, G, BO)
-    w0, w1, w2 = load_kernel(i_pack, Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s, CI, CO, G), BI, BO)
+    weights = Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s)
+    w0, w1, w2 = load_kernel(i_pack, weights, CI, CO, G, BI, BO)
     if EPILOGUE == "gradient":
         norm = load_norm(p_norm, groups * CO, k, m_k, True)
     else:
@@ -165,7 +166,7 @@ def taps_kernel(
     k, m_k = locate_channels(i_pack, i_o, groups, CO, G, BO)
     p_x += n * x_n * X_UNIT
     norm = load_norm(p_norm, groups * CO, k, m_k, EPILOGUE == "gradient")
-    weights = Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s, CI, CO, G)
+    weights = Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s)
     zero = tl.zeros([BM, BO], tl.float32)
     acc = zero
     for t in range(R * S * INPUT_BLOCKS):
@@ -181,7 +182,7 @@ def taps_kernel(
         o_x = ((image * x_n + h * x_h + w * x_w) * X_UNIT)[:, None] + c[None, :]
         x = load_tile(p_x, o_x, m_x, m_c, FULL)
         x = normalise(x, load_norm(p_norm, groups * CI, c, m_c, PROLOGUE), m_x, PROLOGUE)
-        o_w, m_w = locate_weights(i_pack, i_i, i_o, weights, BI, BO)
+        o_w, m_w = locate_weights(i_pack, (i_i, i_o), weights, CI, CO, G, BI, BO)
         acc = dot(x, tl.load(weights.p + r * w_r + s * w_s + o_w, m_w, 0.0), acc, PRECISION)
 
     at = i_m.to(tl.int64) * BM * y_w * Y_UNIT

@@ -67,7 +67,8 @@ def residue_kernel(
     n, image, pair, m_column = locate_columns(i_m, columns, pairs_w, BM, WIDE)
     c, m_c = locate_channels(i_pack, 0, groups, CI, G, BI)
     k, m_k = locate_channels(i_pack, 0, groups, CO, G, BO)
-    w0, w1, w2 = load_kernel(i_pack, Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s, CI, CO, G), BI, BO)
+    weights = Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s)
+    w0, w1, w2 = load_kernel(i_pack, weights, CI, CO, G, BI, BO)
 
     b = pair + before
     m_left = m_column & (b >= 0) & (b < W)

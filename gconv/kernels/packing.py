@@ -53,7 +53,6 @@ class Weights(NamedTuple):
         p: the first of them.
         groups: how many.
         g, i, o, r, s: strides along groups, inputs and outputs of a group, rows and columns of the kernel.
-        CI, CO, G: constants: inputs and outputs of a group, groups in a pack.
     """
 
     p: Any
@@ -63,27 +62,26 @@ class Weights(NamedTuple):
     o: Any
     r: Any
     s: Any
-    CI: Any
-    CO: Any
-    G: Any
 
 
 @triton.jit
-def locate_weights(i_pack, i_i, i_o, w, BI: tl.constexpr, BO: tl.constexpr):
+def locate_weights(
+    i_pack, block, w,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
     """Offsets and mask of a block-diagonal tile in the compact weights  # [BI, BO]
 
     Entry (i, o) is the weight from input i to output o of the pack where both are in one group. Elsewhere it
-    is zero; these zeros are masked loads, they are never in memory.
+    is zero; these zeros are masked loads, they are never in memory. ``block``: of inputs, of outputs.
     """
-    i = i_i * BI + tl.arange(0, BI)
-    o = i_o * BO + tl.arange(0, BO)
-    if w.G == 1:
-        offset = i_pack * w.g + (i * w.i)[:, None] + (o * w.o)[None, :]
-        return offset, (i < w.CI)[:, None] & (o < w.CO)[None, :]
-    g = i // w.CI
-    group = i_pack * w.G + g
-    offset = (group * w.g + (i % w.CI) * w.i)[:, None] + ((o % w.CO) * w.o)[None, :]
-    return offset, (g[:, None] == (o // w.CO)[None, :]) & ((g < w.G) & (group < w.groups))[:, None]
+    i = block[0] * BI + tl.arange(0, BI)
+    o = block[1] * BO + tl.arange(0, BO)
+    if G == 1:
+        return i_pack * w.g + (i * w.i)[:, None] + (o * w.o)[None, :], (i < CI)[:, None] & (o < CO)[None, :]
+    g = i // CI
+    group = i_pack * G + g
+    offset = (group * w.g + (i % CI) * w.i)[:, None] + ((o % CO) * w.o)[None, :]
+    return offset, (g[:, None] == (o // CO)[None, :]) & ((g < G) & (group < w.groups))[:, None]
 
 
 @triton.jit
@@ -144,9 +142,11 @@ def load_taps(p, step, mask):
 
 
 @triton.jit
-def load_kernel(i_pack, w, BI: tl.constexpr, BO: tl.constexpr):
+def load_kernel(
+    i_pack, w, CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr
+):
     """The weights of a pack's 3x3 taps: three rows of three block-diagonal tiles, each  # [BI, BO]"""
-    offset, mask = locate_weights(i_pack, 0, 0, w, BI, BO)
+    offset, mask = locate_weights(i_pack, (0, 0), w, CI, CO, G, BI, BO)
     p = w.p + offset
     return load_taps(p, w.s, mask), load_taps(p + w.r, w.s, mask), load_taps(p + 2 * w.r, w.s, mask)
 

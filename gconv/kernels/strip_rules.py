@@ -185,8 +185,8 @@ def with_packs(tile: Tile, groups: int, inputs: int, outputs: int, most: int, a_
     """``tile`` with as many packs, up to ``most``, as fill it, and ``a_warp`` of them on each warp.
 
     What counts is how many bytes of a pixel a program moves at once. Of the speed of a whole copy, on an H200
-    reads in pieces of 32 bytes reach 65%, of 64 bytes 67 to 83%, of 128 bytes all; copies in pieces of 64
-    bytes 72 to 81%, of 128 bytes 85%, of 256 bytes 90%. Programs that complete each other's pieces drift
+    reads in pieces of 32 bytes reach 62 to 69%, of 64 bytes 67 to 83%, of 128 bytes all; copies in pieces of
+    64 bytes 72 to 81%, of 128 bytes 85%, of 256 bytes 90%. Programs that complete each other's pieces drift
     apart, and then memory serves each piece alone.
     """
     fill = tile.groups * inputs == tile.inputs and tile.groups * outputs == tile.outputs

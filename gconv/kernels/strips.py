@@ -71,8 +71,8 @@ def pack_kernel(
     i_tap = tl.program_id(0) % 9
     i_o = tl.program_id(0) // 9 % BLOCKS
     i_pack = tl.program_id(0) // (9 * BLOCKS)
-    weights = Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s, CI, CO, G)
-    offset, mask = locate_weights(i_pack, 0, i_o, weights, BI, BO)
+    weights = Weights(p_w + w_0, groups, w_g, w_i, w_o, w_r, w_s)
+    offset, mask = locate_weights(i_pack, (0, i_o), weights, CI, CO, G, BI, BO)
     w = tl.load(weights.p + i_tap // 3 * w_r + i_tap % 3 * w_s + offset, mask, 0.0)
     i, o = tl.arange(0, BI)[:, None], tl.arange(0, BO)[None, :]
     at = (i // BK * BO + o) * BK + position_in_quad(i % BK, BK, E)

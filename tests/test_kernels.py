@@ -191,6 +191,9 @@ def test_offsets_are_64_bits_where_a_tile_may_pass_31() -> None:
     assert not tiles.is_wide(tile, 56, (56 * 56 * 128,), (56 * 56 * 128,))
     assert tiles.is_wide(tile, 8, (2**31 // 16,), (8,))
     assert tiles.is_wide(tile, 8, (1,), (2**31,))
+    strips = tiles.Tile("strips", 4, 16, 16, 16, warps=1)
+    assert not tiles.is_wide(strips, 512, (2**27 - 1,), (1,))
+    assert tiles.is_wide(strips, 512, (2**27,), (1,))  # sixteen images may be side by side
 
 
 def test_two_runs_are_bit_equal(one_of_each: Case) -> None:

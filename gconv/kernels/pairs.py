@@ -136,7 +136,7 @@ def pairs_kernel(
     n = (i_begin // turns * group).to(tl.int64)
     p_row = p_x + (n * x_n + (above + turn).to(tl.int64) * x_h) * X_UNIT
     at = (n * P + 2 * (above + turn - 1) + top) * Q * step_y
-    next_x = (group.to(tl.int64) * x_n - (turns - 1) * x_h) * X_UNIT  # from an image's last turn
+    next_x = (group.to(tl.int64) * x_n - (turns - 1).to(tl.int64) * x_h) * X_UNIT  # from an image's last turn
     next_y = (group.to(tl.int64) * P - 2 * (turns - 1)) * Q * step_y
     even = zeros
     # Triton copies ahead what isn't for a product, x of the epilogue, only where the loop says how far.

@@ -272,7 +272,9 @@ def strips_kernel(
     n = (i_begin // turns * group).to(tl.int64)
     p_row = p_x + (n * x_n + (turn * STRIDE - top).to(tl.int64) * x_h) * X_UNIT
     at = (n * P + turn - LAG) * Q * step_y
-    next_x = (group.to(tl.int64) * x_n - (turns - 1) * STRIDE * x_h) * X_UNIT  # from an image's last turn
+    next_x = (
+        group.to(tl.int64) * x_n - (turns - 1).to(tl.int64) * STRIDE * x_h
+    ) * X_UNIT  # from an image's last turn
     next_y = (group.to(tl.int64) * P - (turns - 1)) * Q * step_y
     last, middle = zeros, zeros
     for i in range(i_begin, stop):

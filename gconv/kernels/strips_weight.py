@@ -183,8 +183,10 @@ def strips_weight_kernel(
     n = (start // turns * group).to(tl.int64)
     p_row = p_x + (n * x_n + (turn * STRIDE - top).to(tl.int64) * x_h) * X_UNIT
     p_grad = p_dy + (n * dy_n + turn.to(tl.int64) * dy_h) * DY_UNIT
-    next_x = (group.to(tl.int64) * x_n - (turns - 1) * STRIDE * x_h) * X_UNIT  # from an image's last turn
-    next_dy = (group.to(tl.int64) * dy_n - (turns - 1) * dy_h) * DY_UNIT
+    next_x = (
+        group.to(tl.int64) * x_n - (turns - 1).to(tl.int64) * STRIDE * x_h
+    ) * X_UNIT  # from an image's last turn
+    next_dy = (group.to(tl.int64) * dy_n - (turns - 1).to(tl.int64) * dy_h) * DY_UNIT
     dy1, dy2 = (none,) * T, (none,) * T
     for i in range(start, stop + LAG):
         h = turn * STRIDE - top

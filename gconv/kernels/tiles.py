@@ -123,7 +123,9 @@ def is_wide(tile: Tile, columns: int, images: tuple[int, ...], extents: tuple[in
         images: strides from one image to the next.
         extents: of an image along each axis.
     """
-    return max((2 * tile.pixels // columns + 2) * max(images), *extents) >= 2**31
+    in_groups = tile.kernel in ("strips", "pairs")  # of up to as many images as a tile has strips
+    spanned = tile.pixels if in_groups else 2 * tile.pixels // columns + 2
+    return max(spanned * max(images), *extents) >= 2**31
 
 
 def power_of_two(number: int) -> int:

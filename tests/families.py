@@ -5,6 +5,8 @@ Operands lie inside NaN, so that a read outside them shows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from oracle import Case, bounds, expected
 from torch import Tensor
@@ -13,6 +15,7 @@ from gconv import functional, kernels
 from gconv.geometry import ConvGeometry
 from gconv.kernels.tiles import Tile
 
+Place = Callable[[Tensor], Tensor]
 SAME = {"padding": 1}
 PAST = {"padding": (2, 0), "stride": 2}
 
@@ -68,13 +71,21 @@ def geometry_of(case: Case) -> ConvGeometry:
     return functional.prepare(x, w, None, activation=None, **arguments)[1]
 
 
-def inside_nan(tensor: Tensor) -> Tensor:
-    """The same numbers, channels_last, as a window of a larger tensor of NaN."""
-    wide = torch.full(
-        [size + 2 for size in tensor.shape], torch.nan, dtype=tensor.dtype, device=tensor.device
-    )
-    window = wide.contiguous(memory_format=torch.channels_last)[tuple([slice(1, -1)] * 4)]
-    return window.copy_(tensor)
+def inside_nan(tensor: Tensor, channels: int = 1) -> Tensor:
+    """The same numbers, channels_last, as a window of a larger tensor of NaN.
+
+    With a margin of one channel a window begins at an odd number, where no load can be wide.
+    """
+    margins = (1, channels, 1, 1)
+    sizes = [size + 2 * margin for size, margin in zip(tensor.shape, margins, strict=True)]
+    wide = torch.full(sizes, torch.nan, dtype=tensor.dtype, device=tensor.device)
+    wide = wide.contiguous(memory_format=torch.channels_last)
+    return wide[tuple(slice(margin, -margin) for margin in margins)].copy_(tensor)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The same at a multiple of 16 bytes, as tensors of users are; so are its pixels, if eight divides C."""
+    return inside_nan(tensor, channels=8)
 
 
 def every_other(tensor: Tensor) -> Tensor:
@@ -83,14 +94,14 @@ def every_other(tensor: Tensor) -> Tensor:
 
 
 def kernel_results(
-    case: Case, dtype: torch.dtype, relu: bool = False, device: str = "cpu"
+    case: Case, dtype: torch.dtype, relu: bool = False, device: str = "cpu", place: Place = inside_nan
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Result, truth and bound of each pass."""
+    """Result, truth and bound of each pass; ``place`` puts operands into memory."""
     tensors, geometry = case.tensors(dtype), geometry_of(case)
-    x, w = (inside_nan(t.detach().to(device)) for t in tensors[:2])
+    x, w = (place(t.detach().to(device)) for t in tensors[:2])
     bias = None if tensors[2] is None else every_other(tensors[2].detach().to(device))
     grad = torch.randn(geometry.output_size, dtype=torch.float64).to(dtype)
-    dy = inside_nan(grad.to(device))
+    dy = place(grad.to(device))
     dw, db = kernels.weight_grad(dy, x, geometry, bias is not None)
     results = [kernels.forward(x, w, bias, geometry, "relu" if relu else None)]
     results += [kernels.input_grad(dy, w, geometry), dw] + ([] if db is None else [db])
@@ -103,7 +114,11 @@ def kernel_results(
 
 
 def norm_results(
-    case: Case, dtype: torch.dtype, device: str = "cpu", tiles: dict[str, Tile] | None = None
+    case: Case,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    tiles: dict[str, Tile] | None = None,
+    place: Place = inside_nan,
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Result, truth and bound of each pass with batch norm and ReLU in front and statistics behind.
 
@@ -128,8 +143,8 @@ def norm_results(
     # A number that lies between two of dtype's may be rounded to either, where the order of products differs.
     limits[0] += 8 * torch.finfo(dtype).eps
 
-    norm, weight, dy = norm.to(device), inside_nan(w.detach().to(device)), inside_nan(grad.to(device))
-    x, b = inside_nan(x.to(device)), None if bias is None else every_other(bias.detach().to(device))
+    norm, weight, dy = norm.to(device), place(w.detach().to(device)), place(grad.to(device))
+    x, b = place(x.to(device)), None if bias is None else every_other(bias.detach().to(device))
     tiles = {} if tiles is None else tiles
     y, moments = kernels.norm_forward(x, norm, weight, b, geometry, tiles.get("forward"))
     da, sums = kernels.norm_input_grad(dy, weight, x, norm, geometry, tiles.get("input_grad"))
@@ -155,8 +170,10 @@ def rounded(tensor: Tensor, dtype: torch.dtype, device: str) -> Tensor:
     return tensor.to(dtype)
 
 
-def check_kernels(case: Case, dtype: torch.dtype, relu: bool = False, device: str = "cpu") -> None:
-    check(kernel_results(case, dtype, relu, device))
+def check_kernels(
+    case: Case, dtype: torch.dtype, relu: bool = False, device: str = "cpu", place: Place = inside_nan
+) -> None:
+    check(kernel_results(case, dtype, relu, device, place))
 
 
 def check(results: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:

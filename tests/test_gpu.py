@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, check_kernels, kernel_results
+from families import FAMILIES, Place, aligned, check_kernels, inside_nan, kernel_results
 from oracle import Case, bounds, expected
 
 import gconv
@@ -41,19 +41,21 @@ def _full_float32() -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", FAMILIES + LAYERS, ids=lambda case: case.name)
-def test_every_family_matches_float64(case: Case, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("place", [aligned, inside_nan])
+def test_every_family_matches_float64(place: Place, case: Case, dtype: torch.dtype) -> None:
     torch.use_deterministic_algorithms(True)
     try:
-        check_kernels(case, dtype, device="cuda")
+        check_kernels(case, dtype, device="cuda", place=place)
     finally:
         torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("case", FAMILIES + LAYERS, ids=lambda case: case.name)
-def test_tf32_is_as_close_as_tf32_can_be(case: Case) -> None:
+@pytest.mark.parametrize("place", [aligned, inside_nan])
+def test_tf32_is_as_close_as_tf32_can_be(place: Place, case: Case) -> None:
     """Operands of 11 bits, sums in float32: the bound of float16 for operands that are rounded first."""
     with cudnn_precision("tf32"):
-        results = kernel_results(case, torch.float32, device="cuda")
+        results = kernel_results(case, torch.float32, device="cuda", place=place)
     for name, (result, truth, _) in results.items():
         scale = truth.abs().mean() + 1
         assert (result.double() - truth).abs().max() <= 2**-8 * scale * 4, name

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, check, norm_results
+from families import FAMILIES, Place, aligned, check, inside_nan, norm_results
 from oracle import Case
 from test_between import one_by_one, sandwich
 from test_fuse import trained
@@ -42,8 +42,9 @@ def _full_float32() -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", FAMILIES + LAYERS, ids=lambda case: case.name)
-def test_batch_norm_before_and_after_matches_float64(case: Case, dtype: torch.dtype) -> None:
-    check(norm_results(case, dtype, device="cuda"))
+@pytest.mark.parametrize("place", [aligned, inside_nan])
+def test_batch_norm_before_and_after_matches_float64(place: Place, case: Case, dtype: torch.dtype) -> None:
+    check(norm_results(case, dtype, device="cuda", place=place))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

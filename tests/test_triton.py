@@ -129,7 +129,7 @@ def test_network_trains_a_step_as_on_aten() -> None:
 def test_explain_names_kernel_tile_and_copies() -> None:
     layer, x = gconv.GroupConv2d(128, 128, 3, stride=2, padding=1, groups=32), torch.randn(2, 128, 8, 8)
     told = gconv.explain(layer, x, backend="triton")
-    strips = "triton: strips, 16 x 2 pixels x 16 -> 16 channels, 4 groups a tile, 1 warp, 2 stages"
+    strips = "triton: strips, 16 x 2 pixels x 16 -> 16 channels, 4 groups a tile, 4 packs, 4 warps, 2 stages"
     assert told.passes["forward"] == strips
     assert told.passes["input_grad"].startswith("triton: residue")
     assert "copies it to channels_last" in told.copies and told.copies in str(told)
@@ -138,9 +138,9 @@ def test_explain_names_kernel_tile_and_copies() -> None:
     )
     assert gconv.explain(layer, x).passes == dict.fromkeys(dispatch.PASSES, "aten")
     told = gconv.explain(layer.half(), x.half(), backend="triton")
-    strips = "triton: strips, 16 pixels x 16 -> 16 channels, 4 groups a tile, 2 packs, 1 warp, 2 stages"
+    strips = "triton: strips, 16 pixels x 16 -> 16 channels, 4 groups a tile, 8 packs, 4 warps, 3 stages"
     assert told.passes["forward"] == strips
-    pairs = "triton: pairs, 16 x 2 pixels x 16 -> 16 channels, 4 groups a tile, 2 packs, 1 warp, 3 stages"
+    pairs = "triton: pairs, 16 x 2 pixels x 16 -> 16 channels, 4 groups a tile, 8 packs, 4 warps, 3 stages"
     assert told.passes["input_grad"] == pairs
 
 
@@ -221,10 +221,11 @@ ALL, NONE = dispatch.PASSES, ()
         ((128, 4, 3, 3), 32, (1, 1), 1, torch.bfloat16, True, ALL),
         ((128, 4, 3, 3), 32, (1, 1), 1, torch.float16, True, ALL),
         ((128, 16, 3, 3), 8, (1, 1), 1, torch.bfloat16, True, ALL),
-        ((128, 32, 3, 3), 4, (1, 1), 1, torch.bfloat16, True, ("forward", "input_grad")),
-        ((96, 32, 3, 3), 4, (1, 1), 1, torch.bfloat16, True, ("forward", "input_grad")),
-        ((128, 4, 3, 3), 32, (2, 2), 1, torch.bfloat16, True, ("input_grad",)),
-        ((128, 32, 3, 3), 4, (2, 2), 1, torch.bfloat16, True, ("input_grad",)),
+        ((128, 32, 3, 3), 4, (1, 1), 1, torch.bfloat16, True, ALL),
+        ((96, 32, 3, 3), 4, (1, 1), 1, torch.bfloat16, True, ALL),
+        ((128, 8, 3, 3), 16, (2, 2), 1, torch.bfloat16, True, ("forward", "input_grad")),
+        ((128, 16, 3, 3), 8, (2, 2), 1, torch.bfloat16, True, ("input_grad", "weight_grad")),
+        ((128, 32, 3, 3), 4, (2, 2), 1, torch.bfloat16, True, ("input_grad", "weight_grad")),
         ((128, 64, 3, 3), 2, (1, 1), 1, torch.bfloat16, True, NONE),
         ((128, 4, 3, 3), 32, (2, 1), 1, torch.bfloat16, True, NONE),
         ((128, 4, 3, 3), 32, (3, 3), 1, torch.bfloat16, True, NONE),

@@ -106,8 +106,8 @@ def verdict(
 def pays_by_rule(pass_: str, geometry: ConvGeometry, dtype: torch.dtype) -> bool:
     """Whether gconv beat cuDNN on an H200 in a pass, by a twentieth, for ResNeXt's layers of this kind.
 
-    That was measured in bfloat16. What was not is left to PyTorch, and so is what gained less: at stride 2 the
-    forward pass of groups of 16 and of 32 channels, and the weight gradient of groups of 8.
+    That was measured in bfloat16. What was not is left to PyTorch, and so is what gained less: at stride 2
+    the forward pass of groups of 16 and of 32 channels, and the weight gradient of groups of 8.
     """
     same = geometry.stride[0] == geometry.stride[1] and geometry.dilation == (1, 1)
     if geometry.weight_size[2:] != (3, 3) or dtype.itemsize != 2 or not same or geometry.stride[0] > 2:

@@ -138,7 +138,7 @@ def test_explain_names_kernel_tile_and_copies() -> None:
     )
     assert gconv.explain(layer, x).passes == dict.fromkeys(dispatch.PASSES, "aten")
     told = gconv.explain(layer.half(), x.half(), backend="triton")
-    strips = "triton: strips, 16 pixels x 16 -> 16 channels, 4 groups a tile, 8 packs, 4 warps, 3 stages"
+    strips = "triton: strips, 16 pixels x 16 -> 16 channels, 4 groups a tile, 8 packs, 4 warps, 2 stages"
     assert told.passes["forward"] == strips
     pairs = "triton: pairs, 16 x 2 pixels x 16 -> 16 channels, 4 groups a tile, 8 packs, 4 warps, 3 stages"
     assert told.passes["input_grad"] == pairs

@@ -30,8 +30,8 @@ def has_strips(correlation: Correlation, dtype: torch.dtype, precision: str, dev
 def strip_tile(correlation: Correlation, dtype: torch.dtype, device: Device) -> Tile:
     """As measured on an H200 in 16 bits: eight packs of sixteen lanes on four warps, or 32 lanes on two.
 
-    Two packs are what the registers of a warp hold, in TF32 one. With four rows in shared memory, eight packs
-    take a fourth of what a GPU for servers has.
+    Two packs are what the registers of a warp hold, in TF32 one. With four rows in shared memory, at stride 2
+    with three pairs of rows, eight packs take a fourth of what a GPU for servers has; elsewhere one less.
     """
     c = correlation
     if max(c.inputs, c.outputs) > SLIDE_LANES:
@@ -54,8 +54,9 @@ def strip_tile(correlation: Correlation, dtype: torch.dtype, device: Device) -> 
     tile = with_packs(tile, c.groups, c.inputs, c.outputs, most=8, a_warp=2)
     if tile.packs == 1:
         return replace(tile, resident=13)
-    if tile.packs > 2:
-        tile = replace(tile, stages=4 if device.capability in ROOMY and not slow else 3)
+    if tile.packs > 2:  # two programs of eight packs, in 100 KiB as well
+        roomy = device.capability in ROOMY
+        tile = replace(tile, stages=2 + roomy if slow else 3 + roomy)
     return tile
 
 

@@ -30,6 +30,8 @@ from rich.console import Console
 from gconv import ops
 
 if TYPE_CHECKING:
+    from edges import Processors
+
     from resnext.data import Data
 
 # What the trainer needs is imported where it is used: the kernels' tests run without it.
@@ -162,3 +164,17 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(ops, "norm_forward", noting)
     return calls
+
+
+@pytest.fixture
+def processors(monkeypatch: pytest.MonkeyPatch) -> Processors:
+    """Make the interpreter a device of so many processors."""
+    from gconv.kernels import launch
+    from gconv.kernels.device import Device
+
+    def set_to(count: int) -> Device:
+        device = Device("cpu", "interpreter", count)
+        monkeypatch.setattr(launch, "device_of", lambda _: device)
+        return device
+
+    return set_to

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -390,19 +389,3 @@ def test_what_cannot_be_done_is_said(options: list[str], message: str, capsys: p
     with pytest.raises(SystemExit) as stopped:
         command.main(options)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
-
-
-@pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="needs Triton's interpreter")
-@pytest.mark.parametrize("way", ["copy", "read"])
-def test_pieces_cover_the_tensor(way: str) -> None:
-    from benchmarks import pieces
-
-    x, y = (torch.randn(1, 32, 56, 56).half().contiguous(memory_format=torch.channels_last) for _ in range(2))
-    total = (x.float() + y.float()).sum()
-    for piece in (32, 64):
-        moved = pieces.move(way, piece, 3, 1, x, y)
-        if way == "copy":
-            assert torch.equal(y, x)
-            y.zero_()
-        else:
-            torch.testing.assert_close(moved.sum(), total, rtol=1e-3, atol=1e-1)

@@ -1,4 +1,4 @@
-"""Strips of columns and pairs, and the weight gradient's rows and blocks, interpreted, at the edges of tiles.
+"""Strips of columns and pairs, interpreted, at the edges of tiles.
 
 The tiles are given, so that all of them run, whatever the rules say.
 """
@@ -6,27 +6,33 @@ The tiles are given, so that all of them run, whatever the rules say.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, check, every_other, geometry_of, inside_nan, norm_results
+from edges import (
+    HALF,
+    OPERANDS,
+    Processors,
+    check_norm_strips,
+    check_strips,
+    layer,
+    rows_of,
+    seven_rows,
+    strips,
+)
+from families import FAMILIES, check, every_other, geometry_of, inside_nan
 from oracle import Case, bounds, expected
 from torch import Tensor
 
 from gconv import kernels
 from gconv.activation import ACTIVATIONS
 from gconv.kernels import launch, tiles
-from gconv.kernels.correlation import Correlation
-from gconv.kernels.device import Device
 from gconv.kernels.forward import plan_forward
 from gconv.kernels.input_grad import plan_input_grad
 from gconv.kernels.strips import packed
 from gconv.kernels.tiles import Tile
 from gconv.kernels.walk import images_in_group
-from gconv.kernels.weight_grad import plan_weight_grad
 
 pytestmark = [
     pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
@@ -34,69 +40,6 @@ pytestmark = [
         os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
     ),
 ]
-HALF = torch.float16
-Processors = Callable[[int], Device]
-
-
-@pytest.fixture
-def processors(monkeypatch: pytest.MonkeyPatch) -> Processors:
-    """Make the interpreter a device of so many processors."""
-
-    def set_to(count: int) -> Device:
-        device = Device("cpu", "interpreter", count)
-        monkeypatch.setattr(launch, "device_of", lambda _: device)
-        return device
-
-    return set_to
-
-
-def layer(
-    size: tuple[int, int],
-    inputs: int = 4,
-    outputs: int = 4,
-    groups: int = 4,
-    images: int = 2,
-    **settings: Any,
-) -> Case:
-    """3x3, padding 1; ``size`` is that of the images, ``inputs`` and ``outputs`` are channels of a group."""
-    weight = (groups * outputs, inputs, 3, 3)
-    return Case("", (images, groups * inputs, *size), weight, {"padding": 1, "groups": groups, **settings})
-
-
-def strips(case: Case, transposed: bool = False, **changes: int) -> Tile:
-    """A tile for a pass of ``case``: strips of one column or pair, one pack, but for ``changes``."""
-    make = Correlation.input_grad if transposed else Correlation.forward
-    c = make(geometry_of(case))
-    kernel = "strips" if c.divisor == (1, 1) else "pairs"
-    groups = tiles.groups_in_pack(c.inputs, c.outputs)
-    inputs, outputs = tiles.lanes(groups * c.inputs, 128), tiles.lanes(groups * c.outputs, 64)
-    return replace(Tile(kernel, groups, 16, inputs, outputs, warps=1), **changes)
-
-
-def check_strips(case: Case, dtype: torch.dtype = HALF, **changes: int) -> None:
-    """Compare all passes with float64; at stride 2 the input gradient is in pairs, of 16 bits only."""
-    tensors, geometry = case.tensors(dtype), geometry_of(case)
-    x, w, bias = (t.detach() for t in tensors)
-    x, w, bias = inside_nan(x), inside_nan(w), every_other(bias)
-    dy = torch.randn(geometry.output_size).to(dtype)
-    truth = expected(case, tensors, dy)
-    limits = bounds(case, truth, dtype)
-    results = [kernels.forward(x, w, bias, geometry, None, tile=strips(case, **changes))]
-    if geometry.stride == (1, 1) or dtype == HALF:
-        results.append(kernels.input_grad(inside_nan(dy), w, geometry, strips(case, True, **changes)))
-    check(dict(zip(("output", "input gradient"), zip(results, truth, limits, strict=False), strict=False)))
-    check_weight_grad(case, strips(case, **changes), dtype)
-
-
-def check_weight_grad(case: Case, tile: Tile, dtype: torch.dtype = HALF) -> None:
-    """Compare the weight gradient in ``tile`` and the bias gradient with float64."""
-    tensors, geometry = case.tensors(dtype), geometry_of(case)
-    x, dy = tensors[0].detach(), torch.randn(geometry.output_size).to(dtype)
-    truth = expected(case, tensors, dy)
-    limits = bounds(case, truth, dtype)[2:]
-    results = kernels.weight_grad(inside_nan(dy), inside_nan(x), geometry, True, tile)
-    names = ("weight gradient", "bias gradient")
-    check(dict(zip(names, zip(results, truth[2:], limits, strict=True), strict=True)))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -186,20 +129,6 @@ def test_groups_of_images_fill_tiles(images: int, strips: int) -> None:
         assert -(-group * strips // 16) <= max(most, -(-strips // 16))
 
 
-def seven_rows(images: int, stride: int, padding: int) -> Case:
-    """Images of 7 x 6 outputs, whatever the padding."""
-    height, width = (stride * outputs + 2 - 2 * padding for outputs in (7, 6))
-    return layer((height, width), images=images, padding=padding, stride=stride)
-
-
-OPERANDS = launch.Operands((1, 1, 1, 1), (1, 1, 1, 1), HALF, "ieee", Device("cpu", "interpreter", 2))
-
-
-def rows_of(turns: int, count: int) -> int:
-    """The turns of a program where ``count`` programs share those of two groups of images."""
-    return max(4, -(-2 * turns // count))
-
-
 @pytest.mark.parametrize(
     ("stride", "padding", "turns"), [(1, 0, 9), (1, 1, 8), (1, 3, 8), (2, 1, 8), (2, 3, 8)]
 )
@@ -280,91 +209,6 @@ def test_groups_of_any_width(inputs: int, outputs: int, groups: int, changes: di
     """Blocks of outputs too, which no rule makes; widths that leave lanes of a tile without a channel."""
     for stride in (1, 2):
         check_strips(layer((4, 5), inputs, outputs, groups, stride=stride), **changes)
-
-
-def check_norm_strips(case: Case, dtype: torch.dtype = HALF, **changes: int) -> None:
-    """Compare the passes with batch norm inside, and the sums that they gather, with float64."""
-    given = {"forward": strips(case, **changes), "input_grad": strips(case, True, **changes)}
-    check(norm_results(case, dtype, tiles=given))
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_norms_gather_from_blocks_of_outputs(stride: int) -> None:
-    """As many parts as there are splits, whatever the blocks."""
-    check_norm_strips(layer((4, 5), 24, 24, 2, stride=stride), outputs=16)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("columns", "width"), [(1, 1), (1, 5), (2, 1), (2, 5), (3, 2), (3, 8), (4, 9)])
-def test_batch_norm_in_rows_that_are_no_multiple_of_a_strip(columns: int, width: int, stride: int) -> None:
-    """Of a strip that ends outside the image, only the columns inside are normalised and counted."""
-    case = layer((3, stride * width), stride=stride)
-    assert geometry_of(case).output_size[3] == width
-    check_norm_strips(case, columns=columns)
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.long)], ids=str
-)
-@pytest.mark.parametrize(("columns", "size"), [(1, (1, 19)), (2, (1, 19)), (1, (4, 5)), (2, (4, 5))], ids=str)
-def test_batch_norm_in_two_packs(columns: int, size: tuple[int, int], dtype: torch.dtype) -> None:
-    for stride in (1, 2):
-        check_norm_strips(layer(size, 8, 8, 8, images=1, stride=stride), dtype, columns=columns, packs=2)
-
-
-@pytest.mark.parametrize("padding", [0, 3])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(
-    ("count", "packs"),
-    [pytest.param(1, 1, marks=pytest.mark.long), (3, 2), pytest.param(132, 1, marks=pytest.mark.long)],
-)
-def test_batch_norm_in_programs_of_rows_that_span_two_tiles(
-    count: int, packs: int, stride: int, padding: int, processors: Processors
-) -> None:
-    """A program gathers of all its rows, in whichever tile; each leaves a part."""
-    processors(count)
-    case = replace(seven_rows(9, stride, padding), weight=(32, 4, 3, 3))
-    case = replace(case, input=(9, 32, *case.input[2:]), settings={**case.settings, "groups": 8})
-    check_norm_strips(case, columns=2, packs=packs, resident=2)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "outputs", "groups", "changes"),
-    [
-        (24, 24, 2, {"columns": 2}),
-        (32, 32, 2, {"outputs": 16, "columns": 2}),
-        (3, 5, 7, {"columns": 3}),
-        (32, 13, 1, {"columns": 2}),
-        (4, 4, 6, {"pixels": 32, "columns": 2}),
-    ],
-)
-def test_batch_norm_of_groups_of_any_width(
-    inputs: int, outputs: int, groups: int, changes: dict[str, int]
-) -> None:
-    for stride in (1, 2):
-        check_norm_strips(layer((4, 5), inputs, outputs, groups, stride=stride), **changes)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("columns", "packs"), [(1, 2), (4, 1)])
-def test_moments_in_strips_are_stable_for_large_means(
-    columns: int, packs: int, dtype: torch.dtype, processors: Processors
-) -> None:
-    """Means of many deviations, as far as sixteen bits hold them: y differs in its last digits.
-
-    A sum of squares in float32 would lose the variance.
-    """
-    processors(1)
-    case = layer((12, 9), 4, 4, 8, images=3)
-    x, w, _ = (t.detach() for t in case.tensors(dtype))
-    norm = torch.tensor([1.0, 0.0, 0.0]).view(3, 1).expand(3, x.shape[1]).contiguous()
-    bias = torch.full((w.shape[0],), 1.5 / torch.finfo(dtype).eps, dtype=dtype)
-    tile = strips(case, columns=columns, packs=packs)
-    y, moments = kernels.norm_forward(x, norm, w, bias, geometry_of(case), tile)
-    variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
-    assert (mean.square() > 1e3 * variance).all()
-    torch.testing.assert_close(moments[0].double(), mean, rtol=1e-6, atol=0)
-    torch.testing.assert_close(moments[1].double(), variance, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
@@ -457,80 +301,3 @@ def test_weights_of_any_strides_are_packed_for_the_threads(
     order = torch.arange(block).view(-1, 4, in_register).transpose(0, 1).flatten()
     dense = dense_packs(case, weight, tile, transposed).unflatten(2, (-1, block))
     assert torch.equal(found, dense.transpose(3, 4)[..., order])
-
-
-@pytest.mark.parametrize(("channels", "groups"), [((40, 24), 1), ((20, 40), 1), ((40, 40), 2)])
-@pytest.mark.parametrize(("count", "splits"), [(1, 1), (500, 3)])
-def test_bias_gradient_of_groups_wider_than_a_block(
-    count: int, splits: int, channels: tuple[int, int], groups: int, processors: Processors
-) -> None:
-    """One program sums dy of a split and block of outputs; those of other inputs and taps leave it alone."""
-    inputs, outputs = channels
-    case = Case("", (3, inputs, 4, 4), (outputs, inputs // groups, 1, 2), {"groups": groups})
-    tile = Tile("taps", 1, 16, 16, 16, warps=4, resident=1)
-    operands = OPERANDS._replace(device=processors(count))
-    assert plan_weight_grad(geometry_of(case), operands, tile=tile)[1] == splits
-    check_weight_grad(case, tile)
-
-
-@pytest.mark.parametrize("padding", [0, 1, 3])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("count", "rows"), [(1, 14), (3, 5), (132, 4)])
-def test_weight_gradient_of_rows_that_span_two_tiles(
-    count: int, rows: int, stride: int, padding: int, processors: Processors
-) -> None:
-    case = seven_rows(3, stride, padding)
-    tile = Tile("slide", 4, 16, 16, 16, warps=1, resident=1)
-    operands = OPERANDS._replace(device=processors(count))
-    plan, splits, _ = plan_weight_grad(geometry_of(case), operands, tile=tile)
-    assert (plan.arguments["rows"], splits) == (rows, -(-14 // rows))
-    check_weight_grad(case, tile)
-
-
-@pytest.mark.parametrize(
-    ("stride", "padding", "turns"), [(1, 0, 9), (1, 1, 8), (1, 3, 8), (2, 0, 8), (2, 1, 8), (2, 3, 7)]
-)
-@pytest.mark.parametrize("count", [1, 3, 132])
-def test_weight_gradient_of_two_groups_of_images(
-    count: int, stride: int, padding: int, turns: int, processors: Processors
-) -> None:
-    case, rows = seven_rows(9, stride, padding), rows_of(turns, count)
-    tile = Tile("strips", 4, 16, 16, 16, warps=1, resident=1, columns=2)
-    operands = OPERANDS._replace(device=processors(count))
-    plan, splits, _ = plan_weight_grad(geometry_of(case), operands, tile=tile)
-    found = plan.arguments
-    assert (found["turns"], found["rows"], splits) == (turns, rows, -(-2 * turns // rows))
-    check_weight_grad(case, tile)
-
-
-@pytest.mark.parametrize(("images", "width"), [(4, 9), (1, 40)])
-def test_partial_sums_of_tiles_that_share_rows(images: int, width: int, processors: Processors) -> None:
-    """Each part of a group of images leaves its own."""
-    case = layer((5, width), images=images)
-    operands = OPERANDS._replace(device=processors(6))
-    tile = Tile("strips", 4, 16, 16, 16, warps=1, resident=1)
-    assert plan_weight_grad(geometry_of(case), operands, tile=tile)[1] == 6
-    check_weight_grad(case, tile)
-
-
-@pytest.mark.parametrize("size", [(5, 20), (4, 9), (1, 1)], ids=str)
-@pytest.mark.parametrize("padding", [0, 1, 3])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 132])
-def test_weight_gradient_of_wide_groups(
-    count: int, stride: int, padding: int, size: tuple[int, int], processors: Processors
-) -> None:
-    """Tiles of many images, in one program and in several; blocks that the channels do not fill."""
-    if min(size) + 2 * padding < 3:
-        return
-    processors(count)
-    case = layer(size, 20, 24, 1, images=3, stride=stride, padding=padding)
-    check_weight_grad(case, Tile("strips", 1, 16, 16, 16, warps=1, resident=2))
-
-
-@pytest.mark.parametrize("count", [1, 132])
-def test_bias_gradient_of_wide_groups(count: int, processors: Processors) -> None:
-    """Of the programs of other blocks of inputs only the first writes it."""
-    processors(count)
-    case = layer((3, 18), 40, 20, 2, images=2)
-    check_weight_grad(case, Tile("strips", 1, 16, 16, 16, warps=1, resident=16))

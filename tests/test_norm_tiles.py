@@ -63,6 +63,12 @@ def test_batch_norm_in_programs_of_rows_that_span_two_tiles(
     check_norm_strips(case, columns=2, packs=packs, resident=2)
 
 
+def test_programs_that_no_image_is_left_for_gather_nothing(processors: Processors) -> None:
+    """Of 17 images in groups of five, the last two have no strip in the second of a group's two tiles."""
+    processors(132)
+    check_norm_strips(layer((3, 6), images=17), columns=1)
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs", "groups", "changes"),
     [

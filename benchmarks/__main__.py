@@ -162,8 +162,9 @@ def _measure_all(todo: list, total: int, measure: Callable, store: Store, table:
 
 def _able(problem: Problem, device: torch.device) -> list[str]:
     """The runners that can run here and are there to be fast."""
-    x = torch.empty(1, 1, 1, 1, device=device)
-    without = {"reference"} | ({"triton"} if why_not_triton(x, x.dtype, problem.geometry) else set())
+    without = {"reference"} | (
+        {"triton"} if why_not_triton(device, problem.dtype, problem.geometry) else set()
+    )
     return [name for name in RUNNERS if name not in without]
 
 

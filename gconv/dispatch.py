@@ -6,12 +6,13 @@ a :class:`~gconv.geometry.ConvGeometry`. The choice is made here alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ BACKENDS = ("auto", *IMPLEMENTATIONS)
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_INSTALLED = find_spec("triton") is not None
 MOST_PIXELS = 2**31 - 2**10  # kernels number pixels and weights with 32 bits, whole tiles of them
+# Microseconds that the kernels may cost the host beyond F.conv2d, for each pass of an eager call: `make bench`
+# keeps them to it. A pass that PyTorch finishes sooner is bound by the host, and no kernel makes it faster.
+HOST = 25.0
 
 # A plain global: torch.compile guards on it and compiles anew when it changes. It cannot trace a ContextVar,
 # and it does not guard on thread-local state.
@@ -75,6 +79,20 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
 
 
+class Decision(NamedTuple):
+    """Who runs a pass.
+
+    Args:
+        backend: a key of ``IMPLEMENTATIONS``.
+        reason: why, in words.
+        least: microseconds that the pass takes on "aten", at the least; 0 where nobody asked.
+    """
+
+    backend: str
+    reason: str
+    least: float = 0.0
+
+
 def aten_alone(name: str, input: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> bool:
     """Whether all passes of a call run on "aten", so that ``F.conv2d`` itself can take it.
 
@@ -82,22 +100,21 @@ def aten_alone(name: str, input: Tensor, dtype: torch.dtype, geometry: ConvGeome
         RuntimeError: "triton" was asked for and cannot run.
     """
     if name == "auto":
-        return input.is_cpu or not _kernels_could_pay(input, dtype, geometry)
+        return not (input.is_cuda and _kernels_could_pay(input, dtype, geometry))
     if name == "triton" and not torch.compiler.is_compiling():
         _require_triton(input, dtype, geometry)  # else when the compiled graph runs
     return name == "aten"
 
 
-def decide(
-    name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry
-) -> tuple[str, str]:
-    """Who runs one pass where backend ``name`` was requested, and why in words.
+def decide(name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> Decision:
+    """Decide who runs one pass of a call that is not left to "aten" as a whole.
 
     Args:
-        name: of ``BACKENDS``.
+        name: the backend that was requested, of ``BACKENDS``.
         pass_: of ``PASSES``.
         operand: x or dy, whichever the pass reads first.
         dtype: what the pass runs in.
+        geometry: the sizes.
 
     Raises:
         RuntimeError: "triton" was asked for and cannot run.
@@ -105,33 +122,70 @@ def decide(
     if name == "triton":
         _require_triton(operand, dtype, geometry)
     if name != "auto":
-        return name, "asked for"
+        return Decision(name, "asked for")
     if not operand.is_cuda:
-        return "aten", f"gconv has no kernel for {operand.device.type}, PyTorch's own is the fastest"
-    if problem := why_not_triton(operand, dtype, geometry):
-        return "aten", problem
+        reason = f"gconv has no kernel for {operand.device.type}, PyTorch's own is the fastest"
+        return Decision("aten", reason)
+    if problem := why_not_triton(operand.device, dtype, geometry):
+        return Decision("aten", problem)
     layout = "channels_last" if _channels_last(operand) else "contiguous"
-    kernels = import_module(IMPLEMENTATIONS["triton"])
-    pays, reason = kernels.verdict(pass_, geometry, dtype, layout, operand.device)
-    return ("triton" if pays else "aten"), reason
+    pays, reason, least = _load("triton").verdict(pass_, geometry, dtype, layout, operand.device)
+    return Decision("triton" if pays else "aten", reason, least)
+
+
+def decide_call(
+    name: str, input: Tensor, dtype: torch.dtype, geometry: ConvGeometry, passes: Sequence[str] = PASSES
+) -> dict[str, Decision]:
+    """Decide who runs each of the ``passes`` that an eager call will need.
+
+    By "auto" the kernels run none of them unless one takes the device longer than they keep the host. In a
+    compiled graph, which holds the call already, each pass goes by :func:`decide` alone.
+
+    Args:
+        name, dtype, geometry: as in :func:`decide`.
+        input: x; dy is taken to be in its layout.
+        passes: of ``PASSES``.
+
+    Raises:
+        RuntimeError: as :func:`decide`.
+    """
+    found = {pass_: decide(name, pass_, input, dtype, geometry) for pass_ in passes}
+    taken = [decision.least for decision in found.values() if decision.backend == "triton"]
+    if name != "auto" or not taken or max(taken) >= HOST:
+        return found
+    reason = (
+        f"too small to gain in an eager call: a pass may take the device as little as {max(taken):.2g} us, and "
+        f"the kernels keep the host {HOST:g} us longer than F.conv2d; torch.compile, or "
+        "gconv.backend('triton'), takes them"
+    )
+    return {
+        pass_: Decision("aten", reason if decision.backend == "triton" else decision.reason, decision.least)
+        for pass_, decision in found.items()
+    }
 
 
 def implementation(name: str, pass_: str, operand: Tensor, geometry: ConvGeometry) -> ModuleType:
     """The module that runs a pass, as :func:`decide` decides it."""
-    return import_module(IMPLEMENTATIONS[decide(name, pass_, operand, operand.dtype, geometry)[0]])
+    return _load(decide(name, pass_, operand, operand.dtype, geometry).backend)
+
+
+@cache
+def _load(backend: str) -> ModuleType:
+    """The module of a backend, imported when it is first needed."""
+    return import_module(IMPLEMENTATIONS[backend])
 
 
 def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> bool:
-    """Whether :func:`decide` takes "triton" for some pass that may follow.
+    """Whether :func:`decide_call` takes "triton" for some pass that may follow.
 
     While Dynamo traces, which has no numbers to look up, only whether it might.
     """
-    if not (input.is_cuda and TRITON_INSTALLED and geometry.groups > 1 and dtype in TRITON_DTYPES):
+    if not (TRITON_INSTALLED and geometry.groups > 1 and dtype in TRITON_DTYPES):
         return False
     if torch.compiler.is_compiling():
         return _channels_last(input)
     passes = PASSES if torch.is_grad_enabled() else PASSES[:1]
-    return any(decide("auto", pass_, input, dtype, geometry)[0] == "triton" for pass_ in passes)
+    return any(d.backend == "triton" for d in decide_call("auto", input, dtype, geometry, passes).values())
 
 
 def _channels_last(tensor: Tensor) -> bool:
@@ -140,24 +194,19 @@ def _channels_last(tensor: Tensor) -> bool:
 
 
 def _require_triton(operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> None:
-    if problem := why_not_triton(operand, dtype, geometry):
+    if problem := why_not_triton(operand.device, dtype, geometry):
         raise RuntimeError(f"backend='triton' cannot run here: {problem}")
 
 
-def why_not_triton(operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> str | None:
+def why_not_triton(device: torch.device, dtype: torch.dtype, geometry: ConvGeometry) -> str | None:
     """Why the kernels cannot run, None where they can."""
     if not TRITON_INSTALLED:
         return "Triton is not installed; pip install triton"
-    if problem := _device_problem(operand.device):
+    if problem := _device_problem(device):
         return problem
     if dtype not in TRITON_DTYPES:
         return f"the kernels take float16, bfloat16 and float32, got {dtype}"
-    (n, _, h, w), (_, _, p, q), (k, cg, r, s) = (
-        geometry.input_size,
-        geometry.output_size,
-        geometry.weight_size,
-    )
-    if max(n * h * w, n * p * q, k * cg * r * s) > MOST_PIXELS:
+    if geometry.most_items > MOST_PIXELS:
         return f"the kernels take at most {MOST_PIXELS} pixels and weights, got input {geometry.input_size}"
     return None
 

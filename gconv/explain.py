@@ -95,17 +95,17 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
         padded, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups, activation
     )
     name = dispatch.requested(backend)
-    decisions = {p: dispatch.decide(name, p, padded, dtype, geometry) for p in dispatch.PASSES}
-    chosen, reason = decisions["forward"]
-    tiles = {p: _tile(p, dtype, padded.device, geometry) for p, d in decisions.items() if d[0] == "triton"}
+    decisions = dispatch.decide_call(name, padded, dtype, geometry)
+    by_kernels = [pass_ for pass_, decision in decisions.items() if decision.backend == "triton"]
+    tiles = {pass_: _tile(pass_, dtype, padded.device, geometry) for pass_ in by_kernels}
     return Explanation(
         layer=repr(layer),
         geometry=geometry,
         dtype=dtype,
         device=padded.device,
-        backend=chosen,
-        reason=reason,
-        passes={p: f"{who}: {tiles[p]}" if p in tiles else who for p, (who, _) in decisions.items()},
+        backend=decisions["forward"].backend,
+        reason=decisions["forward"].reason,
+        passes={p: f"{d.backend}: {tiles[p]}" if p in tiles else d.backend for p, d in decisions.items()},
         copies=_copies(padded) if tiles else None,
         packs=_packs(tiles, geometry.groups),
         flops=geometry.flops,

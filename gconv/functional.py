@@ -129,13 +129,39 @@ def prepare(
     """
     _check_types(input, weight, bias, activation, residual)
     dtype = common_dtype(input, weight, bias, activation)
+    key = (input.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation, groups)
+    plain = type(input) is Tensor and not torch.compiler.is_compiling() and all(map(_is_plain, key[3:]))
+    geometry = _checked.get(key) if plain else None
+    if geometry is None:
+        geometry = _check_numbers(input, weight, bias, stride, padding, dilation, groups)
+        if plain and len(_checked) < CHECKED:
+            _checked[key] = geometry
+    return dtype, geometry
+
+
+# Sizes and settings that fit together, so that a layer's next call need not be checked again.
+_checked: dict[tuple[Any, ...], ConvGeometry] = {}
+CHECKED = 4096  # images of ever new sizes must not fill the memory
+
+
+def _is_plain(setting: Any) -> bool:
+    """Whether a setting equals no other that is refused: True equals 1, but is no int to us."""
+    if type(setting) is tuple:
+        return all([type(number) is int for number in setting])
+    return type(setting) in (int, str)
+
+
+def _check_numbers(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> ConvGeometry:
+    """Check sizes and settings, one by one and together."""
     stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
     zeros = _padding(padding, weight, stride, dilation)
     groups = integer("groups", groups)
     size = input.shape if input.ndim == 4 else (1, *input.shape)
-    geometry = ConvGeometry(size, weight.shape, stride, zeros, dilation, groups)
+    geometry = ConvGeometry(tuple(size), tuple(weight.shape), stride, zeros, dilation, groups)
     _check_sizes(input, weight, bias, geometry)
-    return dtype, geometry
+    return geometry
 
 
 def _check_types(input: Any, weight: Any, bias: Any, activation: Any, residual: Any) -> None:

@@ -42,9 +42,11 @@ def steps_in_words(stride: tuple[int, int], dilation: tuple[int, int]) -> list[s
     ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ConvGeometry:
     """The sizes of one grouped convolution.
+
+    The key of every plan and decision that is kept, so its hash is computed once.
 
     Args:
         input_size: (N, C, H, W).
@@ -77,6 +79,11 @@ class ConvGeometry:
             tuple(input_size), tuple(weight_size), tuple(stride), Padding(*padding), tuple(dilation), groups
         )
 
+    def __hash__(self) -> int:
+        if "_hash" not in self.__dict__:  # no cached_property: its lock stops Dynamo
+            object.__setattr__(self, "_hash", hash((self.input_size, self.weight_size, *self.settings)))
+        return self._hash
+
     @property
     def settings(self) -> tuple[tuple[int, int], Padding, tuple[int, int], int]:
         """(stride, padding, dilation, groups), in the order of the operators' arguments."""
@@ -91,6 +98,13 @@ class ConvGeometry:
         p = output_length(h, r, self.stride[0], top + bottom, self.dilation[0])
         q = output_length(w, s, self.stride[1], left + right, self.dilation[1])
         return n, k, p, q
+
+    @property
+    def most_items(self) -> int:
+        """How many input pixels, output pixels or weights there are, whichever are most."""
+        n, _, h, w = self.input_size
+        _, _, p, q = self.output_size
+        return max(n * h * w, n * p * q, math.prod(self.weight_size))
 
     @property
     def channels_per_group(self) -> tuple[int, int]:

@@ -6,15 +6,15 @@ Arguments are those that :func:`gconv.group_conv2d` has checked; ``backend`` is 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from gconv import batch_norm, dispatch
 from gconv.geometry import ConvGeometry
+
+# Autocast has had its say before the operator; inside, it would narrow the float32 sums.
+without_autocast = torch._C._DisableAutocast
 
 
 def forward(
@@ -31,7 +31,7 @@ def forward(
     channels_last where input or weight is, else contiguous.
     """
     run = dispatch.implementation(backend, "forward", input, geometry)
-    with _no_autocast(input):
+    with without_autocast():
         output = run.forward(input, weight, bias, geometry, activation, residual)
     return _arrange(output, layout(input, weight))
 
@@ -39,7 +39,7 @@ def forward(
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
     """dx (N, C, H, W): channels_last where grad_output or weight is, else contiguous."""
     run = dispatch.implementation(backend, "input_grad", grad_output, geometry)
-    with _no_autocast(grad_output):
+    with without_autocast():
         grad = run.input_grad(grad_output, weight, geometry)
     return _arrange(grad, layout(grad_output, weight))
 
@@ -52,7 +52,7 @@ def weight_grad(
     dw is channels_last where grad_output or input is, else contiguous.
     """
     run = dispatch.implementation(backend, "weight_grad", input, geometry)
-    with _no_autocast(input):
+    with without_autocast():
         grads = run.weight_grad(grad_output, input, geometry, with_bias)
     return _arrange_grads(*grads, layout(grad_output, input))
 
@@ -65,7 +65,7 @@ def norm_forward(
     ``norm``: :mod:`gconv.batch_norm`, whose equations a backend runs that cannot do all in one kernel.
     """
     run = dispatch.implementation(backend, "forward", input, geometry)
-    with _no_autocast(input):
+    with without_autocast():
         if hasattr(run, "norm_forward"):
             output, moments = run.norm_forward(input, norm.contiguous(), weight, bias, geometry)
         else:
@@ -79,7 +79,7 @@ def norm_input_grad(
 ) -> tuple[Tensor, Tensor]:
     """The gradient (N, C, H, W) of scale input + shift, and the sums (2, C) that batch norm's needs of it."""
     run = dispatch.implementation(backend, "input_grad", grad_output, geometry)
-    with _no_autocast(grad_output):
+    with without_autocast():
         if hasattr(run, "norm_input_grad"):
             grad, sums = run.norm_input_grad(grad_output, weight, input, norm.contiguous(), geometry)
         else:
@@ -95,7 +95,7 @@ def norm_weight_grad(
     run = dispatch.implementation(backend, "weight_grad", input, geometry)
     if not hasattr(run, "norm_weight_grad"):
         return weight_grad(grad_output, batch_norm.normalise(input, norm), with_bias, geometry, backend)
-    with _no_autocast(input):
+    with without_autocast():
         grads = run.norm_weight_grad(grad_output, input, norm.contiguous(), geometry, with_bias)
     return _arrange_grads(*grads, layout(grad_output, input))
 
@@ -126,10 +126,3 @@ def _arrange(tensor: Tensor, layout: torch.memory_format) -> Tensor:
 def _arrange_grads(weight: Tensor, bias: Tensor | None, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
     """dw in ``layout``, and dbias or, as operators must return a tensor, an empty one."""
     return _arrange(weight, layout), weight.new_empty(0) if bias is None else bias
-
-
-def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Autocast has had its say before the operator; inside, it would narrow the float32 sums."""
-    if not torch._C._is_any_autocast_enabled():
-        return nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)

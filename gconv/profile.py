@@ -247,7 +247,7 @@ def _time(call: Call, pass_: str) -> dict[str, float]:
     count = sets_of_operands(problem.bytes, call.device)
     sets = [problem.draw(call.device, call.layout) for _ in range(count)]
     runs: dict[str, Callable[[Operands], Tensor]] = {"aten": problem.run_pytorch}
-    kernels_run = dispatch.why_not_triton(sets[0].x, call.dtype, call.geometry) is None
+    kernels_run = dispatch.why_not_triton(call.device, call.dtype, call.geometry) is None
     if call.geometry.groups > 1 and call.device.type == "cuda" and kernels_run:
         runs["triton"] = lambda operands: problem.run(operands, "triton")
     contenders = {name: [lambda run=run, o=o: run(o) for o in sets] for name, run in runs.items()}

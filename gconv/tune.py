@@ -59,8 +59,7 @@ def main(command: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(command)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     problems = _problems(arguments)
-    example = torch.empty(1, 1, 1, 1, device=device)
-    if problem := dispatch.why_not_triton(example, torch.float32, problems[0].geometry):
+    if problem := dispatch.why_not_triton(device, torch.float32, problems[0].geometry):
         fail(problem)
     if device.type == "cpu" and arguments.out is None:
         fail("--out FILE is needed: what the interpreter takes is good for a trial alone")

@@ -16,8 +16,11 @@ class Launcher:
         self.name = metadata.name
 
     def __call__(self, *arguments: Any) -> None:
-        *grid, _, _, _, _, _, _ = arguments[:9]
+        *grid, _, _, _, metadata, enter_hook, exit_hook = arguments[:9]
         LAUNCHES.append((self.name, tuple(grid), arguments[9:]))
+        for hook in (enter_hook, exit_hook):
+            if hook is not None:
+                hook(metadata)
 
 
 class Utils:

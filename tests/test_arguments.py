@@ -86,6 +86,16 @@ def test_bad_arguments_raise_with_the_numbers(
         gconv.group_conv2d(**(RIGHT | change), backend=backend)
 
 
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation", "groups"])
+def test_what_equals_a_checked_number_is_checked_itself(name: str) -> None:
+    """``True == 1.0 == 1``, so a kept answer must not count for them."""
+    right = {"groups": 2} | {name: 1 if name != "groups" else 2}
+    gconv.group_conv2d(X, W, B, **right)
+    for wrong in (True, 1.0) if name == "groups" else (True, 1.0, (1, True), (1.0, 1)):
+        with pytest.raises(TypeError, match=f"{name} must be"):
+            gconv.group_conv2d(X, W, B, **(right | {name: wrong}))
+
+
 def test_unknown_backend_is_refused() -> None:
     for use in (
         partial(gconv.group_conv2d, X, W, groups=2, backend="cudnn"),

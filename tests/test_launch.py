@@ -107,6 +107,26 @@ print(*[name for name, _, _ in launches])
     assert run(code) == "pack_kernel strips_kernel pack_kernel strips_kernel\n"
 
 
+def test_a_hook_around_launches_sees_kept_kernels_too(run: Run) -> None:
+    """As a profiler puts one there, and takes it away."""
+    code = """
+from triton import knobs
+problem = Problem("forward", layer.geometry(2), "float16")
+x, w, _ = problem.draw(torch.device("cpu"))
+seen, seen_after = [], []
+run = lambda: forward(x, w, None, problem.geometry, None)
+for chain, into in ((knobs.runtime.launch_enter_hook, seen), (knobs.runtime.launch_exit_hook, seen_after)):
+    hook = lambda metadata: into.append(metadata.get()["name"])
+    run()
+    chain.add(hook)
+    run()
+    chain.remove(hook)
+    run()
+print(len(launches), seen, seen_after)
+"""
+    assert run(code) == "12 ['pack_kernel', 'strips_kernel'] ['pack_kernel', 'strips_kernel']\n"
+
+
 def test_another_alignment_or_type_gets_a_kernel_of_its_own(run: Run) -> None:
     """A tensor that starts at no multiple of 16 bytes; then a reduction to float32 after one to float16."""
     code = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -208,7 +209,7 @@ def on_gpu(channels_last: bool = True, **changes: object) -> SimpleNamespace:
     """What :func:`dispatch.decide` asks of a tensor."""
     stride = (1, 1, 1) if channels_last else (25, 5, 1)
     return SimpleNamespace(
-        is_cpu=False, is_cuda=True, device=torch.device("cuda"), stride=lambda axis: stride[axis], **changes
+        is_cuda=True, device=torch.device("cuda"), stride=lambda axis: stride[axis], **changes
     )
 
 
@@ -249,15 +250,51 @@ def test_auto_takes_by_rule_what_was_faster_where_it_was_measured(
     kernels_take: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "_device_problem", lambda device: None)
-    from gconv import kernels
-    from gconv.kernels.device import Device
-
-    monkeypatch.setattr(kernels, "device_of", lambda device: Device("cuda", "no table for it", 132))
-    geometry = ConvGeometry.of((8, 128, 56, 56), weight, stride, (1, 1, 1, 1), (dilation,) * 2, groups)
+    set_device(monkeypatch, "cuda", bandwidth=4e12)
+    geometry = ConvGeometry.of((256, 128, 56, 56), weight, stride, (1, 1, 1, 1), (dilation,) * 2, groups)
     tensor = on_gpu(channels_last)
-    decided = {pass_: dispatch.decide("auto", pass_, tensor, dtype, geometry)[0] for pass_ in ALL}
+    decided = {pass_: dispatch.decide("auto", pass_, tensor, dtype, geometry).backend for pass_ in ALL}
     assert decided == {pass_: "triton" if pass_ in kernels_take else "aten" for pass_ in ALL}
     assert dispatch.aten_alone("auto", tensor, dtype, geometry) == (not kernels_take)
     with torch.no_grad():
         assert dispatch.aten_alone("auto", tensor, dtype, geometry) == ("forward" not in kernels_take)
+
+
+def set_device(monkeypatch: pytest.MonkeyPatch, kind: str, bandwidth: float) -> None:
+    """Make every tensor's device a GPU that nothing was measured on."""
+    from gconv import kernels
+    from gconv.kernels.device import Device
+
+    monkeypatch.setattr(dispatch, "_device_problem", lambda device: None)
+    device = Device(kind, "no table for it", 132, 90, bandwidth)
+    monkeypatch.setattr(kernels, "device_of", lambda _: device)
+
+
+def geometry_of_batch(batch: int) -> ConvGeometry:
+    return ConvGeometry.of((batch, 128, 56, 56), (128, 4, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 32)
+
+
+@pytest.mark.parametrize(("batch", "taken"), [(1, False), (62, False), (63, True), (256, True)])
+def test_auto_leaves_small_eager_calls_to_pytorch(
+    batch: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass of 1.6 MB an image has a floor of 25 us, what the host takes longer, at 62.3 images."""
+    set_device(monkeypatch, "cuda", bandwidth=4e12)
+    tensor, geometry, dtype = on_gpu(), geometry_of_batch(batch), torch.bfloat16
+    assert dispatch.aten_alone("auto", tensor, dtype, geometry) != taken
+    found = dispatch.decide_call("auto", tensor, dtype, geometry)
+    assert {decision.backend for decision in found.values()} == {"triton" if taken else "aten"}
+    assert taken or all("too small to gain in an eager call" in d.reason for d in found.values())
+    in_a_graph = [dispatch.decide("auto", pass_, tensor, dtype, geometry).backend for pass_ in ALL]
+    assert in_a_graph == ["triton"] * 3, "a compiled graph holds the call already"
+    asked_for = dispatch.decide_call("triton", tensor, dtype, geometry)
+    assert {decision.backend for decision in asked_for.values()} == {"triton"}
+
+
+@pytest.mark.parametrize(("kind", "bandwidth"), [("hip", 4e12), ("cuda", math.inf)])
+def test_auto_takes_no_kernel_by_rule_on_a_gpu_unlike_the_measured_one(
+    kind: str, bandwidth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AMD's, where nothing was measured; one whose driver does not tell how fast its memory is."""
+    set_device(monkeypatch, kind, bandwidth)
+    assert dispatch.aten_alone("auto", on_gpu(), torch.bfloat16, geometry_of_batch(256))

@@ -33,8 +33,8 @@ def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: torc
 
 def verdict(
     pass_: str, geometry: ConvGeometry, dtype: torch.dtype, layout: str, device: torch.device
-) -> tuple[bool, str]:
-    """Whether the kernels are not slower than PyTorch's own, under PyTorch's present settings, and why.
+) -> choice.Verdict:
+    """Whether the kernels are faster than PyTorch's own, under PyTorch's present settings, and why.
 
     Args:
         pass_: "forward", "input_grad" or "weight_grad".
@@ -43,4 +43,5 @@ def verdict(
         layout: theirs, "channels_last" or "contiguous", which the kernels convert.
         device: where they are.
     """
-    return choice.verdict(pass_, geometry, dtype, float32_precision(), layout, device_of(device))
+    precision = float32_precision() if dtype == torch.float32 else "ieee"
+    return choice.verdict(pass_, geometry, dtype, precision, layout, device_of(device))

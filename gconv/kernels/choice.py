@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,8 +31,9 @@ SHIPPED = Path(__file__).parent / "measured"
 # By pass; raised when a change of its kernels makes what was measured wrong: other tiles, other speeds.
 KERNELS = {"forward": 4, "input_grad": 5, "weight_grad": 5}
 KEPT = 4096  # answers; images of ever new sizes must not fill the memory
-SURE = 1.0  # octaves: an entry that is further away has to show a gain of
-MARGIN = 0.1  # a tenth, for the kernels to be taken on its word
+# How much faster than PyTorch's own an entry must be for the kernels to be taken, by its distance in octaves:
+# what two measurements of one thing differ by; a layer of up to twice or half the size; any other.
+MARGINS = ((0.0, 0.02), (1.0, 0.05), (math.inf, 0.1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,9 @@ class Entry:
         return sum(abs(math.log2(max(a, 1) / b)) for a, b in zip(size, self.size, strict=True))
 
     def pays(self, size: tuple[int, int, int, int], layout: str) -> bool:
-        """Whether the kernel is at least as fast as PyTorch for tensors of ``layout``."""
-        margin = 0.0 if self.distance(size) <= SURE else MARGIN
+        """Whether the kernel is faster for tensors of ``layout`` by the margin of its distance."""
+        distance = self.distance(size)
+        margin = next(margin for far, margin in MARGINS if distance <= far)
         return self.triton[layout] <= (1 - margin) * self.aten[layout]
 
     def told(self, size: tuple[int, int, int, int], layout: str) -> str:
@@ -84,23 +86,40 @@ def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: s
     return tile_by_rule(pass_, geometry, dtype, precision, device) if entry is None else entry.tile
 
 
+class Verdict(NamedTuple):
+    """Whether a pass should run on the kernels.
+
+    Args:
+        pays: whether they are faster than PyTorch's own, by the time on the device.
+        reason: why, in words.
+        least: microseconds that PyTorch's own takes: measured, or the memory floor, which it cannot beat.
+    """
+
+    pays: bool
+    reason: str
+    least: float
+
+
 @lru_cache(KEPT)
 def verdict(
     pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, layout: str, device: Device
-) -> tuple[bool, str]:
-    """Whether the kernel is not slower than PyTorch's own, for tensors of ``layout``, and why in words.
+) -> Verdict:
+    """Whether the kernel is faster than PyTorch's own, for tensors of ``layout``.
 
-    Where nothing of the kind was measured: in channels_last, as :func:`pays_by_rule` says. A dense
+    As it was measured; where nothing of the kind was, as :func:`pays_by_rule` says of channels_last. A dense
     convolution is PyTorch's, whatever was measured for groups of its widths.
     """
+    floor = geometry.compulsory_bytes(dtype.itemsize) / device.bandwidth * 1e6
     if geometry.groups == 1:
-        return False, "one group is a dense convolution, which is left to PyTorch"
-    entry = nearest(pass_, geometry, dtype, precision, device)
+        return Verdict(False, "one group is a dense convolution, which is left to PyTorch", floor)
+    entry, size = nearest(pass_, geometry, dtype, precision, device), size_of(geometry)
     if entry is not None:
-        return entry.pays(size_of(geometry), layout), entry.told(size_of(geometry), layout)
-    if layout == "channels_last" and pays_by_rule(pass_, geometry, dtype):
-        return True, "kernels of this kind were measured to be faster than cuDNN on an H200"
-    return False, f"gconv's kernels are not known to be faster for this geometry, {layout}"
+        least = floor if entry.distance(size) else entry.aten[layout]
+        return Verdict(entry.pays(size, layout), entry.told(size, layout), least)
+    if layout == "channels_last" and device.kind == "cuda" and pays_by_rule(pass_, geometry, dtype):
+        return Verdict(True, "kernels of this kind were measured to be faster than cuDNN on an H200", floor)
+    reason = f"gconv's kernels are not known to be faster for this geometry, {layout}"
+    return Verdict(False, reason, floor)
 
 
 def pays_by_rule(pass_: str, geometry: ConvGeometry, dtype: torch.dtype) -> bool:
@@ -145,6 +164,12 @@ def size_of(geometry: ConvGeometry) -> tuple[int, int, int, int]:
 def type_name(dtype: torch.dtype, precision: str) -> str:
     """ "float16", "bfloat16", "float32", or "tf32" for float32 that is multiplied so."""
     return "tf32" if dtype == torch.float32 and precision == "tf32" else str(dtype).removeprefix("torch.")
+
+
+def forget() -> None:
+    """Drop what was read from tables, and what was decided by it: they are read again."""
+    for kept in (table, nearest, verdict):
+        kept.cache_clear()
 
 
 @cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -17,12 +19,14 @@ class Device:
         name: as its driver calls it.
         processors: streaming multiprocessors or compute units.
         capability: compute capability of NVIDIA's, times ten; 0 for others.
+        bandwidth: bytes a second that its memory could move at most; infinite if that is not known.
     """
 
     kind: str
     name: str
     processors: int
     capability: int = 0
+    bandwidth: float = math.inf
 
 
 @cache
@@ -34,7 +38,14 @@ def device_of(device: torch.device) -> Device:
     count = properties.multi_processor_count
     if torch.version.hip is not None:
         return Device("hip", properties.name, count)
-    return Device("cuda", properties.name, count, 10 * properties.major + properties.minor)
+    capability = 10 * properties.major + properties.minor
+    return Device("cuda", properties.name, count, capability, bandwidth_of(properties))
+
+
+def bandwidth_of(properties: Any) -> float:
+    """Bytes a second of a GPU's memory by its clock (kHz) and bus (bits), two transfers a clock."""
+    found = 2e3 * getattr(properties, "memory_clock_rate", 0) * getattr(properties, "memory_bus_width", 0) / 8
+    return found or math.inf  # unknown where a driver reports 0, as for memory shared with the host
 
 
 def float32_precision() -> str:

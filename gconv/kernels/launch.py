@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.runtime import driver
 
 from gconv.kernels.device import Device, device_of, float32_precision
 from gconv.kernels.tiles import Tile
@@ -52,10 +52,10 @@ class Operands(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Launch:
-    """A kernel and all that it is started with but the tensors; made once for each geometry.
+    """A kernel and everything it is started with except the tensors; made once for each geometry.
 
     Triton's own launcher looks at every argument to find the binary that fits, which takes the host longer
-    than all the rest of a call. So the binary that it found is kept, and started directly.
+    than all the rest of a call. So the binary it found is kept, and started directly.
 
     Args:
         kernel: the ``triton.jit`` function.
@@ -72,24 +72,61 @@ class Launch:
 
     @classmethod
     def of(cls, kernel: Any, programs: int, values: dict[str, Any], tile: Tile) -> Launch:
-        """Takes from ``values`` what the kernel has an argument for."""
+        """Take from ``values`` what the kernel has an argument for."""
         arguments = {name: values[name] for name in kernel.arg_names if name in values}
         return cls(kernel, programs, arguments, tile)
 
     def __call__(self, *tensors: Tensor) -> None:
-        """Starts the kernel on the device of ``tensors``."""
+        """Start the kernel on the device of ``tensors``."""
         device = tensors[0].device
-        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-        with torch.cuda.device(device) if elsewhere else nullcontext():
-            binary = (device.index, *[tensor.dtype for tensor in tensors])
-            aligned = not any([tensor.data_ptr() % ALIGNMENT for tensor in tensors])
-            start = self._started.get(binary) if aligned else None
-            if start is not None:
-                return start(*tensors, *self.arguments.values())
-            note_untested_triton()
-            compiled = self.kernel[(self.programs,)](*tensors, **self.arguments, **self.tile.options)
-            if aligned and compiled is not None:  # None: the interpreter's
-                self._started[binary] = compiled[(self.programs, 1, 1)]
+        if device.type != "cuda" or device.index == torch._C._cuda_getDevice():
+            return self._start(device, tensors)
+        with torch.cuda.device(device):
+            self._start(device, tensors)
+
+    def _start(self, device: torch.device, tensors: tuple[Tensor, ...]) -> None:
+        addresses = 0
+        for tensor in tensors:
+            addresses |= tensor.data_ptr()
+        if addresses % ALIGNMENT:
+            return self._start_through_triton(tensors)
+        binary = (device.index, *[tensor.dtype for tensor in tensors])
+        start = self._started.get(binary)
+        if start is not None:
+            return start(tensors)
+        compiled = self._start_through_triton(tensors)
+        if compiled is not None:  # None: the interpreter's
+            self._started[binary] = starter(compiled, self.programs, device, (*self.arguments.values(),))
+
+    def _start_through_triton(self, tensors: tuple[Tensor, ...]) -> Any:
+        note_untested_triton()
+        return self.kernel[(self.programs,)](*tensors, **self.arguments, **self.tile.options)
+
+
+def starter(
+    compiled: Any, programs: int, device: torch.device, arguments: tuple[Any, ...]
+) -> Callable[[tuple[Tensor, ...]], None]:
+    """Return a function that starts a compiled kernel on tensors, on the current stream of ``device``.
+
+    Does what ``compiled[grid](...)`` does in Triton 3.6 to 3.9, which takes twice as long because it gathers
+    what a hook around launches might ask for. Where there is one, such as Proton's, it is called itself.
+    """
+    through_hooks = compiled[(programs, 1, 1)]
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    stream_of, index = driver.active.get_current_stream, device.index or 0
+    runtime = triton.knobs.runtime
+
+    def start(tensors: tuple[Tensor, ...]) -> None:
+        if has_hook(runtime.launch_enter_hook) or has_hook(runtime.launch_exit_hook):
+            return through_hooks(*tensors, *arguments)
+        run(programs, 1, 1, stream_of(index), function, metadata, None, None, None, *tensors, *arguments)
+
+    return start
+
+
+def has_hook(chain: Any) -> bool:
+    """Whether a chain of Triton's hooks, which may be None or empty, calls anything."""
+    return bool(getattr(chain, "calls", chain))
 
 
 @cache

@@ -83,6 +83,7 @@ def _draw_times(cases: Sequence[Case], path: Path, title: str) -> Path:
                 axes.text(1.05 * case.ours["p80"], above, "tie", fontsize=7, verticalalignment="center")
         axes.plot([], [], color="black", linewidth=1.5, label="memory floor")
         axes.set(title=pass_, xlabel="microseconds, log scale", xscale="log")
+        axes.margins(x=0.1)  # room for "tie"
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -131,7 +131,8 @@ def applies(contender: Contender, problem: Problem, device: torch.device) -> boo
         return True
     geometry = problem.geometry
     depthwise = 1 < geometry.groups == geometry.input_size[1]
-    has_both = device.type == "cuda" and torch.backends.cudnn.is_available()
+    cudnn = torch.backends.cudnn
+    has_both = device.type == "cuda" and cudnn.is_available() and cudnn.enabled
     callable_ = (contender.runner, problem.pass_) != ("cudnn-depthwise", "weight_grad")
     return depthwise and has_both and callable_
 

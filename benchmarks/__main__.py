@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from benchmarks import layers, networks
-from benchmarks.peers import RUNNERS, Contender, contenders
+from benchmarks.peers import RUNNERS, Contender, applies, contenders
 from benchmarks.store import Store, is_wrong
-from benchmarks.summary import in_short
+from benchmarks.summary import in_short, spread
 from gconv.dispatch import why_not_triton
 from gconv.environment import environment, slug
 from gconv.geometry import PASSES
@@ -59,13 +59,14 @@ def run(parsed: argparse.Namespace) -> int:
     bandwidth = store.environment["copy_gb_per_s"] * 1e9
     done = store.settled("layers", layers.Row, (*layers.CASE, "runner", "layout"))
 
-    def left(case: tuple) -> list[Contender]:
-        return [who for who in runners if (*case, who.runner, who.layout) not in done]
+    def left(name: tuple, problem: Problem) -> list[Contender]:
+        able = [who for who in runners if applies(who, problem, device)]
+        return [who for who in able if (*name, who.runner, who.layout) not in done]
 
     def measure(case: tuple) -> list[dict[str, Any]]:
-        return [asdict(row) for row in layers.measure(*case, left(case[0]), device, bandwidth)]
+        return [asdict(row) for row in layers.measure(*case, left(*case), device, bandwidth)]
 
-    todo = [case for case in cases if left(case[0])]
+    todo = [case for case in cases if left(*case)]
     wrong = _measure_all(todo, len(cases), measure, store, "layers", parsed.minutes)
     print(columns(in_short(store.read("layers", layers.Row)), left=4, rule=True))
     return 1 if wrong else 0
@@ -90,7 +91,7 @@ def run_networks(parsed: argparse.Namespace) -> int:
     wrong = _measure_all(todo, len(cases), measure, store, "networks", parsed.minutes)
     table = [(*networks.CASE, "images/s", "grouped", "problem")]
     for row in store.read("networks", networks.Row):
-        speed = "" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f}"
+        speed = "" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f} {spread(row)}"
         share = "" if row["grouped_share"] is None else f"{row['grouped_share']:.0%}"
         table.append((*(str(row[name]) for name in networks.CASE), speed, share, row["problem"] or ""))
     print(columns(table, left=5, rule=True))

@@ -37,21 +37,68 @@ def _on(backend: str) -> Callable[[Problem], Run]:
 
 
 def _compiled(problem: Problem) -> Run:
-    """By torch.compile, which may choose among its own templates and PyTorch's kernels.
+    """By torch.compile, which may choose among its own templates and PyTorch's kernels, in gradients too.
 
     Its CUDA graphs are left out: what is timed runs in one already.
     """
-    return torch.compile(problem.run_pytorch, mode="max-autotune-no-cudagraphs", dynamic=False)
+    from torch._inductor import config, list_mode_options  # takes a second
+
+    options = list_mode_options("max-autotune-no-cudagraphs")
+    options |= {name: "ATEN,TRITON" for name in TEMPLATES if hasattr(config, name)}
+    return torch.compile(problem.run_pytorch, options=options, dynamic=False)
 
 
+def _native_depthwise(problem: Problem) -> Run:
+    """By the depthwise kernels of PyTorch's own, also where F.conv2d takes cuDNN's."""
+
+    def run(operands: Operands) -> Tensor:
+        before = torch._C._get_cudnn_enabled()
+        torch._C._set_cudnn_enabled(False)
+        try:
+            return problem.run_pytorch(operands)
+        finally:
+            torch._C._set_cudnn_enabled(before)
+
+    return run
+
+
+def _cudnn_depthwise(problem: Problem) -> Run:
+    """By cuDNN, also where F.conv2d takes a kernel of PyTorch's own: mostly in contiguous layout."""
+    g, padding = problem.geometry, problem.geometry.padding[::2]
+    settings = (g.stride, g.dilation, g.groups, True, False, problem.type == "tf32")
+    beyond_last_tap = [
+        (g.input_size[2 + i] + 2 * padding[i] - g.dilation[i] * (g.weight_size[2 + i] - 1) - 1) % g.stride[i]
+        for i in (0, 1)
+    ]
+
+    def forward(operands: Operands) -> Tensor:
+        return torch.cudnn_convolution(operands.x, operands.weight, padding, *settings)
+
+    def input_grad(operands: Operands) -> Tensor:
+        return torch.cudnn_convolution_transpose(
+            operands.dy, operands.weight, padding, beyond_last_tap, *settings
+        )
+
+    return forward if problem.pass_ == "forward" else input_grad
+
+
+# Where inductor may take a Triton template for a convolution; off for gradients, and unknown to PyTorch 2.11.
+TEMPLATES = (
+    "max_autotune_conv_backends",
+    "max_autotune_conv_bwd_input_backends",
+    "max_autotune_conv_bwd_weight_backends",
+)
 RUNNERS: dict[str, Callable[[Problem], Run]] = {
     "auto": _auto,
     "triton": _on("triton"),
     "reference": _on("reference"),
     "F.conv2d": lambda problem: problem.run_pytorch,
     "torch.compile": _compiled,
+    "native-depthwise": _native_depthwise,
+    "cudnn-depthwise": _cudnn_depthwise,
 }
-PEERS = ("F.conv2d", "torch.compile")
+DEPTHWISE = ("native-depthwise", "cudnn-depthwise")
+PEERS = ("F.conv2d", "torch.compile", *DEPTHWISE)
 
 
 @dataclass(frozen=True)
@@ -73,6 +120,21 @@ def contenders(runners: list[str]) -> list[Contender]:
         for layout in LAYOUTS
         if (runner, layout) != ("reference", "contiguous")
     ]
+
+
+def applies(contender: Contender, problem: Problem, device: torch.device) -> bool:
+    """Whether a contender has a way to run a problem that F.conv2d may not have taken.
+
+    PyTorch has kernels of its own for depthwise layers only. cuDNN's weight gradient cannot be asked for.
+    """
+    if contender.runner not in DEPTHWISE:
+        return True
+    geometry = problem.geometry
+    depthwise = 1 < geometry.groups == geometry.input_size[1]
+    cudnn = torch.backends.cudnn
+    has_both = device.type == "cuda" and cudnn.is_available() and cudnn.enabled
+    callable_ = (contender.runner, problem.pass_) != ("cudnn-depthwise", "weight_grad")
+    return depthwise and has_both and callable_
 
 
 def who_runs(contender: Contender, problem: Problem, operands: Operands) -> str:

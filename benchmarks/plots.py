@@ -16,7 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.summary import Case
+from benchmarks.peers import DEPTHWISE
+from benchmarks.summary import Case, Row
 from gconv.dispatch import PASSES
 
 COLOURS = {
@@ -24,8 +25,15 @@ COLOURS = {
     "fused": "#16405b",
     "F.conv2d": "#c44e52",
     "torch.compile": "#dd9a52",
+    "other depthwise kernels": "#8172b3",
     "resnet50": "#7f7f7f",
 }
+BARS = {
+    "F.conv2d": ["F.conv2d"],
+    "torch.compile": ["torch.compile"],
+    "other depthwise kernels": DEPTHWISE,
+}
+WHISKER = {"error_kw": {"elinewidth": 0.8, "ecolor": "black"}}
 DPI = 120
 
 
@@ -45,9 +53,13 @@ def draw_layers(cases: Sequence[Case], folder: Path, where: str) -> list[Path]:
 
 
 def _draw_times(cases: Sequence[Case], path: Path, title: str) -> Path:
-    """A panel for each pass, a cluster of bars for each layer, the floor as a line through it."""
+    """A panel for each pass, a cluster of bars for each layer, the floor as a line through it.
+
+    A thin line at the end of a bar reaches from p20 to p80. "tie" says that gconv's overlaps the best peer's.
+    """
     passes = [p for p in PASSES if any(case.pass_ == p for case in cases)]
     layers = list(dict.fromkeys(case.layer for case in cases))
+    shown = [runner for runner, rows in _bars(cases).items() if any(rows)]
     size = (2 + 3.6 * len(passes), 2.4 + 0.5 * len(layers))
     figure, panels = plt.subplots(
         1, len(passes), figsize=size, sharey=True, squeeze=False, layout="constrained"
@@ -55,22 +67,23 @@ def _draw_times(cases: Sequence[Case], path: Path, title: str) -> Path:
     for axes, pass_ in zip(panels[0], passes, strict=True):
         found = {case.layer: case for case in cases if case.pass_ == pass_}
         of_pass = [found.get(layer) for layer in layers]
-        bars = {
-            "gconv": [case and case.ours for case in of_pass],
-            "F.conv2d": [case and case.best(["F.conv2d"]) for case in of_pass],
-            "torch.compile": [case and case.best(["torch.compile"]) for case in of_pass],
-        }
-        places = np.arange(len(layers))
-        for i, (runner, rows) in enumerate(bars.items()):
+        bars = _bars(of_pass)
+        for i, runner in enumerate(shown):
+            at = np.arange(len(layers)) + 0.78 * ((i + 0.5) / len(shown) - 0.5)
+            rows, height = bars[runner], 0.72 / len(shown)
             lengths = [np.nan if row is None else row["p50"] for row in rows]
-            axes.barh(places + 0.26 * (i - 1), lengths, 0.24, color=COLOURS[runner], label=runner)
+            axes.barh(at, lengths, height, xerr=_errors(rows), color=COLOURS[runner], label=runner, **WHISKER)
         for place, case in enumerate(of_pass):
             if case is None:
                 continue
             floor = next(iter(case.rows.values()))["floor"]
             axes.plot([floor] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.5)
+            if case.speedup is not None and case.speedup.tie:
+                above = place + 0.39 * (1 / len(shown) - 1)  # gconv's bar is the first
+                axes.text(1.05 * case.ours["p80"], above, "tie", fontsize=7, verticalalignment="center")
         axes.plot([], [], color="black", linewidth=1.5, label="memory floor")
-        axes.set(title=pass_, xlabel="microseconds", xscale="log")
+        axes.set(title=pass_, xlabel="microseconds, log scale", xscale="log")
+        axes.margins(x=0.1)  # room for "tie"
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -80,6 +93,18 @@ def _draw_times(cases: Sequence[Case], path: Path, title: str) -> Path:
         *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
     return _save(figure, path, title)
+
+
+def _bars(cases: Sequence[Case | None]) -> dict[str, list[Row | None]]:
+    """Each case's row by who runs it."""
+    peers = {name: [case and case.best(runners) for case in cases] for name, runners in BARS.items()}
+    return {"gconv": [case and case.ours for case in cases], **peers}
+
+
+def _errors(rows: Sequence[Row | None]) -> list[list[float]]:
+    """How far p20 and p80 are from the median, as matplotlib takes it."""
+    there = [row or dict.fromkeys(("p20", "p50", "p80"), np.nan) for row in rows]
+    return [[row["p50"] - row["p20"] for row in there], [row["p80"] - row["p50"] for row in there]]
 
 
 def _draw_fractions(cases: Sequence[Case], path: Path, title: str) -> Path:
@@ -115,7 +140,11 @@ def draw_networks(rows: Sequence[dict[str, Any]], folder: Path, where: str) -> P
     for axes, ((task, batch, image), found) in zip(panels[0], best.items(), strict=True):
         names = sorted(found, key=lambda name: (name[0] == "resnet50", name[0], list(COLOURS).index(name[1])))
         colours = [COLOURS["resnet50" if name[0] == "resnet50" else name[1]] for name in names]
-        bars = axes.barh(range(len(names)), [found[n]["images_per_second"] for n in names], color=colours)
+        speeds = [found[n]["images_per_second"] for n in names]
+        # p80 of the time is the slow end of the speed
+        ends = [[found[n]["batch"] * 1e3 / found[n][end] for n in names] for end in ("p80", "p20")]
+        reach = np.abs(np.array(ends) - speeds) if names else None
+        bars = axes.barh(range(len(names)), speeds, xerr=reach, color=colours, **WHISKER)
         axes.bar_label(bars, [f"{found[n]['images_per_second']:,.0f}" for n in names], padding=3, fontsize=8)
         told = [f"{n[0]}\n{n[1]}, {found[n]['mode']},\n{found[n]['layout']}" for n in names]
         axes.set_yticks(range(len(names)), told, fontsize=8)

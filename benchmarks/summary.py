@@ -1,4 +1,4 @@
-"""What rows of measurements come to: fractions of the floor, speedups, the worst of them."""
+"""What rows of measurements come to: fractions of the floor, speedups and ties, the worst of them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,52 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.layers import CASE
 from benchmarks.peers import PEERS
 from gconv.problem import LAYOUTS
+from gconv.timing import Times
 
-Rows = Sequence[dict[str, Any]]
+Row = dict[str, Any]
+Rows = Sequence[Row]
+
+
+class Gain(NamedTuple):
+    """How many times as long one row takes as another, and whether that is more than chance.
+
+    Args:
+        ratio: of the medians: above 1, the other row is faster.
+        tie: whether the times of both overlap, as :meth:`gconv.timing.Times.ties` has it.
+    """
+
+    ratio: float
+    tie: bool
+
+    @classmethod
+    def over(cls, theirs: Row | None, ours: Row | None) -> Gain | None:
+        """Return the gain of ``ours`` over ``theirs``, None where one of them is missing."""
+        if theirs is None or ours is None:
+            return None
+        return cls(theirs["p50"] / ours["p50"], quantiles(theirs).ties(quantiles(ours)))
+
+    @property
+    def claim(self) -> float:
+        """The ratio, or 1 for a tie: what may be said of it."""
+        return 1.0 if self.tie else self.ratio
+
+    def __str__(self) -> str:
+        return "tie" if self.tie else times(self.ratio)
+
+
+def quantiles(row: Row) -> Times:
+    """Return a row's times, in its own unit."""
+    return Times(row["p20"], row["p50"], row["p80"])
+
+
+def spread(row: Row) -> str:
+    """Return what to write behind a row's median, such as ±1.2%."""
+    return f"±{100 * quantiles(row).spread:.1f}%"
 
 
 @dataclass(frozen=True)
@@ -29,22 +68,27 @@ class Case:
     batch: int
     type: str
     pass_: str
-    rows: dict[tuple[str, str], dict[str, Any]]
+    rows: dict[tuple[str, str], Row]
 
     @property
-    def ours(self) -> dict[str, Any] | None:
+    def ours(self) -> Row | None:
         """``auto`` in channels_last, where it is right."""
         return self._right("auto", "channels_last")
 
     @property
-    def best_peer(self) -> dict[str, Any] | None:
+    def best_peer(self) -> Row | None:
         """The fastest of the peers that are right, in the layout that suits it."""
         return self.best(PEERS)
 
-    def best(self, runners: Iterable[str]) -> dict[str, Any] | None:
+    @property
+    def best_peers(self) -> list[Row]:
+        """The best peer, and those that tie with it, the fastest first."""
+        peers = self._ranked(PEERS)
+        return [row for row in peers if quantiles(row).ties(quantiles(peers[0]))]
+
+    def best(self, runners: Iterable[str]) -> Row | None:
         """The fastest right one among ``runners``, in any layout."""
-        found = [self._right(runner, layout) for runner in runners for layout in LAYOUTS]
-        return min((row for row in found if row), key=lambda row: row["p50"], default=None)
+        return next(iter(self._ranked(runners)), None)
 
     @property
     def fraction(self) -> float | None:
@@ -52,20 +96,19 @@ class Case:
         return None if self.ours is None else self.ours["floor"] / self.ours["p50"]
 
     @property
-    def speedup(self) -> float | None:
+    def speedup(self) -> Gain | None:
         """Over the best peer."""
-        return _ratio(self.best_peer, self.ours)
+        return Gain.over(self.best_peer, self.ours)
 
     @property
-    def speedup_over_conv2d(self) -> float | None:
+    def speedup_over_conv2d(self) -> Gain | None:
         """Over F.conv2d at its best: cuDNN, on a GPU of NVIDIA's."""
-        return _ratio(self.best(["F.conv2d"]), self.ours)
+        return Gain.over(self.best(["F.conv2d"]), self.ours)
 
     @property
-    def least_gain(self) -> float | None:
-        """What a user gains who leaves the layout as it is, in the worse of the two: 1 is nothing."""
-        gains = [_ratio(self._right("F.conv2d", at), self._right("auto", at)) for at in LAYOUTS]
-        return min((gain for gain in gains if gain is not None), default=None)
+    def least_gain(self) -> Gain | None:
+        """What a user gains who leaves the layout as it is, in the worse of the two."""
+        return worst_gain(Gain.over(self._right("F.conv2d", at), self._right("auto", at)) for at in LAYOUTS)
 
     @property
     def host_ratio(self) -> float | None:
@@ -75,18 +118,19 @@ class Case:
             return None
         return self.ours["host"] / theirs["host"]
 
-    def _right(self, runner: str, layout: str) -> dict[str, Any] | None:
+    def _right(self, runner: str, layout: str) -> Row | None:
         row = self.rows.get((runner, layout))
         return row if row is not None and row["p50"] is not None else None
 
-
-def _ratio(theirs: dict[str, Any] | None, ours: dict[str, Any] | None) -> float | None:
-    return None if theirs is None or ours is None else theirs["p50"] / ours["p50"]
+    def _ranked(self, runners: Iterable[str]) -> list[Row]:
+        """The right ones among ``runners`` in any layout, the fastest first."""
+        found = [self._right(runner, layout) for runner in runners for layout in LAYOUTS]
+        return sorted((row for row in found if row), key=lambda row: row["p50"])
 
 
 def cases(rows: Rows) -> list[Case]:
     """The rows case by case, in their order; of a row that was measured again, the last."""
-    found: dict[tuple, dict[tuple[str, str], dict[str, Any]]] = {}
+    found: dict[tuple, dict[tuple[str, str], Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in CASE), {})[row["runner"], row["layout"]] = row
     return [Case(*key, of_case) for key, of_case in found.items()]
@@ -98,9 +142,28 @@ def geometric_mean(values: Iterable[float | None]) -> float | None:
     return math.exp(sum(map(math.log, there)) / len(there)) if there else None
 
 
+def mean_gain(gains: Iterable[Gain | None]) -> float | None:
+    """The geometric mean of those that are there; ties count as measured, as chance cancels out in a mean."""
+    return geometric_mean(gain and gain.ratio for gain in gains)
+
+
 def least(values: Iterable[float | None]) -> float | None:
     """Of those that are there."""
     return min((value for value in values if value is not None), default=None)
+
+
+def worst_gain(gains: Iterable[Gain | None]) -> Gain | None:
+    """The least of those that are there; a tie counts as 1, so that it hides no loss."""
+    there = [gain for gain in gains if gain is not None]
+    return min(there, key=lambda gain: gain.claim, default=None)
+
+
+def faster_tie_slower(gains: Iterable[Gain | None]) -> str:
+    """Count the layers where ours is faster, ties and is slower, such as 5/1/1."""
+    there = [gain for gain in gains if gain is not None]
+    ties = sum(gain.tie for gain in there)
+    faster = sum(gain.ratio > 1 and not gain.tie for gain in there)
+    return f"{faster}/{ties}/{len(there) - ties - faster}" if there else ""
 
 
 def in_short(rows: Rows) -> list[tuple[str, ...]]:
@@ -110,7 +173,7 @@ def in_short(rows: Rows) -> list[tuple[str, ...]]:
         return case.suite, str(case.batch), case.type, case.pass_
 
     head = ("suite", "batch", "type", "pass", "layers", "of the floor", "least")
-    head += ("over F.conv2d", "least", "over best peer", "least", "same layout, least")
+    head += ("over F.conv2d", "least", "over best peer", "least", "faster/tie/slower", "same layout, least")
     lines = [head]
     for name, group in groupby(sorted(cases(rows), key=key), key=key):
         of_group = list(group)
@@ -123,14 +186,19 @@ def in_short(rows: Rows) -> list[tuple[str, ...]]:
                 str(len(of_group)),
                 percent(geometric_mean(fractions)),
                 percent(least(fractions)),
-                times(geometric_mean(over_conv2d)),
-                times(least(over_conv2d)),
-                times(geometric_mean(over_peers)),
-                times(least(over_peers)),
-                times(least(case.least_gain for case in of_group)),
+                times(mean_gain(over_conv2d)),
+                _or_nothing(worst_gain(over_conv2d)),
+                times(mean_gain(over_peers)),
+                _or_nothing(worst_gain(over_peers)),
+                faster_tie_slower(over_peers),
+                _or_nothing(worst_gain(case.least_gain for case in of_group)),
             )
         )
     return lines
+
+
+def _or_nothing(gain: Gain | None) -> str:
+    return "" if gain is None else str(gain)
 
 
 def percent(value: float | None) -> str:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,11 +18,15 @@ from typing import Any
 
 import torch
 
+LOAD_SECONDS = 0.2  # until a GPU that was idle runs at the clocks of work
+LOAD_BYTES = 2**26  # that are copied meanwhile, more than a cache holds
+
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Machine, versions, commit and time, to be written beside every number.
 
-    Clocks in MHz, the driver's version and the power limit in W are what ``nvidia-smi`` says at the moment.
+    The driver's version, the power limit in W and the clocks in MHz are what ``nvidia-smi`` says. The clocks
+    "under load" are read while the GPU copies, as an idle GPU lowers them.
     The commit ends in "-dirty" where the working tree had changes; it is None outside a checkout.
     """
     facts = {
@@ -59,16 +68,52 @@ def _commit() -> str | None:
     return os.environ.get("GCONV_COMMIT") or _output(*command)
 
 
+@contextmanager
+def busy(work: Callable[[], object]) -> Iterator[None]:
+    """Repeat ``work`` in a thread of its own, from ``LOAD_SECONDS`` before the body until it ends."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.is_set():
+            work()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        time.sleep(LOAD_SECONDS)
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _copying(device: torch.device) -> Callable[[], None]:
+    """Return what keeps a GPU busy for a moment."""
+    source, target = (torch.empty(LOAD_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
+
+    def copy() -> None:
+        for _ in range(16):
+            target.copy_(source)
+        torch.cuda.synchronize(device)
+
+    return copy
+
+
 def _nvidia_smi(device: torch.device) -> dict[str, str]:
     fields = {
         "driver": "driver_version",
-        "clock_sm_mhz": "clocks.sm",
-        "clock_memory_mhz": "clocks.mem",
+        "clock_sm_under_load_mhz": "clocks.sm",
+        "clock_memory_under_load_mhz": "clocks.mem",
         "clock_sm_max_mhz": "clocks.max.sm",
         "power_limit_w": "power.limit",
     }
+    if shutil.which("nvidia-smi") is None:
+        return {}
     command = ("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits")
-    said = _output(*command, f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}") or _output(*command)
+    with busy(_copying(device)):
+        said = _output(*command, f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}") or _output(
+            *command
+        )
     values = [] if said is None else said.splitlines()[0].split(", ")
     return dict(zip(fields, values, strict=False))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,10 @@ Call = Callable[[], Tensor]
 
 GRAPH_SECONDS = 1e-3  # of work in a CUDA graph, at least: launching it then costs next to nothing
 MOST_SETS = 512  # of operands
-SLEEP = 1_000_000  # cycles that a GPU waits: longer than the host takes to launch the longest graph
+LAUNCHES = 3  # of a graph, to see how long the host takes
+LEAST_PAUSE = 5e-4  # seconds that a GPU waits before a graph, at least
+HIGHEST_CLOCK = 3.5e9  # cycles a second: no GPU runs faster
+LOWEST_CLOCK = 1e8  # cycles a second: no GPU's highest clock is lower, so one that is was not told
 SECONDS = 0.5  # that all rounds of a call should take at most, where that leaves LEAST_ROUNDS
 ROUNDS, LEAST_ROUNDS = 21, 5
 
@@ -34,6 +38,15 @@ class Times(NamedTuple):
         """The quantiles of single times."""
         ordered = sorted(rounds)
         return cls(*(ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8)))
+
+    @property
+    def spread(self) -> float:
+        """Half the distance from p20 to p80, as a part of the median: 0.01 is the median give or take 1%."""
+        return (self.p80 - self.p20) / 2 / self.p50
+
+    def ties(self, other: Times) -> bool:
+        """Whether p20 to p80 of both overlap, so that neither may be called the faster one."""
+        return self.p20 <= other.p80 and other.p20 <= self.p80
 
 
 @contextmanager
@@ -87,6 +100,33 @@ def time_together(contenders: Mapping[str, Sequence[Call]], device: torch.device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return {name: Times.of([read() for read in reads]) for name, reads in times.items()}
+
+
+def pause_before(launch: Callable[[], object], synchronize: Callable[[], object], clock: float) -> int:
+    """Return how many cycles a GPU should wait before ``launch``, to have all of it when it starts.
+
+    A GPU that catches up with the host waits for it, and that wait would count as the work's. So the pause is
+    twice the longest of some launches, and no shorter than ``LEAST_PAUSE``.
+
+    Args:
+        launch: enqueues the work and returns.
+        synchronize: waits until the GPU is idle, so that only the host's own time is measured.
+        clock: cycles a second, at most.
+    """
+    longest = 0.0
+    for _ in range(LAUNCHES):
+        synchronize()
+        start = time.perf_counter()
+        launch()
+        longest = max(longest, time.perf_counter() - start)
+    synchronize()
+    return math.ceil(max(LEAST_PAUSE, 2 * longest) * clock)
+
+
+def highest_clock(device: torch.device) -> float:
+    """Return the cycles a second that a GPU reaches, or more where neither PyTorch nor the driver tells."""
+    kilohertz = getattr(torch.cuda.get_device_properties(device), "clock_rate", 0)
+    return 1e3 * kilohertz if 1e3 * kilohertz > LOWEST_CLOCK else HIGHEST_CLOCK
 
 
 def host_time(call: Call, device: torch.device, rounds: int = 30) -> float:
@@ -200,17 +240,21 @@ class _GraphRun:
     def __call__(self) -> Callable[[], float]:
         """Replays the graph; what is returned waits for it and tells the time of one call."""
         with torch.cuda.device(self.memory.device):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(SLEEP)
-            start.record()
-            self.graph.replay()
-            end.record()
+            torch.cuda._sleep(self.pause)
+            start, end = self._launch()
 
         def read() -> float:
             end.synchronize()
             return start.elapsed_time(end) / 1e3 / self.count
 
         return read
+
+    def _launch(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        self.graph.replay()
+        end.record()
+        return start, end
 
     def _capture(self, calls: Sequence[Call], turns: int) -> None:
         graph, count, results = torch.cuda.CUDAGraph(), turns * len(calls), [None] * len(calls)
@@ -219,8 +263,10 @@ class _GraphRun:
                 for i in range(count):  # each set has a result of its own, which no cache must hold
                     results[i % len(calls)] = calls[i % len(calls)]()
             torch.cuda.synchronize()
-            graph.replay()
-        self.graph, self.count = graph, count  # only now the last graph goes: a pool must not be without one
+            graph.replay()  # the first time, the host also prepares it
+            # only now the last graph goes: a pool must not be without one
+            self.graph, self.count = graph, count
+            self.pause = pause_before(self._launch, torch.cuda.synchronize, highest_clock(self.memory.device))
 
 
 def _rounds_of(seconds: float) -> int:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import gconv
 from benchmarks import __main__ as command
 from benchmarks import layers, networks, peers, report, summary
 from benchmarks.store import read_table
+from gconv.geometry import PASSES
+from gconv.problem import Problem
+from gconv.suites import Layer
 
 CPU = torch.device("cpu")
 RUN = ["run", "--suite", "tiny", "--batch", "2", "--dtypes", "float32", "--contenders", "auto", "F.conv2d"]
@@ -152,18 +157,81 @@ def test_damaged_results_are_named(
 def test_torch_compile_is_a_peer_that_gives_the_same(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modes, compile = [], torch.compile
+    told, compile = [], torch.compile
 
-    def noting(function: Callable, mode: str, dynamic: bool) -> Callable:
-        modes.append(mode)
-        chosen = {"mode": mode} if backend == "inductor" else {"backend": backend}
+    def noting(function: Callable, options: dict, dynamic: bool) -> Callable:
+        told.append(options)
+        chosen = {"options": options} if backend == "inductor" else {"backend": backend}
         return compile(function, dynamic=dynamic, **chosen)
 
     monkeypatch.setattr(torch, "compile", noting)
     options = ["--passes", "forward", "weight_grad", "--contenders", "torch.compile", "--out", str(tmp_path)]
     assert command.main([*RUN, *options]) == 0
     assert all(row["problem"] is None for row in read_table(tmp_path / "layers.jsonl", layers.Row))
-    assert set(modes) == {"max-autotune-no-cudagraphs"}
+    assert told and all(options["max_autotune"] for options in told)
+    assert not any(options.get("triton.cudagraphs") for options in told)
+
+
+def test_torch_compile_may_use_templates_in_all_passes_where_it_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(torch, "compile", lambda function, options, dynamic: options)
+    problem = Problem("input_grad", Layer(8, 4, 5).geometry(1), "float16")
+    known = [name for name in peers.TEMPLATES if hasattr(config, name)]
+    assert "max_autotune_conv_backends" in known
+    options = peers.RUNNERS["torch.compile"](problem)
+    assert {name: options.get(name) for name in known} == dict.fromkeys(known, "ATEN,TRITON")
+    monkeypatch.setattr(peers, "TEMPLATES", ("an_option_of_another_version",))
+    assert "an_option_of_another_version" not in peers.RUNNERS["torch.compile"](problem)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_cudnn_is_called_with_the_sizes_of_a_depthwise_layer(
+    stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU by the functions of the same meaning."""
+
+    def forward(x, w, padding, stride, dilation, groups, search, deterministic, tf32):
+        assert (search, deterministic, tf32) == (True, False, False)
+        return F.conv2d(x, w, None, stride, padding, dilation, groups)
+
+    def transposed(dy, w, padding, beyond, stride, dilation, groups, search, deterministic, tf32):
+        assert (search, deterministic, tf32) == (True, False, False)
+        return F.conv_transpose2d(dy, w, None, stride, padding, beyond, groups, dilation)
+
+    monkeypatch.setattr(torch, "cudnn_convolution", forward)
+    monkeypatch.setattr(torch, "cudnn_convolution_transpose", transposed)
+    for pass_ in ("forward", "input_grad"):
+        problem = Problem(pass_, Layer(6, 6, 5, kernel=5, stride=stride).geometry(2), "float32")
+        operands = problem.draw(CPU)
+        result = peers.RUNNERS["cudnn-depthwise"](problem)(operands)
+        assert problem.matches(problem.error(result, problem.truth(operands)))
+
+
+def test_native_depthwise_runs_without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, seen = Problem("forward", Layer(6, 6, 5).geometry(2), "float32"), []
+    monkeypatch.setattr(Problem, "run_pytorch", lambda *_: seen.append(torch._C._get_cudnn_enabled()))
+    peers.RUNNERS["native-depthwise"](problem)(problem.draw(CPU))
+    assert seen == [False] and torch._C._get_cudnn_enabled()
+
+
+def test_depthwise_kernels_are_peers_of_depthwise_layers_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, found = torch.device("cuda"), []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+        for layer, device in ((Layer(6, 6, 5), gpu), (Layer(6, 3, 5), gpu), (Layer(6, 6, 5), CPU)):
+            for pass_, runner in product(PASSES, peers.DEPTHWISE):
+                contender = peers.Contender(runner, "contiguous")
+                found.append(peers.applies(contender, Problem(pass_, layer.geometry(2), "float32"), device))
+    assert found == [True] * 5 + [False] * 13, "cuDNN's weight gradient cannot be asked for"
+    options = ["--passes", "forward", "--out", str(tmp_path), "--contenders", "F.conv2d", "native-depthwise"]
+    assert command.main([*RUN[:-3], *options]) == 0
+    runners = {row["runner"] for row in read_table(tmp_path / "layers.jsonl", layers.Row)}
+    assert runners == {"F.conv2d"}
 
 
 @pytest.mark.parametrize("name", ["commit", "gpu", "torch"])
@@ -277,7 +345,7 @@ def row(runner: str, layout: str, p50: float | None, **changes: object) -> dict:
 
 
 ROWS = [
-    row("auto", "channels_last", 100.0, host=24.0, extra_bytes=2**20),
+    row("auto", "channels_last", 100.0, p20=98.0, p80=103.0, host=24.0, extra_bytes=2**20),
     row("auto", "contiguous", 300.0),
     row("F.conv2d", "channels_last", 3000.0),
     row("F.conv2d", "contiguous", 294.0),
@@ -289,13 +357,40 @@ ROWS = [
 def test_summary_of_a_case() -> None:
     (case,) = summary.cases(ROWS)
     assert case.fraction == 0.9
-    assert case.speedup == 2.5 and case.best_peer["runner"] == "torch.compile"
-    assert case.speedup_over_conv2d == 2.94, "in its best layout"
-    assert case.least_gain == 0.98, "the contiguous one"
+    assert case.speedup == (2.5, False) and case.best_peer["runner"] == "torch.compile"
+    assert case.speedup_over_conv2d == (2.94, False), "in its best layout"
+    assert case.least_gain == (0.98, False), "the contiguous one"
     assert case.host_ratio == 1.2
     assert summary.in_short(ROWS)[1][5:] == (
-        "90%", "90%", "2.94x", "2.94x", "2.50x", "2.50x", "0.98x",
+        "90%", "90%", "2.94x", "2.94x", "2.50x", "2.50x", "1/0/0", "0.98x",
     )  # fmt: skip
+
+
+def test_a_row_within_the_spread_of_another_is_a_tie() -> None:
+    ours = row("auto", "channels_last", 100.0, p20=98.0, p80=103.0)
+    peer = row("F.conv2d", "channels_last", 104.0, p20=103.0, p80=105.0)
+    third = row("torch.compile", "contiguous", 104.5, p20=104.0, p80=108.0)
+    (case,) = summary.cases([ours, third, peer])
+    assert case.speedup == (1.04, True) and str(case.speedup) == "tie"
+    assert [found["runner"] for found in case.best_peers] == ["F.conv2d", "torch.compile"]
+    assert summary.in_short([ours, peer])[1][7:] == ("1.04x", "tie", "1.04x", "tie", "0/1/0", "tie")
+    peer["p20"] = 103.5
+    (case,) = summary.cases([ours, peer])
+    assert str(case.speedup) == "1.04x"
+
+
+def test_a_tie_hides_no_loss() -> None:
+    gains = [summary.Gain(0.9, True), summary.Gain(0.97, False), None, summary.Gain(2.0, False)]
+    assert summary.worst_gain(gains) == gains[1]
+    assert summary.worst_gain([gains[0], gains[3]]) == gains[0]
+    assert summary.faster_tie_slower(gains) == "1/1/1" and summary.faster_tie_slower([None]) == ""
+    assert summary.mean_gain([gains[0], None, gains[3]]) == pytest.approx(1.8**0.5)
+
+
+def test_a_depthwise_kernel_can_be_the_best_peer() -> None:
+    (case,) = summary.cases([*ROWS, row("native-depthwise", "contiguous", 200.0)])
+    assert case.best_peer["runner"] == "native-depthwise" and case.speedup == (2.0, False)
+    assert case.speedup_over_conv2d == (2.94, False)
 
 
 def test_geometric_mean_and_least_leave_out_what_is_not_there() -> None:
@@ -307,13 +402,43 @@ def test_geometric_mean_and_least_leave_out_what_is_not_there() -> None:
 def network_row(network: str, runner: str, mode: str, speed: float | None) -> dict:
     fields = {"network": network, "runner": runner, "layout": "channels_last", "task": "training"}
     fields |= {"mode": mode, "batch": 256, "image": 224, "images_per_second": speed, "error": 1e-3}
-    fields |= {"p50": speed and 256e3 / speed, "problem": None if speed else "OutOfMemoryError: too large"}
+    time = speed and 256e3 / speed
+    fields |= {
+        "p20": time,
+        "p50": time,
+        "p80": time,
+        "problem": None if speed else "OutOfMemoryError: too large",
+    }
     return asdict(networks.Row(**fields))
+
+
+def test_networks_whose_times_overlap_tie() -> None:
+    ours = network_row("resnext50_32x4d", "gconv", "eager", 2000.0) | {"p20": 127.0, "p80": 131.0}
+    slower = network_row("resnext50_32x4d", "F.conv2d", "eager", 1900.0)
+    theirs = network_row("resnext50_32x4d", "F.conv2d", "graphed", 1960.0)
+    for p20, told in ((130.0, "tie"), (131.5, "1.02x")):
+        (gain,) = report.network_gains([ours, slower, theirs | {"p20": p20}], "training").values()
+        assert str(gain) == told
+
+
+def test_a_tie_meets_no_aim_of_a_speedup() -> None:
+    ours = network_row("resnext50_32x4d", "gconv", "eager", 2000.0) | {"p80": 160.0}
+    theirs = network_row("resnext50_32x4d", "F.conv2d", "eager", 1500.0) | {"p20": 150.0}
+    (aim,) = (aim for aim in report._aims([], [ours, theirs]) if "at least 1.25x" in aim[0])
+    assert aim[1:] == ("tie", "no"), "although the medians are 1.33x apart"
+
+
+def test_results_measured_by_older_code_can_still_be_read() -> None:
+    folder = command.RESULTS / "nvidia-h200"
+    head, *lines = summary.in_short(read_table(folder / "layers.jsonl", layers.Row))
+    counts = {line[3]: line[head.index("faster/tie/slower")] for line in lines}
+    assert counts == {"forward": "5/2/0", "input_grad": "7/0/0", "weight_grad": "4/3/0"}
+    assert report.network_gains(read_table(folder / "networks.jsonl", networks.Row), "training")
 
 
 def test_report_tells_what_the_rows_say(tmp_path: Path) -> None:
     (tmp_path / "environment.json").write_text(
-        json.dumps({"gpu": "NVIDIA Test", "cpu": "a", "commit": "abc123"})
+        json.dumps({"gpu": "NVIDIA Test", "cpu": "a", "commit": "abc123", "clock_sm_mhz": "345"})
     )
     table = [
         network_row("resnext50_32x4d", "gconv", "eager", 1500.0),
@@ -330,6 +455,8 @@ def test_report_tells_what_the_rows_say(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# NVIDIA Test\n") and "| commit | abc123 |" in text
     for line in (
+        "| clock sm mhz, idle | 345 |",
+        "| 100.0 ±2.5% | 90.0 | 90% | torch.compile, channels_last | 250.0 ±0.0% | 2.50x |",
         "forward, resnext50_32x4d, batch 256, 16 bits: of the floor, mean at least 85% | 90% | yes |",
         "over F.conv2d at its best, mean at least 4x | 2.94x | no |",
         "`auto` over F.conv2d in the same layout, every row at least 0.98x | 0.98x | yes |",

@@ -10,10 +10,13 @@ import torch
 import gconv
 import resnext
 from benchmarks import __main__ as benchmarks
-from benchmarks import layers, networks
+from benchmarks import layers, networks, peers
 from benchmarks.store import read_table
 from gconv import timing, tune
+from gconv.geometry import PASSES
 from gconv.kernels import choice
+from gconv.problem import LAYOUTS, Problem
+from gconv.suites import Layer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,6 +67,18 @@ def test_profile_measures_both_backends() -> None:
         assert all(times.keys() == {"aten", "triton"} for times in c.seconds.values())
     assert told.network > told.total("aten") > told.total("floor") > 0 and told.network_with_gconv > 0
     assert str(told).count("triton") > 4
+
+
+@pytest.mark.parametrize("runner", peers.DEPTHWISE)
+@pytest.mark.parametrize("pass_", PASSES)
+def test_both_depthwise_kernels_are_right(pass_: str, runner: str) -> None:
+    problem, device = Problem(pass_, Layer(32, 32, 7, stride=2).geometry(2), "float16"), torch.device("cuda")
+    for layout in LAYOUTS:
+        if not peers.applies(peers.Contender(runner, layout), problem, device):
+            pytest.skip("no such kernel here")
+        operands = problem.draw(device, layout)
+        result = peers.RUNNERS[runner](problem)(operands)
+        assert problem.matches(problem.error(result, problem.truth(operands)))
 
 
 def test_benchmarks_measure_and_report(tmp_path: Path) -> None:

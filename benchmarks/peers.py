@@ -143,7 +143,8 @@ def who_runs(contender: Contender, problem: Problem, operands: Operands) -> str:
     first = operands.x if problem.pass_ == "forward" else operands.dy
     backend = contender.runner
     if backend == "auto":
-        backend, _ = dispatch.decide("auto", problem.pass_, first, problem.dtype, geometry)
+        decided = dispatch.decide_call("auto", operands.x, problem.dtype, geometry)
+        backend = decided[problem.pass_].backend
     if backend != "triton":
         return backend
     from gconv.kernels import tile_of  # imports Triton

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
-from gconv import subclasses
+from gconv import dispatch, subclasses
 from gconv.functional import pair
-from gconv.geometry import steps_in_words
+from gconv.geometry import PASSES, ConvGeometry, Padding, same_padding, steps_in_words
 from gconv.module import GroupConv2d
 from gconv.terminal import columns
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution that :func:`convert` looked at."""
+    """One convolution that :func:`convert` looked at.
+
+    Attributes:
+        name: qualified name in the model; empty for the model itself.
+        geometry: such as "128 -> 256, 3x3, stride 2".
+        swapped: whether it is a ``GroupConv2d`` now.
+        reason: why it was swapped or left.
+        call: a large call of it, 256 images of 56 x 56, of which ``auto`` can be asked who would run it; None
+            where it was left, or has seen no input yet.
+    """
 
     name: str
     geometry: str
     swapped: bool
     reason: str
+    call: ConvGeometry | None = None
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What :func:`convert` swapped and what it left, and why; prints as a table."""
+    """What :func:`convert` swapped, what it left, and why; ``print`` it as a table.
+
+    Printing says which layers this machine's kernels will run, and so may start CUDA.
+
+    Attributes:
+        layers: every 2-d convolution of the model.
+        layout: what was done to the layout of the weights, in words; empty if nothing was.
+    """
 
     layers: tuple[Layer, ...]
+    layout: str = ""
 
     @property
     def swapped(self) -> tuple[Layer, ...]:
@@ -46,28 +65,66 @@ class ConversionReport:
     def __str__(self) -> str:
         if not self.layers:
             return "no nn.Conv2d in the model; 1-d, 3-d, transposed and functional convolutions stay"
-        rows = [("layer", "geometry", "result", "why")]
-        rows += [
-            (
-                layer.name or "(the model)",
-                layer.geometry,
-                "swapped" if layer.swapped else "left",
-                layer.reason,
+        here = {layer: _who_runs(layer.call) for layer in self.swapped if layer.call is not None}
+        rows = [("layer", "geometry", "result", "why", "runs here on")]
+        for layer in self.layers:
+            runner, _ = here.get(layer, ("", ""))
+            result = "swapped" if layer.swapped else "left"
+            rows.append((layer.name or "(the model)", layer.geometry, result, layer.reason, runner))
+        return "\n".join([columns(rows, left=5), *self._remarks(dict(here.values()))])
+
+    def _remarks(self, runners: dict[str, str]) -> Iterator[str]:
+        """Lines below the table; ``runners``: who runs layers here, and why."""
+        yield f"{len(self.swapped)} of {len(self.layers)} convolutions swapped"
+        if self.layout:
+            yield self.layout
+        yield from (f"{name}: {reason}" for name, reason in runners.items() if name == PYTORCH)
+        if any(name != PYTORCH for name in runners):
+            yield "small batches stay with PyTorch: gconv.profile(model, x) says which layers gain what"
+
+
+PYTORCH = "PyTorch"
+
+
+def _who_runs(call: ConvGeometry) -> tuple[str, str]:
+    """Return who runs large calls of a layer on this machine, in channels_last, and why.
+
+    The kernels with the types and passes that "auto" takes them for, or PyTorch.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found: dict[str, list[str]] = {}
+    reason = ""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        decided = {p: dispatch.decide_by_auto(p, device, "channels_last", dtype, call) for p in PASSES}
+        passes = [pass_ for pass_, decision in decided.items() if decision.backend == "triton"]
+        if passes:
+            found.setdefault(", ".join(passes) if len(passes) < len(PASSES) else "", []).append(
+                str(dtype).removeprefix("torch.")
             )
-            for layer in self.layers
-        ]
-        total = f"{len(self.swapped)} of {len(self.layers)} convolutions swapped"
-        return f"{columns(rows, left=4)}\n{total}"
+        reason = reason or decided["forward"].reason
+    if not found:
+        return PYTORCH, reason
+    told = [" ".join(filter(None, (" and ".join(types), passes))) for passes, types in found.items()]
+    return f"the kernels, in {'; '.join(told)}", reason
 
 
 def convert(
-    model: nn.Module, *, depthwise: bool = False, filter: Callable[[nn.Module, str], bool] | None = None
+    model: nn.Module,
+    *,
+    depthwise: bool = False,
+    filter: Callable[[nn.Module, str], bool] | None = None,
+    channels_last: bool = True,
 ) -> ConversionReport:
-    """Turns the grouped convolutions of ``model`` into :class:`~gconv.GroupConv2d`, in place.
+    """Turn the grouped convolutions of a model into :class:`~gconv.GroupConv2d`, in place.
 
-    Only the class of a module changes: its parameters, their names and order, hooks, device and mode stay, so
-    that optimisers, state dicts and references to the module go on as before. A second call changes nothing,
-    :func:`revert` takes it back.
+    Only the class of a swapped module changes. Its parameters, their names and order, hooks, device and mode
+    stay, so optimisers, state dicts and references to it go on as before.
+
+    If a layer is swapped, the weights of all 2-d convolutions in the model are put into channels_last, the
+    layout of the kernels. Activations follow them, whatever the layout of the input, as they do after
+    ``model.to(memory_format=torch.channels_last)``.
+
+    A second call changes nothing, and :func:`revert` takes everything back.
 
     Subclasses of ``nn.Conv2d`` become subclasses of both, where their convolution can be reached: those that
     leave it to ``nn.Conv2d``, and timm's ``Conv2dSame``, ``ScaledStdConv2d`` and ``ScaledStdConv2dSame``. A
@@ -78,6 +135,11 @@ def convert(
         depthwise: swap convolutions whose groups have one input channel as well.
         filter: called as ``filter(module, qualified_name)`` for each convolution that could be swapped; False
             leaves it.
+        channels_last: False leaves all weights where they are. Contiguous layers then run on PyTorch's own
+            convolution unless the kernels were measured to gain more than copies of input and output cost.
+            Needed if the model flattens images by ``x.view(N, -1)``, which PyTorch refuses for channels_last
+            tensors (``x.flatten(1)`` works); if a fused optimiser has taken steps already; or if FSDP2 is to
+            shard the model, which takes no channels_last parameters (give it channels_last images instead).
 
     Returns:
         A report of every 2-d convolution, swapped or left, with the reason; ``print`` it.
@@ -93,16 +155,17 @@ def convert(
     reasons = [_reason_to_leave(module, name, depthwise, filter) for name, module in found]
     layers = []
     for (name, module), reason in zip(found, reasons, strict=True):
-        layers.append(
-            Layer(name, geometry_in_words(module), reason is None, reason or f"groups={module.groups}")
-        )
+        words, call = geometry_in_words(module), None
         if reason is None:
+            call = _large_call(module)
             _swap(module)
-    return ConversionReport(tuple(layers))
+        layers.append(Layer(name, words, reason is None, reason or f"groups={module.groups}", call))
+    layout = _move_all(model, [module for _, module in found]) if channels_last and None in reasons else ""
+    return ConversionReport(tuple(layers), layout)
 
 
 def revert(model: nn.Module) -> tuple[str, ...]:
-    """Gives what :func:`convert` swapped its own class back, in place; parameters and all else stay.
+    """Give what :func:`convert` swapped its own class back, in place, and weights the layout that they had.
 
     Layers that were made as ``GroupConv2d`` stay what they are.
 
@@ -130,16 +193,69 @@ def revert(model: nn.Module) -> tuple[str, ...]:
             _set_class(module, _own_class(module)._gconv_original)
         for mark in (_SWAPPED, "cls_to_become"):
             module.__dict__.pop(mark, None)
+    for module in model.modules():
+        if module.__dict__.pop(_MOVED, False):
+            _lay_out(module.weight, torch.contiguous_format)
     return tuple(swapped)
 
 
-_SWAPPED = "_swapped_by_gconv"  # in a module's __dict__, so that it is copied and pickled with it
+# Marks in a module's __dict__, so that they are copied and pickled with it.
+_SWAPPED = "_swapped_by_gconv"
+_MOVED = "_moved_by_gconv"  # to channels_last
 
 
 def _is_swapped(module: nn.Module) -> bool:
     """Whether ``convert`` made it what it is; by its class too, where a copy has lost the mark."""
     made = isinstance(module, GroupConv2d) and type(module)._gconv_original is not nn.Conv2d
     return made or _SWAPPED in module.__dict__
+
+
+def _large_call(module: nn.Conv2d) -> ConvGeometry | None:
+    """The sizes of a call with 256 images of 56 x 56; None of a lazy layer, whose channels are not known."""
+    if isinstance(module, nn.LazyConv2d):
+        return None
+    stride, dilation = (pair(name, getattr(module, name), least=1) for name in ("stride", "dilation"))
+    r, s = module.weight.shape[2:]
+    padding = Padding(*same_padding(r, dilation[0]), *same_padding(s, dilation[1]))
+    size = (256, module.in_channels, 56, 56)
+    return ConvGeometry(size, tuple(module.weight.shape), stride, padding, dilation, module.groups)
+
+
+def _move_all(model: nn.Module, convolutions: Sequence[nn.Conv2d]) -> str:
+    """Put the weights of ``convolutions`` into channels_last, and say so."""
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        return (
+            "weights keep the layout that DistributedDataParallel found: convert before you wrap the model, "
+            "or give it channels_last images"
+        )
+    moved = sum([_move_to_channels_last(module) for module in convolutions])
+    told = f"{moved} weights are channels_last now, and activations follow (channels_last=False leaves them)"
+    return told if moved else ""
+
+
+def _move_to_channels_last(module: nn.Conv2d) -> bool:
+    """Put a contiguous weight into channels_last; return whether that changed the order of its numbers.
+
+    Parametrised, sharded and lazy weights stay, and those in memory that others hold: flat buffers, shared
+    memory.
+    """
+    weight = module._parameters.get("weight")
+    if type(weight) is not nn.Parameter or weight.layout != torch.strided or not weight.is_contiguous():
+        return False
+    alone = weight.is_meta or weight.untyped_storage().nbytes() == weight.nbytes
+    if not alone or weight.is_inference() or (weight.is_cpu and weight.is_shared()):
+        return False
+    changes = not weight.is_contiguous(memory_format=torch.channels_last)
+    before = weight.stride()
+    _lay_out(weight, torch.channels_last)
+    if weight.stride() != before:
+        module.__dict__[_MOVED] = True
+    return changes
+
+
+def _lay_out(weight: nn.Parameter, layout: torch.memory_format) -> None:
+    """Copy a weight into ``layout``, with its strides also where an axis of length 1 leaves a choice."""
+    weight.data = torch.empty_like(weight.data, memory_format=layout).copy_(weight.data)
 
 
 def _swap(module: nn.Conv2d) -> None:

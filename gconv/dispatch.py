@@ -25,8 +25,8 @@ BACKENDS = ("auto", *IMPLEMENTATIONS)
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_INSTALLED = find_spec("triton") is not None
 MOST_PIXELS = 2**31 - 2**10  # kernels number pixels and weights with 32 bits, whole tiles of them
-# Microseconds that the kernels may cost the host beyond F.conv2d, for each pass of an eager call: `make bench`
-# keeps them to it. A pass that PyTorch finishes sooner is bound by the host, and no kernel makes it faster.
+# Microseconds that a pass on the kernels may keep the host longer than F.conv2d does; `make bench` checks it. A
+# pass that PyTorch finishes sooner is bound by the host: no kernel makes it faster.
 HOST = 25.0
 
 # A plain global: torch.compile guards on it and compiles anew when it changes. It cannot trace a ContextVar,
@@ -123,13 +123,18 @@ def decide(name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry:
         _require_triton(operand, dtype, geometry)
     if name != "auto":
         return Decision(name, "asked for")
-    if not operand.is_cuda:
-        reason = f"gconv has no kernel for {operand.device.type}, PyTorch's own is the fastest"
-        return Decision("aten", reason)
-    if problem := why_not_triton(operand.device, dtype, geometry):
+    return decide_by_auto(pass_, operand.device, _layout(operand), dtype, geometry)
+
+
+def decide_by_auto(
+    pass_: str, device: torch.device, layout: str, dtype: torch.dtype, geometry: ConvGeometry
+) -> Decision:
+    """Decide as "auto" does for tensors on ``device``, "channels_last" or "contiguous"."""
+    if device.type != "cuda":
+        return Decision("aten", f"gconv has no kernel for {device.type}, PyTorch's own is the fastest")
+    if problem := why_not_triton(device, dtype, geometry):
         return Decision("aten", problem)
-    layout = "channels_last" if _channels_last(operand) else "contiguous"
-    pays, reason, least = _load("triton").verdict(pass_, geometry, dtype, layout, operand.device)
+    pays, reason, least = _load("triton").verdict(pass_, geometry, dtype, layout, device)
     return Decision("triton" if pays else "aten", reason, least)
 
 
@@ -154,9 +159,9 @@ def decide_call(
     if name != "auto" or not taken or max(taken) >= HOST:
         return found
     reason = (
-        f"too small to gain in an eager call: a pass may take the device as little as {max(taken):.2g} us, and "
-        f"the kernels keep the host {HOST:g} us longer than F.conv2d; torch.compile, or "
-        "gconv.backend('triton'), takes them"
+        f"too small to gain in an eager call: a pass may take the device as little as {max(taken):.2g} us, "
+        f"and the kernels keep the host up to {HOST:g} us longer than F.conv2d; torch.compile takes them, "
+        "and so does gconv.backend('triton')"
     )
     return {
         pass_: Decision("aten", reason if decision.backend == "triton" else decision.reason, decision.least)
@@ -183,14 +188,14 @@ def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry
     if not (TRITON_INSTALLED and geometry.groups > 1 and dtype in TRITON_DTYPES):
         return False
     if torch.compiler.is_compiling():
-        return _channels_last(input)
+        return _layout(input) == "channels_last"
     passes = PASSES if torch.is_grad_enabled() else PASSES[:1]
     return any(d.backend == "triton" for d in decide_call("auto", input, dtype, geometry, passes).values())
 
 
-def _channels_last(tensor: Tensor) -> bool:
-    """Whether the channels are side by side in memory."""
-    return tensor.stride(-3) == 1
+def _layout(tensor: Tensor) -> str:
+    """Return "channels_last" where the channels lie side by side in memory, else "contiguous"."""
+    return "channels_last" if tensor.stride(-3) == 1 else "contiguous"
 
 
 def _require_triton(operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> None:

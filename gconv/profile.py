@@ -29,12 +29,20 @@ class ProfiledConvolution:
             leaves them.
         seconds: by pass and backend, for those that were measured.
         floor: seconds that the passes take at the least, moving their operands once; None on meta.
+        in_channels_last: the same convolution in channels_last, as after ``convert``, if it runs contiguous on a
+            GPU; None elsewhere.
     """
 
     call: Call
     backends: Mapping[str, tuple[str, str]]
     seconds: Mapping[str, Mapping[str, float]]
     floor: float | None
+    in_channels_last: ProfiledConvolution | None = None
+
+    @property
+    def converted(self) -> ProfiledConvolution:
+        """The convolution as it runs after ``convert``."""
+        return self.in_channels_last or self
 
     @property
     def grouped(self) -> bool:
@@ -71,13 +79,20 @@ class Profile:
         times = [c.floor if backend == "floor" else c.total(backend) for c in chosen]
         return None if None in times else sum(times)
 
+    def total_converted(self, grouped: bool = False) -> float | None:
+        """Seconds of all convolutions, or of the grouped ones, after ``convert``.
+
+        Grouped ones run as ``auto`` decides, depthwise ones included, which ``convert`` takes on request; on a
+        GPU all are in channels_last. None where one of them was not measured.
+        """
+        chosen = [c for c in self.convolutions if c.grouped or not grouped]
+        times = [c.converted.total("auto" if c.grouped else "aten") for c in chosen]
+        return None if None in times else sum(times)
+
     @property
     def network_with_gconv(self) -> float | None:
-        """Seconds that the whole network would take, its grouped convolutions running as ``auto`` decides.
-
-        All of them: what ``convert`` leaves, such as depthwise ones unless they are asked for, it reports.
-        """
-        before, after = self.total("aten", grouped=True), self.total("auto", grouped=True)
+        """Seconds that the whole network would take after ``convert``, if all else took as long as it does."""
+        before, after = self.total("aten"), self.total_converted()
         return None if None in (self.network, before, after) else self.network - before + after
 
     def __str__(self) -> str:
@@ -90,28 +105,36 @@ class Profile:
         first = self.convolutions[0].call
         lines = [
             f"{len(self.convolutions)} convolutions in a {what}, {first.dtype} on {first.device}, in us",
+            *["cl: in channels_last, as after gconv.convert"] * self._has_both_layouts,
             columns(self._rows(), left=3, rule=True),
             "",
             columns(self._summary(), left=1),
         ]
         return "\n".join([*lines, *self._remarks()])
 
+    @property
+    def _has_both_layouts(self) -> bool:
+        return any(c.in_channels_last for c in self.convolutions)
+
     def _rows(self) -> list[tuple[str, ...]]:
         timed = [b for b in ("aten", "triton") if any(c.total(b) is not None for c in self.convolutions)]
-        rows = [("layer", "convolution", "auto", "floor", *timed)]
+        both = [f"{b} cl" for b in timed] if self._has_both_layouts else []
+        rows = [("layer", "convolution", "auto", "floor", *timed, *both)]
         for c in self.convolutions:
-            names = {p: c.backends[p][0] for p in c.call.passes}
+            names = {p: c.converted.backends[p][0] for p in c.call.passes}
             auto = names["forward"] if len({*names.values()}) == 1 else "/".join(names.values())
-            times = [_microseconds(t) for t in (c.floor, *map(c.total, timed))]
+            times = [c.floor, *map(c.total, timed), *(map(c.converted.total, timed) if both else ())]
             name = c.call.name or "(the model)"
-            rows.append((name, str(c.call.geometry), auto if c.grouped else "dense", *times))
+            shown = map(_microseconds, times)
+            rows.append((name, str(c.call.geometry), auto if c.grouped else "dense", *shown))
         return rows
 
     def _summary(self) -> list[tuple[str, ...]]:
         rows = [("", "all", "grouped", "network", "")]
-        networks = {"aten": self.network, "auto": self.network_with_gconv}
-        for name in ("floor", "aten", "auto"):
-            times = (self.total(name), self.total(name, grouped=True), networks.get(name))
+        of_all, of_grouped = ([self.total(name, g) for name in ("floor", "aten")] for g in (False, True))
+        of_all, of_grouped = [*of_all, self.total_converted()], [*of_grouped, self.total_converted(True)]
+        networks = (None, self.network, self.network_with_gconv)
+        for name, *times in zip(("floor", "now", "converted"), of_all, of_grouped, networks, strict=True):
             rows.append((name, *map(_microseconds, times), ""))
         if self.network_with_gconv is not None:
             rows[-1] = (*rows[-1][:-1], f"{self.network / self.network_with_gconv:.2f}x")
@@ -121,9 +144,8 @@ class Profile:
         grouped = [c for c in self.convolutions if c.grouped]
         if not grouped:
             yield "none of them is grouped: there is nothing to gain"
-        reasons = {
-            c.backends[p][1]: None for c in grouped for p in c.call.passes if c.backends[p][0] == "aten"
-        }
+        decided = [c.converted.backends[p] for c in grouped for p in c.call.passes]
+        reasons = dict.fromkeys(reason for backend, reason in decided if backend == "aten")
         yield from (f"aten: {reason}" for reason in reasons)
         unmeasured = {str(c.call.dtype) for c in self.convolutions if c.floor and c.total("aten") is None}
         if unmeasured:
@@ -131,12 +153,6 @@ class Profile:
         depthwise = sum(c.call.geometry.channels_per_group[0] == 1 for c in grouped)
         if depthwise:
             yield f"{depthwise} of the grouped ones are depthwise: convert(..., depthwise=True) takes those"
-        contiguous = sum(c.call.layout == "contiguous" for c in grouped if c.call.device.type == "cuda")
-        if contiguous:
-            yield (
-                f"{contiguous} of {len(grouped)} grouped convolutions run contiguous: the kernels are for "
-                "channels_last, model.to(memory_format=torch.channels_last)"
-            )
 
 
 def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profile:
@@ -178,7 +194,7 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
                 network = wall_time(lambda: _step(model, arguments), calls[0].device, seconds=0).p50
     distinct = list(dict.fromkeys(replace(call, name="") for call in calls))
     measured = {call: _measure(call) for call in track(distinct, "measuring convolutions", lines=0)}
-    convolutions = [ProfiledConvolution(call, *measured[replace(call, name="")]) for call in calls]
+    convolutions = [replace(measured[replace(call, name="")], call=call) for call in calls]
     return Profile(tuple(convolutions), training, network)
 
 
@@ -215,27 +231,28 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _measure(
-    call: Call,
-) -> tuple[dict[str, tuple[str, str]], dict[str, dict[str, float]], float | None]:
-    """Who runs each pass, what it takes on each backend, and the floor of all."""
-    geometry, dtype, device = call.geometry, call.dtype, call.device
-    size = {"forward": geometry.input_size, "weight_grad": geometry.input_size}
-    backends, seconds = {}, {}
-    for pass_ in call.passes:
-        operand = torch.empty(size.get(pass_, geometry.output_size), dtype=dtype, device=device)
-        operand = operand.to(memory_format=LAYOUTS[call.layout])
-        backends[pass_] = ("aten", "dense")
-        if geometry.groups > 1:
-            backends[pass_] = dispatch.decide("auto", pass_, operand, dtype, geometry)
-        seconds[pass_] = _time(call, pass_) if device.type != "meta" else {}
-    if device.type == "meta":
-        return backends, seconds, None
-    return (
-        backends,
-        seconds,
-        len(call.passes) * geometry.compulsory_bytes(dtype.itemsize) / copy_speed(device),
-    )
+def _measure(call: Call) -> ProfiledConvolution:
+    """Who runs each pass, what it takes on each backend, and the floor of all; on a GPU in both layouts."""
+    other = None
+    if call.device.type == "cuda" and call.layout == "contiguous":
+        other = _measure(replace(call, layout="channels_last"))
+    seconds = {pass_: _time(call, pass_) for pass_ in call.passes} if call.device.type != "meta" else {}
+    floor = None
+    if call.device.type != "meta":
+        one = call.geometry.compulsory_bytes(call.dtype.itemsize) / copy_speed(call.device)
+        floor = len(call.passes) * one
+    return ProfiledConvolution(call, _decide(call), seconds, floor, other)
+
+
+def _decide(call: Call) -> dict[str, tuple[str, str]]:
+    """Who runs each pass, by "auto", and why."""
+    geometry, dtype = call.geometry, call.dtype
+    if geometry.groups == 1:
+        return dict.fromkeys(call.passes, ("aten", "dense"))
+    x = torch.empty(geometry.input_size, dtype=dtype, device=call.device)
+    x = x.to(memory_format=LAYOUTS[call.layout])
+    decided = dispatch.decide_call("auto", x, dtype, geometry, call.passes)
+    return {pass_: decision[:2] for pass_, decision in decided.items()}
 
 
 def _time(call: Call, pass_: str) -> dict[str, float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import zoo
 from convolutions import (
     Activated,
     ByItself,
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import gconv
+from gconv import dispatch
 
 
 def network() -> nn.Module:
@@ -73,10 +75,10 @@ def test_state_dicts_go_both_ways_strictly() -> None:
     converted.load_state_dict(torch.load(saved, weights_only=True), strict=True)
     x = torch.randn(2, 3, 9, 9)
     plain.eval(), converted.eval()
-    assert torch.equal(plain(x), converted(x))
+    torch.testing.assert_close(plain(x), converted(x))
     other = network().eval()
     other.load_state_dict(converted.state_dict(), strict=True)
-    assert torch.equal(other(x), converted(x))
+    assert torch.equal(other(x), plain(x))
 
 
 def test_convert_says_what_it_left_and_why() -> None:
@@ -130,12 +132,12 @@ def test_convert_says_what_it_left_and_why() -> None:
         "fast": "groups=4",
     }
     lines = str(report).splitlines()
-    assert lines[0].split() == ["layer", "geometry", "result", "why"]
+    assert lines[0].split() == ["layer", "geometry", "result", "why", "runs", "here", "on"]
     assert lines[1] == "dense      8 -> 8, 3x3                         left     dense: groups=1"
-    assert lines[-6] == "kept       8 -> 8, 3x5, stride (2, 1)          left     the filter left it"
-    assert lines[-3].startswith("lazy       ? -> 8, 3x3                         left")
-    assert lines[-2] == "fast       8 -> 16, 3x3, stride 2, dilation 3  swapped  groups=4"
-    assert lines[-1] == "1 of 19 convolutions swapped"
+    assert lines[15] == "kept       8 -> 8, 3x5, stride (2, 1)          left     the filter left it"
+    assert lines[18].startswith("lazy       ? -> 8, 3x3                         left")
+    assert lines[19].startswith("fast       8 -> 16, 3x3, stride 2, dilation 3  swapped  groups=4")
+    assert lines[20] == "1 of 19 convolutions swapped"
     assert not gconv.convert(model, filter=lambda module, name: name != "kept").swapped
 
 
@@ -150,7 +152,7 @@ def test_settings_that_are_no_pairs_are_taken_as_conv2d_takes_them() -> None:
     layer.stride, layer.dilation, layer.padding = 2, (1,), 1
     expected = layer(x)
     assert "8 -> 8, 3x3, stride 2  swapped" in str(gconv.convert(layer))
-    assert torch.equal(layer(x), expected)
+    torch.testing.assert_close(layer(x), expected)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -322,3 +324,122 @@ def test_converted_modules_copy_and_pickle() -> None:
     for twin in (copy.deepcopy(layer), torch.load(saved, weights_only=False)):
         assert type(twin) is gconv.GroupConv2d
         assert torch.equal(twin(x), layer(x))
+
+
+def small_timm() -> nn.Module:
+    torch.manual_seed(3)
+    return zoo.load("timm").create_model("regnetx_002", num_classes=5)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int) -> list[float]:
+    generator, losses = torch.Generator().manual_seed(seed), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model(torch.randn(4, 3, 64, 64, generator=generator).double()).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    return tensor.stride(1) == 1 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_contiguous_network_runs_in_channels_last_and_trains_on() -> None:
+    """Outputs, gradients, state dicts and the momentum of an optimiser that has begun; then back again."""
+    model = small_timm().double()
+    twin = copy.deepcopy(model)
+    optimizers = [torch.optim.SGD(m.parameters(), 0.05, momentum=0.9) for m in (model, twin)]
+    assert train(model, optimizers[0], 2, 1) == train(twin, optimizers[1], 2, 1)
+    before = {key: (id(value), value.clone()) for key, value in twin.state_dict(keep_vars=True).items()}
+
+    report = gconv.convert(twin)
+
+    moved = [m for m in twin.modules() if isinstance(m, nn.Conv2d)]
+    order_changes = sum(m.kernel_size != (1, 1) for m in moved)
+    assert f"{order_changes} weights are channels_last now, and activations follow" in str(report)
+    assert all(is_channels_last(m.weight) for m in moved)
+    for key, value in twin.state_dict(keep_vars=True).items():
+        assert id(value) == before[key][0] and torch.equal(value, before[key][1]), key
+    layouts: list[bool] = []
+    for module in twin.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.register_forward_hook(lambda _, args, y: layouts.append(is_channels_last(y)))
+    losses = [train(m, optimizer, 3, 2) for m, optimizer in zip((model, twin), optimizers, strict=True)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+    assert len(layouts) > 50 and all(layouts)
+    assert all(is_channels_last(m.weight.grad) for m in moved)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[key], value)
+    model.load_state_dict(twin.state_dict())
+    twin.load_state_dict(model.state_dict())
+    assert all(is_channels_last(m.weight) for m in moved)
+
+    gconv.revert(twin)
+    assert [m.weight.stride() for m in moved] == [
+        m.weight.stride() for m in model.modules() if isinstance(m, nn.Conv2d)
+    ]
+    x = torch.randn(2, 3, 64, 64).double()
+    assert torch.equal(model.eval()(x), twin.eval()(x))
+
+
+def test_weights_stay_where_the_user_or_nothing_asks_to_move_them() -> None:
+    kept, dense = network(), nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
+    last = network().to(memory_format=torch.channels_last)
+    strides = [p.stride() for p in last.parameters()]
+    for model, options in ((kept, {"channels_last": False}), (dense, {}), (last, {})):
+        report = gconv.convert(model, **options)
+        assert report.layout == "", "nothing changed, so nothing is said"
+    assert all(p.is_contiguous() for m in (kept, dense) for p in m.parameters())
+    gconv.revert(last)
+    spatial = [i for i, p in enumerate(last.parameters()) if p.ndim == 4 and p.shape[2:] != (1, 1)]
+    after = [p.stride() for p in last.parameters()]
+    assert [after[i] for i in spatial] == [strides[i] for i in spatial], "they were so before"
+
+
+def in_a_flat_buffer() -> nn.Conv2d:
+    layer = nn.Conv2d(8, 8, 3, groups=4)
+    buffer = torch.zeros(layer.weight.numel() + 8)
+    layer.weight.data = buffer[8:].view_as(layer.weight).copy_(layer.weight.data)
+    return layer
+
+
+def in_shared_memory() -> nn.Conv2d:
+    return nn.Conv2d(8, 8, 3, groups=4).share_memory()
+
+
+def parametrised() -> nn.Conv2d:
+    return parametrizations.weight_norm(nn.Conv2d(8, 8, 3, groups=4))
+
+
+@pytest.mark.parametrize("make", [in_a_flat_buffer, in_shared_memory, parametrised])
+def test_a_weight_that_others_hold_or_make_is_not_moved(make: Callable[[], nn.Conv2d]) -> None:
+    layer, x = make(), torch.randn(2, 8, 5, 5)
+    places, expected = [p.data_ptr() for p in layer.parameters()], layer(x)
+    report = gconv.convert(layer)
+    assert report.swapped and not report.layout
+    assert [p.data_ptr() for p in layer.parameters()] == places
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_report_says_who_runs_each_layer_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU PyTorch; on a GPU as ``auto`` decides it for large batches, in channels_last."""
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, groups=16), nn.Conv2d(64, 64, 5, groups=16))
+    report = gconv.convert(model)
+    text = str(report)
+    assert text.count("PyTorch\n") == 2 and "PyTorch: gconv has no kernel for cpu" in text
+    assert "small batches" not in text
+
+    def decide(pass_: str, device: torch.device, layout: str, dtype: torch.dtype, geometry: object) -> object:
+        assert (device.type, layout) == ("cuda", "channels_last")
+        taken = geometry.weight_size[2] == 3 and dtype != torch.float32
+        taken = taken and (pass_ == "forward" or dtype == torch.float16)
+        return dispatch.Decision("triton" if taken else "aten", "not known to be faster")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dispatch, "decide_by_auto", decide)
+    lines = str(report).splitlines()
+    assert lines[1].endswith("the kernels, in bfloat16 forward; float16")
+    assert lines[2].endswith("PyTorch") and "PyTorch: not known to be faster" in lines
+    assert lines[-1].startswith("small batches stay with PyTorch: gconv.profile(model, x)")

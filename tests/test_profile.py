@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 import gconv
 from gconv import dispatch, profile
+from gconv.dispatch import Decision
 from gconv.geometry import PASSES, Padding
+from gconv.recorder import Call, record
 from gconv.timing import Times
 
 
@@ -45,14 +48,14 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(functions, "wall_time", wall_time)
     monkeypatch.setitem(functions, "copy_speed", lambda device: 1e9)
 
-    def decide(name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry: Any) -> tuple[str, str]:
-        assert (name, dtype) == ("auto", operand.dtype)
-        assert operand.shape == (geometry.output_size if pass_ == "input_grad" else geometry.input_size)
-        return (
-            ("triton", "fast") if geometry.groups == 4 and pass_ != "weight_grad" else ("aten", "slow here")
-        )
+    def decide_call(
+        name: str, x: Tensor, dtype: torch.dtype, geometry: Any, passes: Any
+    ) -> dict[str, Decision]:
+        assert (name, dtype, x.shape) == ("auto", x.dtype, geometry.input_size)
+        fast = {p: geometry.groups == 4 and p != "weight_grad" for p in passes}
+        return {p: Decision(*(("triton", "fast") if fast[p] else ("aten", "slow here"))) for p in passes}
 
-    monkeypatch.setattr(dispatch, "decide", decide)
+    monkeypatch.setattr(dispatch, "decide_call", decide_call)
 
 
 def test_profile_tells_every_convolution_and_the_gain(fixed: None) -> None:
@@ -81,10 +84,10 @@ def test_profile_tells_every_convolution_and_the_gain(fixed: None) -> None:
         "body.0       2 x 8/4 x 4 x 4 -> 8, 3x3, stride 2  triton      2   200     100",
         "(the model)  2 x 8/8 x 2 x 2 -> 8, 3x3            aten        1    40      80",
         "",
-        "       all  grouped  network",
-        "floor   14        8",
-        "aten   480      440    2,000",
-        "auto   280      240    1,800  1.11x",
+        "           all  grouped  network",
+        "floor       14        8",
+        "now        480      440    2,000",
+        "converted  280      240    1,800  1.11x",
         "aten: slow here",
         "1 of the grouped ones are depthwise: convert(..., depthwise=True) takes those",
     ]
@@ -106,6 +109,42 @@ def test_profile_of_a_training_step(fixed: None) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_contiguous_network_on_a_gpu_is_measured_in_both_layouts(
+    fixed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who runs what after ``convert``, and what dense convolutions take then; nothing runs on the GPU."""
+    functions = profile.__globals__
+    monkeypatch.setitem(functions, "record", lambda model, run: [on_gpu(call) for call in record(model, run)])
+    times = {
+        ("contiguous", False): {"aten": 100e-6},
+        ("contiguous", True): {"aten": 300e-6, "triton": 250e-6},
+        ("channels_last", False): {"aten": 70e-6},
+        ("channels_last", True): {"aten": 400e-6, "triton": 100e-6},
+    }
+    monkeypatch.setitem(functions, "_time", lambda call, pass_: times[call.layout, call.geometry.groups == 4])
+    monkeypatch.setattr(torch, "empty", on_cpu)
+    told = gconv.profile(Net().eval(), torch.randn(2, 3, 8, 8))
+    assert [c.in_channels_last.call.layout for c in told.convolutions] == ["channels_last"] * 4
+    assert told.total("aten") == pytest.approx(800e-6)
+    assert told.total_converted() == pytest.approx(70e-6 + 2 * 100e-6 + 70e-6)
+    assert told.network_with_gconv == pytest.approx(2e-3 - 800e-6 + 340e-6)
+    assert str(told).splitlines()[1:6] == [
+        "cl: in channels_last, as after gconv.convert",
+        "layer        convolution                          auto    floor  aten  triton  aten cl  triton cl",
+        "-----------  -----------------------------------  ------  -----  ----  ------  -------  ---------",
+        "stem         2 x 3 x 8 x 8 -> 8, 1x1              dense       6   100               70",
+        "body.0       2 x 8/4 x 8 x 8 -> 8, 3x3, stride 2  triton      6   300     250      400        100",
+    ]
+
+
+def on_gpu(call: Call) -> Call:
+    return replace(call, device=torch.device("cuda"))
+
+
+def on_cpu(*args: Any, device: torch.device, empty: Any = torch.empty, **options: Any) -> Tensor:
+    return empty(*args, **options)
 
 
 def test_profile_measures(monkeypatch: pytest.MonkeyPatch) -> None:

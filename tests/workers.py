@@ -77,7 +77,8 @@ def data_parallel(rank: int) -> dict[str, Tensor]:
 def converted_when_wrapped(rank: int) -> dict[str, Tensor]:
     """The same, where the network was wrapped before it was converted."""
     wrapped = DistributedDataParallel(network())
-    assert len(gconv.convert(wrapped).swapped) == 4
+    report = gconv.convert(wrapped)
+    assert len(report.swapped) == 4 and "the layout that DistributedDataParallel found" in str(report)
     images, labels = data()
     train(wrapped, images[rank::2], labels[rank::2])
     return wrapped.module.state_dict()
@@ -86,7 +87,7 @@ def converted_when_wrapped(rank: int) -> dict[str, Tensor]:
 def fully_sharded(rank: int) -> dict[str, Tensor]:
     """FSDP2: each block's parameters are spread over the processes, and gathered when it runs."""
     model = network()
-    gconv.convert(model)
+    gconv.convert(model, channels_last=False)
     mesh = init_device_mesh("cpu", (2,))
     for block in model[:2]:
         fully_shard(block, mesh=mesh)

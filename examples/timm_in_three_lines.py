@@ -19,12 +19,11 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(options.batch, 3, options.image, options.image, device=device)
-    x = x.to(memory_format=torch.channels_last)
 
-    # 1: the network as ever, in channels_last, which is the layout of gconv's kernels. Add pretrained=True.
-    model = timm.create_model(options.model).eval().to(device, memory_format=torch.channels_last)
+    # 1: your network. Add pretrained=True.
+    model = timm.create_model(options.model).eval().to(device)
     original = copy.deepcopy(model)
-    # 2: its grouped convolutions become gconv's, in place; the report says which, and why others not.
+    # 2: its grouped convolutions become gconv's, in place, and its weights channels_last.
     report = gconv.convert(model)
     # 3: use it as before.
     with torch.inference_mode():

@@ -15,11 +15,11 @@ import gconv
 
 
 def digits(size: int, device: str) -> tuple[Tensor, Tensor]:
-    """1,797 images (N, 3, size, size) of scikit-learn's, channels_last, and what is on them."""
+    """1,797 images (N, 3, size, size) of scikit-learn's, and what is on them."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32, device=device).unsqueeze(1) / 8 - 1
     images = interpolate(images, size=(size, size), mode="bilinear").repeat(1, 3, 1, 1)
-    return images.to(memory_format=torch.channels_last), torch.tensor(data.target, device=device)
+    return images, torch.tensor(data.target, device=device)
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     order = torch.randperm(len(images))
     train, test = order[:-300], order[-300:]
 
-    model = timm.create_model(options.model, num_classes=10).to(device, memory_format=torch.channels_last)
+    model = timm.create_model(options.model, num_classes=10).to(device)
     report = gconv.convert(model)
     print(f"{options.model}: {len(report.swapped)} of {len(report.layers)} convolutions are gconv's")
     run = torch.compile(model, fullgraph=True) if options.compile else model

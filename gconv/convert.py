@@ -228,9 +228,10 @@ def _move_all(model: nn.Module, convolutions: Sequence[nn.Conv2d]) -> str:
             "weights keep the layout that DistributedDataParallel found: convert before you wrap the model, "
             "or give it channels_last images"
         )
-    moved = sum([_move_to_channels_last(module) for module in convolutions])
-    told = f"{moved} weights are channels_last now, and activations follow (channels_last=False leaves them)"
-    return told if moved else ""
+    moved = [_move_to_channels_last(module) for module in convolutions]
+    if not any(moved):
+        return ""
+    return "weights are in channels_last now, and activations follow (channels_last=False leaves them)"
 
 
 def _move_to_channels_last(module: nn.Conv2d) -> bool:

@@ -25,8 +25,8 @@ BACKENDS = ("auto", *IMPLEMENTATIONS)
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_INSTALLED = find_spec("triton") is not None
 MOST_PIXELS = 2**31 - 2**10  # kernels number pixels and weights with 32 bits, whole tiles of them
-# Microseconds that a pass on the kernels may keep the host longer than F.conv2d does (`make bench` checks it).
-# A pass that PyTorch finishes sooner is bound by the host: no kernel makes it faster.
+# Microseconds that a pass on the kernels may keep the host longer than F.conv2d (`make bench` checks it).
+# What PyTorch finishes sooner is bound by the host: no kernel makes it faster.
 HOST = 25.0
 
 # A plain global: torch.compile guards on it and compiles anew when it changes. It cannot trace a ContextVar,

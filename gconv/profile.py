@@ -29,8 +29,8 @@ class ProfiledConvolution:
             leaves them.
         seconds: by pass and backend, for those that were measured.
         floor: seconds that the passes take at the least, moving their operands once; None on meta.
-        in_channels_last: the same convolution in channels_last, as after ``convert``, if it runs contiguous on a
-            GPU; None elsewhere.
+        in_channels_last: the same in channels_last, as after ``convert``, where it runs contiguous on a GPU;
+            None elsewhere.
     """
 
     call: Call
@@ -82,8 +82,8 @@ class Profile:
     def total_converted(self, grouped: bool = False) -> float | None:
         """Seconds of all convolutions, or of the grouped ones, after ``convert``.
 
-        Grouped ones run as ``auto`` decides, depthwise ones included, which ``convert`` takes on request; on a
-        GPU all are in channels_last. None where one of them was not measured.
+        Grouped ones run as ``auto`` decides, also depthwise ones, which ``convert`` takes on request. On a GPU
+        all run in channels_last. None where one of them was not measured.
         """
         chosen = [c for c in self.convolutions if c.grouped or not grouped]
         times = [c.converted.total("auto" if c.grouped else "aten") for c in chosen]
@@ -91,7 +91,7 @@ class Profile:
 
     @property
     def network_with_gconv(self) -> float | None:
-        """Seconds that the whole network would take after ``convert``, if all else took as long as it does."""
+        """Seconds that the network would take after ``convert``, if all else took as long as it does."""
         before, after = self.total("aten"), self.total_converted()
         return None if None in (self.network, before, after) else self.network - before + after
 

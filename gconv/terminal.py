@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import sys
 import time
@@ -100,6 +101,17 @@ def minutes(text: str) -> float:
     if not number > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")
     return number
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Import what ``MODULE:FUNCTION`` names, or fail with a line."""
+    module, _, function = name.partition(":")
+    if not function:
+        fail(f"{name} must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        fail(f"{name}: {error}")
 
 
 def fail(message: Any) -> NoReturn:

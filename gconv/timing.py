@@ -50,13 +50,17 @@ class Times(NamedTuple):
 
 
 @contextmanager
-def cudnn_searching() -> Iterator[None]:
-    """Let cuDNN try all of its plans and take the fastest inside: the peer at its best."""
+def cudnn_searching(limit: int = 0) -> Iterator[None]:
+    """Let cuDNN try its plans inside, and take the fastest: the peer at its best.
+
+    Args:
+        limit: how many it tries; 0 for all, which takes a second or more for each call.
+    """
     # torch.backends is closed to changes where PyTorch tests itself
     settings = {torch._C._get_cudnn_benchmark: (torch._C._set_cudnn_benchmark, True)}
     if torch.backends.cudnn.is_available():
-        limit = torch._C._cuda_get_cudnn_benchmark_limit
-        settings[limit] = (torch._C._cuda_set_cudnn_benchmark_limit, 0)  # 0: no limit
+        read_limit = torch._C._cuda_get_cudnn_benchmark_limit
+        settings[read_limit] = (torch._C._cuda_set_cudnn_benchmark_limit, limit)
     before = [(write, read()) for read, (write, _) in settings.items()]
     for write, value in settings.values():
         write(value)

@@ -6,7 +6,6 @@ What it finds is a table (:mod:`gconv.kernels.choice`) that ``auto`` goes by fro
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import sys
@@ -25,7 +24,7 @@ from gconv.geometry import PASSES, ConvGeometry
 from gconv.problem import TYPES, Problem
 from gconv.recorder import record
 from gconv.suites import REAL, SUITES
-from gconv.terminal import add_names, columns, count, fail, minutes, run_resumable, track
+from gconv.terminal import add_names, columns, count, fail, load_function, minutes, run_resumable, track
 
 if TYPE_CHECKING:
     from gconv.kernels.tuning import Finding
@@ -36,8 +35,8 @@ on the GPU that is here, and PyTorch's own convolution beside them. What is foun
 pass of each layer, and `auto` goes by it from the next process on: it takes gconv's kernels where they are
 not slower. A second run measures only what is not in the table yet; Ctrl-C loses nothing.
 
-  python -m gconv.tune                                                 the networks that gconv knows
-  python -m gconv.tune --model torchvision.models:regnet_y_8gf         yours: what MODULE:FUNCTION() returns
+  python -m gconv tune                                                 the networks that gconv knows
+  python -m gconv tune --model torchvision.models:regnet_y_8gf         yours: what MODULE:FUNCTION() returns
 """
 
 
@@ -54,9 +53,9 @@ def grouped_convolutions(model: Callable[[], nn.Module], size: Sequence[int]) ->
     return list(dict.fromkeys(call.geometry for call in calls if call.geometry.groups > 1))
 
 
-def main(command: Sequence[str] | None = None) -> int:
-    """Parses the command line, compiles, measures, writes the table; 1 where a kernel was wrong."""
-    arguments = _parser().parse_args(command)
+def main(command: Sequence[str] | None = None, prog: str = "python -m gconv.tune") -> int:
+    """Parse the command line, compile, measure, write the table; 1 if a kernel was wrong."""
+    arguments = _parser(prog).parse_args(command)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     problems = _problems(arguments)
     if problem := dispatch.why_not_triton(device, torch.float32, problems[0].geometry):
@@ -154,13 +153,7 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
 
 
 def _layers_of_model(name: str, size: Sequence[int]) -> list[ConvGeometry]:
-    module, _, function = name.partition(":")
-    if not function:
-        fail(f"--model {name}: it is MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d")
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        fail(f"--model {name}: {error}")
+    make = load_function(name)
     try:
         layers = grouped_convolutions(make, size)
     except Exception as error:  # whatever a stranger's model raises
@@ -169,9 +162,9 @@ def _layers_of_model(name: str, size: Sequence[int]) -> list[ConvGeometry]:
     return layers or fail(f"--model {name}: has no grouped convolution")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m gconv.tune",
+        prog,
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -332,7 +332,7 @@ def test_numbers_that_make_no_sense_are_refused(option: list[str], capsys: pytes
     ("options", "message"),
     [
         (["--suite", "tiny"], "--out FILE is needed"),
-        (["--model", "nowhere:net", "--out", "x"], "--model nowhere:net: No module named 'nowhere'"),
+        (["--model", "nowhere:net", "--out", "x"], "nowhere:net: No module named 'nowhere'"),
         (["--model", "resnext:nothing", "--out", "x"], "has no attribute 'nothing'"),
         (
             ["--model", "resnext:resnet50", "--out", "x"],
@@ -341,7 +341,7 @@ def test_numbers_that_make_no_sense_are_refused(option: list[str], capsys: pytes
         (["--model", "resnext:resnext50_32x4d", "--image", "1", "8", "8", "--out", "x"], "does not run on"),
         (["--suite", "tiny", "--out", "/proc/nowhere/table.json"], "/proc/nowhere"),
         (["--suite", "tiny", "--out", __file__], "test_measuring.py is no table of gconv's"),
-        (["--model", "resnext", "--out", "x"], "--model resnext: it is MODULE:FUNCTION"),
+        (["--model", "resnext", "--out", "x"], "resnext must be MODULE:FUNCTION"),
     ],
     ids=lambda part: part if isinstance(part, str) else " ".join(part),
 )

@@ -17,6 +17,8 @@ from gconv.kernels.launch import NEWEST_TRITON
 ROOT = Path(__file__).parent.parent
 # Outside in: each may import those after it.
 GCONV_ORDER = [
+    "gconv.__main__",
+    "gconv.check",
     "gconv",
     "gconv.tune",
     "gconv.profile",

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -39,9 +39,9 @@ and prints what the compiler made of it. Needs no GPU.
 """
 
 
-def main() -> int:
-    """Parses the command line, compiles, prints; 1 where a kernel for an NVIDIA GPU spills."""
-    arguments = _parser().parse_args()
+def main(command: Sequence[str] | None = None, prog: str = "python -m gconv.kernels") -> int:
+    """Parse the command line, compile, print; 1 if a kernel for an NVIDIA GPU spills."""
+    arguments = _parser(prog).parse_args(command)
     if triton.knobs.runtime.interpret:
         fail("TRITON_INTERPRET is set: the interpreter compiles nothing, unset it")
     kernels = sorted(_compile_all(arguments), key=_order)
@@ -56,9 +56,9 @@ def main() -> int:
     return 1 if spilled and not arguments.tuning else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m gconv.kernels",
+        prog,
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

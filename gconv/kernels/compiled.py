@@ -155,6 +155,14 @@ def find_jobs(
     return {job: tuple(names) for job, names in found.values()}
 
 
+def jobs_of(
+    target: str, dtype: str, pass_: str, geometry: ConvGeometry, tile: Tile | None = None
+) -> list[Job]:
+    """All launches of a pass: the convolution, and what packs its weights or adds up its parts."""
+    launches = _launches(target, dtype, pass_, geometry, "plain", tile)
+    return [Job(target, dtype, pass_, geometry, "plain", index, tile) for index in range(len(launches))]
+
+
 def compile_job(job: Job, layers: tuple[str, ...] = ()) -> Kernel:
     """Compiles a job's launch and reads what came of it."""
     launch, cuda = job.launch, job.target.startswith("sm_")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -108,16 +108,25 @@ def compile_candidates(
         for tile in tiles:
             job = compiled.Job(target, problem.type, problem.pass_, problem.geometry, "plain", 0, tile)
             jobs.setdefault(job.binary, (job, []))[1].append((problem, tile))
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        running = {pool.submit(compiled.compile_job, job): users for job, users in jobs.values()}
-        for future in track(as_completed(running), "compiling", len(running)):
-            error = future.exception()
-            if error is not None:
-                print(f"left out, it does not compile: {running[future][0][1]}: {error!r}", file=sys.stderr)
-            if error is not None or future.result().spills:
-                for problem, tile in running[future]:
-                    found[problem].remove(tile)
+    for job, kernel in compile_all([job for job, _ in jobs.values()], processes):
+        users = jobs[job.binary][1]
+        failed = isinstance(kernel, BaseException)
+        if failed:
+            print(f"left out, it does not compile: {users[0][1]}: {kernel!r}", file=sys.stderr)
+        if failed or kernel.spills:
+            for problem, tile in users:
+                found[problem].remove(tile)
     return found
+
+
+def compile_all(
+    jobs: Sequence[compiled.Job], processes: int | None = None
+) -> Iterator[tuple[compiled.Job, compiled.Kernel | BaseException]]:
+    """Compile into Triton's cache on ``processes`` cores, by default all; yield what came of each job."""
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        running = {pool.submit(compiled.compile_job, job): job for job in jobs}
+        for future in track(as_completed(running), "compiling", len(running)):
+            yield running[future], future.exception() or future.result()
 
 
 def _run(problem: Problem, operands: Operands, tile: Tile, form: torch.memory_format) -> Tensor:

@@ -1,0 +1,161 @@
+"""``python -m gconv``: the check of this machine, and the commands that it names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from gconv import check, dispatch
+from gconv.__main__ import COMMANDS, main
+from gconv.check import Answer, Findings, Timing
+from gconv.problem import Problem
+from gconv.timing import Times
+
+FACTS = {
+    **dict.fromkeys(("python", "torch", "triton", "gconv"), "1.0"),
+    **{"gpu": "NVIDIA Test", "cpu": "x86_64, 16 cores", "capability": "9.0", "driver": "580", "cudnn": 91900},
+}
+
+
+def times(median: float) -> Times:
+    return Times(0.99 * median, median, 1.01 * median)
+
+
+def found(auto: str = "triton", wrong: str | None = None) -> Findings:
+    """On a GPU: forward passes take the kernels 50 us, PyTorch 100, contiguous 400; gradients the same."""
+    timings = [
+        Timing(layer.name, pass_, 25.0, times(50), times(100), times(400), auto)
+        for layer in check.LAYERS
+        for pass_ in dispatch.PASSES
+    ]
+    answers = [Answer("triton", "float16", "forward", "128/32, 56x56", 1e-4)]
+    answers += [Answer("triton", "tf32", "forward", "128/32, 56x56", 0.5, wrong)]
+    return Findings(FACTS, "measured", True, tuple(answers), 256, tuple(timings))
+
+
+def test_without_a_gpu_it_says_that_there_is_nothing_to_gain_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "LAYERS", check.LAYERS[-2:])
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "no CUDA or ROCm GPU" in out and f"torch {torch.__version__}" in out
+    for backend in ("aten", "reference"):
+        assert f"{backend}: 6 results beside float64, in float32: all right" in out
+    assert out.endswith(
+        "\n\nNothing to gain here: gconv has no kernel for cpu, PyTorch's own is the fastest.\n"
+    )
+
+    assert main(["--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["environment"]["torch"] == torch.__version__ and told["timings"] == []
+    assert len(told["answers"]) == 12 and all(a["error"] < 1e-5 for a in told["answers"])
+    assert told["verdict"].startswith("Nothing to gain here")
+
+
+def test_a_wrong_result_is_named_and_fails_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "LAYERS", check.LAYERS[-1:])
+    run = Problem.run
+
+    def break_one(problem: Problem, operands: object, backend: str) -> torch.Tensor:
+        result = run(problem, operands, backend)
+        if (problem.pass_, backend) == ("input_grad", "aten"):
+            raise RuntimeError("no such kernel\nand more")
+        return result + 1 if (problem.pass_, backend) == ("forward", "reference") else result
+
+    monkeypatch.setattr(Problem, "run", break_one)
+    assert main([]) == 1
+    out = capsys.readouterr().out
+    assert "aten: 3 results beside float64, in float32: 1 of them WRONG" in out
+    assert "  1024/32, 7x7, input_grad, float32: RuntimeError: no such kernel\n" in out
+    assert "  1024/32, 7x7, forward, float32: off by " in out
+    assert "2 of 6 results are WRONG" in out and "report" in out
+
+
+def test_the_table_of_a_gpu_and_its_verdict() -> None:
+    lines = str(found()).splitlines()
+    assert "machine  NVIDIA Test, compute capability 9.0, driver 580, cuDNN 91900" in lines
+    head = next(line for line in lines if line.startswith("layer"))
+    assert head.split() == [
+        *("layer", "pass", "floor", "gconv", "of", "floor", "cuDNN", "contiguous", "speedup", "auto", "takes")
+    ]
+    row = next(line for line in lines if line.startswith("128/32, 56x56"))
+    assert row.split()[2:] == ["forward", "25.0", "50.0", "50%", "100.0", "400.0", "2.00x", "gconv"]
+    assert lines[-1] == (
+        "gconv.convert(model) makes ResNeXt-50's grouped convolutions 2.00x as fast in training and 2.00x in "
+        "inference as PyTorch in its better layout (8.00x and 8.00x as fast as a contiguous network)."
+    )
+
+
+def test_the_verdict_counts_what_auto_takes_and_how_often_a_layer_comes() -> None:
+    told = found("aten")
+    assert "Nothing to gain for ResNeXt-50 here" in told.verdict and "tune" in told.verdict
+    first = replace(told.timings[0], auto="triton")  # 3 of the 16 forward passes take half as long
+    told = replace(told, timings=(first, *told.timings[1:]))
+    inference, training = 1600 / (3 * 50 + 13 * 100), 4800 / (3 * 50 + 45 * 100)
+    assert f"{training:.2f}x as fast in training and {inference:.2f}x in inference" in told.verdict
+    row = next(line for line in str(told).splitlines() if line.startswith("1024/32, 7x7"))
+    assert row.endswith("2.00x     cuDNN") or row.split()[-1] == "cuDNN"
+    even = replace(first, gconv=times(99))
+    assert "tie" in str(replace(told, timings=(even,)))
+
+
+def test_wrong_kernels_have_no_gain() -> None:
+    told = found(wrong="off by 5.0e-01 of the largest number")
+    assert told.verdict.startswith("1 of 2 results are WRONG: do not use gconv here")
+
+
+def test_help_names_the_other_commands_and_they_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    help_ = capsys.readouterr().out
+    assert all(f"  {name} " in help_ for name in COMMANDS)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: python -m gconv {name} ")
+    with pytest.raises(SystemExit, match="2"):
+        main(["profiel"])
+    assert "invalid choice: 'profiel'" in capsys.readouterr().err
+
+
+def tiny() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2))
+
+
+def broken() -> nn.Module:
+    return nn.Conv2d(4, 8, 1)
+
+
+@pytest.mark.parametrize("options", [[], ["--train"], ["--channels-last", "--type", "bfloat16"]])
+def test_a_network_is_profiled(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--batch", "2", "--image", "3", "6", "6"]
+    assert main(["profile", f"{__name__}:tiny", *small, *options]) == 0
+    out = capsys.readouterr().out
+    what = "training step" if "--train" in options else "forward pass"
+    type_ = "bfloat16" if "bfloat16" in options else "float32"
+    assert f"2 convolutions in a {what}, torch.{type_} on cpu" in out and "2 x 8/2 x 6 x 6 -> 8, 3x3" in out
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("gconv", "gconv must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d"),
+        ("no.such:net", "no.such:net: No module named 'no'"),
+        ("gconv:nothing", "gconv:nothing: module 'gconv' has no attribute 'nothing'"),
+        (f"{__name__}:broken", "does not run on images of (32, 3, 224, 224): "),
+    ],
+)
+def test_what_is_no_network_fails_with_a_line(
+    model: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["profile", model])
+    err = capsys.readouterr().err
+    assert told in err and err.startswith("error: ") and err.count("\n") == 1

@@ -127,8 +127,8 @@ class Findings:
         inference, training = (self._gain(passes) for passes in (PASSES[:1], PASSES))
         if max(inference[0], training[0]) < 1.02:
             return (
-                "Nothing to gain for ResNeXt-50 here: auto leaves its layers to PyTorch. "
-                "python -m gconv tune measures more tiles of the kernels, and auto goes by what it finds."
+                "Nothing to gain for ResNeXt-50 here, as auto decides now. python -m gconv tune measures "
+                "more tiles of the kernels, and auto then goes by what it found."
             )
         return (
             f"gconv.convert(model) makes ResNeXt-50's grouped convolutions {training[0]:.2f}x as fast in "

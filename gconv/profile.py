@@ -82,7 +82,7 @@ class Profile:
     def total_converted(self, grouped: bool = False) -> float | None:
         """Seconds of all convolutions, or of the grouped ones, after ``convert``.
 
-        Grouped ones run as ``auto`` decides, also depthwise ones, which ``convert`` takes on request. On a GPU
+        Grouped ones run as ``auto`` decides, depthwise ones too, which ``convert`` takes on request. On a GPU
         all run in channels_last. None where one of them was not measured.
         """
         chosen = [c for c in self.convolutions if c.grouped or not grouped]

@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import layers, networks
+from benchmarks import counters, first, layers, networks
 from benchmarks.peers import RUNNERS, Contender, applies, contenders
 from benchmarks.store import Store, is_wrong
 from benchmarks.summary import in_short, spread
@@ -33,6 +34,8 @@ Measures gconv beside PyTorch's own convolution (cuDNN), torch.compile and the m
   networks   whole networks, inference and training steps
   accuracy   the digits' network trained fused and unfused, some seeds of each
   pieces     what memory gives to programs that each move some bytes of a pixel
+  counters   what the hardware counts in our kernels, by Nsight Compute
+  first      the first half hour on a GPU, in three steps: right or wrong, where time goes, tuned and timed
   report     tables (report.md) and pictures (*.png) of what is in a folder of results
 
 A run writes a line for each measurement as soon as it is made and can be stopped at any time; the same
@@ -132,6 +135,36 @@ def run_pieces(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def run_counters(parsed: argparse.Namespace) -> int:
+    """Count what the hardware does in our kernels, a layer at a time; 1 if the profiler failed."""
+    if _device().type != "cuda":
+        fail("counters are read on a GPU, and there is none here")
+    profiler = counters.find_profiler()
+    if profiler is None:
+        fail(
+            "Nsight Compute (ncu) is neither on the PATH nor in CUDA_HOME: install it, or add it to the PATH"
+        )
+    suites = {name: SUITES[name] for name in parsed.suite}
+    cases = list(layers.cases(suites, parsed.batch, parsed.dtypes, parsed.passes))
+    store, metrics = _store(parsed), counters.available(profiler)
+    done = store.settled("counters", counters.Row, counters.CASE)
+    todo = [case for case in cases if case[0] not in done]
+    by_layer = [list(of_layer) for _, of_layer in groupby(todo, key=lambda case: case[0][:-1])]
+
+    def measure(of_layer: list[tuple[tuple, Problem]]) -> list[dict[str, Any]]:
+        return [asdict(row) for row in counters.measure(of_layer, profiler, metrics)]
+
+    return 1 if _measure_all(by_layer, len(cases), measure, store, "counters", parsed.minutes) else 0
+
+
+def run_first(parsed: argparse.Namespace) -> int:
+    """Run a step of the first half hour; 1 if a part of it failed."""
+    if _device().type != "cuda":
+        fail("the first half hour is spent on a GPU, and there is none here")
+    folder = parsed.out or _default_folder(environment(_device()))
+    return first.run(parsed.step, folder, parsed.minutes)
+
+
 def report(parsed: argparse.Namespace) -> int:
     """Writes tables and pictures."""
     try:
@@ -157,7 +190,8 @@ def _measure_all(todo: list, total: int, measure: Callable, store: Store, table:
         for row in rows:
             wrong |= is_wrong(row)
             if row["problem"]:
-                print(f"\n{row['runner']}, {row['layout']}: {row['problem']}", file=sys.stderr)
+                what = ", ".join(row[name] for name in ("runner", "layout", "layer", "pass_") if name in row)
+                print(f"\n{what}: {row['problem']}", file=sys.stderr)
     return wrong
 
 
@@ -244,6 +278,21 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("pieces", run_pieces, "Measure copies and reads in pieces of a pixel's channels; seconds.")
     common(made, [])
+
+    made = command(
+        "counters", run_counters, "Count what the hardware does in our kernels, by Nsight Compute."
+    )
+    add_names(made, "--suite", SUITES, ["resnext50_32x4d"])
+    add_names(made, "--passes", PASSES)
+    add_names(made, "--dtypes", TYPES, ["bfloat16"])
+    common(made, [256])
+
+    made = command("first", run_first, first.DESCRIPTION)
+    made.add_argument("step", choices=list(first.STEPS), metavar="STEP", help=f"of {', '.join(first.STEPS)}")
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: benchmarks/results/ and the GPU's name"
+    )
+    made.add_argument("--minutes", type=minutes, default=9.5, metavar="M", help="stop after M; default: 9.5")
 
     made = command("report", report, "Write report.md and pictures of what a folder of results holds.")
     made.add_argument(

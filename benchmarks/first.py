@@ -1,0 +1,146 @@
+"""The first half hour on a GPU, in three steps of under ten minutes: ``python -m benchmarks first STEP``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gconv.environment import commit
+from gconv.terminal import columns
+
+ROOT = Path(__file__).parent.parent
+DESCRIPTION = """\
+Spend the first half hour on a GPU: three steps of under ten minutes each, one command for each.
+
+  right   the tests that need a GPU, compute-sanitizer, and python -m gconv
+  where   what memory gives to pieces of pixels, and Nsight Compute's counters of ResNeXt-50's layers
+  fast    ResNeXt-50's layers tuned, timed beside cuDNN, then the whole network, and a report
+
+Everything is written into one folder as it is found, and the same command goes on where it was stopped. The
+table of tiles that is tuned goes to DIR/tuned, where the other parts find it.
+
+  python -m benchmarks first right && python -m benchmarks first where && python -m benchmarks first fast
+"""
+OF_LAYERS = ("--suite", "resnext50_32x4d", "--dtypes", "bfloat16", "--batch", "256")
+STOPPED = 3  # exit code: time was up, and something is left to do
+
+
+@dataclass(frozen=True)
+class Part:
+    """One program of a step.
+
+    Args:
+        name: in the record.
+        arguments: of Python; "{out}" stands for the folder.
+        share: of the minutes that are left when it starts; 0 for one that takes no --minutes.
+        output: the file in the folder that gets what it prints; None to show it.
+        once: not to be run again after it has succeeded; others know by themselves what is left.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    share: float = 0.0
+    output: str | None = None
+    once: bool = False
+
+
+STEPS = {
+    "right": (
+        Part("tests", ("tests/on_gpu.py", "--out", "{out}/tests.json"), 0.85),
+        Part("check", ("-m", "gconv", "--json"), output="check.json", once=True),
+    ),
+    "where": (
+        Part("pieces", ("-m", "benchmarks", "pieces", "--out", "{out}"), once=True),
+        Part("counters", ("-m", "benchmarks", "counters", "--out", "{out}"), 1.0),
+    ),
+    "fast": (
+        Part("tune", ("-m", "gconv", "tune", *OF_LAYERS, "--times", "{out}/tiles.jsonl"), 0.5),
+        Part("layers", ("-m", "benchmarks", "run", *OF_LAYERS, "--out", "{out}"), 0.4),
+        Part(
+            "networks",
+            (
+                *("-m", "benchmarks", "networks", "--network", "resnext50_32x4d", "resnet50"),
+                *("--modes", "graphed", "--batch", "256", "--out", "{out}"),
+            ),
+            0.9,
+        ),
+        Part("report", ("-m", "benchmarks", "report", "{out}")),
+    ),
+}
+
+
+def run(step: str, folder: Path, minutes: float) -> int:
+    """Run the parts of a step and note what became of each in ``first.json``.
+
+    Args:
+        step: a key of ``STEPS``.
+        folder: where everything is written; made if it is not there.
+        minutes: until the last part must have ended, about.
+
+    Returns:
+        0 if all parts succeeded, ``STOPPED`` if time was up before, 1 if one failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(folder / "first.json")
+    end = time.monotonic() + 60 * minutes
+    codes = []
+    for part in STEPS[step]:
+        if part.once and record.succeeded(step, part.name):
+            print(f"== {step}: {part.name} was done before", file=sys.stderr)
+            continue
+        left = (end - time.monotonic()) / 60
+        if left <= 0:
+            codes.append(STOPPED)
+            print(f"== {step}: no time left for {part.name}", file=sys.stderr)
+            continue
+        codes.append(_run_part(part, step, folder, left, record))
+    print(columns([("step", "part", "exit code", "seconds"), *record.rows(step)], left=2, rule=True))
+    return 1 if set(codes) - {0, STOPPED} else max(codes, default=0)
+
+
+class Record:
+    """What became of each part, in a file; that of other commits is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.commit = path, commit()
+        kept = json.loads(path.read_text()) if path.exists() else []
+        self.parts: list[dict[str, Any]] = [part for part in kept if part["commit"] == self.commit]
+
+    def add(self, step: str, part: str, code: int, seconds: float) -> None:
+        """Note how a part ended, in place of how it ended before."""
+        self.parts = [p for p in self.parts if (p["step"], p["part"]) != (step, part)]
+        fields = {"step": step, "part": part, "code": code, "seconds": round(seconds, 1)}
+        self.parts.append({**fields, "commit": self.commit})
+        self.path.write_text(json.dumps(self.parts, indent=1) + "\n")
+
+    def succeeded(self, step: str, part: str) -> bool:
+        """Whether a part ended well before."""
+        return any((p["step"], p["part"], p["code"]) == (step, part, 0) for p in self.parts)
+
+    def rows(self, step: str) -> list[tuple[str, ...]]:
+        """The parts of a step, as a table has them."""
+        return [
+            (p["step"], p["part"], str(p["code"]), f"{p['seconds']:.0f}")
+            for p in self.parts
+            if p["step"] == step
+        ]
+
+
+def _run_part(part: Part, step: str, folder: Path, minutes: float, record: Record) -> int:
+    """Run a part in a process of its own, with the tuned table of the folder."""
+    limit = ("--minutes", f"{part.share * minutes:.2f}") if part.share else ()
+    command = [sys.executable, *(a.format(out=folder.resolve()) for a in part.arguments), *limit]
+    environment = {**os.environ, "GCONV_CACHE": str(folder.resolve() / "tuned")}
+    print(f"== {step}: {part.name}, {minutes:.1f} minutes left", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    with open(folder / part.output, "w") if part.output else nullcontext() as output:
+        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=output).returncode
+    record.add(step, part.name, code, time.monotonic() - start)
+    return code

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 
 import pytest
+import sanitize
 import torch
 import torch.nn.functional as F
 from families import FAMILIES, Place, aligned, check_kernels, inside_nan, kernel_results
@@ -83,6 +84,14 @@ def test_auto_matches_float64_forward_and_backward(case: Case) -> None:
     # cuDNN may have run some of the passes; it sums partly in 16 bits.
     for result, right, bound in zip(results, truth, bounds(case, truth, torch.bfloat16), strict=True):
         assert ((result.double() - right).abs() <= 4 * bound + 0.02 * right.abs().mean()).all()
+
+
+@pytest.mark.parametrize("type_", sanitize.TYPES)
+@pytest.mark.parametrize("name", sanitize.LAYERS)
+def test_what_the_sanitizer_watches_runs(name: str, type_: str) -> None:
+    """And compiles, so that compute-sanitizer need not wait for it."""
+    sanitize.start_kernels(sanitize.LAYERS[name], type_, torch.device("cuda"))
+    torch.cuda.synchronize()
 
 
 def test_auto_takes_the_kernels_for_resnext(monkeypatch: pytest.MonkeyPatch) -> None:

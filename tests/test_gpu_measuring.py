@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import layers, networks
 from benchmarks.store import read_table
 from gconv import timing, tune
+from gconv.geometry import PASSES
 from gconv.kernels import choice
 
 pytestmark = [
@@ -20,8 +23,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
     pytest.mark.filterwarnings("ignore"),  # cuDNN's and the compiler's, of plans that they try and drop
 ]
+RUN = ["run", "--suite", "tiny", "--batch", "4", "--dtypes", "bfloat16"]
 
 
+@pytest.mark.timing
 def test_times_are_those_of_the_device() -> None:
     """A copy of 512 MiB in a graph takes what the speed of a copy says."""
     source = torch.randn(2**27, device="cuda")
@@ -37,6 +42,7 @@ def test_extra_memory_counts_what_is_not_returned() -> None:
     assert timing.extra_memory(lambda: (x + 1) * 2, x.device) == x.nbytes
 
 
+@pytest.mark.timing
 def test_tuned_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCONV_CACHE", str(tmp_path))
     caches = (choice.table, choice.nearest, choice.verdict)
@@ -51,27 +57,71 @@ def test_tuned_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         cached.cache_clear()
 
 
+def note_layout(layouts: dict[str, str], name: str, module: torch.nn.Module, inputs: tuple) -> None:
+    """A hook: the layout in which ``module`` gets its input."""
+    last = inputs[0].is_contiguous(memory_format=torch.channels_last)
+    layouts[name] = "channels_last" if last else "contiguous"
+
+
+@pytest.mark.timing
 def test_profile_measures_both_backends() -> None:
     model = resnext.ResNeXt((1, 1, 1, 1), 8, 4, stem_width=16, num_classes=10).cuda().train()
     model = model.to(memory_format=torch.channels_last)
     x = torch.randn(8, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
+    layouts: dict[str, str] = {}
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(partial(note_layout, layouts, name))
     with torch.autocast("cuda", torch.bfloat16):
         told = gconv.profile(model, x)
     grouped = [c for c in told.convolutions if c.grouped]
     assert [c.call.name for c in grouped] == [f"layer{i}.0.conv2" for i in (1, 2, 3, 4)]
     for c in grouped:
-        assert (c.call.dtype, c.call.layout) == (torch.bfloat16, "channels_last")
+        assert (c.call.dtype, c.call.layout) == (torch.bfloat16, layouts[c.call.name])
         assert all(times.keys() == {"aten", "triton"} for times in c.seconds.values())
     assert told.network > told.total("aten") > told.total("floor") > 0 and told.network_with_gconv > 0
     assert str(told).count("triton") > 4
 
 
-def test_benchmarks_measure_and_report(tmp_path: Path) -> None:
-    where = ["--out", str(tmp_path)]
-    assert benchmarks.main(["run", "--suite", "tiny", "--batch", "4", "--dtypes", "bfloat16", *where]) == 0
-    assert benchmarks.main(["networks", "--network", "tiny", "--image", "32", "--batch", "16", *where]) == 0
-    assert benchmarks.main(["report", str(tmp_path)]) == 0
-    for table in (layers, networks):
-        name = table.__name__.rpartition(".")[2]
-        rows = read_table(tmp_path / f"{name}.jsonl", table.Row)
-        assert [row["problem"] for row in rows if row["problem"]] == []
+def measure(folder: Path, *command: str) -> list[dict[str, Any]]:
+    """The rows that a command of the benchmarks writes, none of which may tell of a problem."""
+    assert benchmarks.main([*command, "--out", str(folder)]) == 0
+    table = networks if command[0] == "networks" else layers
+    rows = read_table(folder / f"{table.__name__.rpartition('.')[2]}.jsonl", table.Row)
+    assert [row["problem"] for row in rows if row["problem"]] == []
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("contenders", "passes"), [(["auto", "triton", "F.conv2d"], PASSES), (["torch.compile"], ["forward"])]
+)
+def test_layers_are_measured(tmp_path: Path, contenders: list[str], passes: list[str]) -> None:
+    """torch.compile compiles for a minute, so it has one pass."""
+    options = ["--passes", *passes, "--contenders", *contenders]
+    rows = measure(tmp_path, *RUN, *options)
+    assert len(rows) == 2 * len(passes) * 2 * len(contenders), "layers, passes, contenders in two layouts"
+
+
+@pytest.mark.parametrize(
+    ("mode", "tasks"),
+    [
+        ("eager", networks.TASKS),
+        ("graphed", networks.TASKS),
+        ("compiled", ["inference"]),
+        ("compiled-graphed", ["training"]),
+    ],
+)
+def test_networks_are_measured(
+    tmp_path: Path, mode: str, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both tasks compiled would take minutes."""
+    monkeypatch.setattr(networks, "wall_time", partial(timing.wall_time, seconds=0))
+    network = ["networks", "--network", "tiny", "--image", "32", "--batch", "16"]
+    rows = measure(tmp_path, *network, "--modes", mode, "--tasks", *tasks)
+    assert len(rows) == 4 * len(tasks), "four contenders"
+
+
+def test_what_was_measured_is_reported(tmp_path: Path) -> None:
+    from benchmarks.report import write_report  # needs matplotlib
+
+    measure(tmp_path, *RUN, "--passes", "forward", "--contenders", "triton", "F.conv2d")
+    assert {path.name for path in write_report(tmp_path)} > {"report.md"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import on_gpu
 import pytest
 import sanitize
+from families import FAMILIES, geometry_of
 
-from gconv.geometry import PASSES
+from gconv.geometry import PASSES, ConvGeometry
 from gconv.kernels import rules
 from gconv.kernels.device import Device
 from gconv.problem import TYPES
@@ -32,6 +34,19 @@ def test_alone() -> None:
 """
 FAILING = "def test_fails() -> None:\n    assert os.path.exists('mended.txt'), 'not mended'\n"
 CRASHING = "def test_crashes() -> None:\n    os._exit(7)\n"
+LOSING = """
+def test_loses_the_gpu() -> None:
+    open("ran.txt", "a").write(f"{os.getpid()} lost\\n")
+    import sys
+    from types import SimpleNamespace
+
+    def synchronize() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    sys.modules["torch"] = SimpleNamespace()
+    sys.modules["torch"].cuda = SimpleNamespace(is_initialized=lambda: True, synchronize=synchronize)
+    raise AssertionError("wrong numbers")
+"""
 SKIPPED = 'pytest.skip("needs kornia", allow_module_level=True)\n'
 
 
@@ -116,6 +131,13 @@ def test_a_crash_fails_its_test_and_the_others_run() -> None:
     assert "exit code 7" in told
 
 
+def test_a_process_that_has_lost_the_gpu_runs_no_other_test() -> None:
+    code, results = run("--processes", "1", a=LOSING, b=SIX)
+    assert code == 1 and results["counts"] == {"passed": 6, "failed": 1} and results["problems"] == []
+    (told,) = [test["message"] for test in results["tests"].values() if test["outcome"] == "failed"]
+    assert "wrong numbers" in told and len({process for process, _ in ran()}) == 2
+
+
 def test_a_module_that_cannot_be_collected_is_one_failure(capsys: pytest.CaptureFixture) -> None:
     code, results = run(six=SIX, broken="import nothing\n", timing=TIMING)
     assert code == 1 and results["counts"] == {"passed": 7, "failed": 1}
@@ -147,11 +169,17 @@ def test_the_sanitizer_watches_without_the_cache(code: int, tmp_path: Path) -> N
     assert results["sanitizer"]["message"].endswith("tests/sanitize.py\n")
 
 
-def test_the_sanitizer_watches_every_kernel() -> None:
-    h100, kernels = Device("cuda", "NVIDIA H100 80GB HBM3", 132, 90), set()
-    for geometry, type_, pass_ in product(sanitize.LAYERS.values(), sanitize.TYPES, PASSES):
-        kernels |= {
-            rule(pass_, geometry, *TYPES[type_], h100).kernel
-            for rule in (rules.tile_by_rule, rules.norm_tile)
-        }
-    assert kernels == {"strips", "pairs", "slide", "residue", "taps", "depthwise-slide", "depthwise"}
+def test_the_sanitizer_watches_every_kernel_in_every_pass() -> None:
+    """All that an H100 runs the families in, plain and with batch norms, in each type."""
+    geometries = [geometry_of(case) for case in FAMILIES]
+    assert kernels_of(sanitize.LAYERS.values()) >= kernels_of(geometries)
+
+
+def kernels_of(geometries: Iterable[ConvGeometry]) -> set[tuple[str, str, str, str]]:
+    """Return rule, pass, type and kernel of each launch."""
+    h100 = Device("cuda", "NVIDIA H100 80GB HBM3", 132, 90)
+    return {
+        (rule.__name__, pass_, type_, rule(pass_, geometry, *TYPES[type_], h100).kernel)
+        for geometry, pass_, type_ in product(geometries, PASSES, sanitize.TYPES)
+        for rule in (rules.tile_by_rule, rules.norm_tile)
+    }

@@ -62,6 +62,7 @@ class Share:
 
 def run_share(share: Share, connection: Connection, log: Path) -> None:
     """Run ``share`` in this process and end it; what pytest prints is appended to ``log``."""
+    os.setsid()  # with the processes that tests start it can be ended as a group
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

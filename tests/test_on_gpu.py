@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import gpu_record
 import on_gpu
 import pytest
 import sanitize
@@ -26,6 +30,16 @@ SIX = """
 @pytest.mark.parametrize("number", range(6))
 def test_of_six(number: int) -> None:
     open("ran.txt", "a").write(f"{os.getpid()} {number}\\n")
+"""
+WAITING = """
+    import subprocess
+    import sys
+    import time
+
+    if number > 2:
+        sleeping = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        open("ran.txt", "a").write(f"{sleeping.pid} sleeping\\n")
+        time.sleep(60)
 """
 TIMING = """
 @pytest.mark.timing
@@ -58,7 +72,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in on_gpu.ENVIRONMENT:
         monkeypatch.setenv(name, "")  # what main changes is restored
-    monkeypatch.setattr(on_gpu, "environment", lambda: FACTS)
+    monkeypatch.setattr(gpu_record, "environment", lambda: FACTS)
 
 
 def run(*options: str, **modules: str) -> tuple[int, dict[str, Any]]:
@@ -117,8 +131,8 @@ def test_what_has_passed_counts_for_its_commit_and_gpu(
     path, passed = Path("results.json"), {"outcome": "passed"}
     tests = {"one": passed, "two": {"outcome": "failed"}}
     path.write_text(json.dumps({"environment": FACTS | before, "tests": tests, "sanitizer": passed}))
-    monkeypatch.setattr(on_gpu, "environment", lambda: FACTS | now)
-    record = on_gpu.Record(path)
+    monkeypatch.setattr(gpu_record, "environment", lambda: FACTS | now)
+    record = gpu_record.Record(path)
     assert (record.tests, record.sanitizer) == (({"one": passed}, passed) if kept else ({}, {}))
 
 
@@ -150,12 +164,30 @@ def test_no_test_and_no_pytest_are_failures() -> None:
     assert code == 1 and "nowhere.py" in json.loads(Path("results.json").read_text())["problems"][0]
 
 
-def test_it_stops_in_time_and_goes_on() -> None:
-    code, results = run("--minutes", "0.05", six=SIX + "    import time\n    time.sleep(60 * (number > 2))\n")
+def test_it_stops_in_time_with_all_that_it_started_and_goes_on() -> None:
+    code, results = run("--minutes", "0.05", six=SIX + WAITING)
     assert code == 3 and results["stopped"] == "stopped after 0.05 minutes"
     assert results["counts"].get("passed", 0) <= 3
+    assert all(has_ended(int(process)) for process, _ in ran())
     code, results = run(six=SIX)
     assert code == 0 and results["counts"] == {"passed": 6} and results["stopped"] is None
+
+
+def has_ended(process: int) -> bool:
+    """Whether a process ends within seconds; an entry that nobody has asked about is none."""
+    stat, end = Path(f"/proc/{process}/stat"), time.monotonic() + 5
+    while time.monotonic() < end:
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_file_of_something_else_is_left_as_it_is() -> None:
+    Path("results.json").write_text("[1, 2]")
+    with pytest.raises(SystemExit, match=r"error: results.json does not hold results"):
+        run(six=SIX)
+    assert Path("results.json").read_text() == "[1, 2]"
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -167,6 +199,17 @@ def test_the_sanitizer_watches_without_the_cache(code: int, tmp_path: Path) -> N
     assert exit_code == code and results["sanitizer"]["outcome"] == ("failed" if code else "passed")
     assert results["sanitizer"]["message"].startswith("1 --error-exitcode 1 ")
     assert results["sanitizer"]["message"].endswith("tests/sanitize.py\n")
+
+
+def test_the_sanitizer_is_stopped_in_time_with_what_it_watches(tmp_path: Path) -> None:
+    sleeping = f"{sys.executable} -c 'import time; time.sleep(60)'"
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(f"#!/bin/sh\n{sleeping} &\necho $! sleeping > ran.txt\nwait\n")
+    program.chmod(0o755)
+    with pytest.raises(subprocess.TimeoutExpired):
+        on_gpu.sanitize(gpu_record.Record(None), time.monotonic() + 1)
+    ((process, _),) = ran()
+    assert has_ended(int(process))
 
 
 def test_the_sanitizer_watches_every_kernel_in_every_pass() -> None:

@@ -33,10 +33,8 @@ compat: .venv/dev.installed  ## test the oldest and the newest supported torch a
 kernels: .venv/dev.installed  ## print registers, spills and instructions of every kernel, for five GPUs (2 minutes)
 	$(BIN)/python -m gconv.kernels
 
-gpu: .venv/dev.installed  ## test the kernels on the GPU that is here
-	$(BIN)/python -m pytest -q -m gpu
-	if command -v compute-sanitizer; then compute-sanitizer --error-exitcode 1 \
-		$(BIN)/python -m pytest -q -m gpu tests/test_gpu.py -k "every_family and torch.float16"; fi
+gpu: .venv/dev.installed  ## test the kernels on the GPU of this machine (minutes; goes on where it was stopped)
+	$(BIN)/python tests/on_gpu.py --out runs/gpu.json
 
 measure: .venv/dev.installed  ## tune and measure on the GPU that is here (hours; goes on where it was stopped)
 	GCONV_CACHE=gconv/kernels/measured $(BIN)/python -m gconv.tune

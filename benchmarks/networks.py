@@ -59,7 +59,8 @@ class Row:
         p20, p50, p80: milliseconds of a step; None where it is wrong or failed.
         images_per_second: at the median.
         peak_bytes: of memory, in the steps; None on a CPU.
-        grouped_share: of a step's device time that its grouped convolutions take, eager; None in other modes.
+        grouped_share: of a step's device time that its grouped convolutions take, eager; None in other modes,
+            or if the profiler sees no time.
         error: against float32, of the logits or of the gradients, as a part of their norm.
         problem: why there is no time.
     """
@@ -258,13 +259,17 @@ def _graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     return replay, result
 
 
-def _grouped_share(step: Callable[[], Tensor], device: torch.device) -> float:
-    """Of the time that a step's operators take on the device, how much its grouped convolutions do."""
+def _grouped_share(step: Callable[[], Tensor], device: torch.device) -> float | None:
+    """Of the time that a step's operators take on the device, how much its grouped convolutions do.
+
+    None if the profiler sees no time, as where it is not allowed to trace the device.
+    """
     for _ in range(2):
         step()
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities, record_shapes=True) as profiler:
+    # PyTorch 2.11 warns without acc_events
+    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
         step()
         torch.get_device_module(device).synchronize()
     events = [event for event in profiler.events() if not event.is_user_annotation]
@@ -278,7 +283,7 @@ def _grouped_share(step: Callable[[], Tensor], device: torch.device) -> float:
         for event in events
         if event.device_type == DeviceType.CPU and _is_grouped(event)
     )
-    return round(grouped / whole, 4)
+    return round(grouped / whole, 4) if whole else None
 
 
 def _is_grouped(event: Any) -> bool:

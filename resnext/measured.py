@@ -103,7 +103,7 @@ def device_seconds(call: Callable[[], None], device: torch.device) -> float:
         call()
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, acc_events=True) as profiler:  # or PyTorch 2.11 warns
         call()
         torch.get_device_module(device).synchronize()
     kind = DeviceType.CUDA if cuda else DeviceType.CPU

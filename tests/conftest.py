@@ -24,8 +24,8 @@ os.environ.setdefault("TORCH_WARM_POOL", "0")
 
 import interpreter
 from commands import Run
+from optional import OptionalModule, skipping
 from oracle import CASES, PATHS, Case
-from rich.console import Console
 
 from gconv import ops
 
@@ -46,6 +46,22 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the test that takes minutes first: the others run beside it."""
     items.sort(key=lambda item: item.name != "test_every_grouped_convolution_of_timm_is_swapped")
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return OptionalModule.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with skipping(item.name):
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with skipping(item.name):
+        yield
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
@@ -113,6 +129,8 @@ def run(
 
 @pytest.fixture(scope="session")
 def _trained_once(few: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from rich.console import Console
+
     from resnext.config import Network, Recipe, Settings
     from resnext.train import train
     from resnext.world import World
@@ -143,6 +161,18 @@ def boolean_masks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
         monkeypatch.setattr(InterpreterBuilder, name, checking(getattr(InterpreterBuilder, name), place))
+
+
+@pytest.fixture
+def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Has ``auto`` go by rule: neither gconv nor the user has measured anything."""
+    from gconv.kernels import choice
+
+    monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setenv("GCONV_CACHE", str(tmp_path / "own"))
+    choice.forget()
+    yield
+    choice.forget()
 
 
 @pytest.fixture

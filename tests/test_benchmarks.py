@@ -318,6 +318,10 @@ def test_the_fused_network_is_fused_and_compared_with_the_plain_one(
     assert row.p50 is None and row.problem.startswith("wrong by")
 
 
+def test_a_profiler_that_sees_no_time_tells_no_share() -> None:
+    assert networks._grouped_share(lambda: None, CPU) is None
+
+
 def test_grouped_share_counts_grouped_convolutions_once() -> None:
     def event(name: str, *shapes: list[int], parent: str | None = None) -> SimpleNamespace:
         above = None if parent is None else SimpleNamespace(name=parent, cpu_parent=None)

@@ -23,7 +23,8 @@ from resnext import measured, resnext50_32x4d
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
-    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
+    # What cuDNN and the compiler warn of moves with the machine: it is shown, and fails nothing.
+    pytest.mark.filterwarnings("default::UserWarning", "ignore:Using padding='same':UserWarning"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LAYERS = [

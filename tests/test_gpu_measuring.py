@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ import resnext
 from benchmarks import __main__ as benchmarks
 from benchmarks import layers, networks, peers
 from benchmarks.store import read_table
-from gconv import timing, tune
-from gconv.geometry import PASSES
+from gconv import check, dispatch, timing, tune
+from gconv.geometry import PASSES, ConvGeometry
 from gconv.kernels import choice
 from gconv.problem import LAYOUTS, Problem
 from gconv.suites import Layer
@@ -23,8 +25,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
     pytest.mark.filterwarnings("ignore"),  # cuDNN's and the compiler's, of plans that they try and drop
 ]
+RUN = ["run", "--suite", "tiny", "--batch", "4", "--dtypes", "bfloat16"]
 
 
+@pytest.mark.timing
 def test_times_are_those_of_the_device() -> None:
     """A copy of 512 MiB in a graph takes what the speed of a copy says."""
     source = torch.randn(2**27, device="cuda")
@@ -40,33 +44,74 @@ def test_extra_memory_counts_what_is_not_returned() -> None:
     assert timing.extra_memory(lambda: (x + 1) * 2, x.device) == x.nbytes
 
 
+@pytest.mark.timing
 def test_tuned_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCONV_CACHE", str(tmp_path))
-    caches = (choice.table, choice.nearest, choice.verdict)
     assert tune.main(["--suite", "tiny", "--batch", "4", "--dtypes", "bfloat16"]) == 0
-    for cached in caches:
-        cached.cache_clear()
+    choice.forget()
     x = torch.randn(4, 16, 6, 6, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    geometry = ConvGeometry.of(x.shape, (16, 4, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 4)
+    decided = dispatch.decide("auto", "forward", x, x.dtype, geometry)
+    assert "of PyTorch's own, measured" in decided.reason
     layer = gconv.GroupConv2d(16, 16, 3, padding=1, groups=4, device="cuda", dtype=x.dtype)
-    assert "of PyTorch's own, measured" in gconv.explain(layer, x).reason
+    too_small = decided.backend == "triton" and decided.least < dispatch.HOST
+    assert ("too small to gain" if too_small else "measured") in gconv.explain(layer, x).reason
     monkeypatch.undo()
-    for cached in caches:
-        cached.cache_clear()
+    choice.forget()
 
 
+def note_layout(layouts: dict[str, str], name: str, module: torch.nn.Module, inputs: tuple) -> None:
+    """A hook: the layout in which ``module`` gets its input."""
+    last = inputs[0].is_contiguous(memory_format=torch.channels_last)
+    layouts[name] = "channels_last" if last else "contiguous"
+
+
+@pytest.mark.timing
 def test_profile_measures_both_backends() -> None:
     model = resnext.ResNeXt((1, 1, 1, 1), 8, 4, stem_width=16, num_classes=10).cuda().train()
     model = model.to(memory_format=torch.channels_last)
     x = torch.randn(8, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
+    layouts: dict[str, str] = {}
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(partial(note_layout, layouts, name))
     with torch.autocast("cuda", torch.bfloat16):
         told = gconv.profile(model, x)
     grouped = [c for c in told.convolutions if c.grouped]
     assert [c.call.name for c in grouped] == [f"layer{i}.0.conv2" for i in (1, 2, 3, 4)]
+    lines = {line.split(" ")[0]: line for line in str(told).splitlines()}
     for c in grouped:
-        assert (c.call.dtype, c.call.layout) == (torch.bfloat16, "channels_last")
+        assert all(backend in lines[c.call.name] for backend, _ in c.backends.values())
+        assert (c.call.dtype, c.call.layout) == (torch.bfloat16, layouts[c.call.name])
         assert all(times.keys() == {"aten", "triton"} for times in c.seconds.values())
     assert told.network > told.total("aten") > told.total("floor") > 0 and told.network_with_gconv > 0
-    assert str(told).count("triton") > 4
+    assert "triton" in lines["layer"]
+
+
+@pytest.mark.timing
+def test_the_check_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "LAYERS", check.LAYERS[-1:])
+    monkeypatch.setattr(check, "BLOCKS", check.BLOCKS[-1:])
+    found = check.check(batch=8)
+    assert not found.wrong and len(found.answers) == 4 * 3 and len(found.timings) == 3
+    assert all(0 < t.floor and 0 < t.gconv.p50 and 0 < t.contiguous.p50 for t in found.timings)
+    assert "ResNeXt-50's grouped layers, bfloat16, 8 images" in str(found)
+
+
+def test_a_contiguous_network_runs_on_the_kernels_once_converted(
+    no_tables: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, however small it is; its images stay contiguous."""
+    monkeypatch.setattr(dispatch, "HOST", 0.0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.Conv2d(64, 64, 3, padding=1, groups=16))
+    net, x = net.cuda().bfloat16(), torch.randn(8, 3, 28, 28, device="cuda", dtype=torch.bfloat16)
+    expected, ran = net(x), []
+    report = gconv.convert(net)
+    assert "the kernels, in bfloat16 and float16" in str(report)
+    forward = gconv.ops.forward
+    monkeypatch.setattr(gconv.ops, "forward", lambda *args: ran.append(1) or forward(*args))
+    y = net(x)
+    assert ran and y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, expected, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("runner", peers.DEPTHWISE)
@@ -81,12 +126,46 @@ def test_both_depthwise_kernels_are_right(pass_: str, runner: str) -> None:
         assert problem.matches(problem.error(result, problem.truth(operands)))
 
 
-def test_benchmarks_measure_and_report(tmp_path: Path) -> None:
-    where = ["--out", str(tmp_path)]
-    assert benchmarks.main(["run", "--suite", "tiny", "--batch", "4", "--dtypes", "bfloat16", *where]) == 0
-    assert benchmarks.main(["networks", "--network", "tiny", "--image", "32", "--batch", "16", *where]) == 0
-    assert benchmarks.main(["report", str(tmp_path)]) == 0
-    for table in (layers, networks):
-        name = table.__name__.rpartition(".")[2]
-        rows = read_table(tmp_path / f"{name}.jsonl", table.Row)
-        assert [row["problem"] for row in rows if row["problem"]] == []
+def measure(folder: Path, *command: str) -> list[dict[str, Any]]:
+    """The rows that a command of the benchmarks writes, none of which may tell of a problem."""
+    assert benchmarks.main([*command, "--out", str(folder)]) == 0
+    table = networks if command[0] == "networks" else layers
+    rows = read_table(folder / f"{table.__name__.rpartition('.')[2]}.jsonl", table.Row)
+    assert [row["problem"] for row in rows if row["problem"]] == []
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("contenders", "passes"), [(["auto", "triton", "F.conv2d"], PASSES), (["torch.compile"], ["forward"])]
+)
+def test_layers_are_measured(tmp_path: Path, contenders: list[str], passes: list[str]) -> None:
+    """torch.compile compiles for a minute, so it has one pass."""
+    options = ["--passes", *passes, "--contenders", *contenders]
+    rows = measure(tmp_path, *RUN, *options)
+    assert len(rows) == 2 * len(passes) * 2 * len(contenders), "layers, passes, contenders in two layouts"
+
+
+@pytest.mark.parametrize(
+    ("mode", "tasks"),
+    [
+        ("eager", networks.TASKS),
+        ("graphed", networks.TASKS),
+        ("compiled", ["inference"]),
+        ("compiled-graphed", ["training"]),
+    ],
+)
+def test_networks_are_measured(
+    tmp_path: Path, mode: str, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both tasks compiled would take minutes."""
+    monkeypatch.setattr(networks, "wall_time", partial(timing.wall_time, seconds=0))
+    network = ["networks", "--network", "tiny", "--image", "32", "--batch", "16"]
+    rows = measure(tmp_path, *network, "--modes", mode, "--tasks", *tasks)
+    assert len(rows) == 4 * len(tasks), "four contenders"
+
+
+def test_what_was_measured_is_reported(tmp_path: Path) -> None:
+    from benchmarks.report import write_report  # needs matplotlib
+
+    measure(tmp_path, *RUN, "--passes", "forward", "--contenders", "triton", "F.conv2d")
+    assert {path.name for path in write_report(tmp_path)} > {"report.md"}

@@ -80,7 +80,7 @@ def test_profile_measures_both_backends() -> None:
     assert [c.call.name for c in grouped] == [f"layer{i}.0.conv2" for i in (1, 2, 3, 4)]
     lines = {line.split(" ")[0]: line for line in str(told).splitlines()}
     for c in grouped:
-        assert all(backend in lines[c.call.name] for backend, _ in c.backends.values())
+        assert all(backend in lines[c.call.name] for backend, _ in c.converted.backends.values())
         assert (c.call.dtype, c.call.layout) == (torch.bfloat16, layouts[c.call.name])
         assert all(times.keys() == {"aten", "triton"} for times in c.seconds.values())
     assert told.network > told.total("aten") > told.total("floor") > 0 and told.network_with_gconv > 0
@@ -93,10 +93,11 @@ def test_the_check_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "BLOCKS", check.BLOCKS[-1:])
     found = check.check(batch=8)
     assert not found.wrong and len(found.answers) == 4 * 3 and len(found.timings) == 3
-    assert all(0 < t.floor and 0 < t.gconv.p50 and 0 < t.contiguous.p50 for t in found.timings)
+    assert all(min(t.floor, t.gconv.p50, t.channels_last.p50, t.contiguous.p50) > 0 for t in found.timings)
     assert "ResNeXt-50's grouped layers, bfloat16, 8 images" in str(found)
 
 
+@pytest.mark.skipif(not torch.backends.cudnn.enabled, reason="without cuDNN no layout follows the weights")
 def test_a_contiguous_network_runs_on_the_kernels_once_converted(
     no_tables: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,11 +106,12 @@ def run(step: str, folder: Path, minutes: float) -> int:
 
 
 class Record:
-    """What became of each part, in a file; that of other commits is dropped."""
+    """What became of each part, in a file; what is of another commit, or of none, is dropped."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.commit = path, commit()
-        kept = json.loads(path.read_text()) if path.exists() else []
+        self.path, self.commit = path, commit() or "-dirty"
+        known = path.exists() and not self.commit.endswith("-dirty")
+        kept = json.loads(path.read_text()) if known else []
         self.parts: list[dict[str, Any]] = [part for part in kept if part["commit"] == self.commit]
 
     def add(self, step: str, part: str, code: int, seconds: float) -> None:

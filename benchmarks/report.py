@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
+from benchmarks.counters import Row as counters_row
 from benchmarks.layers import Row as layers_row
 from benchmarks.networks import Row as networks_row
 from benchmarks.store import read_environment, read_table
@@ -40,7 +42,7 @@ def write_report(folder: Path) -> list[Path]:
     networks = read_table(folder / "networks.jsonl", networks_row)
     where = environment["gpu"] or environment["cpu"]
     pictures: list[Path] = []
-    parts = [f"# {where}", _environment(environment)]
+    parts = [f"# {where}", _environment(environment), *_right_or_wrong(folder)]
     if layers or networks:
         parts += ["## Against the aims", _table(_aims(layers, networks), left=1)]
     if layers:
@@ -53,6 +55,8 @@ def write_report(folder: Path) -> list[Path]:
         parts += ["## Networks", _NETWORKS, _picture(path), _table(_networks(networks), left=5)]
     if layers:
         parts += ["## Layers", _LAYERS, *_layers(layers)]
+    if counted := read_table(folder / "counters.jsonl", counters_row):
+        parts += ["## What the hardware counts", _COUNTERS, _table(_counters(counted), left=3)]
     path = folder / "report.md"
     path.write_text("\n\n".join(parts) + "\n")
     return [path, *pictures]
@@ -74,6 +78,36 @@ _LAYERS = """\
 Microseconds: medians, ± half the distance from p20 to p80, which are in `layers.jsonl`. Where these overlap,
 the speedup is a tie; peers that tie with the best one are named after it, behind "=". "Match" is the error
 against float64, as a part of the largest number; a wrong answer has no time."""
+_COUNTERS = """\
+Each kernel of a pass by itself, under Nsight Compute, with caches emptied before it: times are longer than
+above. Percentages are of what the hardware could do, "m" is millions."""
+
+
+def _right_or_wrong(folder: Path) -> list[str]:
+    """What the tests that ran on this GPU and ``python -m gconv`` said, a line each."""
+    lines = []
+    if (path := folder / "tests.json").exists():
+        tests = json.loads(path.read_text())
+        told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(tests["counts"].items()))
+        sanitizer = tests["sanitizer"].get("outcome", "did not run")
+        lines.append(f"Tests on this GPU: {told}; compute-sanitizer: {sanitizer}.")
+    if (path := folder / "check.json").exists():
+        found = json.loads(path.read_text())
+        right = sum(answer["problem"] is None for answer in found["answers"])
+        lines.append(
+            f"`python -m gconv`: {right} of {len(found['answers'])} results right. {found['verdict']}"
+        )
+    return ["## Right or wrong", *lines] if lines else []
+
+
+def _counters(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each kernel, a column for each counter that any has."""
+    names = list(dict.fromkeys(name for row in rows for name in row["counts"]))
+    table = [("layer", "pass", "kernel", *(name.replace("_", " ").replace("percent", "%") for name in names))]
+    for row in rows:
+        counts = [_number(row["counts"].get(name)) for name in names]
+        table.append((row["layer"], row["pass_"], row["problem"] or row["kernel"], *counts))
+    return table
 
 
 def _environment(facts: dict[str, Any]) -> str:

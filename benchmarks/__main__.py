@@ -149,12 +149,19 @@ def run_counters(parsed: argparse.Namespace) -> int:
     store, metrics = _store(parsed), counters.available(profiler)
     done = store.settled("counters", counters.Row, counters.CASE)
     todo = [case for case in cases if case[0] not in done]
-    by_layer = [list(of_layer) for _, of_layer in groupby(todo, key=lambda case: case[0][:-1])]
+    layers_todo, all_layers = (
+        [list(of_layer) for _, of_layer in groupby(some, key=lambda case: case[0][:-1])]
+        for some in (todo, cases)
+    )
+    failed = []
 
     def measure(of_layer: list[tuple[tuple, Problem]]) -> list[dict[str, Any]]:
-        return [asdict(row) for row in counters.measure(of_layer, profiler, metrics)]
+        rows = counters.measure(of_layer, profiler, metrics)
+        failed.extend(row for row in rows if row.problem)
+        return [asdict(row) for row in rows]
 
-    return 1 if _measure_all(by_layer, len(cases), measure, store, "counters", parsed.minutes) else 0
+    _measure_all(layers_todo, len(all_layers), measure, store, "counters", parsed.minutes)
+    return 1 if failed else 0
 
 
 def run_first(parsed: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import on_gpu
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import counters, first, layers
 from benchmarks.first import Part
-from benchmarks.store import read_table
+from benchmarks.store import Store, read_table
 from gconv import __main__ as gconv_command
 from gconv import check, tune
 from gconv.suites import SUITES
@@ -156,6 +157,29 @@ def test_a_profiler_that_fails_is_a_row_that_says_why(profiler: Path, body: str,
     metrics = {name: counters.METRICS[name] for name in ("microseconds", "dram_read_mb")}
     rows = counters.measure(CASES, counters.find_profiler(), metrics)
     assert len(rows) == 2 and all(told in row.problem and row.counts == {} for row in rows)
+
+
+def test_a_layer_that_could_not_be_counted_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"gpu": "NVIDIA Test", "cpu": "x86_64"}
+    monkeypatch.setattr(command, "_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(command, "_store", lambda parsed: Store(tmp_path, facts))
+    monkeypatch.setattr(counters, "find_profiler", lambda: "ncu")
+    monkeypatch.setattr(counters, "available", lambda profiler: {})
+    problems = iter(["no permission", None, None])
+
+    def measure(cases: list, profiler: str, metrics: dict) -> list[counters.Row]:
+        problem = next(problems)
+        return [counters.Row(*case, "strips_kernel", {}, problem) for case, _ in cases]
+
+    monkeypatch.setattr(counters, "measure", measure)
+    tiny = ["counters", "--suite", "tiny", "--batch", "4"]
+    assert command.main(tiny) == 1
+    assert "no permission" in capsys.readouterr().err
+    assert command.main(tiny) == 0
+    assert "2 cases, 1 of them in" in capsys.readouterr().err
+    assert command.main(tiny) == 0 and next(problems, "none left") == "none left"
 
 
 def test_the_program_that_is_watched_gets_its_problems_back() -> None:

@@ -164,6 +164,14 @@ def boolean_masks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has ``auto`` take the kernels for small images, too, which it leaves to PyTorch for the host's sake."""
+    from gconv import dispatch
+
+    monkeypatch.setattr(dispatch, "HOST", 0.0)
+
+
+@pytest.fixture
 def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Has ``auto`` go by rule: neither gconv nor the user has measured anything."""
     from gconv.kernels import choice

@@ -19,6 +19,7 @@ from gconv.problem import cudnn_precision
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("however_small"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
     # What cuDNN and the compiler warn of moves with the machine: it is shown, and fails nothing.
     pytest.mark.filterwarnings("default::UserWarning", "ignore:Using padding='same':UserWarning"),

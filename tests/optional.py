@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,21 @@ def skipping(what: str) -> Iterator[None]:
         pytest.skip(f"{what} needs {package}", allow_module_level=True)
 
 
-def missing_package(error: BaseException) -> str | None:
-    """Return the package of the extras that ``error`` is about, None if it is about something else."""
+def missing_package(error: BaseException | None) -> str | None:
+    """Return the package of the extras that ``error`` is about, None if it is about something else.
+
+    A test that hides an installed package, to see what we say without it, is not skipped for it.
+    """
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
-    module = error.name.partition(".")[0]
-    packages = optional_packages()
-    return next((package for package in packages if IMPORTED_AS.get(package, package) == module), None)
+    package = package_of(error.name)
+    return package if package in MISSING else None
+
+
+def package_of(module: str) -> str | None:
+    """Return the package of the extras that a module comes from, None if it is of no extra."""
+    top = module.partition(".")[0]
+    return next((name for name in optional_packages() if IMPORTED_AS.get(name, name) == top), None)
 
 
 def optional_packages() -> list[str]:
@@ -50,3 +59,7 @@ def optional_packages() -> list[str]:
     extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]
     needs = (need for extra in extras.values() for need in extra)
     return [re.match(r"[\w-]+", need)[0] for need in needs if not need.startswith("gconv[")]
+
+
+# Found out before any test hides a module.
+MISSING = {name for name in optional_packages() if find_spec(IMPORTED_AS.get(name, name)) is None}

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optional
 import pytest
-from optional import IMPORTED_AS, missing_package, optional_packages
+from optional import IMPORTED_AS, missing_package, optional_packages, package_of
 
 TESTS = Path(__file__).parent
 PROJECT = TESTS.parent / "pyproject.toml"
@@ -37,9 +38,19 @@ def test_only_a_module_that_is_not_found_is_missing(error: BaseException | None)
 def test_packages_are_known_by_the_name_of_their_module() -> None:
     assert set(IMPORTED_AS) <= set(optional_packages())
     for module, package in (("PIL.Image", "pillow"), ("sklearn.datasets", "scikit-learn"), ("rich", "rich")):
-        assert missing_package(ModuleNotFoundError("", name=module)) == package
+        assert package_of(module) == package
     for module in ("gconv.nothing", "resnext", "torch", "triton", "oracle"):
-        assert missing_package(ModuleNotFoundError("", name=module)) is None
+        assert package_of(module) is None
+
+
+def test_a_package_that_is_only_hidden_is_not_missing() -> None:
+    """Else a test of what we say without it would be skipped where we say nothing."""
+    assert missing_package(ModuleNotFoundError("", name="rich.console")) is None
+    optional.MISSING.add("rich")
+    try:
+        assert missing_package(ModuleNotFoundError("", name="rich.console")) == "rich"
+    finally:
+        optional.MISSING.remove("rich")
 
 
 def test_a_missing_package_skips_what_needs_it(tmp_path: Path) -> None:

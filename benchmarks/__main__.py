@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -18,11 +18,11 @@ from benchmarks.peers import RUNNERS, Contender, applies, contenders
 from benchmarks.store import Store, is_wrong
 from benchmarks.summary import in_short, spread
 from gconv.dispatch import why_not_triton
-from gconv.environment import environment, slug
+from gconv.environment import environment, slug, this_device
 from gconv.geometry import PASSES
 from gconv.problem import TYPES, Problem
 from gconv.suites import REAL, SUITES
-from gconv.terminal import add_names, columns, count, fail, minutes, run_resumable, track
+from gconv.terminal import STOPPED, add_names, columns, count, fail, minutes, run_resumable, track
 from gconv.timing import copy_speed
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +39,8 @@ Measures gconv beside PyTorch's own convolution (cuDNN), torch.compile and the m
   report     tables (report.md) and pictures (*.png) of what is in a folder of results
 
 A run writes a line for each measurement as soon as it is made and can be stopped at any time; the same
-command goes on from there. No time is written for a wrong answer.
+command goes on from there. No time is written for a wrong answer. Exit codes: 0 when all is done, 1 if an
+answer was wrong, 3 if --minutes were up before.
 
   python -m benchmarks run --suite resnext50_32x4d --dtypes bfloat16 --batch 256
   python -m benchmarks networks --batch 64 256
@@ -57,7 +58,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Measures layers; 1 where an answer was wrong."""
     suites = {name: SUITES[name] for name in parsed.suite}
     cases = list(layers.cases(suites, parsed.batch, parsed.dtypes, parsed.passes))
-    device, store = _device(), _store(parsed)
+    device, store = this_device(), _store(parsed)
     runners = contenders(parsed.contenders or _able(cases[0][1], device))
     bandwidth = store.environment["copy_gb_per_s"] * 1e9
     done = store.settled("layers", layers.Row, (*layers.CASE, "runner", "layout"))
@@ -70,14 +71,14 @@ def run(parsed: argparse.Namespace) -> int:
         return [asdict(row) for row in layers.measure(*case, left(*case), device, bandwidth)]
 
     todo = [case for case in cases if left(*case)]
-    wrong = _measure_all(todo, len(cases), measure, store, "layers", parsed.minutes)
+    code = _measure_all(todo, len(cases), measure, store, "layers", parsed.minutes)
     print(columns(in_short(store.read("layers", layers.Row)), left=4, rule=True))
-    return 1 if wrong else 0
+    return code
 
 
 def run_networks(parsed: argparse.Namespace) -> int:
     """Measures networks; 1 where an answer was wrong."""
-    device = _device()
+    device = this_device()
     modes = [mode for mode in parsed.modes if device.type == "cuda" or not mode.endswith("graphed")]
     if modes != parsed.modes:
         print("no CUDA graphs without a GPU: those modes are left out", file=sys.stderr)
@@ -91,14 +92,14 @@ def run_networks(parsed: argparse.Namespace) -> int:
         return [asdict(networks.measure(*case, device))]
 
     todo = [case for case in cases if (*asdict(case[0]).values(), *case[1:]) not in done]
-    wrong = _measure_all(todo, len(cases), measure, store, "networks", parsed.minutes)
+    code = _measure_all(todo, len(cases), measure, store, "networks", parsed.minutes)
     table = [(*networks.CASE, "images/s", "grouped", "problem")]
     for row in store.read("networks", networks.Row):
         speed = "" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f} {spread(row)}"
         share = "" if row["grouped_share"] is None else f"{row['grouped_share']:.0%}"
         table.append((*(str(row[name]) for name in networks.CASE), speed, share, row["problem"] or ""))
     print(columns(table, left=5, rule=True))
-    return 1 if wrong else 0
+    return code
 
 
 def run_accuracy(parsed: argparse.Namespace) -> int:
@@ -107,7 +108,7 @@ def run_accuracy(parsed: argparse.Namespace) -> int:
         from benchmarks import accuracy
     except ModuleNotFoundError as error:
         fail(f"training needs {error.name}: install gconv with its extra 'train'")
-    device, store = _device(), _store(parsed)
+    device, store = this_device(), _store(parsed)
     all_ = list(accuracy.cases(parsed.seeds, parsed.epochs, parsed.backend))
     done = store.settled("accuracy", accuracy.Row, accuracy.CASE)
 
@@ -115,16 +116,16 @@ def run_accuracy(parsed: argparse.Namespace) -> int:
         return [asdict(accuracy.measure(*case, device))]
 
     todo = [case for case in all_ if case not in done]
-    _measure_all(todo, len(all_), measure, store, "accuracy", parsed.minutes)
+    code = _measure_all(todo, len(all_), measure, store, "accuracy", parsed.minutes)
     print(columns(accuracy.in_short(store.read("accuracy", accuracy.Row)), left=4, rule=True))
-    return 0
+    return code
 
 
 def run_pieces(parsed: argparse.Namespace) -> int:
     """Measures what memory gives to pieces of pixels."""
     from benchmarks import pieces  # imports Triton
 
-    device = _device()
+    device = this_device()
     if device.type != "cuda":
         fail("pieces are measured on a GPU, and there is none here")
     store = _store(parsed)
@@ -137,7 +138,7 @@ def run_pieces(parsed: argparse.Namespace) -> int:
 
 def run_counters(parsed: argparse.Namespace) -> int:
     """Count what the hardware does in our kernels, a layer at a time; 1 if the profiler failed."""
-    if _device().type != "cuda":
+    if this_device().type != "cuda":
         fail("counters are read on a GPU, and there is none here")
     profiler = counters.find_profiler()
     if profiler is None:
@@ -160,15 +161,15 @@ def run_counters(parsed: argparse.Namespace) -> int:
         failed.extend(row for row in rows if row.problem)
         return [asdict(row) for row in rows]
 
-    _measure_all(layers_todo, len(all_layers), measure, store, "counters", parsed.minutes)
-    return 1 if failed else 0
+    code = _measure_all(layers_todo, len(all_layers), measure, store, "counters", parsed.minutes)
+    return 1 if failed else code
 
 
 def run_first(parsed: argparse.Namespace) -> int:
     """Run a step of the first half hour; 1 if a part of it failed."""
-    if _device().type != "cuda":
+    if this_device().type != "cuda":
         fail("the first half hour is spent on a GPU, and there is none here")
-    folder = parsed.out or _default_folder(environment(_device()))
+    folder = parsed.out or Path("runs") / slug(torch.cuda.get_device_name())
     return first.run(parsed.step, folder, parsed.minutes)
 
 
@@ -178,16 +179,19 @@ def report(parsed: argparse.Namespace) -> int:
         from benchmarks.report import write_report
     except ModuleNotFoundError as error:
         fail(f"a report needs {error.name}: install gconv with its extra 'bench'")
-    for path in write_report(parsed.folder or _default_folder(environment(_device()))):
+    for path in write_report(parsed.folder or _default_folder(environment(this_device()))):
         print(path)
     return 0
 
 
-def _measure_all(todo: list, total: int, measure: Callable, store: Store, table: str, minutes: float) -> bool:
-    """Measures what is left to do and keeps it; whether some answer was wrong."""
+def _measure_all(todo: list, total: int, measure: Callable, store: Store, table: str, minutes: float) -> int:
+    """Measure and keep what is left to do; 1 if an answer was wrong, ``STOPPED`` if time was up, else 0."""
     print(f"{total} cases, {total - len(todo)} of them in {store.folder} already", file=sys.stderr)
     end, wrong = time.monotonic() + 60 * minutes, False
-    for case in _until(end, track(todo, "measuring")):
+    for case in track(todo, "measuring"):
+        if time.monotonic() > end:
+            print("time is up; the same command goes on from here", file=sys.stderr)
+            return 1 if wrong else STOPPED
         try:
             rows = measure(case)
         except torch.OutOfMemoryError as error:
@@ -199,7 +203,7 @@ def _measure_all(todo: list, total: int, measure: Callable, store: Store, table:
             if row["problem"]:
                 what = ", ".join(row[name] for name in ("runner", "layout", "layer", "pass_") if name in row)
                 print(f"\n{what}: {row['problem']}", file=sys.stderr)
-    return wrong
+    return 1 if wrong else 0
 
 
 def _able(problem: Problem, device: torch.device) -> list[str]:
@@ -210,20 +214,8 @@ def _able(problem: Problem, device: torch.device) -> list[str]:
     return [name for name in RUNNERS if name not in without]
 
 
-def _until(end: float, items: Iterator) -> Iterator:
-    for item in items:
-        if time.monotonic() > end:
-            print("time is up; the same command goes on from here", file=sys.stderr)
-            return
-        yield item
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _store(parsed: argparse.Namespace) -> Store:
-    device = _device()
+    device = this_device()
     facts = environment(device)
     folder = parsed.out or _default_folder(facts)
     return Store(folder, facts | {"copy_gb_per_s": round(copy_speed(device) / 1e9, 1)}, parsed.overwrite)
@@ -296,9 +288,7 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("first", run_first, first.DESCRIPTION)
     made.add_argument("step", choices=list(first.STEPS), metavar="STEP", help=f"of {', '.join(first.STEPS)}")
-    made.add_argument(
-        "--out", type=Path, metavar="DIR", help="default: benchmarks/results/ and the GPU's name"
-    )
+    made.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the GPU's name")
     made.add_argument("--minutes", type=minutes, default=9.5, metavar="M", help="stop after M; default: 9.5")
 
     made = command("report", report, "Write report.md and pictures of what a folder of results holds.")

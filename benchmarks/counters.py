@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def measure(
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         if done.returncode or not started.exists():
             log = counted.read_text() if counted.exists() else ""
-            problem = last_line(log + done.stderr + done.stdout) or f"exit code {done.returncode}"
+            problem = complaint(done.stdout + done.stderr + log) or f"exit code {done.returncode}"
             return [Row(*case, "", {}, problem) for case, _ in cases]
         started_by = zip(cases, json.loads(started.read_text()), strict=True)
         kernels = [(case, name) for (case, _), names in started_by for name in names]
@@ -122,17 +123,17 @@ def read_counts(
     table = csv.DictReader(line for line in lines if line.startswith('"'))
     next(table, None)  # the units
     for row in table:
-        counts = {
-            name: round(float(row[metric].replace(",", "")) * factor, 4)
-            for name, (metric, factor) in metrics.items()
-            if row.get(metric)
-        }
+        counts = {}
+        for name, (metric, factor) in metrics.items():
+            with suppress(KeyError, ValueError):  # a metric may be missing, or "n/a"
+                counts[name] = round(float(row[metric].replace(",", "")) * factor, 4)
         yield row["Kernel Name"].partition("(")[0], counts
 
 
-def last_line(text: str) -> str:
-    """Return the last line that says something."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+def complaint(text: str) -> str:
+    """Return the profiler's first error in ``text``, else the last line that says something."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("==ERROR==")), lines[-1] if lines else "")
 
 
 def start_all(problems: Sequence[Problem], device: torch.device) -> list[list[str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gconv.environment import commit
-from gconv.terminal import columns
+from gconv.terminal import STOPPED, columns
 
 ROOT = Path(__file__).parent.parent
 DESCRIPTION = """\
@@ -24,12 +24,12 @@ Spend the first half hour on a GPU: three steps of under ten minutes each, one c
   fast    ResNeXt-50's layers tuned, timed beside cuDNN, then the whole network, and a report
 
 Everything is written into one folder as it is found, and the same command goes on where it was stopped. The
-table of tiles that is tuned goes to DIR/tuned, where the other parts find it.
+table of tiles that is tuned goes to DIR/tuned, where the other parts find it. Exit codes: 0 when all is done,
+3 if time was up before, 1 if something failed.
 
   python -m benchmarks first right && python -m benchmarks first where && python -m benchmarks first fast
 """
 OF_LAYERS = ("--suite", "resnext50_32x4d", "--dtypes", "bfloat16", "--batch", "256")
-STOPPED = 3  # exit code: time was up, and something is left to do
 
 
 @dataclass(frozen=True)

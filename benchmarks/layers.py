@@ -20,7 +20,6 @@ from gconv.timing import (
     cudnn_searching,
     extra_memory,
     host_time,
-    sets_of_operands,
     time_together,
 )
 
@@ -82,7 +81,7 @@ def measure(
     rows: dict[Contender, dict[str, Any]] = {}
     calls: dict[Contender, list[Call]] = {}
     with problem.precision(), cudnn_searching():
-        drawn = [problem.draw(device) for _ in range(sets_of_operands(problem.bytes, device))]
+        drawn = problem.draw_sets(device)
         by_layout = {"channels_last": drawn, "contiguous": [_contiguous(operands) for operands in drawn]}
         truth = problem.truth(drawn[0])
         for contender in contenders:

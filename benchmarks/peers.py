@@ -143,7 +143,8 @@ def who_runs(contender: Contender, problem: Problem, operands: Operands) -> str:
     first = operands.x if problem.pass_ == "forward" else operands.dy
     backend = contender.runner
     if backend == "auto":
-        decided = dispatch.decide_call("auto", operands.x, problem.dtype, geometry)
+        x = operands.x
+        decided = dispatch.decide_call("auto", x.device, dispatch.layout_of(x), problem.dtype, geometry)
         backend = decided[problem.pass_].backend
     if backend != "triton":
         return backend

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 import torch
+from torch import nn
 
-from gconv import check
+from gconv import check, dispatch
+from gconv.environment import this_device
 from gconv.problem import TYPES
 from gconv.profile import profile
-from gconv.terminal import count, fail, load_function
+from gconv.terminal import count, fail, first_line, load_function
 
 COMMANDS = {
-    "tune": "measure which tiles of the kernels are fastest on the GPU that is here; auto then goes by it",
-    "profile": "list the convolutions of a network of yours, what each takes, and what gconv would gain",
+    "tune": "measure which tiles of the kernels are fastest on this GPU; auto then uses the results",
+    "profile": "time each convolution of your network, and estimate what gconv would gain",
     "kernels": "compile the kernels and print registers, spills and instructions; needs no GPU",
 }
 EPILOG = "commands (--help tells more of each):\n" + "\n".join(f"  {n:9}{h}" for n, h in COMMANDS.items())
@@ -32,29 +35,44 @@ RAW = argparse.RawDescriptionHelpFormatter
 def main(command: Sequence[str] | None = None) -> int:
     """Run the command that the command line names; the check of this machine if it names none."""
     command = sys.argv[1:] if command is None else list(command)
+    try:
+        return _run(command)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(command: list[str]) -> int:
     if command and command[0] in COMMANDS:
         name, *rest = command
         prog = f"python -m gconv {name}"
         if name == "profile":
             return profile_model(rest, prog)
-        return import_module({"tune": "gconv.tune", "kernels": "gconv.kernels.__main__"}[name]).main(
-            rest, prog
-        )
+        if name == "kernels" and not dispatch.TRITON_INSTALLED:
+            fail("Triton is not installed; pip install triton")
+        module = import_module({"tune": "gconv.tune", "kernels": "gconv.kernels.__main__"}[name])
+        return module.main(rest, prog)
     parser = argparse.ArgumentParser(
         "python -m gconv", description=check.DESCRIPTION, epilog=EPILOG, formatter_class=RAW
     )
     parser.add_argument("command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help="see below")
     check.add_options(parser)
-    return check.run(parser.parse_args(command))
+    arguments = parser.parse_args(command)
+    if arguments.command is not None:
+        parser.error(f"options of {arguments.command} go behind it: python -m gconv {arguments.command} ...")
+    return check.run(arguments)
 
 
 def profile_model(command: Sequence[str], prog: str) -> int:
     """Profile a network that the command line names."""
     parser = argparse.ArgumentParser(prog, description=PROFILE, formatter_class=RAW)
     parser.add_argument(
-        "model", metavar="MODULE:FUNCTION", help="what makes the network, such as timm.models:regnety_032"
+        "model", metavar="MODULE:FUNCTION", help="returns the network, such as timm.models:regnety_032"
     )
-    parser.add_argument("--batch", type=count, default=32, metavar="N", help="images; default: 32")
+    parser.add_argument("--batch", type=count, default=32, metavar="N", help="batch size; default: 32")
     parser.add_argument(
         "--image", type=count, nargs=3, default=(3, 224, 224), metavar=("C", "H", "W"),
         help="size of an image; default: 3 224 224",
@@ -70,18 +88,21 @@ def profile_model(command: Sequence[str], prog: str) -> int:
         help="the network as it is in channels_last; default: contiguous",
     )
     arguments = parser.parse_args(command)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    make = load_function(arguments.model)
-    layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
-    x = torch.randn(arguments.batch, *arguments.image, device=device).to(memory_format=layout)
-    dtype = TYPES[arguments.type][0]
+    make, dtype = load_function(arguments.model), TYPES[arguments.type][0]
+    device, last = this_device(), torch.channels_last
     try:
-        model = make().train(arguments.train).to(device, memory_format=layout)
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        model = make()
+        if not isinstance(model, nn.Module):
+            fail(f"{arguments.model} must return an nn.Module, got {type(model).__name__}")
+        model = model.train(arguments.train).to(device)
+        x = torch.randn(arguments.batch, *arguments.image, device=device)
+        if arguments.channels_last:
+            model, x = model.to(memory_format=last), x.to(memory_format=last)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             print(profile(model, x))
     except Exception as error:  # whatever a stranger's model raises
-        told = str(error).partition("\n")[0]
-        fail(f"{arguments.model} does not run on images of {tuple(x.shape)}: {told}")
+        size = (arguments.batch, *arguments.image)
+        fail(f"{arguments.model} does not run on images of {size}: {first_line(error)}")
     return 0
 
 

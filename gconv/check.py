@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from gconv import dispatch
-from gconv.environment import environment
+from gconv.environment import environment, this_device
 from gconv.geometry import PASSES
 from gconv.problem import LAYOUTS, TYPES, Problem, run_poisoned
 from gconv.suites import SUITES
 from gconv.terminal import columns, count, track
-from gconv.timing import Times, copy_speed, cudnn_searching, sets_of_operands, time_together
+from gconv.timing import Times, copy_speed, cudnn_searching, time_together
 
 LAYERS = [layer for layer in SUITES["resnext50_32x4d"] if layer.stride == 1]  # one of each stage
 BLOCKS = (3, 4, 6, 3)  # how often a ResNeXt-50 has them
@@ -27,14 +27,14 @@ FEW = 4  # images, which are enough to be right or wrong
 PLANS = 10  # that cuDNN tries, as it does for a user who sets torch.backends.cudnn.benchmark
 
 DESCRIPTION = """\
-Shows what gconv does on this machine, in a minute on a GPU and some seconds elsewhere:
+Show what gconv does on this machine, in a minute on a GPU and some seconds elsewhere:
 
-  the environment, and which convolution `auto` takes here
-  whether the kernels are right: every pass, in every type, beside float64
-  what they gain: ResNeXt-50's grouped layers beside cuDNN and the speed of the memory
+  the environment, and whose convolution `auto` takes here
+  whether results are correct: every pass and type of the kernels, compared with float64
+  how fast the kernels are: ResNeXt-50's grouped layers, compared with cuDNN and the speed of the memory
 
-Ends in one sentence: what gconv.convert(model) would bring here. Exits with 1 if a kernel is wrong; please
-report that, with the output of --json.
+Ends with a verdict: what gconv.convert(model) would gain here. Exits with 1 if a result is wrong or a kernel
+fails; please report that, with the output of --json.
 """
 
 
@@ -44,16 +44,19 @@ class Answer:
 
     Args:
         backend, type, pass_, layer: what ran.
-        error: the largest difference from float64, as a part of the largest number; None where it failed.
-        problem: what is wrong with it; None if nothing is.
+        outcome: "right", "wrong", "failed", or "no memory" for what the GPU is too small for.
+        error: the largest difference from float64, as a part of the largest number; None if it is not finite,
+            or there is no result.
+        message: what went wrong; empty if nothing did.
     """
 
     backend: str
     type: str
     pass_: str
     layer: str
-    error: float | None
-    problem: str | None = None
+    outcome: str
+    error: float | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Timing:
         floor: its compulsory bytes at the speed of a copy.
         gconv: the kernels', in channels_last.
         channels_last, contiguous: PyTorch's own convolution's, in either layout.
-        auto: who runs it after ``gconv.convert``: "triton" or "aten".
+        auto: who runs it after ``gconv.convert``, "triton" or "aten"; forward without gradients.
     """
 
     layer: str
@@ -98,6 +101,7 @@ class Findings:
         answers: whether results are right.
         batch: images in what was timed.
         timings: what was timed; nothing without a GPU.
+        untimed: passes that the memory did not suffice for, such as "128/32, 56x56, forward".
     """
 
     environment: dict[str, Any]
@@ -106,11 +110,12 @@ class Findings:
     answers: tuple[Answer, ...]
     batch: int
     timings: tuple[Timing, ...]
+    untimed: tuple[str, ...] = ()
 
     @property
     def wrong(self) -> list[Answer]:
-        """The answers that are not right."""
-        return [answer for answer in self.answers if answer.problem]
+        """The answers that are wrong, or that a kernel failed to give."""
+        return [answer for answer in self.answers if answer.outcome in ("wrong", "failed")]
 
     @property
     def verdict(self) -> str:
@@ -122,24 +127,27 @@ class Findings:
             )
         if not self.kernels:
             return f"Nothing to gain here: {self.reason}."
-        if not self.timings:
-            return "The kernels are right, but nothing could be timed."
-        inference, training = (self._gain(passes) for passes in (PASSES[:1], PASSES))
+        inference, training = self._gain(PASSES[:1]), self._gain(PASSES)
+        if inference is None or training is None:
+            return "Not timed: the GPU's memory is too small. Try a smaller --batch."
+        layers = "ResNeXt-50's grouped convolutions" if not self.untimed else "those of its layers that fit"
         if max(inference[0], training[0]) < 1.02:
             return (
-                "Nothing to gain for ResNeXt-50 here, as auto decides now. python -m gconv tune measures "
-                "more tiles of the kernels, and auto then goes by what it found."
+                f"Nothing to gain for {layers} here, as auto decides now. python -m gconv tune measures more "
+                "tiles of the kernels, and auto then uses what it found."
             )
         return (
-            f"gconv.convert(model) makes ResNeXt-50's grouped convolutions {training[0]:.2f}x as fast in "
-            f"training and {inference[0]:.2f}x in inference as PyTorch in its better layout "
+            f"gconv.convert(model) makes {layers} {training[0]:.2f}x as fast in training and "
+            f"{inference[0]:.2f}x in inference as PyTorch in its better layout "
             f"({training[1]:.2f}x and {inference[1]:.2f}x as fast as a contiguous network)."
         )
 
-    def _gain(self, passes: Sequence[str]) -> tuple[float, float]:
+    def _gain(self, passes: Sequence[str]) -> tuple[float, float] | None:
         """How many times as fast the network's layers are, over PyTorch at its best, and over contiguous."""
         often = {layer.name: blocks for layer, blocks in zip(LAYERS, BLOCKS, strict=True)}
         rows = [(often[t.layer], t) for t in self.timings if t.pass_ in passes]
+        if not rows:
+            return None
         ours = sum(n * t.converted for n, t in rows)
         return sum(n * t.best for n, t in rows) / ours, sum(n * t.contiguous.p50 for n, t in rows) / ours
 
@@ -172,11 +180,11 @@ class Findings:
         told = []
         for backend in dict.fromkeys(answer.backend for answer in self.answers):
             of_it = [answer for answer in self.answers if answer.backend == backend]
-            types = dict.fromkeys(answer.type for answer in of_it)
-            wrong = [answer for answer in of_it if answer.problem]
-            result = f"{len(wrong)} of them WRONG" if wrong else "all right"
-            told.append(f"{backend}: {len(of_it)} results beside float64, in {', '.join(types)}: {result}")
-            told += [f"  {a.layer}, {a.pass_}, {a.type}: {a.problem}" for a in wrong]
+            types = ", ".join(dict.fromkeys(answer.type for answer in of_it))
+            right = sum(answer.outcome == "right" for answer in of_it)
+            told.append(f"{backend}: {right} of {len(of_it)} results match float64, in {types}")
+            others = [answer for answer in of_it if answer.outcome != "right"]
+            told += [f"  {a.layer}, {a.pass_}, {a.type}: {a.outcome.upper()}, {a.message}" for a in others]
         return "\n".join(told)
 
     def _table(self) -> str:
@@ -185,14 +193,16 @@ class Findings:
             ("layer", "pass", "floor", "gconv", "of floor", library, "contiguous", "speedup", "auto takes")
         ]
         for t in self.timings:
-            tie = t.gconv.ties(t.channels_last) or t.gconv.ties(t.contiguous)
+            peer = min(t.channels_last, t.contiguous, key=lambda times: times.p50)
             times = (t.floor, t.gconv.p50, t.channels_last.p50, t.contiguous.p50)
             floor, ours, theirs, contiguous = (f"{time:.1f}" for time in times)
-            share, speedup = f"{t.floor / t.gconv.p50:.0%}", "tie" if tie else f"{t.best / t.gconv.p50:.2f}x"
+            share = f"{t.floor / t.gconv.p50:.0%}"
+            speedup = "tie" if t.gconv.ties(peer) else f"{t.best / t.gconv.p50:.2f}x"
             auto = "gconv" if t.auto == "triton" else library
             rows.append((t.layer, t.pass_, floor, ours, share, theirs, contiguous, speedup, auto))
         title = f"ResNeXt-50's grouped layers, {TIMED}, {self.batch} images, in us"
-        return f"{title}\n{columns(rows, left=2, rule=True)}"
+        left_out = [f"too large for this GPU's memory: {'; '.join(self.untimed)}"] * bool(self.untimed)
+        return "\n".join([title, columns(rows, left=2, rule=True), *left_out])
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""
@@ -206,31 +216,33 @@ def check(batch: int = 256, processes: int | None = None) -> Findings:
         batch: images in what is timed.
         processes: that compile kernels; by default one for each core.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     images = FEW if device.type == "cuda" else 1
     few = [Problem(p, layer.geometry(images), type_) for type_ in TYPES for layer in LAYERS for p in PASSES]
     timed = [Problem(p, layer.geometry(batch), TIMED) for layer in LAYERS for p in PASSES]
     names = {layer.geometry(n): layer.name for layer in LAYERS for n in (images, batch)}
-    reason = dispatch.decide_by_auto(
-        "forward", device, "channels_last", torch.bfloat16, timed[0].geometry
-    ).reason
-    kernels = dispatch.why_not_triton(device, torch.bfloat16, timed[0].geometry) is None
-    if not (kernels and device.type == "cuda"):
-        few = [problem for problem in few if problem.type == "float32"]
-        todo = [(backend, problem) for backend in ("aten", "reference") for problem in few]
-        timed = []
-    else:
+    dtype, example = timed[0].dtype, timed[0].geometry
+    reason = dispatch.decide_by_auto("forward", device, "channels_last", dtype, example).reason
+    if device.type == "cuda" and dispatch.why_not_triton(device, dtype, example) is None:
         _compile([*few, *timed], device, processes)
         todo = [("triton", problem) for problem in few]
+    else:
+        todo = [
+            (who, problem) for who in ("aten", "reference") for problem in few if problem.type == "float32"
+        ]
+        timed = []
     answers = [
-        _answer(problem, backend, names[problem.geometry], device)
-        for backend, problem in track(todo, "checking")
+        _answer(problem, who, names[problem.geometry], device) for who, problem in track(todo, "checking")
     ]
-    timings = []
+    timings, untimed = [], []
     for problem in track(timed, "timing"):
-        with suppress(torch.OutOfMemoryError):  # of a small GPU, on which the other layers are timed
-            timings.append(_time(problem, names[problem.geometry], device))
-    return Findings(environment(device), reason, bool(timed), tuple(answers), batch, tuple(timings))
+        name = names[problem.geometry]
+        try:
+            timings.append(_time(problem, name, device))
+        except torch.OutOfMemoryError:
+            untimed.append(f"{name}, {problem.pass_}")
+    facts = environment(device)
+    return Findings(facts, reason, bool(timed), tuple(answers), batch, tuple(timings), tuple(untimed))
 
 
 def _compile(problems: Sequence[Problem], device: torch.device, processes: int | None) -> None:
@@ -254,17 +266,19 @@ def _answer(problem: Problem, backend: str, layer: str, device: torch.device) ->
             operands = problem.draw(device)
             result = run_poisoned(lambda o: problem.run(o, backend), operands)
             error = problem.error(result, problem.truth(operands))
+    except torch.OutOfMemoryError:
+        return Answer(*what, "no memory", message="it does not fit this GPU")
     except Exception as error:  # a kernel that does not compile or start is a finding
-        return Answer(*what, None, f"{type(error).__name__}: {error}".splitlines()[0])
+        return Answer(*what, "failed", message=f"{type(error).__name__}: {error}".splitlines()[0])
     if problem.matches(error):
-        return Answer(*what, error)
-    return Answer(*what, error, f"off by {error:.1e} of the largest number")
+        return Answer(*what, "right", error)
+    if not math.isfinite(error):
+        return Answer(*what, "wrong", message="it holds NaN or infinity")
+    return Answer(*what, "wrong", error, f"off by {error:.1e} of the largest number")
 
 
 def _time(problem: Problem, layer: str, device: torch.device) -> Timing:
-    sets = {}
-    for layout in LAYOUTS:
-        sets[layout] = [problem.draw(device, layout) for _ in range(sets_of_operands(problem.bytes, device))]
+    sets = {layout: problem.draw_sets(device, layout) for layout in LAYOUTS}
     calls = {
         "gconv": [lambda o=o: problem.run(o, "triton") for o in sets["channels_last"]],
         **{layout: [lambda o=o: problem.run_pytorch(o) for o in sets[layout]] for layout in LAYOUTS},
@@ -272,16 +286,16 @@ def _time(problem: Problem, layer: str, device: torch.device) -> Timing:
     with cudnn_searching(PLANS):
         times = time_together(calls, device)
     in_us = {name: Times(*(round(1e6 * seconds, 2) for seconds in of_one)) for name, of_one in times.items()}
-    x = sets["channels_last"][0].x
-    auto = dispatch.decide_call("auto", x, problem.dtype, problem.geometry)[problem.pass_].backend
+    passes = PASSES[:1] if problem.pass_ == "forward" else PASSES
+    decided = dispatch.decide_call("auto", device, "channels_last", problem.dtype, problem.geometry, passes)
     floor = round(1e6 * problem.bytes / copy_speed(device), 2)
-    return Timing(layer, problem.pass_, floor, **in_us, auto=auto)
+    return Timing(layer, problem.pass_, floor, **in_us, auto=decided[problem.pass_].backend)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the check."""
     parser.add_argument(
-        "--batch", type=count, default=256, metavar="N", help="images in what is timed; default: 256"
+        "--batch", type=count, default=256, metavar="N", help="batch size of the timed layers; default: 256"
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for a report")
     parser.add_argument(
@@ -293,5 +307,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check as the command line asks, and print it."""
     found = check(arguments.batch, arguments.processes)
-    print(json.dumps(found.as_dict(), indent=1) if arguments.json else found)
+    print(json.dumps(found.as_dict(), indent=1, allow_nan=False) if arguments.json else found)
     return 1 if found.wrong else 0

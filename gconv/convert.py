@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from gconv import dispatch, subclasses
+from gconv.environment import this_device
 from gconv.functional import pair
 from gconv.geometry import PASSES, ConvGeometry, Padding, same_padding, steps_in_words
+from gconv.layout import move_to_channels_last, restore
 from gconv.module import GroupConv2d
 from gconv.terminal import columns
 
@@ -91,21 +92,18 @@ def _who_runs(call: ConvGeometry) -> tuple[str, str]:
 
     The kernels with the types and passes that "auto" takes them for, or PyTorch.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found: dict[str, list[str]] = {}
-    reason = ""
+    device, found, reasons = this_device(), {}, []
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        decided = {p: dispatch.decide_by_auto(p, device, "channels_last", dtype, call) for p in PASSES}
+        decided = dispatch.decide_call("auto", device, "channels_last", dtype, call)
         passes = [pass_ for pass_, decision in decided.items() if decision.backend == "triton"]
         if passes:
-            found.setdefault(", ".join(passes) if len(passes) < len(PASSES) else "", []).append(
-                str(dtype).removeprefix("torch.")
-            )
-        reason = reason or decided["forward"].reason
+            which = "" if len(passes) == len(PASSES) else f" {', '.join(passes)}"
+            found.setdefault(which, []).append(str(dtype).removeprefix("torch."))
+        reasons.append(decided["forward"].reason)
     if not found:
-        return PYTORCH, reason
-    told = [" ".join(filter(None, (" and ".join(types), passes))) for passes, types in found.items()]
-    return f"the kernels, in {'; '.join(told)}", reason
+        return PYTORCH, reasons[0]
+    told = "; ".join(f"{' and '.join(types)}{passes}" for passes, types in found.items())
+    return f"the kernels, in {told}", reasons[0]
 
 
 def convert(
@@ -117,12 +115,12 @@ def convert(
 ) -> ConversionReport:
     """Turn the grouped convolutions of a model into :class:`~gconv.GroupConv2d`, in place.
 
-    Only the class of a swapped module changes. Its parameters, their names and order, hooks, device and mode
-    stay, so optimisers, state dicts and references to it go on as before.
+    A swapped module gets another class. Its parameters, their names and order, hooks, device and mode stay:
+    optimisers, state dicts and references to it go on as before.
 
     If a layer is swapped, the weights of all 2-d convolutions in the model are put into channels_last, the
-    layout of the kernels. Activations follow them, whatever the layout of the input, as they do after
-    ``model.to(memory_format=torch.channels_last)``.
+    layout of the kernels, with their gradients and the state of optimisers. Activations follow, whatever the
+    layout of the input, as they do after ``model.to(memory_format=torch.channels_last)``.
 
     A second call changes nothing, and :func:`revert` takes everything back.
 
@@ -137,9 +135,10 @@ def convert(
             leaves it.
         channels_last: False leaves all weights where they are. Contiguous layers then run on PyTorch's own
             convolution unless the kernels were measured to gain more than copies of input and output cost.
-            Needed if the model flattens images by ``x.view(N, -1)``, which PyTorch refuses for channels_last
-            tensors (``x.flatten(1)`` works); if a fused optimiser has taken steps already; or if FSDP2 is to
-            shard the model, which takes no channels_last parameters (give it channels_last images instead).
+            Needed for what takes contiguous weights only: FSDP2, ``safetensors.torch.save_file``, ``LBFGS``,
+            ``parameters_to_vector``, pruning; pass channels_last images instead. Also for a model that
+            flattens images by ``x.view(N, -1)``, which PyTorch refuses in channels_last (``x.flatten(1)``
+            works).
 
     Returns:
         A report of every 2-d convolution, swapped or left, with the reason; ``print`` it.
@@ -160,12 +159,13 @@ def convert(
             call = _large_call(module)
             _swap(module)
         layers.append(Layer(name, words, reason is None, reason or f"groups={module.groups}", call))
-    layout = _move_all(model, [module for _, module in found]) if channels_last and None in reasons else ""
+    moves = channels_last and None in reasons
+    layout = move_to_channels_last([module for _, module in found]) if moves else ""
     return ConversionReport(tuple(layers), layout)
 
 
 def revert(model: nn.Module) -> tuple[str, ...]:
-    """Give what :func:`convert` swapped its own class back, in place, and weights the layout that they had.
+    """Undo :func:`convert` in place: swapped modules get their own class back, weights their layout.
 
     Layers that were made as ``GroupConv2d`` stay what they are.
 
@@ -193,15 +193,11 @@ def revert(model: nn.Module) -> tuple[str, ...]:
             _set_class(module, _own_class(module)._gconv_original)
         for mark in (_SWAPPED, "cls_to_become"):
             module.__dict__.pop(mark, None)
-    for module in model.modules():
-        if module.__dict__.pop(_MOVED, False):
-            _lay_out(module.weight, torch.contiguous_format)
+    restore(model.modules())
     return tuple(swapped)
 
 
-# Marks in a module's __dict__, so that they are copied and pickled with it.
-_SWAPPED = "_swapped_by_gconv"
-_MOVED = "_moved_by_gconv"  # to channels_last
+_SWAPPED = "_swapped_by_gconv"  # a mark in a module's __dict__, so that it is copied and pickled with it
 
 
 def _is_swapped(module: nn.Module) -> bool:
@@ -219,44 +215,6 @@ def _large_call(module: nn.Conv2d) -> ConvGeometry | None:
     padding = Padding(*same_padding(r, dilation[0]), *same_padding(s, dilation[1]))
     size = (256, module.in_channels, 56, 56)
     return ConvGeometry(size, tuple(module.weight.shape), stride, padding, dilation, module.groups)
-
-
-def _move_all(model: nn.Module, convolutions: Sequence[nn.Conv2d]) -> str:
-    """Put the weights of ``convolutions`` into channels_last, and say so."""
-    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        return (
-            "weights keep the layout that DistributedDataParallel found: convert before you wrap the model, "
-            "or give it channels_last images"
-        )
-    moved = [_move_to_channels_last(module) for module in convolutions]
-    if not any(moved):
-        return ""
-    return "weights are in channels_last now, and activations follow (channels_last=False leaves them)"
-
-
-def _move_to_channels_last(module: nn.Conv2d) -> bool:
-    """Put a contiguous weight into channels_last; return whether that changed the order of its numbers.
-
-    Parametrised, sharded and lazy weights stay, and those in memory that others hold: flat buffers, shared
-    memory.
-    """
-    weight = module._parameters.get("weight")
-    if type(weight) is not nn.Parameter or weight.layout != torch.strided or not weight.is_contiguous():
-        return False
-    alone = weight.is_meta or weight.untyped_storage().nbytes() == weight.nbytes
-    if not alone or weight.is_inference() or (weight.is_cpu and weight.is_shared()):
-        return False
-    changes = not weight.is_contiguous(memory_format=torch.channels_last)
-    before = weight.stride()
-    _lay_out(weight, torch.channels_last)
-    if weight.stride() != before:
-        module.__dict__[_MOVED] = True
-    return changes
-
-
-def _lay_out(weight: nn.Parameter, layout: torch.memory_format) -> None:
-    """Copy a weight into ``layout``, with its strides also where an axis of length 1 leaves a choice."""
-    weight.data = torch.empty_like(weight.data, memory_format=layout).copy_(weight.data)
 
 
 def _swap(module: nn.Conv2d) -> None:

@@ -37,8 +37,8 @@ _current = "auto"
 def backend(name: str) -> AbstractContextManager[None]:
     """Runs the grouped convolutions inside the ``with`` block, and their backward passes, on one backend.
 
-    The setting is the process's, like those of ``torch.backends``, not the thread's. A ``backend=`` argument
-    of the call goes before it.
+    The setting is the process's, like those of ``torch.backends``, not the thread's. ``backend=`` in a call
+    overrides it.
 
     Args:
         name: "auto" takes the fastest, "triton" is gconv's kernels, "aten" is PyTorch's own convolution,
@@ -85,7 +85,7 @@ class Decision(NamedTuple):
     Args:
         backend: a key of ``IMPLEMENTATIONS``.
         reason: why, in words.
-        least: microseconds that the pass takes on "aten", at the least; 0 where nobody asked.
+        least: microseconds that the pass takes on "aten", at the least; 0 if that is not known.
     """
 
     backend: str
@@ -102,7 +102,7 @@ def aten_alone(name: str, input: Tensor, dtype: torch.dtype, geometry: ConvGeome
     if name == "auto":
         return not (input.is_cuda and _kernels_could_pay(input, dtype, geometry))
     if name == "triton" and not torch.compiler.is_compiling():
-        _require_triton(input, dtype, geometry)  # else when the compiled graph runs
+        _require_triton(input.device, dtype, geometry)  # else when the compiled graph runs
     return name == "aten"
 
 
@@ -120,10 +120,10 @@ def decide(name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry:
         RuntimeError: "triton" was asked for and cannot run.
     """
     if name == "triton":
-        _require_triton(operand, dtype, geometry)
+        _require_triton(operand.device, dtype, geometry)
     if name != "auto":
         return Decision(name, "asked for")
-    return decide_by_auto(pass_, operand.device, _layout(operand), dtype, geometry)
+    return decide_by_auto(pass_, operand.device, layout_of(operand), dtype, geometry)
 
 
 def decide_by_auto(
@@ -139,7 +139,12 @@ def decide_by_auto(
 
 
 def decide_call(
-    name: str, input: Tensor, dtype: torch.dtype, geometry: ConvGeometry, passes: Sequence[str] = PASSES
+    name: str,
+    device: torch.device,
+    layout: str,
+    dtype: torch.dtype,
+    geometry: ConvGeometry,
+    passes: Sequence[str] = PASSES,
 ) -> dict[str, Decision]:
     """Decide who runs each of the ``passes`` that an eager call will need.
 
@@ -148,25 +153,34 @@ def decide_call(
 
     Args:
         name, dtype, geometry: as in :func:`decide`.
-        input: x; dy is taken to be in its layout.
+        device: where the tensors are.
+        layout: theirs, "channels_last" or "contiguous".
         passes: of ``PASSES``.
 
     Raises:
-        RuntimeError: as :func:`decide`.
+        RuntimeError: "triton" was asked for and cannot run.
     """
-    found = {pass_: decide(name, pass_, input, dtype, geometry) for pass_ in passes}
+    if name == "triton":
+        _require_triton(device, dtype, geometry)
+    if name != "auto":
+        return dict.fromkeys(passes, Decision(name, "asked for"))
+    found = {pass_: decide_by_auto(pass_, device, layout, dtype, geometry) for pass_ in passes}
     taken = [decision.least for decision in found.values() if decision.backend == "triton"]
-    if name != "auto" or not taken or max(taken) >= HOST:
+    if not taken or max(taken) >= HOST:
         return found
     reason = (
-        f"too small to gain in an eager call: a pass may take the device as little as {max(taken):.2g} us, "
-        f"and the kernels keep the host up to {HOST:g} us longer than F.conv2d; torch.compile takes them, "
-        "and so does gconv.backend('triton')"
+        f"too small to gain in an eager call: PyTorch may need only {max(taken):.2g} us on the GPU, and "
+        f"launching the kernels costs the CPU up to {HOST:g} us more; use torch.compile or backend='triton'"
     )
     return {
         pass_: Decision("aten", reason if decision.backend == "triton" else decision.reason, decision.least)
         for pass_, decision in found.items()
     }
+
+
+def passes_needed() -> tuple[str, ...]:
+    """The passes that a call may need: gradients, too, where they are on."""
+    return PASSES if torch.is_grad_enabled() else PASSES[:1]
 
 
 def implementation(name: str, pass_: str, operand: Tensor, geometry: ConvGeometry) -> ModuleType:
@@ -188,18 +202,18 @@ def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry
     if not (TRITON_INSTALLED and geometry.groups > 1 and dtype in TRITON_DTYPES):
         return False
     if torch.compiler.is_compiling():
-        return _layout(input) == "channels_last"
-    passes = PASSES if torch.is_grad_enabled() else PASSES[:1]
-    return any(d.backend == "triton" for d in decide_call("auto", input, dtype, geometry, passes).values())
+        return layout_of(input) == "channels_last"
+    decided = decide_call("auto", input.device, layout_of(input), dtype, geometry, passes_needed())
+    return any(decision.backend == "triton" for decision in decided.values())
 
 
-def _layout(tensor: Tensor) -> str:
+def layout_of(tensor: Tensor) -> str:
     """Return "channels_last" where the channels lie side by side in memory, else "contiguous"."""
     return "channels_last" if tensor.stride(-3) == 1 else "contiguous"
 
 
-def _require_triton(operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> None:
-    if problem := why_not_triton(operand.device, dtype, geometry):
+def _require_triton(device: torch.device, dtype: torch.dtype, geometry: ConvGeometry) -> None:
+    if problem := why_not_triton(device, dtype, geometry):
         raise RuntimeError(f"backend='triton' cannot run here: {problem}")
 
 

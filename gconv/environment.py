@@ -22,6 +22,15 @@ LOAD_SECONDS = 0.2  # until a GPU that was idle runs at the clocks of work
 LOAD_BYTES = 2**26  # that are copied meanwhile, more than a cache holds
 
 
+def this_device() -> torch.device:
+    """The GPU that is current, else the CPU."""
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Machine, versions, commit and time, to be written beside every number.
 

@@ -74,7 +74,9 @@ class Explanation:
 
 
 def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> Explanation:
-    """What calling ``layer`` on ``input`` costs in each pass, the memory floor, and which backend runs it.
+    """Explain what calling ``layer`` on ``input`` costs, the memory floor, and which backend runs each pass.
+
+    Under ``torch.no_grad`` that is the forward pass alone.
 
     Nothing is computed but, once for each device and only where the floor is looked at or printed, copies of
     some hundred megabytes, to measure their speed.
@@ -95,7 +97,8 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
         padded, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups, activation
     )
     name = dispatch.requested(backend)
-    decisions = dispatch.decide_call(name, padded, dtype, geometry)
+    layout, passes = dispatch.layout_of(padded), dispatch.passes_needed()
+    decisions = dispatch.decide_call(name, padded.device, layout, dtype, geometry, passes)
     by_kernels = [pass_ for pass_, decision in decisions.items() if decision.backend == "triton"]
     tiles = {pass_: _tile(pass_, dtype, padded.device, geometry) for pass_ in by_kernels}
     return Explanation(

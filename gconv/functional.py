@@ -131,7 +131,10 @@ def prepare(
     dtype = common_dtype(input, weight, bias, activation)
     key = (input.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation, groups)
     plain = type(input) is Tensor and not torch.compiler.is_compiling() and all(map(_is_plain, key[3:]))
-    geometry = _checked.get(key) if plain else None
+    try:
+        geometry = _checked.get(key) if plain else None
+    except TypeError:  # sizes are symbols, of a tracer beneath functorch's wrappers
+        plain, geometry = False, None
     if geometry is None:
         geometry = _check_numbers(input, weight, bias, stride, padding, dilation, groups)
         if plain and len(_checked) < CHECKED:

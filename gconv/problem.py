@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gconv import aten
 from gconv.geometry import ConvGeometry
+from gconv.timing import sets_of_operands
 
 # Types by name: what tensors are made of, and how a GPU multiplies float32.
 TYPES = {
@@ -85,6 +86,10 @@ class Problem:
         sizes = (self.geometry.input_size, self.geometry.weight_size, self.geometry.output_size)
         tensors = (torch.randn(size, dtype=self.dtype, device=device) for size in sizes)
         return Operands(*(t.contiguous(memory_format=LAYOUTS[layout]) for t in tensors))
+
+    def draw_sets(self, device: torch.device, layout: str = "channels_last") -> list[Operands]:
+        """As many sets of operands as it takes that a GPU's cache holds none of them."""
+        return [self.draw(device, layout) for _ in range(sets_of_operands(self.bytes, device))]
 
     def run(self, operands: Operands, backend: str = "auto") -> Tensor:
         """The pass on a backend of ours, through its operator."""

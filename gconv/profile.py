@@ -13,10 +13,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from gconv import dispatch
-from gconv.problem import LAYOUTS, TYPES, Operands, Problem
+from gconv.problem import TYPES, Operands, Problem
 from gconv.recorder import Call, record
 from gconv.terminal import columns, track
-from gconv.timing import copy_speed, sets_of_operands, time_together, wall_time
+from gconv.timing import copy_speed, time_together, wall_time
 
 
 @dataclass(frozen=True)
@@ -246,23 +246,28 @@ def _measure(call: Call) -> ProfiledConvolution:
 
 def _decide(call: Call) -> dict[str, tuple[str, str]]:
     """Who runs each pass, by "auto", and why."""
-    geometry, dtype = call.geometry, call.dtype
-    if geometry.groups == 1:
+    if call.geometry.groups == 1:
         return dict.fromkeys(call.passes, ("aten", "dense"))
-    x = torch.empty(geometry.input_size, dtype=dtype, device=call.device)
-    x = x.to(memory_format=LAYOUTS[call.layout])
-    decided = dispatch.decide_call("auto", x, dtype, geometry, call.passes)
+    decided = dispatch.decide_call("auto", call.device, call.layout, call.dtype, call.geometry, call.passes)
     return {pass_: decision[:2] for pass_, decision in decided.items()}
 
 
 def _time(call: Call, pass_: str) -> dict[str, float]:
-    """Seconds of a pass on each backend that could run it; of none for types that are not measured."""
+    """Seconds of a pass on each backend that could run it.
+
+    Of none for types that are not measured, and where the memory does not hold what measuring takes.
+    """
     type_ = next((name for name, (dtype, _) in TYPES.items() if dtype == call.dtype), None)
     if type_ is None:
         return {}
-    problem = Problem(pass_, call.geometry, type_)
-    count = sets_of_operands(problem.bytes, call.device)
-    sets = [problem.draw(call.device, call.layout) for _ in range(count)]
+    try:
+        return _time_problem(Problem(pass_, call.geometry, type_), call)
+    except torch.OutOfMemoryError:
+        return {}
+
+
+def _time_problem(problem: Problem, call: Call) -> dict[str, float]:
+    sets = problem.draw_sets(call.device, call.layout)
     runs: dict[str, Callable[[Operands], Tensor]] = {"aten": problem.run_pytorch}
     kernels_run = dispatch.why_not_triton(call.device, call.dtype, call.geometry) is None
     if call.geometry.groups > 1 and call.device.type == "cuda" and kernels_run:

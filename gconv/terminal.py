@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
+STOPPED = 3  # exit code: time was up, and something is left to do
 LINES = 10  # of progress where stderr is no terminal
 
 
@@ -86,9 +87,9 @@ def run_resumable(command: Callable[[], int]) -> int:
 
 
 def count(text: str) -> int:
-    """For argparse: a whole number, at least 1."""
+    """For argparse: a positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return int(text)
 
 
@@ -99,7 +100,7 @@ def minutes(text: str) -> float:
     except ValueError:
         number = math.nan
     if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")
+        raise argparse.ArgumentTypeError(f"must be a positive number of minutes, got {text!r}")
     return number
 
 
@@ -110,8 +111,13 @@ def load_function(name: str) -> Callable[..., Any]:
         fail(f"{name} must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d")
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        fail(f"{name}: {error}")
+    except Exception as error:  # whatever a stranger's module raises
+        fail(f"{name}: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its class, if that is nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def fail(message: Any) -> NoReturn:

@@ -19,12 +19,23 @@ import torch
 from torch import nn
 
 from gconv import dispatch
-from gconv.environment import environment
+from gconv.environment import environment, this_device
 from gconv.geometry import PASSES, ConvGeometry
 from gconv.problem import TYPES, Problem
 from gconv.recorder import record
 from gconv.suites import REAL, SUITES
-from gconv.terminal import add_names, columns, count, fail, load_function, minutes, run_resumable, track
+from gconv.terminal import (
+    STOPPED,
+    add_names,
+    columns,
+    count,
+    fail,
+    first_line,
+    load_function,
+    minutes,
+    run_resumable,
+    track,
+)
 
 if TYPE_CHECKING:
     from gconv.kernels.tuning import Finding
@@ -33,7 +44,7 @@ DESCRIPTION = """\
 Measures the tiles that come into question for the grouped convolutions of some networks, or of your model,
 on the GPU that is here, and PyTorch's own convolution beside them. What is found is written down after each
 pass of each layer, and `auto` goes by it from the next process on: it takes gconv's kernels where they are
-not slower. A second run measures only what is not in the table yet; Ctrl-C loses nothing.
+at least 2% faster. A second run measures only what is not in the table yet; Ctrl-C loses nothing.
 
   python -m gconv tune                                                 the networks that gconv knows
   python -m gconv tune --model torchvision.models:regnet_y_8gf         yours: what MODULE:FUNCTION() returns
@@ -54,9 +65,9 @@ def grouped_convolutions(model: Callable[[], nn.Module], size: Sequence[int]) ->
 
 
 def main(command: Sequence[str] | None = None, prog: str = "python -m gconv.tune") -> int:
-    """Parse the command line, compile, measure, write the table; 1 if a kernel was wrong."""
+    """Parse the command line and measure; 1 if a kernel was wrong, ``STOPPED`` if time was up, else 0."""
     arguments = _parser(prog).parse_args(command)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     problems = _problems(arguments)
     if problem := dispatch.why_not_triton(device, torch.float32, problems[0].geometry):
         fail(problem)
@@ -82,9 +93,11 @@ def _run(problems: list[Problem], device: torch.device, arguments: argparse.Name
     end = time.monotonic() + 60 * arguments.minutes
     tiles = tuning.compile_candidates(todo, device, arguments.processes)
     found: list[Finding] = []
+    stopped = False
     for problem in track(todo, "measuring"):
         if time.monotonic() > end:
             print(f"stopped after {arguments.minutes:g} minutes; the same command goes on from there")
+            stopped = True
             break
         try:
             finding = tuning.tune(problem, tiles[problem], device)
@@ -103,7 +116,9 @@ def _run(problems: list[Problem], device: torch.device, arguments: argparse.Name
     if found:
         print(columns(_rows(found), left=4, rule=True))
     print(f"{len(entries)} entries in {path}")
-    return 1 if any(finding.wrong for finding in found) else 0
+    if any(finding.wrong for finding in found):
+        return 1
+    return STOPPED if stopped else 0
 
 
 def _append_times(path: Path, finding: Finding) -> None:
@@ -157,8 +172,7 @@ def _layers_of_model(name: str, size: Sequence[int]) -> list[ConvGeometry]:
     try:
         layers = grouped_convolutions(make, size)
     except Exception as error:  # whatever a stranger's model raises
-        told = str(error).partition("\n")[0]
-        fail(f"--model {name}: does not run on an image of {tuple(size)}: {told}")
+        fail(f"--model {name}: does not run on an image of {tuple(size)}: {first_line(error)}")
     return layers or fail(f"--model {name}: has no grouped convolution")
 
 

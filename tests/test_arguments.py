@@ -96,6 +96,15 @@ def test_what_equals_a_checked_number_is_checked_itself(name: str) -> None:
             gconv.group_conv2d(X, W, B, **(right | {name: wrong}))
 
 
+@pytest.mark.parametrize("transform", [torch.vmap, torch.func.functionalize], ids=["vmap", "functionalize"])
+def test_symbolic_sizes_beneath_a_transform_are_traced(transform: Callable) -> None:
+    """Such tensors look like others, but their sizes cannot be looked up."""
+    convolve = transform(lambda x, w: gconv.group_conv2d(x, w, groups=2))
+    operands = (X[None], W[None]) if transform is torch.vmap else (X, W)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(convolve, tracing_mode="symbolic")(*operands)
+    torch.testing.assert_close(traced(*operands), convolve(*operands))
+
+
 def test_unknown_backend_is_refused() -> None:
     for use in (
         partial(gconv.group_conv2d, X, W, groups=2, backend="cudnn"),

@@ -251,7 +251,7 @@ def test_another_commit_or_machine_needs_another_folder(
 
 
 def test_time_is_up_between_two_cases(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert command.main([*RUN, "--out", str(tmp_path), "--minutes", "1e-9"]) == 0
+    assert command.main([*RUN, "--out", str(tmp_path), "--minutes", "1e-9"]) == 3
     assert "time is up" in capsys.readouterr().err and not read_table(tmp_path / "layers.jsonl", layers.Row)
 
 
@@ -500,13 +500,16 @@ def test_runners_are_who_they_say() -> None:
         (["report", "/nowhere"], "error: /nowhere: no results there"),
         (
             ["run", "--suite", "tiny", "--batch", "0"],
-            "argument --batch: '0' is no whole number of at least 1",
+            "argument --batch: must be a positive integer, got '0'",
         ),
         (
             ["run", "--suite", "tiny", "--batch", "x"],
-            "argument --batch: 'x' is no whole number of at least 1",
+            "argument --batch: must be a positive integer, got 'x'",
         ),
-        (["run", "--suite", "tiny", "--minutes", "-1"], "argument --minutes: '-1' is no number of minutes"),
+        (
+            ["run", "--suite", "tiny", "--minutes", "-1"],
+            "--minutes: must be a positive number of minutes",
+        ),
         (["run", "--suite", "tiny", "--out", __file__], "is no folder"),
         (["networks", "--image", "31"], "argument --image: 31 is less than 32"),
         (["networks", "--network", "tiny", "--modes", "graphed"], "error: --modes: none is left"),

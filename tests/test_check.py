@@ -25,15 +25,16 @@ def times(median: float) -> Times:
     return Times(0.99 * median, median, 1.01 * median)
 
 
-def found(auto: str = "triton", wrong: str | None = None) -> Findings:
+def found(auto: str = "triton", wrong: str = "") -> Findings:
     """On a GPU: forward passes take the kernels 50 us, PyTorch 100, contiguous 400; gradients the same."""
     timings = [
         Timing(layer.name, pass_, 25.0, times(50), times(100), times(400), auto)
         for layer in check.LAYERS
         for pass_ in dispatch.PASSES
     ]
-    answers = [Answer("triton", "float16", "forward", "128/32, 56x56", 1e-4)]
-    answers += [Answer("triton", "tf32", "forward", "128/32, 56x56", 0.5, wrong)]
+    answers = [Answer("triton", "float16", "forward", "128/32, 56x56", "right", 1e-4)]
+    outcome = "wrong" if wrong else "right"
+    answers += [Answer("triton", "tf32", "forward", "128/32, 56x56", outcome, 0.5, wrong)]
     return Findings(FACTS, "measured", True, tuple(answers), 256, tuple(timings))
 
 
@@ -45,7 +46,7 @@ def test_without_a_gpu_it_says_that_there_is_nothing_to_gain_and_why(
     out = capsys.readouterr().out
     assert "no CUDA or ROCm GPU" in out and f"torch {torch.__version__}" in out
     for backend in ("aten", "reference"):
-        assert f"{backend}: 6 results beside float64, in float32: all right" in out
+        assert f"{backend}: 6 of 6 results match float64, in float32\n" in out
     assert out.endswith(
         "\n\nNothing to gain here: gconv has no kernel for cpu, PyTorch's own is the fastest.\n"
     )
@@ -67,15 +68,20 @@ def test_a_wrong_result_is_named_and_fails_the_command(
         result = run(problem, operands, backend)
         if (problem.pass_, backend) == ("input_grad", "aten"):
             raise RuntimeError("no such kernel\nand more")
-        return result + 1 if (problem.pass_, backend) == ("forward", "reference") else result
+        wrong = {"forward": 1.0, "weight_grad": torch.nan}.get(problem.pass_, 0.0)
+        return result + wrong if backend == "reference" else result
 
     monkeypatch.setattr(Problem, "run", break_one)
     assert main([]) == 1
     out = capsys.readouterr().out
-    assert "aten: 3 results beside float64, in float32: 1 of them WRONG" in out
-    assert "  1024/32, 7x7, input_grad, float32: RuntimeError: no such kernel\n" in out
-    assert "  1024/32, 7x7, forward, float32: off by " in out
-    assert "2 of 6 results are WRONG" in out and "report" in out
+    assert "aten: 2 of 3 results match float64, in float32\n" in out
+    assert "  1024/32, 7x7, input_grad, float32: FAILED, RuntimeError: no such kernel\n" in out
+    assert "  1024/32, 7x7, forward, float32: WRONG, off by " in out
+    assert "  1024/32, 7x7, weight_grad, float32: WRONG, it holds NaN or infinity\n" in out
+    assert "3 of 6 results are WRONG" in out and "report" in out
+    assert main(["--json"]) == 1
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [a["error"] is None for a in told["answers"]] == [False, True, False, False, False, True]
 
 
 def test_the_table_of_a_gpu_and_its_verdict() -> None:
@@ -95,15 +101,42 @@ def test_the_table_of_a_gpu_and_its_verdict() -> None:
 
 def test_the_verdict_counts_what_auto_takes_and_how_often_a_layer_comes() -> None:
     told = found("aten")
-    assert "Nothing to gain for ResNeXt-50 here" in told.verdict and "tune" in told.verdict
+    assert told.verdict.startswith("Nothing to gain for ResNeXt-50") and "tune" in told.verdict
     first = replace(told.timings[0], auto="triton")  # 3 of the 16 forward passes take half as long
     told = replace(told, timings=(first, *told.timings[1:]))
     inference, training = 1600 / (3 * 50 + 13 * 100), 4800 / (3 * 50 + 45 * 100)
     assert f"{training:.2f}x as fast in training and {inference:.2f}x in inference" in told.verdict
     row = next(line for line in str(told).splitlines() if line.startswith("1024/32, 7x7"))
     assert row.endswith("2.00x     cuDNN") or row.split()[-1] == "cuDNN"
-    even = replace(first, gconv=times(99))
-    assert "tie" in str(replace(told, timings=(even,)))
+
+
+def test_a_tie_is_one_with_the_better_layout() -> None:
+    told = found()
+    for contiguous, speedup in ((400, "tie"), (50, "0.50x")):
+        row = replace(told.timings[0], gconv=times(99.5), contiguous=times(contiguous))
+        table = str(replace(told, timings=(row,))).splitlines()
+        assert next(line for line in table if line.startswith("128/32")).split()[-2] == speedup
+
+
+def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit is said to be left out, and the verdict is of the rest."""
+    answer = Answer(
+        "triton", "tf32", "forward", "128/32, 56x56", "no memory", message="it does not fit this GPU"
+    )
+    told = found()
+    told = replace(told, answers=(answer,), timings=told.timings[3:], untimed=("128/32, 56x56, forward",))
+    assert not told.wrong
+    assert "  128/32, 56x56, forward, tf32: NO MEMORY, it does not fit this GPU" in str(told)
+    assert "too large for this GPU's memory: 128/32, 56x56, forward" in str(told)
+    assert told.verdict.startswith("gconv.convert(model) makes those of its layers that fit 2.00x")
+    assert "Try a smaller --batch" in replace(told, timings=()).verdict
+
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Problem, "draw", full)
+    monkeypatch.setattr(check, "LAYERS", check.LAYERS[-1:])
+    assert {answer.outcome for answer in check.check().answers} == {"no memory"}
 
 
 def test_wrong_kernels_have_no_gain() -> None:

@@ -108,12 +108,16 @@ def test_the_further_away_it_was_measured_the_faster_it_has_to_be(
 def test_what_pytorch_takes_at_least_is_measured_or_the_floor(folders: tuple) -> None:
     write(folders[0], entry(LAYER.geometry(32), 64, 96.0, 410.0))
     gpu = replace(GPU, bandwidth=1e12)
-    measured, other = (
-        choice.verdict("forward", LAYER.geometry(batch), *HALF[:2], "channels_last", gpu).least
-        for batch in (32, 64)
-    )
-    assert measured == 410.0
-    assert other == pytest.approx(LAYER.geometry(64).compulsory_bytes(2) / 1e6)
+    least = {
+        (batch, device): choice.verdict(
+            "forward", LAYER.geometry(batch), *HALF[:2], "channels_last", device
+        ).least
+        for batch in (1, 16, 32, 64, 512)
+        for device in (gpu, GPU)
+    }
+    assert [least[n, gpu] for n in (16, 32, 64)] == [205.0, 410.0, 410.0]
+    assert least[512, gpu] == pytest.approx(LAYER.geometry(512).compulsory_bytes(2) / 1e6)
+    assert [least[n, GPU] for n in (1, 512)] == [410 / 32, 410.0], "its memory's speed is not known"
 
 
 def test_contiguous_tensors_go_to_the_kernels_where_copies_pay(folders: tuple) -> None:

@@ -397,6 +397,56 @@ def test_weights_stay_where_the_user_or_nothing_asks_to_move_them() -> None:
     assert [after[i] for i in spatial] == [strides[i] for i in spatial], "they were so before"
 
 
+FUSED = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, 0.05, momentum=0.9, fused=True),
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, 0.01, fused=True),
+}
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "first step"])
+@pytest.mark.parametrize("make", FUSED.values(), ids=FUSED)
+def test_a_fused_optimiser_finds_gradients_and_its_state_in_the_layout_of_the_weights(
+    make: Callable, begun: bool
+) -> None:
+    """It reads them side by side, whatever their strides, and would mix them up without a word."""
+    model = network().double()
+    twin = copy.deepcopy(model)
+    optimizers = [make(m.parameters()) for m in (model, twin)]
+    x = torch.randn(3, 2, 3, 9, 9, dtype=torch.float64)
+    for step, images in enumerate(x):
+        for m, optimizer in zip((model, twin), optimizers, strict=True):
+            optimizer.zero_grad(set_to_none=False)
+            m(images).square().sum().backward()
+            if m is twin and step == int(begun):
+                assert gconv.convert(twin).layout, "between backward and step"
+            optimizer.step()
+    gconv.revert(twin)
+    for m, optimizer in zip((model, twin), optimizers, strict=True):
+        m(x[0]).square().sum().backward()
+        optimizer.step()
+    for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.stride() == theirs.stride()
+
+
+def test_conversion_in_inference_mode_leaves_a_model_that_trains() -> None:
+    model = network()
+    for change in (gconv.convert, gconv.revert):
+        with torch.inference_mode():
+            change(model)
+        model(torch.randn(1, 3, 9, 9)).sum().backward()
+
+
+def test_modules_that_share_a_weight_keep_its_layout_together() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4))
+    model[1].weight = model[0].weight
+    gconv.convert(model)
+    assert model[0].weight is model[1].weight and is_channels_last(model[0].weight)
+    last = nn.Sequential(model[1])
+    gconv.revert(last)
+    assert last[0].weight.is_contiguous()
+
+
 def in_a_flat_buffer() -> nn.Conv2d:
     layer = nn.Conv2d(8, 8, 3, groups=4)
     buffer = torch.zeros(layer.weight.numel() + 8)
@@ -434,9 +484,9 @@ def test_the_report_says_who_runs_each_layer_on_this_machine(monkeypatch: pytest
         assert (device.type, layout) == ("cuda", "channels_last")
         taken = geometry.weight_size[2] == 3 and dtype != torch.float32
         taken = taken and (pass_ == "forward" or dtype == torch.float16)
-        return dispatch.Decision("triton" if taken else "aten", "not known to be faster")
+        return dispatch.Decision("triton" if taken else "aten", "not known to be faster", 100.0)
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(gconv.convert.__globals__, "this_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(dispatch, "decide_by_auto", decide)
     lines = str(report).splitlines()
     assert lines[1].endswith("the kernels, in bfloat16 forward; float16")

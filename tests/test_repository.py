@@ -26,6 +26,7 @@ GCONV_ORDER = [
     "gconv.fuse",
     "gconv.graph",
     "gconv.convert",
+    "gconv.layout",
     "gconv.subclasses",
     "gconv.explain",
     "gconv.between",

@@ -77,7 +77,7 @@ def data_parallel(rank: int) -> dict[str, Tensor]:
 def converted_when_wrapped(rank: int) -> dict[str, Tensor]:
     """The same, where the network was wrapped before it was converted."""
     wrapped = DistributedDataParallel(network())
-    report = gconv.convert(wrapped)
+    report = gconv.convert(wrapped.module)
     assert len(report.swapped) == 4 and "the layout that DistributedDataParallel found" in str(report)
     images, labels = data()
     train(wrapped, images[rank::2], labels[rank::2])

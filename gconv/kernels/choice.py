@@ -92,7 +92,8 @@ class Verdict(NamedTuple):
     Args:
         pays: whether they are faster than PyTorch's own, by the time on the device.
         reason: why, in words.
-        least: microseconds that PyTorch's own takes: measured, or the memory floor, which it cannot beat.
+        least: microseconds that PyTorch's own takes: as measured, or the memory floor, which it cannot beat;
+            0 if neither is known.
     """
 
     pays: bool
@@ -114,7 +115,8 @@ def verdict(
         return Verdict(False, "one group is a dense convolution, which is left to PyTorch", floor)
     entry, size = nearest(pass_, geometry, dtype, precision, device), size_of(geometry)
     if entry is not None:
-        least = floor if entry.distance(size) else entry.aten[layout]
+        times_as_large = math.prod(size) / math.prod(entry.size)
+        least = max(floor, min(times_as_large, 1) * entry.aten[layout])
         return Verdict(entry.pays(size, layout), entry.told(size, layout), least)
     if layout == "channels_last" and device.kind == "cuda" and pays_by_rule(pass_, geometry, dtype):
         return Verdict(True, "kernels of this kind were measured to be faster than cuDNN on an H200", floor)

@@ -21,7 +21,7 @@ from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import weight_grad
 from gconv.problem import LAYOUTS, TYPES, Operands, Problem, run_poisoned
 from gconv.terminal import track
-from gconv.timing import cudnn_searching, sets_of_operands, time_together
+from gconv.timing import cudnn_searching, time_together
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ def tune(problem: Problem, tiles: Sequence[Tile], device: torch.device) -> Findi
         device: a GPU, or the CPU for Triton's interpreter.
     """
     with problem.precision(), cudnn_searching():
-        count = sets_of_operands(problem.bytes, device)
-        sets = {layout: [problem.draw(device, layout) for _ in range(count)] for layout in LAYOUTS}
+        sets = {layout: problem.draw_sets(device, layout) for layout in LAYOUTS}
         ours = sets["channels_last"]
         truth = problem.truth(ours[0])
         errors = _errors(problem, ours[0], tiles, truth)

@@ -131,7 +131,7 @@ def decide_by_auto(
 ) -> Decision:
     """Decide as "auto" does for tensors on ``device``, "channels_last" or "contiguous"."""
     if device.type != "cuda":
-        return Decision("aten", f"gconv has no kernel for {device.type}, PyTorch's own is the fastest")
+        return Decision("aten", f"gconv has no kernels for {device.type}, so PyTorch's own convolution runs")
     if problem := why_not_triton(device, dtype, geometry):
         return Decision("aten", problem)
     pays, reason, least = _load("triton").verdict(pass_, geometry, dtype, layout, device)

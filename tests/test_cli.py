@@ -20,7 +20,7 @@ from resnext.config import Network
 def test_train_writes_all_that_it_says(run: Run, tmp_path: Path) -> None:
     code, out, err = run("train", *SMALL, "--name", "first")
     assert (code, err) == (0, "")
-    assert "device    cpu" in out and "backend   aten: gconv has no kernel for cpu" in out
+    assert "device    cpu" in out and "backend   aten: gconv has no kernels for cpu" in out
     assert "mnist5k: 300 images to train on, 100 held out, 10 classes, 1 x 28 x 28" in out
     assert "64 images in 2 passes: batch norm sees 32 at a time" in out and "written to runs/first" in out
     folder = tmp_path / "runs" / "first"

@@ -477,7 +477,7 @@ def test_the_report_says_who_runs_each_layer_on_this_machine(monkeypatch: pytest
     model = nn.Sequential(nn.Conv2d(64, 64, 3, groups=16), nn.Conv2d(64, 64, 5, groups=16))
     report = gconv.convert(model)
     text = str(report)
-    assert text.count("PyTorch\n") == 2 and "PyTorch: gconv has no kernel for cpu" in text
+    assert text.count("PyTorch\n") == 2 and "PyTorch: gconv has no kernels for cpu" in text
     assert "small batches" not in text
 
     def decide(pass_: str, device: torch.device, layout: str, dtype: torch.dtype, geometry: object) -> object:

@@ -75,7 +75,7 @@ def test_explain_counts_flops_bytes_and_the_floor() -> None:
     assert (told.backend, told.geometry.channels_per_group) == ("aten", (4, 4))
     assert gconv.explain(layer.bfloat16(), torch.randn(8, 128, 56, 56).bfloat16()).bytes == told.bytes / 2
     text = str(told)
-    assert "GroupConv2d(128, 128" in text and "aten: gconv has no kernel for cpu" in text
+    assert "GroupConv2d(128, 128" in text and "aten: gconv has no kernels for cpu" in text
     assert "0.2312 GFLOP a pass, 8.99 FLOP a byte" in text and "25.71 MB" in text
 
 

@@ -73,11 +73,11 @@ def _lay_out(weights: Sequence[nn.Parameter], layout: torch.memory_format) -> No
 
     Fused optimisers take it for granted that all of these have the same strides.
     """
-    optimizers = _alive(Optimizer) if weights else []
+    all_states = [o.state for o in (_alive(Optimizer) if weights else []) if hasattr(o, "state")]
     with torch.inference_mode(False), torch.no_grad():
         for weight in weights:
             before = weight.stride()
-            states = [optimizer.state[weight] for optimizer in optimizers if weight in optimizer.state]
+            states = [of_all[weight] for of_all in all_states if weight in of_all]
             weight.data = _copy(weight.data, layout)
             if weight.grad is not None and weight.grad.stride() == before:
                 weight.grad = _copy(weight.grad, layout)
@@ -94,10 +94,13 @@ def _copy(tensor: Tensor, layout: torch.memory_format) -> Tensor:
 def _in_buckets(weights: Sequence[nn.Parameter]) -> bool:
     """Whether DistributedDataParallel keeps gradients of any of ``weights`` in the layout that it found."""
     ids = set(map(id, weights))
-    wrappers = _alive(DistributedDataParallel) if ids else []
+    wrappers = [w for w in (_alive(DistributedDataParallel) if ids else []) if hasattr(w, "module")]
     return any(id(p) in ids for wrapper in wrappers for p in wrapper.module.parameters())
 
 
 def _alive(kind: type) -> list[Any]:
-    """All objects of a class in this process: nothing leads from a weight to its optimiser."""
+    """All objects of a class in this process, also those whose making failed.
+
+    Nothing else leads from a weight to its optimiser.
+    """
     return [found for found in gc.get_objects() if issubclass(type(found), kind)]

@@ -429,6 +429,11 @@ def test_a_fused_optimiser_finds_gradients_and_its_state_in_the_layout_of_the_we
         assert ours.stride() == theirs.stride()
 
 
+def test_optimisers_and_wrappers_that_were_never_finished_are_no_obstacle() -> None:
+    broken = [object.__new__(torch.optim.SGD), object.__new__(torch.nn.parallel.DistributedDataParallel)]
+    assert gconv.convert(network()).layout and len(broken) == 2
+
+
 def test_conversion_in_inference_mode_leaves_a_model_that_trains() -> None:
     model = network()
     for change in (gconv.convert, gconv.revert):

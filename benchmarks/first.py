@@ -29,6 +29,7 @@ table of tiles that is tuned goes to DIR/tuned, where the other parts find it. E
 
   python -m benchmarks first right && python -m benchmarks first where && python -m benchmarks first fast
 """
+QUICK = ("--contenders", "auto", "triton", "F.conv2d")  # torch.compile takes minutes
 OF_LAYERS = ("--suite", "resnext50_32x4d", "--dtypes", "bfloat16", "--batch", "256")
 
 
@@ -62,7 +63,7 @@ STEPS = {
     ),
     "fast": (
         Part("tune", ("-m", "gconv", "tune", *OF_LAYERS, "--times", "{out}/tiles.jsonl"), 0.5),
-        Part("layers", ("-m", "benchmarks", "run", *OF_LAYERS, "--out", "{out}"), 0.4),
+        Part("layers", ("-m", "benchmarks", "run", *OF_LAYERS, *QUICK, "--out", "{out}"), 0.4),
         Part(
             "networks",
             (

@@ -195,7 +195,7 @@ def _load(backend: str) -> ModuleType:
 
 
 def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> bool:
-    """Whether :func:`decide_call` takes "triton" for some pass that may follow.
+    """Whether :func:`decide_call` takes "triton" for some pass that may follow, without its words.
 
     While Dynamo traces, which has no numbers to look up, only whether it might.
     """
@@ -203,8 +203,12 @@ def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry
         return False
     if torch.compiler.is_compiling():
         return layout_of(input) == "channels_last"
-    decided = decide_call("auto", input.device, layout_of(input), dtype, geometry, passes_needed())
-    return any(decision.backend == "triton" for decision in decided.values())
+    device, layout = input.device, layout_of(input)
+    for pass_ in passes_needed():
+        decision = decide_by_auto(pass_, device, layout, dtype, geometry)
+        if decision.backend == "triton" and decision.least >= HOST:
+            return True
+    return False
 
 
 def layout_of(tensor: Tensor) -> str:

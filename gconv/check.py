@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -201,8 +201,16 @@ class Findings:
             auto = "gconv" if t.auto == "triton" else library
             rows.append((t.layer, t.pass_, floor, ours, share, theirs, contiguous, speedup, auto))
         title = f"ResNeXt-50's grouped layers, {TIMED}, {self.batch} images, in us"
-        left_out = [f"too large for this GPU's memory: {'; '.join(self.untimed)}"] * bool(self.untimed)
-        return "\n".join([title, columns(rows, left=2, rule=True), *left_out])
+        return "\n".join([title, columns(rows, left=2, rule=True), *self._remarks()])
+
+    def _remarks(self) -> Iterator[str]:
+        """Lines below the table."""
+        if self.untimed:
+            yield f"too large for this GPU's memory: {'; '.join(self.untimed)}"
+        taken = [t for t in self.timings if t.auto == "triton"]
+        slower = sum(t.gconv.p50 > t.channels_last.p50 and not t.gconv.ties(t.channels_last) for t in taken)
+        if slower:
+            yield f"auto takes kernels that are slower here in {slower} passes: python -m gconv tune corrects it"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""

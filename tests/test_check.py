@@ -118,6 +118,15 @@ def test_a_tie_is_one_with_the_better_layout() -> None:
         assert next(line for line in table if line.startswith("128/32")).split()[-2] == speedup
 
 
+def test_kernels_that_auto_takes_though_they_are_slower_are_told() -> None:
+    told = found()
+    assert "slower here" not in str(told)
+    slow = [
+        replace(told.timings[0], gconv=times(t), auto=auto) for t, auto in ((103, "triton"), (200, "aten"))
+    ]
+    assert "slower here in 1 passes" in str(replace(told, timings=(*slow, *told.timings[2:])))
+
+
 def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is said to be left out, and the verdict is of the rest."""
     answer = Answer(

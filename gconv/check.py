@@ -210,7 +210,7 @@ class Findings:
         taken = [t for t in self.timings if t.auto == "triton"]
         slower = sum(t.gconv.p50 > t.channels_last.p50 and not t.gconv.ties(t.channels_last) for t in taken)
         if slower:
-            yield f"auto takes kernels that are slower here in {slower} passes: python -m gconv tune corrects it"
+            yield f"auto takes kernels that are slower here in {slower} passes: run python -m gconv tune"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""

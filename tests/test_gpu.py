@@ -19,7 +19,7 @@ from gconv.problem import cudnn_precision
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.usefixtures("however_small"),
+    pytest.mark.usefixtures("however_small", "no_tables"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
     # What cuDNN and the compiler warn of moves with the machine: it is shown, and fails nothing.
     pytest.mark.filterwarnings("default::UserWarning", "ignore:Using padding='same':UserWarning"),
@@ -95,7 +95,7 @@ def test_what_the_sanitizer_watches_runs(name: str, type_: str) -> None:
     torch.cuda.synchronize()
 
 
-def test_auto_takes_the_kernels_for_resnext(no_tables: None) -> None:
+def test_auto_takes_the_kernels_for_resnext() -> None:
     """By rule, where no table says otherwise."""
     x = torch.randn(8, 128, 56, 56, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     geometry = ConvGeometry.of(x.shape, (128, 4, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 32)

@@ -22,7 +22,7 @@ from resnext import measured, resnext50_32x4d
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.usefixtures("however_small"),
+    pytest.mark.usefixtures("however_small", "no_tables"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
     # What cuDNN and the compiler warn of moves with the machine: it is shown, and fails nothing.
     pytest.mark.filterwarnings("default::UserWarning", "ignore:Using padding='same':UserWarning"),

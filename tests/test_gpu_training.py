@@ -19,7 +19,7 @@ from resnext.world import World
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.usefixtures("however_small"),
+    pytest.mark.usefixtures("however_small", "no_tables"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
 ]
 DEVICE = "cuda"

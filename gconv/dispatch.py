@@ -199,16 +199,15 @@ def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry
 
     While Dynamo traces, which has no numbers to look up, only whether it might.
     """
-    if not (TRITON_INSTALLED and geometry.groups > 1 and dtype in TRITON_DTYPES):
+    if geometry.groups == 1:
         return False
     if torch.compiler.is_compiling():
-        return layout_of(input) == "channels_last"
-    device, layout = input.device, layout_of(input)
-    for pass_ in passes_needed():
-        decision = decide_by_auto(pass_, device, layout, dtype, geometry)
-        if decision.backend == "triton" and decision.least >= HOST:
-            return True
-    return False
+        return TRITON_INSTALLED and dtype in TRITON_DTYPES and layout_of(input) == "channels_last"
+    device = input.device
+    if why_not_triton(device, dtype, geometry):
+        return False
+    kernels = _load("triton")
+    return kernels.pays_for_a_call(passes_needed(), geometry, dtype, layout_of(input), device, HOST)
 
 
 def layout_of(tensor: Tensor) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "norm_forward",
     "norm_input_grad",
     "norm_weight_grad",
+    "pays_for_a_call",
     "tile_of",
     "verdict",
     "weight_grad",
@@ -43,5 +44,24 @@ def verdict(
         layout: theirs, "channels_last" or "contiguous", which the kernels convert.
         device: where they are.
     """
-    precision = float32_precision() if dtype == torch.float32 else "ieee"
-    return choice.verdict(pass_, geometry, dtype, precision, layout, device_of(device))
+    return choice.verdict(pass_, geometry, dtype, _precision(dtype), layout, device_of(device))
+
+
+def pays_for_a_call(
+    passes: tuple[str, ...],
+    geometry: ConvGeometry,
+    dtype: torch.dtype,
+    layout: str,
+    device: torch.device,
+    host: float,
+) -> bool:
+    """Whether the kernels pay in any of ``passes`` that takes PyTorch's own at least ``host`` microseconds.
+
+    Other arguments are those of :func:`verdict`, whose answers this comes to.
+    """
+    return choice.pays_for_a_call(passes, geometry, dtype, _precision(dtype), layout, device_of(device), host)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How tensors of a type are multiplied now; PyTorch takes a microsecond to tell."""
+    return float32_precision() if dtype == torch.float32 else "ieee"

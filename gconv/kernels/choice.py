@@ -124,6 +124,21 @@ def verdict(
     return Verdict(False, reason, floor)
 
 
+@lru_cache(KEPT)
+def pays_for_a_call(
+    passes: tuple[str, ...],
+    geometry: ConvGeometry,
+    dtype: torch.dtype,
+    precision: str,
+    layout: str,
+    device: Device,
+    host: float,
+) -> bool:
+    """Whether the kernel pays in any pass that takes PyTorch's own at least ``host`` microseconds."""
+    verdicts = (verdict(pass_, geometry, dtype, precision, layout, device) for pass_ in passes)
+    return any(found.pays and found.least >= host for found in verdicts)
+
+
 def pays_by_rule(pass_: str, geometry: ConvGeometry, dtype: torch.dtype) -> bool:
     """Whether gconv beat cuDNN on an H200 in a pass, by a twentieth, for ResNeXt's layers of this kind.
 
@@ -170,7 +185,7 @@ def type_name(dtype: torch.dtype, precision: str) -> str:
 
 def forget() -> None:
     """Drop what was read from tables, and what was decided by it: they are read again."""
-    for kept in (table, nearest, verdict):
+    for kept in (table, nearest, verdict, pays_for_a_call):
         kept.cache_clear()
 
 

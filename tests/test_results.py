@@ -238,6 +238,12 @@ def test_the_readmes_quote_the_host_times() -> None:
     }
     times = {label: benchmarks[name]["stats"]["min"] * 1e6 for label, name in expected.items()}
     times["what `auto` adds to it on the CPU, where it ends in `F.conv2d`"] = added["fastest rounds"]
+    layer = (
+        "a converted layer on the kernels, launches included, over `nn.Conv2d` on the CPU: without gradients"
+    )
+    for label, what in ((layer, "no_grad"), ("the same, forward and backward", "forward and backward")):
+        info = benchmarks[f"test_kernels_cost_little_over_conv2d[{what}]"]["extra_info"]
+        times[label] = info["microseconds over F.conv2d"]
     for label, time in times.items():
         assert f"| {label} | {time:.1f} |" in BENCHMARKS, label
     in_short = f"adds {added['fastest rounds']:.0f} us to an eager call of `F.conv2d`, which takes "

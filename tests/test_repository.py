@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import compat
 import pytest
 import zoo
 
@@ -167,3 +168,12 @@ def test_the_tested_versions_are_those_that_are_asked_for() -> None:
         bound = next(need for need in needs if need.startswith(package)).partition(";")[0]
         assert f"{bound}.0" == f"{package}>={pairs['oldest'][package]}"
     assert pairs["newest"]["triton"].startswith(f"{NEWEST_TRITON}.")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("check", compat.CHECKS)
+def test_each_check_of_other_versions_selects_tests(check: str) -> None:
+    """A test that was renamed would be left out of `make compat` otherwise."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *compat.CHECKS[check]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-300:]

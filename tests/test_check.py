@@ -162,9 +162,30 @@ def test_help_names_the_other_commands_and_they_run(capsys: pytest.CaptureFixtur
         with pytest.raises(SystemExit, match="0"):
             main([name, "--help"])
         assert capsys.readouterr().out.startswith(f"usage: python -m gconv {name} ")
+    for wrong, told in (
+        (["profiel"], "invalid choice: 'profiel'"),
+        (["--json", "tune"], "options of tune go behind it: python -m gconv tune ..."),
+        (["--batch", "0"], "argument --batch: must be a positive integer, got '0'"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+        assert told in capsys.readouterr().err
+
+
+def test_kernels_need_triton_and_an_interruption_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
     with pytest.raises(SystemExit, match="2"):
-        main(["profiel"])
-    assert "invalid choice: 'profiel'" in capsys.readouterr().err
+        main(["kernels"])
+    assert capsys.readouterr().err == "error: Triton is not installed; pip install triton\n"
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "check", interrupt)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
 
 
 def tiny() -> nn.Module:
@@ -173,6 +194,14 @@ def tiny() -> nn.Module:
 
 def broken() -> nn.Module:
     return nn.Conv2d(4, 8, 1)
+
+
+def lazy() -> nn.Module:
+    return nn.LazyConv2d(4, 1)
+
+
+def no_network() -> tuple:
+    return ()
 
 
 @pytest.mark.parametrize("options", [[], ["--train"], ["--channels-last", "--type", "bfloat16"]])
@@ -192,6 +221,8 @@ def test_a_network_is_profiled(options: list[str], capsys: pytest.CaptureFixture
         ("no.such:net", "no.such:net: No module named 'no'"),
         ("gconv:nothing", "gconv:nothing: module 'gconv' has no attribute 'nothing'"),
         (f"{__name__}:broken", "does not run on images of (32, 3, 224, 224): "),
+        (f"{__name__}:lazy", "the model has lazy layers that have seen no input: run it once before"),
+        (f"{__name__}:no_network", "must return an nn.Module, got tuple"),
     ],
 )
 def test_what_is_no_network_fails_with_a_line(

@@ -174,13 +174,13 @@ def run_first(parsed: argparse.Namespace) -> int:
 
 
 def report(parsed: argparse.Namespace) -> int:
-    """Writes tables and pictures."""
-    try:
-        from benchmarks.report import write_report
-    except ModuleNotFoundError as error:
-        fail(f"a report needs {error.name}: install gconv with its extra 'bench'")
+    """Write tables and pictures."""
+    from benchmarks.report import plots, write_report  # imports matplotlib
+
     for path in write_report(parsed.folder or _default_folder(environment(this_device()))):
         print(path)
+    if plots is None:
+        print("no pictures: matplotlib is not installed (gconv's extra 'bench')", file=sys.stderr)
     return 0
 
 

@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots
 from benchmarks.counters import Row as counters_row
 from benchmarks.layers import Row as layers_row
 from benchmarks.networks import Row as networks_row
@@ -28,13 +27,18 @@ from benchmarks.summary import (
 )
 from gconv.terminal import fail
 
+try:
+    from benchmarks import plots
+except ModuleNotFoundError:  # without matplotlib a report has tables alone
+    plots = None
+
 HALF = ("bfloat16", "float16")
 READ_IDLE = ("clock_sm_mhz", "clock_memory_mhz")  # in results from before clocks were read under load
 ALONE = ("resnext50_32x4d", 256)  # the suite and the batch that the aims speak of
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Writes ``report.md`` and the pictures that it shows into ``folder``; their paths."""
+    """Write ``report.md`` into ``folder``, and its pictures if matplotlib is there; return their paths."""
     if not (folder / "environment.json").exists():
         fail(f"{folder}: no results there, such as `python -m benchmarks run` writes")
     environment = read_environment(folder)
@@ -46,13 +50,13 @@ def write_report(folder: Path) -> list[Path]:
     if layers or networks:
         parts += ["## Against the aims", _table(_aims(layers, networks), left=1)]
     if layers:
-        pictures += plots.draw_layers(layers, folder, where)
+        pictures += plots.draw_layers(layers, folder, where) if plots else []
         parts += [_picture(path) for path in pictures]
         parts += ["## Layers in short", _SHORT, _table(in_short(rows), left=4)]
     if networks:
-        path = plots.draw_networks(networks, folder, where)
-        pictures.append(path)
-        parts += ["## Networks", _NETWORKS, _picture(path), _table(_networks(networks), left=5)]
+        drawn = [plots.draw_networks(networks, folder, where)] if plots else []
+        pictures += drawn
+        parts += ["## Networks", _NETWORKS, *map(_picture, drawn), _table(_networks(networks), left=5)]
     if layers:
         parts += ["## Layers", _LAYERS, *_layers(layers)]
     if counted := read_table(folder / "counters.jsonl", counters_row):

@@ -202,3 +202,18 @@ def test_the_report_tells_what_the_first_half_hour_found(tmp_path: Path) -> None
     assert "Tests on this GPU: 1 failed, 700 passed; compute-sanitizer: passed." in text
     assert "`python -m gconv`: 1 of 2 results right. 1 of 2 is WRONG." in text
     assert "microseconds" in text and "l2 %" in text and "112.4" in text
+
+
+def test_without_matplotlib_a_report_has_tables_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import report
+
+    run = ["run", "--suite", "tiny", "--batch", "2", "--dtypes", "float32", "--passes", "forward"]
+    assert command.main([*run, "--contenders", "auto", "F.conv2d", "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(report, "plots", None)
+    assert command.main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'report.md'}\n" and "no pictures" in said.err
+    assert "## Layers in short" in (tmp_path / "report.md").read_text()

@@ -21,8 +21,8 @@ from gconv.kernels.forward import plan_forward
 from gconv.kernels.launch import Launch, Operands
 
 MOST = 15e-6  # seconds over F.conv2d, on the CPU, without gradients
-# Seconds over F.conv2d that the kernels may take, without and with a backward pass. On a GPU they may take 25
-# and 80 us (``gconv.dispatch.HOST``), but there F.conv2d itself takes some 15 us less a pass than on a CPU.
+# Seconds over F.conv2d that the kernels may take, without and with a backward pass. The aim on a GPU is 25 us
+# and 80, but there F.conv2d itself takes some 15 us less a pass than on a CPU.
 KERNELS_MOST = {"no_grad": 10e-6, "forward and backward": 30e-6}
 CALLS = {
     "function": lambda x, w, layer: gconv.group_conv2d(x, w, None, 1, 1, 1, 2),

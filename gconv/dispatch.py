@@ -25,8 +25,9 @@ BACKENDS = ("auto", *IMPLEMENTATIONS)
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_INSTALLED = find_spec("triton") is not None
 MOST_PIXELS = 2**31 - 2**10  # kernels number pixels and weights with 32 bits, whole tiles of them
-# Microseconds that a pass on the kernels may keep the host longer than F.conv2d (`make bench` checks it).
-# What PyTorch finishes sooner is bound by the host: no kernel makes it faster.
+# Microseconds that a pass must be known to take on the device before an eager call takes the kernels, which
+# keep the host some tens of them longer than F.conv2d (benchmarks/README.md). Where a convolution is shorter,
+# so is what is around it in a network: the device waits for the host, and no kernel makes it faster.
 HOST = 25.0
 
 # A plain global: torch.compile guards on it and compiles anew when it changes. It cannot trace a ContextVar,
@@ -148,8 +149,8 @@ def decide_call(
 ) -> dict[str, Decision]:
     """Decide who runs each of the ``passes`` that an eager call will need.
 
-    By "auto" the kernels run none of them unless one takes the device longer than they keep the host. In a
-    compiled graph, which holds the call already, each pass goes by :func:`decide` alone.
+    By "auto" the kernels run none of them unless one of those that they would run takes the device at least
+    ``HOST``. In a compiled graph, which holds the call already, each pass goes by :func:`decide` alone.
 
     Args:
         name, dtype, geometry: as in :func:`decide`.
@@ -169,8 +170,8 @@ def decide_call(
     if not taken or max(taken) >= HOST:
         return found
     reason = (
-        f"too small to gain in an eager call: PyTorch may need only {max(taken):.2g} us on the GPU, and "
-        f"launching the kernels costs the CPU up to {HOST:g} us more; use torch.compile or backend='triton'"
+        f"too small to gain in an eager call: PyTorch may need only {max(taken):.2g} us on the GPU, under "
+        f"{HOST:g}, and launching the kernels takes the CPU longer; use torch.compile or backend='triton'"
     )
     return {
         pass_: Decision("aten", reason if decision.backend == "triton" else decision.reason, decision.least)

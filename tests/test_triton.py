@@ -278,7 +278,7 @@ def geometry_of_batch(batch: int) -> ConvGeometry:
 def test_auto_leaves_small_eager_calls_to_pytorch(
     batch: int, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pass of 1.6 MB an image has a floor of 25 us, what the host takes longer, at 62.3 images."""
+    """A pass of 1.6 MB an image has a floor of 25 us at 62.3 images."""
     set_device(monkeypatch, "cuda", bandwidth=4e12)
     tensor, geometry, dtype = on_gpu(), geometry_of_batch(batch), torch.bfloat16
     assert dispatch.aten_alone("auto", tensor, dtype, geometry) != taken

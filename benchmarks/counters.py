@@ -141,20 +141,22 @@ def start_all(problems: Sequence[Problem], device: torch.device) -> list[list[st
     from triton import knobs
 
     names: list[list[str]] = []
+
+    def note(metadata: Any) -> None:
+        names[-1].append(metadata.get()["name"])
+
     for problem in problems:
-        seen: list[str] = []
-        hook = lambda metadata, seen=seen: seen.append(metadata.get()["name"])  # noqa: E731
+        names.append([])
         with problem.precision():
             operands = problem.draw(device)
             problem.run(operands, "triton")  # compiles
             torch.cuda.synchronize()
-            knobs.runtime.launch_enter_hook.add(hook)
+            knobs.runtime.launch_enter_hook.add(note)
             torch.cuda.profiler.start()
             problem.run(operands, "triton")
             torch.cuda.synchronize()
             torch.cuda.profiler.stop()
-            knobs.runtime.launch_enter_hook.remove(hook)
-        names.append(seen)
+            knobs.runtime.launch_enter_hook.remove(note)
     return names
 
 

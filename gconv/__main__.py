@@ -1,4 +1,4 @@
-"""``python -m gconv``: what gconv does on this machine; its other commands are named in ``COMMANDS``."""
+"""``python -m gconv``: check gconv on this machine, or run one of the other commands, ``COMMANDS``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMANDS = {
 EPILOG = "commands (--help tells more of each):\n" + "\n".join(f"  {n:9}{h}" for n, h in COMMANDS.items())
 PROFILE = """\
 Runs a network on random images and times each of its convolutions by itself: PyTorch's and gconv's, as the
-network runs and in channels_last. Ends in what gconv.convert(model) would make of the whole.
+network runs and in channels_last. Ends with an estimate of the whole network after gconv.convert(model).
 
   python -m gconv profile torchvision.models:resnext50_32x4d --batch 32 --type bfloat16 --train
 """
@@ -85,7 +85,7 @@ def profile_model(command: Sequence[str], prog: str) -> int:
     parser.add_argument(
         "--channels-last",
         action="store_true",
-        help="the network as it is in channels_last; default: contiguous",
+        help="put network and images into channels_last first; default: contiguous",
     )
     arguments = parser.parse_args(command)
     make, dtype = load_function(arguments.model), TYPES[arguments.type][0]

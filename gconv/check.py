@@ -27,7 +27,7 @@ FEW = 4  # images, which are enough to be right or wrong
 PLANS = 10  # that cuDNN tries, as it does for a user who sets torch.backends.cudnn.benchmark
 
 DESCRIPTION = """\
-Show what gconv does on this machine, in a minute on a GPU and some seconds elsewhere:
+Show what gconv does on this machine:
 
   the environment, and whose convolution `auto` takes here
   whether results are correct: every pass and type of the kernels, compared with float64

@@ -28,8 +28,8 @@ class Layer:
         geometry: such as "128 -> 256, 3x3, stride 2".
         swapped: whether it is a ``GroupConv2d`` now.
         reason: why it was swapped or left.
-        call: a large call of it, 256 images of 56 x 56, of which ``auto`` can be asked who would run it; None
-            where it was left, or has seen no input yet.
+        call: the sizes of a large call, 256 images of 56 x 56, for which the report asks who would run it;
+            None if the layer was left or has seen no input yet.
     """
 
     name: str

@@ -24,11 +24,9 @@ LOAD_BYTES = 2**26  # that are copied meanwhile, more than a cache holds
 
 def this_device() -> torch.device:
     """The GPU that is current, else the CPU."""
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def environment(device: torch.device) -> dict[str, Any]:

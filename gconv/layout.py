@@ -24,7 +24,7 @@ def move_to_channels_last(convolutions: Sequence[nn.Conv2d]) -> str:
         What was done, in words; empty if no weight changed the order of its numbers.
     """
     last = torch.channels_last
-    movable = [m for m in convolutions if _is_movable(_weight(m)) and _strides(_weight(m), last) is not None]
+    movable = [m for m in convolutions if _is_movable(_weight(m)) and not _lies_in(_weight(m), last)]
     weights = list({id(module.weight): module.weight for module in movable}.values())
     if _in_buckets(weights):
         return (
@@ -59,13 +59,12 @@ def _is_movable(weight: Any) -> bool:
     return alone and not weight.is_inference() and not (weight.is_cpu and weight.is_shared())
 
 
-def _strides(tensor: Tensor, layout: torch.memory_format) -> tuple[int, ...] | None:
-    """The strides of ``tensor`` in ``layout``, if they are others than its own.
+def _lies_in(tensor: Tensor, layout: torch.memory_format) -> bool:
+    """Whether ``tensor`` has the very strides of ``layout``.
 
-    Also where an axis of length 1 leaves a choice: of a 1x1 kernel, or of one input channel.
+    A 1x1 kernel, or one of a single input channel, is contiguous in both layouts; PyTorch goes by strides.
     """
-    wanted = torch.empty_like(tensor, device="meta", memory_format=layout).stride()
-    return None if wanted == tensor.stride() else wanted
+    return torch.empty_like(tensor, device="meta", memory_format=layout).stride() == tensor.stride()
 
 
 def _lay_out(weights: Sequence[nn.Parameter], layout: torch.memory_format) -> None:

@@ -46,7 +46,7 @@ TIMING = """
 def test_alone() -> None:
     open("ran.txt", "a").write(f"{os.getpid()} timing\\n")
 """
-FAILING = "def test_fails() -> None:\n    assert os.path.exists('mended.txt'), 'not mended'\n"
+FAILING = "def test_fails() -> None:\n    assert os.path.exists('fixed.txt'), 'not fixed'\n"
 CRASHING = "def test_crashes() -> None:\n    os._exit(7)\n"
 LOSING = """
 def test_loses_the_gpu() -> None:
@@ -108,9 +108,9 @@ def test_failures_show_and_only_what_has_not_passed_runs_again(capsys: pytest.Ca
     code, results = run(six=SIX, failing=FAILING, skipped=SKIPPED)
     assert code == 1 and results["counts"] == {"passed": 6, "failed": 1, "skipped": 1}
     said = capsys.readouterr().out
-    assert re.search(r"FAILED \S*test_failing.py::test_fails\nE +AssertionError: not mended", said)
+    assert re.search(r"FAILED \S*test_failing.py::test_fails\nE +AssertionError: not fixed", said)
     assert "skipped 1: needs kornia" in said
-    Path("mended.txt").touch()
+    Path("fixed.txt").touch()
     code, results = run(six=SIX, failing=FAILING)
     assert code == 0 and results["counts"] == {"passed": 7} and len(ran()) == 6
 

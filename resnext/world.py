@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -112,16 +114,30 @@ def join(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Imported later, by DistributedDataParallel, its functions' defaults would hold the group to the end.
+    import_module("torch.distributed.nn")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    # After an error of one process the others may never come to leave the group with it.
     try:
         yield World(device, dist.get_rank(), size)
     except (RuntimeError, UserError) as error:
+        if device.type == "cpu":  # NCCL would wait for processes that may never come
+            _leave()
         cause = str(error.__cause__ or error)
         if "closed by peer" in cause or "reset by peer" in cause:
             raise UserError("another process has ended, see above") from None
         raise
     except Interrupted:
-        dist.destroy_process_group()
+        _leave()
         raise
+    _leave()
+
+
+def _leave() -> None:
+    """Leaves the group, and ends its threads.
+
+    A thread of gloo that lets go of a tensor while Python shuts down aborts the process (PyTorch's pull
+    request 179291). The threads end with the last reference to the group, and DistributedDataParallel's is
+    in a cycle.
+    """
     dist.destroy_process_group()
+    gc.collect()

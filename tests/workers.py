@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -62,6 +63,9 @@ def in_a_group(rank: int, folder: Path) -> None:
             torch.save(states, folder / "states.pt")
     finally:
         dist.destroy_process_group()
+    # DTensor caches the group, so its threads run on, and one of them that lets go of a tensor while Python
+    # shuts down aborts the process: end it here.
+    os._exit(0)
 
 
 def data_parallel(rank: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from gconv.activation import ACTIVATIONS
 from gconv.kernels import batch_norm as norm_kernels
 from gconv.kernels import launch
 from gconv.kernels.device import Device
+from gconv.problem import cudnn_precision
 
 pytestmark = [
     pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
@@ -54,10 +55,10 @@ def test_batch_norm_in_sixteen_bits(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("case", ONE_OF_EACH[:2], ids=lambda case: case.name)
-def test_batch_norm_in_tf32(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_norm_in_tf32(case: Case) -> None:
     """In the interpreter, which multiplies in full: this is about the kernels that TF32 runs in."""
-    monkeypatch.setattr(launch, "float32_precision", lambda: "tf32")
-    check(norm_results(case, torch.float32))
+    with cudnn_precision("tf32"):
+        check(norm_results(case, torch.float32))
 
 
 @pytest.mark.parametrize("case", ONE_OF_EACH[:3] + PAIRS, ids=lambda case: case.name)

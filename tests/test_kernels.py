@@ -24,6 +24,7 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels import choice, launch, rules, tiles
 from gconv.kernels.device import Device
 from gconv.kernels.weight_grad import plan_weight_grad
+from gconv.problem import cudnn_precision
 
 pytestmark = [
     pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
@@ -101,10 +102,10 @@ def test_the_families_cover_every_kernel(kernel: str, packs: int) -> None:
 @pytest.mark.parametrize(
     "name", ["slide, width 4", "slide, width 3 to 5", "stride 2, odd", "stride 2, padding 3"]
 )
-def test_tf32_matches_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_matches_float64(name: str) -> None:
     """In the interpreter, which multiplies in full: this is about the kernels that TF32 runs in."""
-    monkeypatch.setattr(launch, "float32_precision", lambda: "tf32")
-    check_kernels(next(case for case in FAMILIES if case.name == name), torch.float32)
+    with cudnn_precision("tf32"):
+        check_kernels(next(case for case in FAMILIES if case.name == name), torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +160,8 @@ def test_any_geometry_matches_float64(kernel: str, examples: int, monkeypatch: p
     )
     def run(case: Case, dtype: torch.dtype, processors: int, precision: str) -> None:
         monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "interpreter", processors))
-        monkeypatch.setattr(launch, "float32_precision", lambda: precision)
-        check_kernels(case, dtype)
+        with cudnn_precision(precision):
+            check_kernels(case, dtype)
 
     run()
 

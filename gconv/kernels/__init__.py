@@ -7,7 +7,7 @@ import torch
 from gconv.geometry import ConvGeometry
 from gconv.kernels import choice
 from gconv.kernels.correlation import Correlation
-from gconv.kernels.device import device_of, float32_precision
+from gconv.kernels.device import device_of, precision_of
 from gconv.kernels.forward import forward, norm_forward
 from gconv.kernels.input_grad import input_grad, norm_input_grad
 from gconv.kernels.tiles import Tile
@@ -29,7 +29,7 @@ __all__ = [
 
 def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: torch.device) -> Tile:
     """Kernel and tile that a pass runs in, under PyTorch's present settings."""
-    return choice.tile_of(pass_, geometry, dtype, float32_precision(), device_of(device))
+    return choice.tile_of(pass_, geometry, dtype, precision_of(dtype), device_of(device))
 
 
 def verdict(
@@ -44,7 +44,7 @@ def verdict(
         layout: theirs, "channels_last" or "contiguous", which the kernels convert.
         device: where they are.
     """
-    return choice.verdict(pass_, geometry, dtype, _precision(dtype), layout, device_of(device))
+    return choice.verdict(pass_, geometry, dtype, precision_of(dtype), layout, device_of(device))
 
 
 def pays_for_a_call(
@@ -59,9 +59,6 @@ def pays_for_a_call(
 
     Other arguments are those of :func:`verdict`, whose answers this comes to.
     """
-    return choice.pays_for_a_call(passes, geometry, dtype, _precision(dtype), layout, device_of(device), host)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How tensors of a type are multiplied now; PyTorch takes a microsecond to tell."""
-    return float32_precision() if dtype == torch.float32 else "ieee"
+    return choice.pays_for_a_call(
+        passes, geometry, dtype, precision_of(dtype), layout, device_of(device), host
+    )

@@ -43,12 +43,13 @@ def device_of(device: torch.device) -> Device:
 
 
 def bandwidth_of(properties: Any) -> float:
-    """Bytes a second of a GPU's memory by its clock (kHz) and bus (bits), two transfers a clock."""
+    """Return the peak bytes a second of a GPU's memory: clock (kHz) times bus (bits), two transfers each."""
     found = 2e3 * getattr(properties, "memory_clock_rate", 0) * getattr(properties, "memory_bus_width", 0) / 8
     return found or math.inf  # unknown where a driver reports 0, as for memory shared with the host
 
 
-def float32_precision() -> str:
-    """How ``F.conv2d`` would multiply float32 on a GPU now: "tf32", or "ieee" in full."""
-    allowed = torch.version.hip is None and torch.backends.cudnn.conv.fp32_precision == "tf32"
-    return "tf32" if allowed else "ieee"
+def precision_of(dtype: torch.dtype) -> str:
+    """Return how ``F.conv2d`` would multiply tensors of a type on a GPU now: "tf32", or "ieee" in full."""
+    if dtype != torch.float32 or torch.version.hip is not None:  # first: the setting takes 1 us to read
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 from triton.runtime import driver
 
-from gconv.kernels.device import Device, device_of, float32_precision
+from gconv.kernels.device import Device, device_of, precision_of
 from gconv.kernels.tiles import Tile
 
 NEWEST_TRITON = "3.9"  # that `make compat` has run; the newest pair of pyproject.toml
@@ -40,9 +40,9 @@ class Operands(NamedTuple):
 
     @classmethod
     def of(cls, first: Tensor, second: Tensor) -> Operands:
-        """The description of two tensors, under PyTorch's present settings."""
-        precision = float32_precision() if first.dtype == torch.float32 else "ieee"
-        return cls(first.stride(), second.stride(), first.dtype, precision, device_of(first.device))
+        """Describe two tensors, under PyTorch's present settings."""
+        dtype, device = first.dtype, device_of(first.device)
+        return cls(first.stride(), second.stride(), dtype, precision_of(dtype), device)
 
     @property
     def kind(self) -> tuple[torch.dtype, str, Device]:

@@ -40,13 +40,13 @@ fails; please report that, with the output of --json.
 
 @dataclass(frozen=True)
 class Answer:
-    """What one pass of a layer gave.
+    """Whether one pass of a layer is right.
 
     Args:
         backend, type, pass_, layer: what ran.
         outcome: "right", "wrong", "failed", or "no memory" for what the GPU is too small for.
-        error: the largest difference from float64, as a part of the largest number; None if it is not finite,
-            or there is no result.
+        error: the largest difference from float64 over the largest number of the result; None if it is not
+            finite, or there is no result.
         message: what went wrong; empty if nothing did.
     """
 
@@ -61,13 +61,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one pass of a layer takes, in microseconds.
+    """How long one pass of a layer takes, in microseconds.
 
     Args:
         layer, pass_: what ran.
-        floor: its compulsory bytes at the speed of a copy.
-        gconv: the kernels', in channels_last.
-        channels_last, contiguous: PyTorch's own convolution's, in either layout.
+        floor: time to move its compulsory bytes at the speed of a copy.
+        gconv: time of the kernels, in channels_last.
+        channels_last, contiguous: time of PyTorch's own convolution in each layout.
         auto: who runs it after ``gconv.convert``, "triton" or "aten"; forward without gradients.
     """
 
@@ -81,27 +81,27 @@ class Timing:
 
     @property
     def best(self) -> float:
-        """PyTorch's own, in the layout that suits it."""
+        """Time of PyTorch's own convolution in its faster layout."""
         return min(self.channels_last.p50, self.contiguous.p50)
 
     @property
     def converted(self) -> float:
-        """What it takes after ``gconv.convert``."""
+        """Time after ``gconv.convert``."""
         return self.gconv.p50 if self.auto == "triton" else self.channels_last.p50
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that ``python -m gconv`` found; prints as its tables.
+    """Everything that ``python -m gconv`` found; ``print`` it as tables.
 
     Args:
         environment: machine and versions.
-        reason: why ``auto`` takes what it takes here.
+        reason: why ``auto`` chooses as it does here.
         kernels: whether the kernels can run here.
-        answers: whether results are right.
-        batch: images in what was timed.
-        timings: what was timed; nothing without a GPU.
-        untimed: passes that the memory did not suffice for, such as "128/32, 56x56, forward".
+        answers: which results are right.
+        batch: batch size of the timed layers.
+        timings: times of each pass; empty without a GPU.
+        untimed: passes too large for the GPU's memory, such as "128/32, 56x56, forward".
     """
 
     environment: dict[str, Any]
@@ -114,12 +114,12 @@ class Findings:
 
     @property
     def wrong(self) -> list[Answer]:
-        """The answers that are wrong, or that a kernel failed to give."""
+        """The answers that are wrong, and those of kernels that failed."""
         return [answer for answer in self.answers if answer.outcome in ("wrong", "failed")]
 
     @property
     def verdict(self) -> str:
-        """One sentence: what converting would bring here."""
+        """One sentence: what converting would gain here."""
         if self.wrong:
             return (
                 f"{len(self.wrong)} of {len(self.answers)} results are WRONG: do not use gconv here, "
@@ -143,7 +143,7 @@ class Findings:
         )
 
     def _gain(self, passes: Sequence[str]) -> tuple[float, float] | None:
-        """How many times as fast the network's layers are, over PyTorch at its best, and over contiguous."""
+        """Speedup of the network's layers over PyTorch in its better layout, and in contiguous layout."""
         often = {layer.name: blocks for layer, blocks in zip(LAYERS, BLOCKS, strict=True)}
         rows = [(often[t.layer], t) for t in self.timings if t.pass_ in passes]
         if not rows:
@@ -213,7 +213,7 @@ class Findings:
             yield f"auto takes kernels that are slower here in {slower} passes: run python -m gconv tune"
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
+        """Return everything in a form that JSON can hold."""
         return {**asdict(self), "verdict": self.verdict}
 
 
@@ -221,7 +221,7 @@ def check(batch: int = 256, processes: int | None = None) -> Findings:
     """Check and time gconv on this machine.
 
     Args:
-        batch: images in what is timed.
+        batch: batch size of the timed layers.
         processes: that compile kernels; by default one for each core.
     """
     device = this_device()
@@ -254,7 +254,7 @@ def check(batch: int = 256, processes: int | None = None) -> Findings:
 
 
 def _compile(problems: Sequence[Problem], device: torch.device, processes: int | None) -> None:
-    """Compile all that will run, on several cores; what fails to, fails again where it is run."""
+    """Compile everything that will run, on several cores; what does not compile fails again when it runs."""
     from gconv.kernels import compiled, tile_of, tuning  # imports Triton
 
     target, jobs = compiled.target_of(device), {}

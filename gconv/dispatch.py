@@ -36,9 +36,9 @@ _current = "auto"
 
 
 def backend(name: str) -> AbstractContextManager[None]:
-    """Runs the grouped convolutions inside the ``with`` block, and their backward passes, on one backend.
+    """Run the grouped convolutions inside the ``with`` block, and their backward passes, on one backend.
 
-    The setting is the process's, like those of ``torch.backends``, not the thread's. ``backend=`` in a call
+    The setting holds for the whole process, like those of ``torch.backends``. ``backend=`` in a call
     overrides it.
 
     Args:

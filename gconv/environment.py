@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 LOAD_SECONDS = 0.2  # until a GPU that was idle runs at the clocks of work
-LOAD_BYTES = 2**26  # that are copied meanwhile, more than a cache holds
+LOAD_BYTES = 2**26  # copied to load it: more than a cache holds
 
 
 def this_device() -> torch.device:
@@ -69,7 +69,7 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Of the checkout that gconv lies in; GCONV_COMMIT where the code travelled without its repository."""
+    """Return the commit of this checkout; ``GCONV_COMMIT`` names it for a copy without its repository."""
     folder = Path(__file__).parent
     command = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     return os.environ.get("GCONV_COMMIT") or _output(*command)
@@ -95,7 +95,7 @@ def busy(work: Callable[[], object]) -> Iterator[None]:
 
 
 def _copying(device: torch.device) -> Callable[[], None]:
-    """Return what keeps a GPU busy for a moment."""
+    """Return a function that keeps a GPU busy for a moment."""
     source, target = (torch.empty(LOAD_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
 
     def copy() -> None:

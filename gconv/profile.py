@@ -130,15 +130,15 @@ class Profile:
         return rows
 
     def _summary(self) -> list[tuple[str, ...]]:
-        rows = [("", "all", "grouped", "network", "")]
-        of_all, of_grouped = ([self.total(name, g) for name in ("floor", "aten")] for g in (False, True))
-        of_all, of_grouped = [*of_all, self.total_converted()], [*of_grouped, self.total_converted(True)]
-        networks = (None, self.network, self.network_with_gconv)
-        for name, *times in zip(("floor", "now", "converted"), of_all, of_grouped, networks, strict=True):
-            rows.append((name, *map(_microseconds, times), ""))
-        if self.network_with_gconv is not None:
-            rows[-1] = (*rows[-1][:-1], f"{self.network / self.network_with_gconv:.2f}x")
-        return rows
+        after = self.network_with_gconv
+        gain = "" if after is None else f"{self.network / after:.2f}x"
+        rows = (
+            ("floor", self.total("floor"), self.total("floor", grouped=True), None, ""),
+            ("now", self.total("aten"), self.total("aten", grouped=True), self.network, ""),
+            ("converted", self.total_converted(), self.total_converted(grouped=True), after, gain),
+        )
+        shown = [(name, *map(_microseconds, times), note) for name, *times, note in rows]
+        return [("", "all", "grouped", "network", ""), *shown]
 
     def _remarks(self) -> Iterator[str]:
         grouped = [c for c in self.convolutions if c.grouped]
@@ -232,16 +232,15 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _measure(call: Call) -> ProfiledConvolution:
-    """Who runs each pass, what it takes on each backend, and the floor of all; on a GPU in both layouts."""
+    """Decide who runs each pass, and time the passes on each backend; on a GPU in both layouts."""
+    if call.device.type == "meta":
+        return ProfiledConvolution(call, _decide(call), {}, None)
     other = None
     if call.device.type == "cuda" and call.layout == "contiguous":
         other = _measure(replace(call, layout="channels_last"))
-    seconds = {pass_: _time(call, pass_) for pass_ in call.passes} if call.device.type != "meta" else {}
-    floor = None
-    if call.device.type != "meta":
-        one = call.geometry.compulsory_bytes(call.dtype.itemsize) / copy_speed(call.device)
-        floor = len(call.passes) * one
-    return ProfiledConvolution(call, _decide(call), seconds, floor, other)
+    seconds = {pass_: _time(call, pass_) for pass_ in call.passes}
+    floor = call.geometry.compulsory_bytes(call.dtype.itemsize) / copy_speed(call.device)
+    return ProfiledConvolution(call, _decide(call), seconds, len(call.passes) * floor, other)
 
 
 def _decide(call: Call) -> dict[str, tuple[str, str]]:
@@ -253,9 +252,9 @@ def _decide(call: Call) -> dict[str, tuple[str, str]]:
 
 
 def _time(call: Call, pass_: str) -> dict[str, float]:
-    """Seconds of a pass on each backend that could run it.
+    """Return the seconds of a pass on each backend that can run it.
 
-    Of none for types that are not measured, and where the memory does not hold what measuring takes.
+    Empty for types that are not measured, and if the GPU's memory is too small to measure.
     """
     type_ = next((name for name, (dtype, _) in TYPES.items() if dtype == call.dtype), None)
     if type_ is None:

@@ -21,7 +21,7 @@ MOST_SETS = 512  # of operands
 LAUNCHES = 3  # of a graph, to see how long the host takes
 LEAST_PAUSE = 5e-4  # seconds that a GPU waits before a graph, at least
 HIGHEST_CLOCK = 3.5e9  # cycles a second: no GPU runs faster
-LOWEST_CLOCK = 1e8  # cycles a second: no GPU's highest clock is lower, so one that is was not told
+LOWEST_CLOCK = 1e8  # cycles a second: a driver that reports less does not know it
 SECONDS = 0.5  # that all rounds of a call should take at most, where that leaves LEAST_ROUNDS
 ROUNDS, LEAST_ROUNDS = 21, 5
 
@@ -128,7 +128,7 @@ def pause_before(launch: Callable[[], object], synchronize: Callable[[], object]
 
 
 def highest_clock(device: torch.device) -> float:
-    """Return the cycles a second that a GPU reaches, or more where neither PyTorch nor the driver tells."""
+    """Return the most cycles a second that a GPU reaches; ``HIGHEST_CLOCK`` if its driver does not know."""
     kilohertz = getattr(torch.cuda.get_device_properties(device), "clock_rate", 0)
     return 1e3 * kilohertz if 1e3 * kilohertz > LOWEST_CLOCK else HIGHEST_CLOCK
 

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from gconv.kernels.tuning import Finding
 
 DESCRIPTION = """\
-Measures the tiles that come into question for the grouped convolutions of some networks, or of your model,
-on the GPU that is here, and PyTorch's own convolution beside them. What is found is written down after each
-pass of each layer, and `auto` goes by it from the next process on: it takes gconv's kernels where they are
-at least 2% faster. A second run measures only what is not in the table yet; Ctrl-C loses nothing.
+Measure the candidate tiles for the grouped convolutions of some networks, or of your model, on this GPU, and
+PyTorch's own convolution for comparison. Results go into a table after each pass of each layer. `auto` uses
+the table from the next process on: it takes gconv's kernels where they are at least 2% faster. A second run
+measures only what is not in the table yet, so Ctrl-C loses nothing.
 
   python -m gconv tune                                                 the networks that gconv knows
   python -m gconv tune --model torchvision.models:regnet_y_8gf         yours: what MODULE:FUNCTION() returns

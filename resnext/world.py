@@ -1,4 +1,4 @@
-"""One process or many: what torchrun starts, and what they have to agree on."""
+"""The processes that train together, one or those that torchrun started, and what they agree on."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class World:
 
     Attributes:
         device: of this process.
-        rank: which it is.
-        size: how many there are.
+        rank: number of this process, from 0.
+        size: number of processes.
     """
 
     device: torch.device
@@ -36,17 +36,17 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that prints and writes."""
+        """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """``tensor``, summed in place over all processes."""
+        """Sum ``tensor`` over all processes, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """The ``value`` of each process."""
+        """Return the ``value`` of each process, in the order of ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -54,7 +54,7 @@ class World:
         return values
 
     def first_does(self, action: Callable[[], T]) -> T:
-        """What ``action`` gives in the first process, which alone runs it; what it raises, all raise."""
+        """Run ``action`` in the first process only; return its result, or raise its error, in all of them."""
         if self.size == 1:
             return action()
         outcome: list[Any] = [None, None]
@@ -66,7 +66,7 @@ class World:
         return outcome[0]
 
     def each_does(self, action: Callable[[], T]) -> T:
-        """What ``action`` gives in this process; where it fails in any of them, all raise that error."""
+        """Run ``action`` and return its result; if it fails in any process, all of them raise its error."""
         result, error = _outcome(action) if self.size > 1 else (action(), None)
         for failure in self.gather(error):
             if failure is not None:
@@ -74,12 +74,12 @@ class World:
         return result
 
     def agreed(self, error: Exception) -> Exception:
-        """What to raise for an error that all processes have come to: the first one prints it."""
+        """Return what to raise for an error that all processes raise, so that only the first prints it."""
         return error if self.first else ToldError(str(error))
 
 
 def _outcome(action: Callable[[], Any]) -> list[Any]:
-    """What ``action`` gives, and what a person can mend if it failed."""
+    """Run ``action`` and return [its result, None], or [None, the error] if a user can fix it."""
     try:
         return [action(), None]
     except (UserError, OSError) as error:
@@ -87,26 +87,29 @@ def _outcome(action: Callable[[], Any]) -> list[Any]:
 
 
 def rank() -> int:
-    """The number of this process among those that ``torchrun`` started."""
+    """Return the number of this process among those that ``torchrun`` started."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """The number of this process among those on this machine, which is also the number of its GPU."""
+    """Return the number of this process on this machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def local_size() -> int:
-    """How many processes ``torchrun`` started on this machine."""
+    """Return how many processes ``torchrun`` started on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
-    """The world that this process is in: those that ``torchrun`` started, else itself alone.
+    """Join the processes that ``torchrun`` started, and leave them at the end; without it, train alone.
 
     Args:
         device: of this process.
+
+    Raises:
+        UserError: another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -133,7 +136,7 @@ def join(device: torch.device) -> Iterator[World]:
 
 
 def _leave() -> None:
-    """Leaves the group, and ends its threads.
+    """Leave the group, and end its threads.
 
     A thread of gloo that lets go of a tensor while Python shuts down aborts the process (PyTorch's pull
     request 179291). The threads end with the last reference to the group, and DistributedDataParallel's is

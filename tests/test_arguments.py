@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gconv
+from gconv import functional
 
 BACKENDS = ("aten", "reference")
 X, W, B = torch.randn(1, 4, 5, 5), torch.randn(6, 2, 3, 3), torch.randn(6)
@@ -86,14 +87,26 @@ def test_bad_arguments_raise_with_the_numbers(
         gconv.group_conv2d(**(RIGHT | change), backend=backend)
 
 
-@pytest.mark.parametrize("name", ["stride", "padding", "dilation", "groups"])
-def test_what_equals_a_checked_number_is_checked_itself(name: str) -> None:
-    """``True == 1.0 == 1``, so a kept answer must not count for them."""
-    right = {"groups": 2} | {name: 1 if name != "groups" else 2}
-    gconv.group_conv2d(X, W, B, **right)
-    for wrong in (True, 1.0) if name == "groups" else (True, 1.0, (1, True), (1.0, 1)):
-        with pytest.raises(TypeError, match=f"{name} must be"):
-            gconv.group_conv2d(X, W, B, **(right | {name: wrong}))
+EQUAL = [(1, True), (1, 1.0), ((1, 1), (1, True)), ((1, 1), (1.0, 1))]
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [*((name, *pair) for name in ("stride", "padding", "dilation") for pair in EQUAL), ("groups", 2, 2.0)],
+)
+def test_what_equals_a_checked_number_is_checked_itself(name: str, right: Any, wrong: Any) -> None:
+    """``True == 1.0 == 1``, so an answer that is kept for one must not count for the others."""
+    gconv.group_conv2d(**(RIGHT | {name: right}))
+    with pytest.raises(TypeError, match=f"{name} must be"):
+        gconv.group_conv2d(**(RIGHT | {name: wrong}))
+
+
+def test_checked_sizes_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "_checked", {})
+    monkeypatch.setattr(functional, "CHECKED", 2)
+    for batch in (1, 2, 3, 1):
+        gconv.group_conv2d(X.expand(batch, -1, -1, -1), W, groups=2)
+    assert [geometry.input_size[0] for geometry in functional._checked.values()] == [1, 2]
 
 
 @pytest.mark.parametrize("transform", [torch.vmap, torch.func.functionalize], ids=["vmap", "functionalize"])

@@ -22,7 +22,7 @@ from torch import Tensor
 from gconv import kernels
 from gconv.geometry import ConvGeometry
 from gconv.kernels import choice, launch, rules, tiles
-from gconv.kernels.device import Device
+from gconv.kernels.device import Device, precision_of
 from gconv.kernels.weight_grad import plan_weight_grad
 from gconv.problem import cudnn_precision
 
@@ -97,6 +97,13 @@ def test_the_families_cover_every_kernel(kernel: str, packs: int) -> None:
         tile = kernels.tile_of(pass_, geometry_of(case), torch.float16, torch.device("cpu"))
         used.add((tile.kernel, tile.packs))
     assert (kernel, packs) in used
+
+
+@pytest.mark.parametrize("setting", ["tf32", "ieee"])
+def test_only_float32_is_multiplied_as_cudnn_is_set(setting: str) -> None:
+    with cudnn_precision(setting):
+        assert precision_of(torch.float32) == setting
+        assert precision_of(torch.bfloat16) == precision_of(torch.float16) == "ieee"
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -270,6 +272,31 @@ def test_tuning_leaves_out_what_is_wrong_and_keeps_the_fastest(monkeypatch: pyte
     monkeypatch.setattr(tuning, "_run", lambda *a: run(*a) * 1.5)
     finding = tuning.tune(problem, [fast], CPU)
     assert finding.tile is None and finding.triton == {} and set(finding.aten) == set(LAYOUTS)
+
+
+def test_tuning_leaves_out_what_spills_or_does_not_compile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from gconv.kernels import compiled, tuning
+    from gconv.kernels.candidates import candidates
+    from gconv.kernels.device import Device
+
+    gpu = Device("cuda", "NVIDIA Test", 132, 90)
+    problem = Problem("forward", SUITES["tiny"][0].geometry(1), "float16")
+    broken, spilling, *others = candidates("forward", problem.geometry, torch.float16, "ieee", gpu)
+
+    def compile_job(job: Any) -> SimpleNamespace:
+        if job.tile == broken:
+            raise ValueError("too large")
+        return SimpleNamespace(spills=int(job.tile == spilling))
+
+    monkeypatch.setattr(tuning, "device_of", lambda _: gpu)
+    monkeypatch.setattr(compiled, "target_of", lambda _: "sm_90")
+    monkeypatch.setattr(compiled.Job, "binary", property(lambda job: job.tile))
+    monkeypatch.setattr(compiled, "compile_job", compile_job)
+    monkeypatch.setattr(tuning, "ProcessPoolExecutor", lambda processes, _: ThreadPoolExecutor(processes))
+    assert tuning.compile_candidates([problem], CPU) == {problem: others}
+    assert f"left out, it does not compile: {broken}: ValueError('too large')" in capsys.readouterr().err
 
 
 @interpreted

@@ -21,11 +21,22 @@ def threads() -> list[str]:
     return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 
 
-def train_and_leave(rank: int, folder: Path, fails: bool) -> None:
-    """Joins as one of two processes, takes a step, leaves, and writes down which threads of gloo are left."""
+def join_two(rank: int, folder: Path) -> None:
+    """Makes ``world.join`` in this process meet another one in ``folder``, without torchrun."""
     os.environ["WORLD_SIZE"] = "2"
     init, meeting = torch.distributed.init_process_group, f"file://{folder}/meeting"
     torch.distributed.init_process_group = lambda backend: init(backend, meeting, rank=rank, world_size=2)
+
+
+def fail_in(here: world.World, rank: int) -> None:
+    """Raises in the process of ``rank`` alone."""
+    if here.rank == rank:
+        raise UserError("only the first is asked" if rank == 0 else "only the second fails")
+
+
+def train_and_leave(rank: int, folder: Path, fails: bool) -> None:
+    """Joins as one of two processes, takes a step, leaves, and writes down which threads of gloo are left."""
+    join_two(rank, folder)
     try:
         with world.join(CPU):
             assert any("gloo" in name for name in threads())
@@ -46,3 +57,23 @@ def test_no_thread_of_a_group_that_was_left_runs_on(tmp_path: Path, fails: bool)
     """One that lets go of a tensor while Python shuts down would abort the process."""
     torch.multiprocessing.spawn(train_and_leave, (tmp_path, fails), nprocs=2)
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["", ""]
+
+
+def agree(rank: int, folder: Path) -> None:
+    """Joins as one of two processes, asks both to act, and writes down who did and what came of it."""
+    join_two(rank, folder)
+    with world.join(CPU) as both:
+        acted: list[int] = []
+        both.first_does(lambda: acted.append(both.rank))
+        told = both.first_does(lambda: f"told by {both.rank}")
+        each = both.each_does(lambda: both.rank)
+        with pytest.raises(UserError, match="only the second fails"):
+            both.each_does(lambda: fail_in(both, 1))
+        with pytest.raises(UserError, match="only the first is asked"):
+            both.first_does(lambda: fail_in(both, 0))
+    (folder / str(rank)).write_text(f"{acted} {told} {each}")
+
+
+def test_processes_act_together_and_fail_together(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(agree, (tmp_path,), nprocs=2)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["[0] told by 0 0", "[] told by 0 1"]

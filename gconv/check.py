@@ -45,7 +45,7 @@ class Answer:
     Args:
         backend, type, pass_, layer: what ran.
         outcome: "right", "wrong", "failed", or "no memory" for what the GPU is too small for.
-        error: the largest difference from float64 over the largest number of the result; None if it is not
+        error: the largest difference from float64, divided by the largest float64 number; None if it is not
             finite, or there is no result.
         message: what went wrong; empty if nothing did.
     """

@@ -16,7 +16,7 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 	@echo "look at runs/demo/curves.png, confusion.png and mistakes.png; go on with: . .venv/bin/activate; resnext --help"
 
 examples: .venv/dev.installed  ## run examples/: a timm network in three lines, a RegNet, a ConvNeXt (1 minute)
-	for script in examples/*.py; do echo "== $$script"; $(BIN)/python tests/zoo.py $$script || exit 1; done
+	for script in examples/*.py; do echo "== $$script"; $(BIN)/python tests/support/zoo.py $$script || exit 1; done
 
 test: .venv/dev.installed  ## run the tests (3 minutes)
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --benchmark-disable
@@ -28,16 +28,16 @@ matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five G
 	$(BIN)/python -m benchmarks.matrix --triton .venv/triton-3.6
 
 compat: .venv/dev.installed  ## test the oldest and the newest supported torch and Triton (7 minutes, 1.5 GB of downloads)
-	$(BIN)/python tests/compat.py .venv/compat
+	$(BIN)/python tests/project/compat.py .venv/compat
 
 kernels: .venv/dev.installed  ## print registers, spills and instructions of every kernel, for five GPUs (2 minutes)
-	$(BIN)/python -m gconv.kernels
+	$(BIN)/python -m gconv kernels
 
 gpu: .venv/dev.installed  ## test the kernels on the GPU of this machine (minutes; goes on where it was stopped)
-	$(BIN)/python tests/on_gpu.py --out runs/gpu.json
+	$(BIN)/python tests/gpu/on_gpu.py --out runs/gpu.json
 
 measure: .venv/dev.installed  ## tune and measure on the GPU that is here (hours; goes on where it was stopped)
-	GCONV_CACHE=gconv/kernels/measured $(BIN)/python -m gconv.tune
+	GCONV_CACHE=gconv/kernels/measured $(BIN)/python -m gconv tune
 	$(BIN)/python -m benchmarks run
 	$(BIN)/python -m benchmarks networks
 	$(BIN)/python -m benchmarks report

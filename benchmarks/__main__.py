@@ -17,13 +17,15 @@ from benchmarks import counters, first, layers, networks
 from benchmarks.peers import RUNNERS, Contender, applies, contenders
 from benchmarks.store import Store, is_wrong
 from benchmarks.summary import in_short, spread
-from gconv.dispatch import why_not_triton
-from gconv.environment import environment, slug, this_device
+from gconv.dispatch import this_device, why_not_triton
 from gconv.geometry import PASSES
-from gconv.problem import TYPES, Problem
-from gconv.suites import REAL, SUITES
-from gconv.terminal import STOPPED, add_names, columns, count, fail, minutes, run_resumable, track
-from gconv.timing import copy_speed
+from gconv.kernels.choice import slug
+from gconv.measure.environment import environment
+from gconv.measure.problem import TYPES, Problem
+from gconv.measure.suites import REAL, SUITES
+from gconv.measure.terminal import STOPPED, add_names, count, fail, minutes, run_resumable, track
+from gconv.measure.timing import copy_speed
+from gconv.text import columns
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from gconv.geometry import ConvGeometry
-from gconv.problem import Problem
+from gconv.measure.problem import Problem
 
 # By what a row calls them: metrics of Nsight Compute in its base units, and what to multiply them by.
 METRICS = {

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gconv.environment import commit
-from gconv.terminal import STOPPED, columns
+from gconv.measure.environment import commit
+from gconv.measure.terminal import STOPPED
+from gconv.text import columns
 
 ROOT = Path(__file__).parent.parent
 DESCRIPTION = """\
@@ -54,7 +55,7 @@ class Part:
 
 STEPS = {
     "right": (
-        Part("tests", ("tests/on_gpu.py", "--out", "{out}/tests.json"), 0.85),
+        Part("tests", ("tests/gpu/on_gpu.py", "--out", "{out}/tests.json"), 0.85),
         Part("check", ("-m", "gconv", "--json"), output="check.json", once=True),
     ),
     "where": (

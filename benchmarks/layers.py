@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import RUNNERS, Contender, Run, who_runs
-from gconv.problem import Operands, Problem, run_poisoned
-from gconv.suites import Layer
-from gconv.timing import (
+from gconv.measure.problem import Operands, Problem, run_poisoned
+from gconv.measure.suites import Layer
+from gconv.measure.timing import (
     Call,
     Times,
     cudnn_searching,

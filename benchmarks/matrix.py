@@ -1,6 +1,6 @@
 """``python -m benchmarks.matrix``: compile every kernel for every GPU, and keep what the compiler made of it.
 
-Each table is what ``python -m gconv.kernels`` prints. All are written together, with their stamp, once all of
+Each table is what ``python -m gconv kernels`` prints. All are written together, with their stamp, once all of
 them are made and no kernel for an NVIDIA GPU spills. Finished tables wait in build/, and Triton keeps its
 binaries, so the same command goes on where it was stopped.
 """
@@ -22,9 +22,9 @@ import triton
 
 from benchmarks import stamps
 from benchmarks.sources import ROOT, digests
-from gconv.terminal import fail
+from gconv.measure.terminal import fail
 
-# Options of ``python -m gconv.kernels`` for each table; its defaults are float16, five suites and five GPUs.
+# Options of ``python -m gconv kernels`` for each table; its defaults are float16, five suites and five GPUs.
 TABLES = {
     "plain": ("--dtypes", "float16", "bfloat16", "tf32", "float32"),
     "epilogue": ("--form", "epilogue"),
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.matrix",
         description=__doc__.partition("\n\n")[2],
-        epilog="Other options go to python -m gconv.kernels, to try a part: --suite tiny --out DIR.",
+        epilog="Other options go to python -m gconv kernels, to try a part: --suite tiny --out DIR.",
     )
     parser.add_argument(
         "--triton", type=Path, nargs="*", default=[], metavar="DIR",

@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 import gconv
 from benchmarks.layers import in_a_line
 from gconv import GroupConv2d
-from gconv.problem import LAYOUTS, cudnn_precision
-from gconv.timing import cudnn_searching, wall_time
+from gconv.measure.problem import LAYOUTS, cudnn_precision
+from gconv.measure.timing import cudnn_searching, wall_time
 from resnext.model import VARIANTS, ResNeXt
 
 TASKS = ("inference", "training")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import gconv
 from gconv import dispatch
-from gconv.problem import LAYOUTS, Operands, Problem
+from gconv.measure.problem import LAYOUTS, Operands, Problem
 
 Run = Callable[[Operands], Tensor]
 

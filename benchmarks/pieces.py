@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from gconv.kernels.device import device_of
-from gconv.timing import copy_speed, sets_of_operands, time_together
+from gconv.measure.timing import copy_speed, sets_of_operands, time_together
 
 PIECES = (32, 64, 128, 256)  # bytes of a pixel
 WAYS = ("copy", "read")  # x to y, and x and y to nowhere

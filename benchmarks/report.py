@@ -25,7 +25,7 @@ from benchmarks.summary import (
     times,
     worst_gain,
 )
-from gconv.terminal import fail
+from gconv.measure.terminal import fail
 
 try:
     from benchmarks import plots

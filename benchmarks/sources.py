@@ -20,8 +20,8 @@ Read = Callable[[str], str | None]  # the text of a file, by its path from the r
 # What prints, draws and writes, and decides no number: not followed.
 SHOWS = (
     "gconv:__version__",
-    "gconv.explain",
-    "gconv.terminal",
+    "gconv.measure.explain",
+    "gconv.measure.terminal",
     "resnext.announcement",
     "resnext.checkpoint",
     "resnext.errors",
@@ -53,7 +53,7 @@ def digests(roots: Iterable[str], read: Read = read_working_tree) -> dict[str, s
     """Return a digest for each file that holds definitions which decide what ``roots`` do.
 
     Args:
-        roots: modules, such as "gconv.suites", and definitions in them, such as "gconv.suites:SUITES".
+        roots: modules, such as "gconv.geometry", and definitions in them, such as "gconv.geometry:PASSES".
         read: reads a file of the repository. Defaults to those of the working tree.
     """
     search = _Search(read)

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.sources import ROOT, at_commit, digests, resolve
 from gconv.kernels import choice
-from gconv.terminal import fail
+from gconv.measure.terminal import fail
 
 FOLDER = ROOT / "benchmarks" / "results"
 STAMPS = FOLDER / "stamps.json"
@@ -47,8 +47,8 @@ RESULTS = {
         "make matrix",
         (
             "benchmarks.matrix:TABLES",
-            "gconv.kernels.compiled:compile_job",
-            "gconv.kernels.compiled:find_jobs",
+            "gconv.measure.compiled:compile_job",
+            "gconv.measure.compiled:find_jobs",
         ),
         must_hold=True,
     ),
@@ -64,7 +64,7 @@ RESULTS = {
         ("benchmarks.accuracy", "gconv.reference"),
     ),
     "cpu/profile.txt": Result(
-        "python tests/zoo.py examples/timm_in_three_lines.py --batch 4 --image 128",
+        "python tests/support/zoo.py examples/timm_in_three_lines.py --batch 4 --image 128",
         ("examples.timm_in_three_lines", "gconv.aten"),
     ),
 }
@@ -119,7 +119,7 @@ def table() -> str:
         commit = (saved["environment"].get("commit") or "")[:7]
         outdated = choice.outdated(saved["kernels"])
         since = f"**changed**: {', '.join(outdated)}" if outdated else "unchanged"
-        rows.append(f"| `{choice.SHIPPED.name}/{path.name}` | `python -m gconv.tune` | {commit} | {since} |")
+        rows.append(f"| `{choice.SHIPPED.name}/{path.name}` | `python -m gconv tune` | {commit} | {since} |")
     return "\n".join(rows) + "\n"
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gconv.terminal import fail
+from gconv.measure.terminal import fail
 
 SAME = ("gpu", "cpu", "torch", "triton", "cudnn", "commit")  # what rows of one folder have in common
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.layers import CASE
 from benchmarks.peers import PEERS
-from gconv.problem import LAYOUTS
-from gconv.timing import Times
+from gconv.measure.problem import LAYOUTS
+from gconv.measure.timing import Times
 
 Row = dict[str, Any]
 Rows = Sequence[Row]

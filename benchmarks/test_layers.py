@@ -15,9 +15,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.layers import cases, measure
 from benchmarks.peers import RUNNERS, Contender
 from gconv.dispatch import PASSES
-from gconv.problem import Problem
-from gconv.suites import SUITES
-from gconv.timing import copy_speed, cudnn_searching
+from gconv.measure.problem import Problem
+from gconv.measure.suites import SUITES
+from gconv.measure.timing import copy_speed, cudnn_searching
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

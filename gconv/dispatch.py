@@ -211,6 +211,13 @@ def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry
     return kernels.pays_for_a_call(passes_needed(), geometry, dtype, layout_of(input), device, HOST)
 
 
+def this_device() -> torch.device:
+    """The GPU that is current, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def layout_of(tensor: Tensor) -> str:
     """Return "channels_last" where the channels lie side by side in memory, else "contiguous"."""
     return "channels_last" if tensor.stride(-3) == 1 else "contiguous"

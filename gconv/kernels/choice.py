@@ -1,6 +1,6 @@
 """Which tile a pass runs in, and whether it beats PyTorch's own: as measured on the GPU, else by rule.
 
-A table of measurements is one JSON file for each GPU, which ``python -m gconv.tune`` writes: those that come
+A table of measurements is one JSON file for each GPU, which ``python -m gconv tune`` writes: those that come
 with gconv are in ``measured/``, the user's own, which go before them, in :func:`user_folder`. The entry that
 counts for a geometry is the nearest one of its kind, which has the same group widths, kernel, stride and so
 on, and another number of images, pixels or groups.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
@@ -21,7 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gconv.environment import slug
 from gconv.geometry import ConvGeometry
 from gconv.kernels.device import Device
 from gconv.kernels.rules import tile_by_rule
@@ -247,6 +247,11 @@ def write_entries(path: Path, entries: Iterable[Entry], environment: dict[str, A
 def file_name(device_name: str) -> str:
     """Such as nvidia-h200.json."""
     return f"{slug(device_name)}.json"
+
+
+def slug(name: str) -> str:
+    """A device's name as files and folders bear it, such as nvidia-h200."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def user_folder() -> Path:

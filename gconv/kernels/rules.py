@@ -1,6 +1,6 @@
 """Which kernel runs a geometry, and in tiles of what size, by rule.
 
-The rules come from register counts, which ``python -m gconv.kernels`` prints: the largest tile that keeps its
+The rules come from register counts, which ``python -m gconv kernels`` prints: the largest tile that keeps its
 weights and sums in registers, with enough of them left that other programs hide the latency of memory. Where
 a GPU was measured, :mod:`~gconv.kernels.choice` knows better.
 """

@@ -1,0 +1,39 @@
+"""``python -m gconv``: check gconv on this machine, or run one of the other commands, ``COMMANDS``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from gconv import dispatch
+from gconv.measure.terminal import fail
+
+COMMANDS = {
+    "tune": "measure which tiles of the kernels are fastest on this GPU; auto then uses the results",
+    "profile": "time each convolution of your network, and estimate what gconv would gain",
+    "kernels": "compile the kernels and print registers, spills and instructions; needs no GPU",
+}
+
+
+def main(command: Sequence[str] | None = None) -> int:
+    """Run the command that the command line names; the check of this machine if it names none."""
+    command = sys.argv[1:] if command is None else list(command)
+    try:
+        return _run(command)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(command: list[str]) -> int:
+    prog, (name, *rest) = "python -m gconv", command or [""]
+    if name not in COMMANDS:
+        return import_module("gconv.commands.check").main(command, prog, COMMANDS)
+    if name == "kernels" and not dispatch.TRITON_INSTALLED:
+        fail("Triton is not installed; pip install triton")
+    return import_module(f"gconv.commands.{name}").main(rest, f"{prog} {name}")

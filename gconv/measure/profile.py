@@ -1,0 +1,281 @@
+"""``profile``: the convolutions of a network, what each takes and could take, and what gconv would gain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from gconv import dispatch
+from gconv.measure.problem import TYPES, Operands, Problem
+from gconv.measure.recorder import Call, record
+from gconv.measure.terminal import track
+from gconv.measure.timing import copy_speed, time_together, wall_time
+from gconv.text import columns
+
+
+@dataclass(frozen=True)
+class ProfiledConvolution:
+    """A convolution of a network.
+
+    Attributes:
+        call: name, geometry, type, layout and passes.
+        backends: who runs each pass where ``auto`` decides, and why. PyTorch for dense ones, as ``convert``
+            leaves them.
+        seconds: by pass and backend, for those that were measured.
+        floor: seconds that the passes take at the least, moving their operands once; None on meta.
+        in_channels_last: the same in channels_last, as after ``convert``, where it runs contiguous on a GPU;
+            None elsewhere.
+    """
+
+    call: Call
+    backends: Mapping[str, tuple[str, str]]
+    seconds: Mapping[str, Mapping[str, float]]
+    floor: float | None
+    in_channels_last: ProfiledConvolution | None = None
+
+    @property
+    def converted(self) -> ProfiledConvolution:
+        """The convolution as it runs after ``convert``."""
+        return self.in_channels_last or self
+
+    @property
+    def grouped(self) -> bool:
+        """Whether there is more than one group."""
+        return self.call.geometry.groups > 1
+
+    def total(self, backend: str) -> float | None:
+        """Seconds of all passes on "auto", "aten" or "triton"; None where one was not measured."""
+        chosen = {p: self.backends[p][0] if backend == "auto" else backend for p in self.call.passes}
+        times = [self.seconds.get(p, {}).get(name) for p, name in chosen.items()]
+        return None if None in times else sum(times)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What :func:`profile` found; prints as a table.
+
+    Attributes:
+        convolutions: in the order in which they ran.
+        training: whether it was a training step, or a forward pass without gradients.
+        network: seconds that the whole network took with PyTorch's own convolutions; None on meta.
+    """
+
+    convolutions: tuple[ProfiledConvolution, ...]
+    training: bool
+    network: float | None
+
+    def total(self, backend: str, grouped: bool = False) -> float | None:
+        """Seconds of all convolutions, or of the grouped ones; "floor" is a backend here.
+
+        None where one of them was not measured.
+        """
+        chosen = [c for c in self.convolutions if c.grouped or not grouped]
+        times = [c.floor if backend == "floor" else c.total(backend) for c in chosen]
+        return None if None in times else sum(times)
+
+    def total_converted(self, grouped: bool = False) -> float | None:
+        """Seconds of all convolutions, or of the grouped ones, after ``convert``.
+
+        Grouped ones run as ``auto`` decides, depthwise ones too, which ``convert`` takes on request. On a GPU
+        all run in channels_last. None where one of them was not measured.
+        """
+        chosen = [c for c in self.convolutions if c.grouped or not grouped]
+        times = [c.converted.total("auto" if c.grouped else "aten") for c in chosen]
+        return None if None in times else sum(times)
+
+    @property
+    def network_with_gconv(self) -> float | None:
+        """Seconds that the network would take after ``convert``, if all else took as long as it does."""
+        before, after = self.total("aten"), self.total_converted()
+        return None if None in (self.network, before, after) else self.network - before + after
+
+    def __str__(self) -> str:
+        what = "training step" if self.training else "forward pass"
+        if not self.convolutions:
+            return (
+                f"no call of F.conv2d or group_conv2d in a {what}; "
+                "what an exported or otherwise compiled graph calls does not show"
+            )
+        first = self.convolutions[0].call
+        lines = [
+            f"{len(self.convolutions)} convolutions in a {what}, {first.dtype} on {first.device}, in us",
+            *["cl: in channels_last, as after gconv.convert"] * self._has_both_layouts,
+            columns(self._rows(), left=3, rule=True),
+            "",
+            columns(self._summary(), left=1),
+        ]
+        return "\n".join([*lines, *self._remarks()])
+
+    @property
+    def _has_both_layouts(self) -> bool:
+        return any(c.in_channels_last for c in self.convolutions)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        timed = [b for b in ("aten", "triton") if any(c.total(b) is not None for c in self.convolutions)]
+        both = [f"{b} cl" for b in timed] if self._has_both_layouts else []
+        rows = [("layer", "convolution", "auto", "floor", *timed, *both)]
+        for c in self.convolutions:
+            names = {p: c.converted.backends[p][0] for p in c.call.passes}
+            auto = names["forward"] if len({*names.values()}) == 1 else "/".join(names.values())
+            times = [c.floor, *map(c.total, timed), *(map(c.converted.total, timed) if both else ())]
+            name = c.call.name or "(the model)"
+            shown = map(_microseconds, times)
+            rows.append((name, str(c.call.geometry), auto if c.grouped else "dense", *shown))
+        return rows
+
+    def _summary(self) -> list[tuple[str, ...]]:
+        after = self.network_with_gconv
+        gain = "" if after is None else f"{self.network / after:.2f}x"
+        rows = (
+            ("floor", self.total("floor"), self.total("floor", grouped=True), None, ""),
+            ("now", self.total("aten"), self.total("aten", grouped=True), self.network, ""),
+            ("converted", self.total_converted(), self.total_converted(grouped=True), after, gain),
+        )
+        shown = [(name, *map(_microseconds, times), note) for name, *times, note in rows]
+        return [("", "all", "grouped", "network", ""), *shown]
+
+    def _remarks(self) -> Iterator[str]:
+        grouped = [c for c in self.convolutions if c.grouped]
+        if not grouped:
+            yield "none of them is grouped: there is nothing to gain"
+        decided = [c.converted.backends[p] for c in grouped for p in c.call.passes]
+        reasons = dict.fromkeys(reason for backend, reason in decided if backend == "aten")
+        yield from (f"aten: {reason}" for reason in reasons)
+        unmeasured = {str(c.call.dtype) for c in self.convolutions if c.floor and c.total("aten") is None}
+        if unmeasured:
+            yield f"not timed one by one: {', '.join(sorted(unmeasured))}"
+        depthwise = sum(c.call.geometry.channels_per_group[0] == 1 for c in grouped)
+        if depthwise:
+            yield f"{depthwise} of the grouped ones are depthwise: convert(..., depthwise=True) takes those"
+
+
+def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profile:
+    """Runs a network and measures each of its convolutions: what would it gain from gconv?
+
+    The network may be converted or not. It runs as it is set: with gradients in training mode, where those of
+    the convolutions are measured as well, without in evaluation mode; under autocast where that is on. One
+    run is watched, and a few are timed, on PyTorch's own convolutions. Then the passes of each convolution
+    are timed by themselves: PyTorch's, and on a GPU gconv's, where there is more than one group. Buffers get
+    their values back, parameters and their gradients are not touched; random numbers are drawn.
+
+    Args:
+        model: a network, compiled or not: it is run eagerly.
+        example_input: its input, or a tuple of its positional arguments; on meta nothing is timed.
+
+    Returns:
+        A table of the convolutions, with the memory floor and the backend that ``auto`` takes; ``print`` it.
+
+    Raises:
+        TypeError: ``model`` is no module, or a TorchScript one, or returns nothing with a gradient in
+            training mode.
+        ValueError: it has lazy layers that have seen no input yet.
+        Exception: whatever the model raises on the input.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("what a TorchScript module calls cannot be seen: profile before torch.jit.script")
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, in whose graphs no call is seen
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise ValueError("the model has lazy layers that have seen no input: run it once before")
+    network = None
+    training = model.training and not torch.is_inference_mode_enabled()
+    with _buffers_kept(model), torch.set_grad_enabled(training):
+        calls = record(model, lambda: model(*arguments))
+        if calls and calls[0].device.type != "meta":
+            with dispatch.backend("aten"):
+                network = wall_time(lambda: _step(model, arguments), calls[0].device, seconds=0).p50
+    distinct = list(dict.fromkeys(replace(call, name="") for call in calls))
+    measured = {call: _measure(call) for call in track(distinct, "measuring convolutions", lines=0)}
+    convolutions = [replace(measured[replace(call, name="")], call=call) for call in calls]
+    return Profile(tuple(convolutions), training, network)
+
+
+def _step(model: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """A forward pass, and where gradients are on a backward pass, which leaves every ``grad`` alone."""
+    outputs = tree_leaves(model(*arguments))
+    tensors = (*model.parameters(), *(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)))
+    inputs = [tensor for tensor in tensors if tensor.requires_grad]
+    if not inputs or not torch.is_grad_enabled():
+        return
+    roots = [output for output in outputs if isinstance(output, Tensor) and output.requires_grad]
+    if not roots:
+        raise TypeError(
+            "in training mode the model must return a tensor with a gradient, or a tuple, list or dict of "
+            "such: profile it in evaluation mode, or return one"
+        )
+    torch.autograd.grad(roots, inputs, [torch.ones_like(root) for root in roots], allow_unused=True)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Gives buffers, such as a batch norm's running statistics, the values back that they had."""
+    modules = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [buffer for _, named in modules for buffer in named.values() if buffer is not None]
+    values = [buffer.detach().clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for module, named in modules:
+            module._buffers.update(named)
+        with torch.no_grad():
+            for buffer, value in zip(buffers, values, strict=True):
+                if not buffer.is_meta and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _measure(call: Call) -> ProfiledConvolution:
+    """Decide who runs each pass, and time the passes on each backend; on a GPU in both layouts."""
+    if call.device.type == "meta":
+        return ProfiledConvolution(call, _decide(call), {}, None)
+    other = None
+    if call.device.type == "cuda" and call.layout == "contiguous":
+        other = _measure(replace(call, layout="channels_last"))
+    seconds = {pass_: _time(call, pass_) for pass_ in call.passes}
+    floor = call.geometry.compulsory_bytes(call.dtype.itemsize) / copy_speed(call.device)
+    return ProfiledConvolution(call, _decide(call), seconds, len(call.passes) * floor, other)
+
+
+def _decide(call: Call) -> dict[str, tuple[str, str]]:
+    """Who runs each pass, by "auto", and why."""
+    if call.geometry.groups == 1:
+        return dict.fromkeys(call.passes, ("aten", "dense"))
+    decided = dispatch.decide_call("auto", call.device, call.layout, call.dtype, call.geometry, call.passes)
+    return {pass_: decision[:2] for pass_, decision in decided.items()}
+
+
+def _time(call: Call, pass_: str) -> dict[str, float]:
+    """Return the seconds of a pass on each backend that can run it.
+
+    Empty for types that are not measured, and if the GPU's memory is too small to measure.
+    """
+    type_ = next((name for name, (dtype, _) in TYPES.items() if dtype == call.dtype), None)
+    if type_ is None:
+        return {}
+    try:
+        return _time_problem(Problem(pass_, call.geometry, type_), call)
+    except torch.OutOfMemoryError:
+        return {}
+
+
+def _time_problem(problem: Problem, call: Call) -> dict[str, float]:
+    sets = problem.draw_sets(call.device, call.layout)
+    runs: dict[str, Callable[[Operands], Tensor]] = {"aten": problem.run_pytorch}
+    kernels_run = dispatch.why_not_triton(call.device, call.dtype, call.geometry) is None
+    if call.geometry.groups > 1 and call.device.type == "cuda" and kernels_run:
+        runs["triton"] = lambda operands: problem.run(operands, "triton")
+    contenders = {name: [lambda run=run, o=o: run(o) for o in sets] for name, run in runs.items()}
+    with torch.no_grad(), torch.autocast(call.device.type, enabled=False):
+        return {name: times.p50 for name, times in time_together(contenders, call.device).items()}
+
+
+def _microseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e6:,.0f}"

@@ -1,0 +1,253 @@
+"""The committed results: what decides each, whether it still holds, and that the READMEs quote them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from commands import Run, rows
+from rich.console import Console
+
+from benchmarks import accuracy, stamps
+from benchmarks.sources import digests
+from benchmarks.store import read_table
+from gconv.kernels import choice
+from resnext import tables
+from resnext.comparison import Compared, verdict
+
+ROOT = Path(__file__).parents[2]
+CPU = stamps.FOLDER / "cpu"
+README = (ROOT / "README.md").read_text()
+BENCHMARKS = stamps.README.read_text()
+
+FILES = {
+    "gconv/__init__.py": "from gconv.layer import Layer\n",
+    "gconv/layer.py": """
+from gconv import sums
+from gconv.other import unused
+
+class Layer:
+    def run(self, x):
+        return sums.double(x)
+""",
+    "gconv/sums.py": """
+from gconv.measure.terminal import show
+FACTOR = 2
+
+def double(x):
+    \"\"\"Doubles.\"\"\"
+    show(x)
+    return FACTOR * x
+
+def triple(x):
+    return 3 * x
+""",
+    "gconv/other.py": "def unused(): ...\n",
+    "gconv/terminal.py": "def show(x): ...\n",
+    "work.py": """
+import gconv
+
+def main():
+    gconv.Layer().run(1)
+
+if __name__ == '__main__':
+    main()
+""",
+}
+
+
+def found(**changes: str) -> dict[str, str]:
+    """The digests of ``work`` with a text replaced in some files."""
+    files = dict(FILES)
+    for path, change in changes.items():
+        before, after = change.split(" -> ")
+        path = next(name for name in files if name.endswith(f"{path}.py"))
+        assert before in files[path]
+        files[path] = files[path].replace(before, after.replace("\\n", "\n"))
+    return digests(["work:main"], files.get)
+
+
+def test_what_decides_a_result_is_found_by_name_through_modules() -> None:
+    assert [*found()] == ["gconv/layer.py", "gconv/sums.py", "work.py"]
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("sums", "FACTOR = 2 -> FACTOR = 3"),
+        ("sums", "FACTOR * x -> x * FACTOR"),
+        ("layer", "double(x) -> triple(x)"),
+        ("work", "run(1) -> run(2)"),
+        ("sums", "FACTOR = 2 -> FACTOR = 2\\nprint(FACTOR)"),
+    ],
+)
+def test_a_change_of_what_decides_a_result_is_seen(path: str, change: str) -> None:
+    before, after = found(), found(**{path: change})
+    changed = [name for name in after if after[name] != before[name]]
+    assert next(name for name in FILES if name.endswith(f"{path}.py")) in changed
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("sums", "Doubles. -> Twice as much."),
+        ("sums", "return FACTOR * x -> # why\\n    return (FACTOR\\n            * x)"),
+        ("sums", "3 * x -> 4 * x"),
+        ("other", "... -> return 1"),
+        ("terminal", "... -> print(x)"),
+        ("work", "__main__': -> __main__' and True:"),
+    ],
+)
+def test_a_change_of_anything_else_is_not(path: str, change: str) -> None:
+    assert found(**{path: change}) == found()
+
+
+def test_every_result_has_a_stamp_made_of_its_files() -> None:
+    files = [path for path in stamps.FOLDER.rglob("*") if path.is_file() and path != stamps.STAMPS]
+    names = {path.relative_to(stamps.FOLDER).as_posix() for path in files}
+    for name in names:
+        assert any(f"{name}/".startswith(f"{result}/") for result in stamps.results()), f"{name}: no result"
+    for result in stamps.results():
+        stamp = stamps.read_stamps().get(result, stamps.NO_STAMP)
+        command = "make matrix" if result == "compiled" else f"python -m benchmarks.stamps {result}"
+        assert stamp["files"] == stamps.digest_of_files(result), f"{result} has changed: run `{command}`"
+
+
+def test_the_table_says_which_results_are_of_older_code() -> None:
+    start, end = (BENCHMARKS.index(mark) for mark in stamps.MARKS)
+    said = BENCHMARKS[start + len(stamps.MARKS[0]) : end]
+    assert said == stamps.table(), "benchmarks/README.md: run `python -m benchmarks.stamps`"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Results of a GPU, a tuned table of older kernels, and nothing else."""
+    monkeypatch.setattr(stamps, "FOLDER", tmp_path)
+    monkeypatch.setattr(stamps, "STAMPS", tmp_path / "stamps.json")
+    monkeypatch.setattr(stamps, "README", tmp_path / "README.md")
+    monkeypatch.setattr(stamps, "RESULTS", {})
+    monkeypatch.setattr(stamps, "ON_A_GPU", stamps.Result("make measure", ("gconv.activation",)))
+    monkeypatch.setattr(choice, "SHIPPED", tmp_path / "measured")
+    (tmp_path / "README.md").write_text("before\n" + "".join(stamps.MARKS) + "after\n")
+    (tmp_path / "nvidia-h200").mkdir()
+    (tmp_path / "nvidia-h200" / "layers.jsonl").write_text("{}\n")
+    (tmp_path / "nvidia-h200" / "environment.json").write_text(json.dumps({"commit": "HEAD"}))
+    choice.write_entries(tmp_path / "measured" / "nvidia-h200.json", [], {"commit": "abcdef123456"})
+    return tmp_path
+
+
+def test_results_of_a_gpu_name_their_commit_and_age(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stamps.main(["nvidia-h200"]) == 0
+    commit = stamps.read_stamps()["nvidia-h200"]["commit"]
+    assert re.fullmatch("[0-9a-f]{12}", commit)
+    stamps.stamp("nvidia-h200", None)  # HEAD may be older than the working tree
+    assert "| `nvidia-h200` | `make measure` |  | unchanged |" in stamps.table()
+    assert "| `measured/nvidia-h200.json` | `python -m gconv tune` | abcdef1 | unchanged |" in stamps.table()
+    monkeypatch.setitem(choice.KERNELS, "forward", 0)
+    monkeypatch.setattr(stamps, "ON_A_GPU", stamps.Result("make measure", ("gconv.measure.suites",)))
+    assert stamps.main([]) == 0
+    text = (gpu / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and text.count("**changed**") == 2
+
+
+@pytest.mark.parametrize(
+    ("commit", "message"),
+    [
+        ("0123456789ab-dirty", "nobody can look up"),
+        (None, "no commit unknown"),
+        ("0123456789ab", "no commit 0123456789ab"),
+    ],
+)
+def test_a_result_of_no_known_commit_gets_no_stamp(
+    gpu: Path, commit: str | None, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    (gpu / "nvidia-h200" / "environment.json").write_text(json.dumps({"commit": commit}))
+    with pytest.raises(SystemExit):
+        stamps.main(["nvidia-h200"])
+    assert message in capsys.readouterr().err and stamps.read_stamps() == {}
+
+
+def lines(text: str) -> set[str]:
+    """The lines of ``text``, however far apart their words are."""
+    return {" ".join(line.split()) for line in text.splitlines()}
+
+
+@pytest.mark.parametrize("command", ["traffic resnext50_32x4d", "complexity"])
+def test_the_readme_quotes_what_is_counted(run: Run, command: str) -> None:
+    code, out, _ = run(*command.split())
+    table = {line for line in lines(out) if line.startswith("│")}
+    assert code == 0 and len(table) > 4 and table <= lines(README)
+
+
+def test_the_readme_quotes_the_demo() -> None:
+    epochs = rows(CPU / "demo" / "summary.csv")
+    for row in epochs:
+        value = {name: float(text) for name, text in row.items()}
+        quoted = (
+            "{epoch:.0f} {train_loss:.4f} {train_accuracy:.2f}% {test_loss:.4f} {test_accuracy:.2f}% "
+            "{images_per_second:.0f} {seconds:.1f}"
+        ).format(**value)
+        assert quoted in lines(README), quoted
+    assert f"{float(epochs[-1]['test_accuracy']):.2f}% of 1,000 held-out images right" in README
+
+
+def test_the_readme_quotes_the_study_of_cardinality() -> None:
+    pairs: dict[tuple[int, ...], Compared] = {}
+    for row in rows(CPU / "cardinality" / "study.csv"):
+        key = tuple(int(row[name]) for name in ("cardinality", "width", "parameters", "flops"))
+        pairs.setdefault(key, Compared(*key)).errors[int(row["seed"])] = float(row["error"])
+    compared, console = [*pairs.values()], Console(width=110)
+    with console.capture() as capture:
+        console.print(tables.of_study("digits, 30 epochs, 3 seeds", compared))
+    assert lines(capture.get()) <= lines(README)
+    held_out = int(re.search(r"With (\d+) images a single error", README)[1])
+    how_sure = verdict(compared, held_out).partition(", but seeds of one network")[2]
+    assert how_sure and how_sure in " ".join(README.split())
+
+
+def test_the_readmes_quote_the_fused_trainings() -> None:
+    table = accuracy.in_short(read_table(CPU / "fused" / "accuracy.jsonl", accuracy.Row))[1:]
+    assert [row[0] for row in table] == ["unfused", "fused"]
+    for name, _, _, of_seeds, mean, deviation, loss in table:
+        assert f"| {name} | {of_seeds} | {mean} | {deviation} | {loss} |" in README
+        assert re.search(rf"\b{name} {mean} with (a deviation of )?{deviation}\b", BENCHMARKS)
+
+
+def test_the_readme_quotes_the_profile_of_a_network() -> None:
+    start = README.index("53 convolutions in a forward pass")
+    block = README[start : README.index("```", start)]
+    assert len(lines(block)) > 8 and lines(block) - {"..."} <= lines((CPU / "profile.txt").read_text())
+
+
+def test_the_readmes_quote_the_host_times() -> None:
+    benchmarks = {row["name"]: row for row in json.loads((CPU / "bench.json").read_text())["benchmarks"]}
+    added = benchmarks["test_auto_costs_little_over_conv2d"]["extra_info"]["microseconds over F.conv2d"]
+    expected = {
+        "`F.conv2d` on tensors of some bytes, on the CPU": "test_call[F.conv2d]",
+        'a call with `backend="triton"` up to the launch, without gradients': (
+            "test_kernels_up_to_the_launch[call, no_grad]"
+        ),
+        "the same with gradients on": "test_kernels_up_to_the_launch[call]",
+        "of it, the kernel's launcher in Python: plan, result's memory": (
+            "test_kernels_up_to_the_launch[forward]"
+        ),
+        "the launch through Triton": "test_launch[Triton's]",
+        "the launch of the kept kernel": "test_launch[kept]",
+    }
+    times = {label: benchmarks[name]["stats"]["min"] * 1e6 for label, name in expected.items()}
+    times["what `auto` adds to it on the CPU, where it ends in `F.conv2d`"] = added["fastest rounds"]
+    layer = (
+        "a converted layer on the kernels, launches included, over `nn.Conv2d` on the CPU: without gradients"
+    )
+    for label, what in ((layer, "no_grad"), ("the same, forward and backward", "forward and backward")):
+        info = benchmarks[f"test_kernels_cost_little_over_conv2d[{what}]"]["extra_info"]
+        times[label] = info["microseconds over F.conv2d"]
+    for label, time in times.items():
+        assert f"| {label} | {time:.1f} |" in BENCHMARKS, label
+    in_short = f"adds {added['fastest rounds']:.0f} us to an eager call of `F.conv2d`, which takes "
+    assert f"{in_short}{benchmarks['test_call[F.conv2d]']['stats']['min'] * 1e6:.0f} us" in README
+    kept, through = (benchmarks[f"test_launch[{way}]"]["stats"]["min"] * 1e6 for way in ("kept", "Triton's"))
+    kernels = (ROOT / "gconv" / "kernels" / "README.md").read_text()
+    assert f"in {kept:.1f} us" in kernels and f"{through:.0f} us of the host's time" in kernels

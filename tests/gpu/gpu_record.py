@@ -1,0 +1,140 @@
+"""What ``tests/gpu/on_gpu.py`` knows of the tests: printed and written as it comes, read by the next run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from shard import Finished
+
+SAME = ("commit", "gpu", "torch", "triton")  # with which a test passed that need not run again
+INTERVAL = 10  # seconds between lines of progress
+LINES = 6  # of a failure that are printed
+KEPT = 4000  # characters of a failure that are written
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Return what the results depend on, as :func:`gconv.environment.environment` tells it."""
+    import torch  # late: the processes import it in the meantime
+
+    from gconv.measure.environment import environment
+
+    return environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+class Record:
+    """The results, printed and written to ``path`` as they come.
+
+    Args:
+        path: a file of JSON; what an earlier run has passed is taken from it. None: the results are not kept.
+
+    Attributes:
+        tests: outcome, seconds and message of each test, or module that was not collected, by its node id.
+        problems: what went wrong outside of tests.
+        sanitizer: outcome, seconds and message of compute-sanitizer.
+        stopped: why not everything has run, None where it has.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.tests: dict[str, dict[str, Any]] = {}
+        self.problems: list[str] = []
+        self.sanitizer: dict[str, Any] = {}
+        self.stopped: str | None = "stopped"
+        self.start = self.shown = time.monotonic()
+        if path is not None and path.exists():
+            try:
+                self._read(json.loads(path.read_text()))
+            except (ValueError, LookupError, TypeError):
+                sys.exit(
+                    f"error: {path} does not hold results of these tests: choose another --out, or remove it"
+                )
+
+    def _read(self, earlier: dict[str, Any]) -> None:
+        facts, before = environment(), earlier["environment"]
+        commit = facts["commit"] or "-dirty"
+        if commit.endswith("-dirty") or any(facts[name] != before.get(name) for name in SAME):
+            print(f"{self.path} is of other code or another machine: everything runs again", flush=True)
+            return
+        self.tests = {name: test for name, test in earlier["tests"].items() if test["outcome"] == "passed"}
+        if earlier["sanitizer"].get("outcome") == "passed":
+            self.sanitizer = earlier["sanitizer"]
+        print(f"{len(self.tests)} tests have passed before, see {self.path}", flush=True)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many tests have which outcome."""
+        return Counter(test["outcome"] for test in self.tests.values())
+
+    def take(self, result: Finished) -> None:
+        """Keep a result, and print it if it is a failure."""
+        known = {"outcome": result.outcome, "seconds": result.seconds}
+        again = result.test in self.tests  # a module that cannot be collected, say
+        self.tests[result.test] = known | ({"message": result.message[-KEPT:]} if result.message else {})
+        if result.outcome == "failed" and not again:
+            lines = [line for line in result.message.splitlines() if line.startswith("E ")]
+            lines = lines or result.message.splitlines()[-LINES:]
+            print(f"FAILED {result.test}", *lines[:LINES], sep="\n", flush=True)
+
+    def take_sanitizer(self, code: int, said: str, seconds: float) -> None:
+        """Keep compute-sanitizer's exit code and what it ``said``, and print that if it found something."""
+        outcome = "failed" if code else "passed"
+        self.sanitizer = {"outcome": outcome, "seconds": round(seconds, 1), "message": said[-KEPT:]}
+        if code:
+            print(f"FAILED compute-sanitizer\n{said[-KEPT:]}", flush=True)
+
+    def add_problem(self, problem: str) -> None:
+        """Keep and print what went wrong outside of tests."""
+        self.problems.append(problem[-KEPT:])
+        print(problem[-KEPT:], flush=True)
+
+    def show_progress(self, left: int) -> None:
+        """Print and write how far the tests are, every ``INTERVAL`` seconds; ``left`` are still to do."""
+        if time.monotonic() < self.shown + INTERVAL:
+            return
+        self.shown = time.monotonic()
+        counts = self.counts
+        done, seconds = counts.total(), self.shown - self.start
+        print(f"{done} of {done + left} tests, {counts['failed']} failed, {seconds:.0f} s", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Write everything that is known."""
+        if self.path is None:
+            return
+        known = {
+            "environment": environment(),
+            "seconds": round(time.monotonic() - self.start, 1),
+            "stopped": self.stopped,
+            "counts": self.counts,
+            "problems": self.problems,
+            "sanitizer": self.sanitizer,
+            "tests": self.tests,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(json.dumps(known, indent=1) + "\n")
+        part.replace(self.path)
+
+    def conclude(self) -> int:
+        """Print what it came to, and return the exit code."""
+        reasons = Counter(t["message"] for t in self.tests.values() if t["outcome"] == "skipped")
+        for reason, count in reasons.items():
+            print(f"skipped {count}: {reason}")
+        counts, seconds = self.counts, time.monotonic() - self.start
+        told = ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped"))
+        sanitizer = self.sanitizer.get("outcome", "not started")
+        print(f"{told}; compute-sanitizer: {sanitizer}; {self.stopped or 'complete'}; {seconds:.0f} s")
+        if counts["failed"] or self.problems or sanitizer == "failed":
+            return 1
+        if self.stopped:
+            return 3
+        if not counts["passed"]:
+            print("no test has passed: is there a GPU that PyTorch can use?", flush=True)
+        return 0 if counts["passed"] else 1

@@ -1,0 +1,124 @@
+"""A process of ``on_gpu.py``: pytest on its share of the tests, which sends each result as it comes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+
+class Collected(NamedTuple):
+    """The tests of the share, before the first of them runs."""
+
+    tests: list[str]
+
+
+class Started(NamedTuple):
+    """A test begins."""
+
+    test: str
+
+
+class Finished(NamedTuple):
+    """A test has run, or a module could not be collected.
+
+    Args:
+        test: its node id.
+        outcome: "passed", "failed" or "skipped".
+        seconds: that it took, with its fixtures.
+        message: why it failed or was skipped.
+    """
+
+    test: str
+    outcome: str
+    seconds: float
+    message: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """The tests that one process runs: every ``count``-th, from the one at ``number`` on.
+
+    Args:
+        paths: files and folders of tests.
+        marks: an expression of marks that selects among them.
+        number, count: of this share, of all shares.
+        passed: tests that no share runs.
+        settled: tests of this share that an earlier process has run.
+    """
+
+    paths: tuple[str, ...]
+    marks: str
+    number: int = 0
+    count: int = 1
+    passed: frozenset[str] = frozenset()
+    settled: frozenset[str] = frozenset()
+
+
+def run_share(share: Share, connection: Connection, log: Path) -> None:
+    """Run ``share`` in this process and end it; what pytest prints is appended to ``log``."""
+    os.setsid()  # with the processes that tests start it can be ended as a group
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    options = ["-q", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    sys.exit(pytest.main([*options, "-m", share.marks, *share.paths], plugins=[Sender(share, connection)]))
+
+
+class Sender:
+    """A plugin of pytest that leaves the tests of ``share`` and sends what becomes of them."""
+
+    def __init__(self, share: Share, connection: Connection) -> None:
+        self.share = share
+        self.send = connection.send
+        self.reports: list[pytest.TestReport] = []  # of the test that runs
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        todo = [item for item in items if item.nodeid not in self.share.passed]
+        todo = todo[self.share.number :: self.share.count]
+        items[:] = [item for item in todo if item.nodeid not in self.share.settled]
+        self.send(Collected([item.nodeid for item in items]))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if not report.passed and self.share.number == 0:  # the others meet the same
+            self.send(Finished(report.nodeid, report.outcome, 0.0, _message(report)))
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.reports = []
+        self.send(Started(nodeid))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.reports.append(report)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        told = next((report for report in self.reports if report.failed), None)
+        told = told or next((report for report in self.reports if report.skipped), self.reports[0])
+        seconds = sum(report.duration for report in self.reports)
+        self.send(Finished(nodeid, told.outcome, round(seconds, 2), _message(told)))
+        if told.failed and _gpu_is_lost():
+            os._exit(1)  # every test after this one would fail, and PyTorch cannot even end
+
+
+def _message(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Why it failed, or the reason why it was skipped."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return report.longreprtext
+
+
+def _gpu_is_lost() -> bool:
+    """Whether a kernel has left CUDA unusable for this process, as an access out of bounds does."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

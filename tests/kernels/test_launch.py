@@ -1,0 +1,178 @@
+"""What reaches the driver: kept kernels start as Triton's own launcher starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[[str], str]
+
+# A process with a driver that has no GPU, and without the interpreter. It runs each piece of code that it is
+# sent in a copy of itself, which has imported everything and kept nothing.
+SERVER = """
+import json, os, pathlib, sys, torch, traceback
+import stub_gpu
+from gconv.geometry import ConvGeometry
+from gconv.measure import candidates, compiled, tuner as tuning
+from gconv.kernels import launch
+from gconv.kernels.device import Device
+from gconv.kernels.forward import forward
+from gconv.kernels.weight_grad import weight_grad
+from gconv.measure.problem import Problem
+from gconv.measure.suites import SUITES
+
+gpu = Device("cuda", "none", 132)
+launch.device_of = lambda _: gpu
+stub_gpu.install()
+layer = SUITES["tiny"][0]
+launches = stub_gpu.LAUNCHES
+
+for line in sys.stdin:
+    code, folder = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        printed = os.open(folder + "/printed", os.O_WRONLY | os.O_CREAT)
+        os.dup2(printed, 1), os.dup2(printed, 2)
+        status = 1
+        try:
+            exec(code, globals())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen]:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT / "tests")}
+    command, pipe = [sys.executable, "-c", SERVER], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=ROOT) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def run(server: subprocess.Popen, tmp_path: Path) -> Run:
+    """Run code with a cache of its own, and return what it prints."""
+
+    def call(code: str) -> str:
+        print(json.dumps([code, str(tmp_path)]), file=server.stdin, flush=True)
+        status = server.stdout.readline()
+        printed = (tmp_path / "printed").read_text()
+        assert status == "0\n", printed
+        return printed
+
+    return call
+
+
+def test_a_kept_kernel_starts_with_the_same_arguments(run: Run) -> None:
+    code = """
+problem = Problem("weight_grad", layer.geometry(2), "float16")
+x, _, dy = problem.draw(torch.device("cpu"))
+for _ in range(3):
+    weight_grad(dy, x, problem.geometry, True)
+
+def comparable(launched):
+    name, grid, arguments = launched
+    return name, grid, [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in arguments]
+
+assert len(launches) == 6 and launches[0][0] != launches[1][0]
+assert [comparable(one) for one in launches[:2]] == [comparable(one) for one in launches[2:4]]
+assert launches[2][2][0] is dy and launches[2][2][1] is x
+print("kept")
+"""
+    assert run(code) == "kept\n"
+
+
+def test_a_kept_kernel_does_not_go_through_the_jit_again(run: Run) -> None:
+    code = """
+problem = Problem("forward", layer.geometry(2), "float16")
+x, w, _ = problem.draw(torch.device("cpu"))
+forward(x, w, None, problem.geometry, None)
+from triton.runtime.jit import JITFunction
+JITFunction.run = None
+forward(x, w, None, problem.geometry, None)
+print(*[name for name, _, _ in launches])
+"""
+    assert run(code) == "pack_kernel strips_kernel pack_kernel strips_kernel\n"
+
+
+def test_a_hook_around_launches_sees_kept_kernels_too(run: Run) -> None:
+    """As a profiler puts one there, and takes it away."""
+    code = """
+from triton import knobs
+problem = Problem("forward", layer.geometry(2), "float16")
+x, w, _ = problem.draw(torch.device("cpu"))
+seen, seen_after = [], []
+run = lambda: forward(x, w, None, problem.geometry, None)
+for chain, into in ((knobs.runtime.launch_enter_hook, seen), (knobs.runtime.launch_exit_hook, seen_after)):
+    hook = lambda metadata: into.append(metadata.get()["name"])
+    run()
+    chain.add(hook)
+    run()
+    chain.remove(hook)
+    run()
+print(len(launches), seen, seen_after)
+"""
+    assert run(code) == "12 ['pack_kernel', 'strips_kernel'] ['pack_kernel', 'strips_kernel']\n"
+
+
+def test_another_alignment_or_type_gets_a_kernel_of_its_own(run: Run) -> None:
+    """A tensor that starts at no multiple of 16 bytes; then a reduction to float32 after one to float16."""
+    code = """
+from triton.runtime.jit import JITFunction
+through = []
+run = JITFunction.run
+JITFunction.run = lambda self, *a, **k: (through.append(self.__name__), run(self, *a, **k))[1]
+
+problem = Problem("forward", layer.geometry(2), "float16")
+x, w, _ = problem.draw(torch.device("cpu"))
+apart = torch.empty(x.numel() + 8, dtype=x.dtype)[1 : 1 + x.numel()].as_strided(x.shape, x.stride(), 1)
+apart.copy_(x)
+for tensor in (apart, x, apart, x, x):
+    forward(tensor, w, None, problem.geometry, None)
+print(*through)  # packed once; apart, x, apart; the rest is kept
+
+through.clear()
+for type_ in ("float16", "tf32", "float16", "tf32"):
+    problem = Problem("weight_grad", layer.geometry(2), type_)
+    x, _, dy = problem.draw(torch.device("cpu"))
+    weight_grad(dy, x, problem.geometry, False)
+print(len(through), [arguments[1].dtype for name, _, arguments in launches if name == "reduce_kernel"])
+"""
+    types = "[torch.float16, torch.float32, torch.float16, torch.float32]"
+    strips = "strips_kernel strips_kernel strips_kernel"
+    assert run(code) == f"pack_kernel {strips}\n4 {types}\n"
+
+
+def test_what_tuning_compiles_is_what_is_launched(run: Run) -> None:
+    """Else each candidate is compiled again, one after the other, when it is measured."""
+    code = """
+import os
+cache = pathlib.Path(os.environ["TRITON_CACHE_DIR"])
+for layer in (SUITES["tiny"][1], SUITES["depthwise"][2]):
+    for pass_ in compiled.PASSES:
+        problem = Problem(pass_, layer.geometry(2), "bfloat16")
+        operands = problem.draw(torch.device("cpu"))
+        for tile in candidates.candidates(pass_, problem.geometry, problem.dtype, "ieee", gpu)[:1]:
+            job = compiled.Job("sm_90", "bfloat16", pass_, problem.geometry, "plain", 0, tile)
+            compiled.compile_job(job)
+            if pass_ == "weight_grad" or tile.kernel == "strips":  # the reduction, the weights' packing
+                compiled.compile_job(job._replace(index=1))
+            before = len(list(cache.rglob("*.cubin")))
+            tuning._run(problem, operands, tile, torch.channels_last)
+            assert len(list(cache.rglob("*.cubin"))) == before, (problem, tile)
+print(before)
+"""
+    assert int(run(code)) > 5

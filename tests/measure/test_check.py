@@ -1,0 +1,235 @@
+"""``python -m gconv``: the check of this machine, and the commands that it names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from gconv import dispatch
+from gconv.__main__ import COMMANDS, main
+from gconv.measure import check
+from gconv.measure.check import Answer, Findings, Timing
+from gconv.measure.problem import Problem
+from gconv.measure.timing import Times
+
+FACTS = {
+    **dict.fromkeys(("python", "torch", "triton", "gconv"), "1.0"),
+    **{"gpu": "NVIDIA Test", "cpu": "x86_64, 16 cores", "capability": "9.0", "driver": "580", "cudnn": 91900},
+}
+
+
+def times(median: float) -> Times:
+    return Times(0.99 * median, median, 1.01 * median)
+
+
+def found(auto: str = "triton", wrong: str = "") -> Findings:
+    """On a GPU: forward passes take the kernels 50 us, PyTorch 100, contiguous 400; gradients the same."""
+    timings = [
+        Timing(layer.name, pass_, 25.0, times(50), times(100), times(400), auto)
+        for layer in check.LAYERS
+        for pass_ in dispatch.PASSES
+    ]
+    answers = [Answer("triton", "float16", "forward", "128/32, 56x56", "right", 1e-4)]
+    outcome = "wrong" if wrong else "right"
+    answers += [Answer("triton", "tf32", "forward", "128/32, 56x56", outcome, 0.5, wrong)]
+    return Findings(FACTS, "measured", True, tuple(answers), 256, tuple(timings))
+
+
+def test_without_a_gpu_it_says_that_there_is_nothing_to_gain_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "LAYERS", check.LAYERS[-2:])
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "no CUDA or ROCm GPU" in out and f"torch {torch.__version__}" in out
+    for backend in ("aten", "reference"):
+        assert f"{backend}: 6 of 6 results match float64, in float32\n" in out
+    assert out.endswith(
+        "\n\nNothing to gain here: gconv has no kernels for cpu, so PyTorch's own convolution runs.\n"
+    )
+
+    assert main(["--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["environment"]["torch"] == torch.__version__ and told["timings"] == []
+    assert len(told["answers"]) == 12 and all(a["error"] < 1e-5 for a in told["answers"])
+    assert told["verdict"].startswith("Nothing to gain here")
+
+
+def test_a_wrong_result_is_named_and_fails_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "LAYERS", check.LAYERS[-1:])
+    run = Problem.run
+
+    def break_one(problem: Problem, operands: object, backend: str) -> torch.Tensor:
+        result = run(problem, operands, backend)
+        if (problem.pass_, backend) == ("input_grad", "aten"):
+            raise RuntimeError("no such kernel\nand more")
+        wrong = {"forward": 1.0, "weight_grad": torch.nan}.get(problem.pass_, 0.0)
+        return result + wrong if backend == "reference" else result
+
+    monkeypatch.setattr(Problem, "run", break_one)
+    assert main([]) == 1
+    out = capsys.readouterr().out
+    assert "aten: 2 of 3 results match float64, in float32\n" in out
+    assert "  1024/32, 7x7, input_grad, float32: FAILED, RuntimeError: no such kernel\n" in out
+    assert "  1024/32, 7x7, forward, float32: WRONG, off by " in out
+    assert "  1024/32, 7x7, weight_grad, float32: WRONG, it holds NaN or infinity\n" in out
+    assert "3 of 6 results are WRONG" in out and "report" in out
+    assert main(["--json"]) == 1
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [a["error"] is None for a in told["answers"]] == [False, True, False, False, False, True]
+
+
+def test_the_table_of_a_gpu_and_its_verdict() -> None:
+    lines = str(found()).splitlines()
+    assert "machine  NVIDIA Test, compute capability 9.0, driver 580, cuDNN 91900" in lines
+    head = next(line for line in lines if line.startswith("layer"))
+    assert head.split() == [
+        *("layer", "pass", "floor", "gconv", "of", "floor", "cuDNN", "contiguous", "speedup", "auto", "takes")
+    ]
+    row = next(line for line in lines if line.startswith("128/32, 56x56"))
+    assert row.split()[2:] == ["forward", "25.0", "50.0", "50%", "100.0", "400.0", "2.00x", "gconv"]
+    assert lines[-1] == (
+        "gconv.convert(model) makes ResNeXt-50's grouped convolutions 2.00x as fast in training and 2.00x in "
+        "inference as PyTorch in its better layout (8.00x and 8.00x as fast as a contiguous network)."
+    )
+
+
+def test_the_verdict_counts_what_auto_takes_and_how_often_a_layer_comes() -> None:
+    told = found("aten")
+    assert told.verdict.startswith("Nothing to gain for ResNeXt-50") and "tune" in told.verdict
+    first = replace(told.timings[0], auto="triton")  # 3 of the 16 forward passes take half as long
+    told = replace(told, timings=(first, *told.timings[1:]))
+    inference, training = 1600 / (3 * 50 + 13 * 100), 4800 / (3 * 50 + 45 * 100)
+    assert f"{training:.2f}x as fast in training and {inference:.2f}x in inference" in told.verdict
+    row = next(line for line in str(told).splitlines() if line.startswith("1024/32, 7x7"))
+    assert row.endswith("2.00x     cuDNN") or row.split()[-1] == "cuDNN"
+
+
+def test_a_tie_is_one_with_the_better_layout() -> None:
+    told = found()
+    for contiguous, speedup in ((400, "tie"), (50, "0.50x")):
+        row = replace(told.timings[0], gconv=times(99.5), contiguous=times(contiguous))
+        table = str(replace(told, timings=(row,))).splitlines()
+        assert next(line for line in table if line.startswith("128/32")).split()[-2] == speedup
+
+
+def test_kernels_that_auto_takes_though_they_are_slower_are_told() -> None:
+    told = found()
+    assert "slower here" not in str(told)
+    slow = [
+        replace(told.timings[0], gconv=times(t), auto=auto) for t, auto in ((103, "triton"), (200, "aten"))
+    ]
+    assert "slower here in 1 passes" in str(replace(told, timings=(*slow, *told.timings[2:])))
+
+
+def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit is said to be left out, and the verdict is of the rest."""
+    answer = Answer(
+        "triton", "tf32", "forward", "128/32, 56x56", "no memory", message="it does not fit this GPU"
+    )
+    told = found()
+    told = replace(told, answers=(answer,), timings=told.timings[3:], untimed=("128/32, 56x56, forward",))
+    assert not told.wrong
+    assert "  128/32, 56x56, forward, tf32: NO MEMORY, it does not fit this GPU" in str(told)
+    assert "too large for this GPU's memory: 128/32, 56x56, forward" in str(told)
+    assert told.verdict.startswith("gconv.convert(model) makes those of its layers that fit 2.00x")
+    assert "Try a smaller --batch" in replace(told, timings=()).verdict
+
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Problem, "draw", full)
+    monkeypatch.setattr(check, "LAYERS", check.LAYERS[-1:])
+    assert {answer.outcome for answer in check.check().answers} == {"no memory"}
+
+
+def test_wrong_kernels_have_no_gain() -> None:
+    told = found(wrong="off by 5.0e-01 of the largest number")
+    assert told.verdict.startswith("1 of 2 results are WRONG: do not use gconv here")
+
+
+def test_help_names_the_other_commands_and_they_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    help_ = capsys.readouterr().out
+    assert all(f"  {name} " in help_ for name in COMMANDS)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: python -m gconv {name} ")
+    for wrong, told in (
+        (["profiel"], "invalid choice: 'profiel'"),
+        (["--json", "tune"], "options of tune go behind it: python -m gconv tune ..."),
+        (["--batch", "0"], "argument --batch: must be a positive integer, got '0'"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+        assert told in capsys.readouterr().err
+
+
+def test_kernels_need_triton_and_an_interruption_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
+    with pytest.raises(SystemExit, match="2"):
+        main(["kernels"])
+    assert capsys.readouterr().err == "error: Triton is not installed; pip install triton\n"
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "check", interrupt)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def tiny() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2))
+
+
+def broken() -> nn.Module:
+    return nn.Conv2d(4, 8, 1)
+
+
+def lazy() -> nn.Module:
+    return nn.LazyConv2d(4, 1)
+
+
+def no_network() -> tuple:
+    return ()
+
+
+@pytest.mark.parametrize("options", [[], ["--train"], ["--channels-last", "--type", "bfloat16"]])
+def test_a_network_is_profiled(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--batch", "2", "--image", "3", "6", "6"]
+    assert main(["profile", f"{__name__}:tiny", *small, *options]) == 0
+    out = capsys.readouterr().out
+    what = "training step" if "--train" in options else "forward pass"
+    type_ = "bfloat16" if "bfloat16" in options else "float32"
+    assert f"2 convolutions in a {what}, torch.{type_} on cpu" in out and "2 x 8/2 x 6 x 6 -> 8, 3x3" in out
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("gconv", "gconv must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d"),
+        ("no.such:net", "no.such:net: No module named 'no'"),
+        ("gconv:nothing", "gconv:nothing: module 'gconv' has no attribute 'nothing'"),
+        (f"{__name__}:broken", "does not run on images of (32, 3, 224, 224): "),
+        (f"{__name__}:lazy", "the model has lazy layers that have seen no input: run it once before"),
+        (f"{__name__}:no_network", "must return an nn.Module, got tuple"),
+    ],
+)
+def test_what_is_no_network_fails_with_a_line(
+    model: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["profile", model])
+    err = capsys.readouterr().err
+    assert told in err and err.startswith("error: ") and err.count("\n") == 1

@@ -1,0 +1,251 @@
+"""``profile``: the convolutions of a network, and what it would gain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gconv
+from gconv import dispatch, profile
+from gconv.dispatch import Decision
+from gconv.geometry import PASSES, Padding
+from gconv.measure.recorder import Call, record
+from gconv.measure.timing import Times
+
+
+class Net(nn.Module):
+    """A dense convolution, a grouped one that is called twice, a depthwise one without a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4, bias=False))
+        self.weight = nn.Parameter(torch.randn(8, 1, 3, 3))
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> dict[str, Any]:
+        y = self.body(self.body(self.norm(self.stem(x)))) * scale
+        return {"y": F.conv2d(y, self.weight, padding=1, groups=8), "n": 3}
+
+
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times and a floor that are always the same, as on a GPU whose kernels are twice as fast."""
+    fast, slow = {"aten": 200e-6, "triton": 100e-6}, {"aten": 40e-6, "triton": 80e-6}
+    functions = profile.__globals__
+    monkeypatch.setitem(functions, "_time", lambda call, pass_: fast if call.geometry.groups == 4 else slow)
+
+    def wall_time(run: Any, device: torch.device, seconds: float) -> Times:
+        assert dispatch.requested(None) == "aten"
+        run()
+        return Times(1e-3, 2e-3, 3e-3)
+
+    monkeypatch.setitem(functions, "wall_time", wall_time)
+    monkeypatch.setitem(functions, "copy_speed", lambda device: 1e9)
+
+    def decide_call(name: str, device: torch.device, *rest: Any) -> dict[str, Decision]:
+        layout, dtype, geometry, passes = rest
+        assert (name, dtype) == ("auto", torch.float32) and layout in ("contiguous", "channels_last")
+        fast = {p: geometry.groups == 4 and p != "weight_grad" for p in passes}
+        return {p: Decision(*(("triton", "fast") if fast[p] else ("aten", "slow here"))) for p in passes}
+
+    monkeypatch.setattr(dispatch, "decide_call", decide_call)
+
+
+def test_profile_tells_every_convolution_and_the_gain(fixed: None) -> None:
+    told = gconv.profile(Net().eval(), torch.randn(2, 3, 8, 8))
+    assert [c.call.name for c in told.convolutions] == ["stem", "body.0", "body.0", ""]
+    assert [c.call.geometry.output_size for c in told.convolutions] == [
+        (2, 8, 8, 8),
+        (2, 8, 4, 4),
+        (2, 8, 2, 2),
+        (2, 8, 2, 2),
+    ]
+    assert told.convolutions[1].call.geometry.padding == Padding(1, 1, 1, 1)
+    assert all(c.call.passes == ("forward",) and c.call.layout == "contiguous" for c in told.convolutions)
+    assert not told.training
+    assert told.total("aten") == pytest.approx(480e-6) and told.total("auto") == pytest.approx(280e-6)
+    assert told.total("aten", grouped=True) == pytest.approx(440e-6)
+    assert told.network_with_gconv == pytest.approx(2e-3 - 200e-6)
+    stem_bytes = 4 * (2 * 3 * 64 + 8 * 3 + 2 * 8 * 64)
+    assert told.convolutions[0].floor == pytest.approx(stem_bytes / 1e9)
+    assert str(told).splitlines() == [
+        "4 convolutions in a forward pass, torch.float32 on cpu, in us",
+        "layer        convolution                          auto    floor  aten  triton",
+        "-----------  -----------------------------------  ------  -----  ----  ------",
+        "stem         2 x 3 x 8 x 8 -> 8, 1x1              dense       6    40      80",
+        "body.0       2 x 8/4 x 8 x 8 -> 8, 3x3, stride 2  triton      6   200     100",
+        "body.0       2 x 8/4 x 4 x 4 -> 8, 3x3, stride 2  triton      2   200     100",
+        "(the model)  2 x 8/8 x 2 x 2 -> 8, 3x3            aten        1    40      80",
+        "",
+        "           all  grouped  network",
+        "floor       14        8",
+        "now        480      440    2,000",
+        "converted  280      240    1,800  1.11x",
+        "aten: slow here",
+        "1 of the grouped ones are depthwise: convert(..., depthwise=True) takes those",
+    ]
+
+
+def test_profile_of_a_training_step(fixed: None) -> None:
+    model = Net().train()
+    model.norm.running_mean.fill_(3.0)
+    gradients: list[Tensor] = []
+    model.stem.weight.register_hook(gradients.append)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    told = gconv.profile(model, (torch.randn(2, 3, 8, 8), 2.0))
+    assert told.training
+    assert [c.call.passes for c in told.convolutions] == [("forward", "weight_grad"), *[PASSES] * 3]
+    assert told.convolutions[1].total("auto") == pytest.approx(400e-6)
+    assert told.convolutions[1].floor == pytest.approx(3 * 5696e-9)
+    assert len(gradients) == 1 and gradients[0].any()
+    assert "triton/triton/aten" in str(told) and "in a training step" in str(told)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_contiguous_network_on_a_gpu_is_measured_in_both_layouts(
+    fixed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who runs what after ``convert``, and what dense convolutions take then; nothing runs on the GPU."""
+    functions = profile.__globals__
+    monkeypatch.setitem(functions, "record", lambda model, run: [on_gpu(call) for call in record(model, run)])
+    times = {
+        ("contiguous", False): {"aten": 100e-6},
+        ("contiguous", True): {"aten": 300e-6, "triton": 250e-6},
+        ("channels_last", False): {"aten": 70e-6},
+        ("channels_last", True): {"aten": 400e-6, "triton": 100e-6},
+    }
+    monkeypatch.setitem(functions, "_time", lambda call, pass_: times[call.layout, call.geometry.groups == 4])
+    told = gconv.profile(Net().eval(), torch.randn(2, 3, 8, 8))
+    assert [c.in_channels_last.call.layout for c in told.convolutions] == ["channels_last"] * 4
+    assert told.total("aten") == pytest.approx(800e-6)
+    assert told.total_converted() == pytest.approx(70e-6 + 2 * 100e-6 + 70e-6)
+    assert told.network_with_gconv == pytest.approx(2e-3 - 800e-6 + 340e-6)
+    assert str(told).splitlines()[1:6] == [
+        "cl: in channels_last, as after gconv.convert",
+        "layer        convolution                          auto    floor  aten  triton  aten cl  triton cl",
+        "-----------  -----------------------------------  ------  -----  ----  ------  -------  ---------",
+        "stem         2 x 3 x 8 x 8 -> 8, 1x1              dense       6   100               70",
+        "body.0       2 x 8/4 x 8 x 8 -> 8, 3x3, stride 2  triton      6   300     250      400        100",
+    ]
+
+
+def on_gpu(call: Call) -> Call:
+    return replace(call, device=torch.device("cuda"))
+
+
+def test_profile_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For real, converted or not, compiled or not, channels_last, under autocast."""
+    model = Net().eval().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    for wrapped in (model, torch.compile(model)):
+        told = gconv.profile(wrapped, x)
+        assert [c.call.name for c in told.convolutions] == ["stem", "body.0", "body.0", ""]
+        assert [c.call.layout for c in told.convolutions] == ["channels_last"] * 4
+        assert all(c.seconds["forward"]["aten"] > 0 and c.floor > 0 for c in told.convolutions)
+        assert told.network > 0 and told.network_with_gconv == told.network
+        gconv.convert(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        told = gconv.profile(model, x)
+    assert {c.call.dtype for c in told.convolutions} == {torch.bfloat16}
+    assert "torch.bfloat16 on cpu" in str(told) and "gconv has no kernels for cpu" in str(told)
+
+
+def test_what_cannot_be_measured_is_left_blank() -> None:
+    told = gconv.profile(Net().eval().double(), torch.randn(2, 3, 8, 8).double())
+    assert told.total("aten") is None and told.network_with_gconv is None and told.network > 0
+    assert "not timed one by one: torch.float64" in str(told)
+    with torch.device("meta"):
+        told = gconv.profile(Net().train(), torch.empty(2, 3, 8, 8))
+    assert told.network is None and told.total("floor") is None and len(told.convolutions) == 4
+    assert "2 x 8/4 x 8 x 8 -> 8, 3x3, stride 2" in str(told)
+
+
+def test_networks_without_anything_to_gain() -> None:
+    told = str(gconv.profile(nn.Linear(2, 2).eval(), torch.randn(1, 2)))
+    assert told.startswith("no call of F.conv2d or group_conv2d in a forward pass")
+    told = str(gconv.profile(nn.Conv2d(2, 2, 1).eval(), torch.randn(1, 2, 4, 4)))
+    assert told.endswith("none of them is grouped: there is nothing to gain")
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
+        gconv.profile(lambda x: x, torch.randn(1))
+    with pytest.warns(DeprecationWarning):
+        scripted = torch.jit.script(nn.Conv2d(2, 2, 1))
+    with pytest.raises(TypeError, match=r"cannot be seen: profile before torch\.jit\.script"):
+        gconv.profile(scripted, torch.randn(1, 2, 4, 4))
+
+
+def test_hooks_and_buffers_are_undone_where_the_model_fails() -> None:
+    model = Net().train()
+    with pytest.raises(RuntimeError, match="channels"):
+        gconv.profile(model, torch.randn(2, 4, 8, 8))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Guarded(nn.Module):
+    """Goes on where a part of it fails, with a convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = nn.Conv2d(4, 4, 3, groups=2)
+        self.inner = nn.Conv2d(2, 2, 1)
+        self.inner.register_forward_pre_hook(lambda module, args: (F.conv2d(args[0], module.weight),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            self.broken(x)
+        except RuntimeError:
+            return F.conv2d(self.inner(x), self.inner.weight)
+
+
+def test_names_are_those_of_the_innermost_module_that_runs() -> None:
+    told = gconv.profile(Guarded().eval(), torch.randn(1, 2, 5, 5))
+    assert [c.call.name for c in told.convolutions] == ["inner", "inner", ""]
+
+
+def test_training_step_without_an_output_to_start_from() -> None:
+    class Boxed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return iter([self.conv(x)])
+
+    with pytest.raises(TypeError, match="in training mode the model must return a tensor with a gradient"):
+        gconv.profile(Boxed().train(), torch.randn(1, 2, 4, 4))
+    with torch.inference_mode():
+        told = gconv.profile(Boxed().train(), torch.randn(1, 2, 4, 4))
+    assert not told.training and told.convolutions[0].call.passes == ("forward",)
+
+
+def test_frozen_networks_complex_outputs_and_replaced_buffers() -> None:
+    class Fancy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1).requires_grad_(False)
+            self.register_buffer("ones", torch.ones(1).expand(3))
+            self.register_buffer("average", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.average = self.average * 0.9 + 0.1
+            return torch.fft.fft2(self.conv(x))
+
+    model = Fancy().train()
+    told = gconv.profile(model, torch.randn(1, 2, 4, 4, requires_grad=True))
+    assert told.convolutions[0].call.passes == ("forward", "input_grad")
+    assert model.average == 0
+    told = gconv.profile(model, torch.randn(1, 2, 4, 4))
+    assert told.convolutions[0].call.passes == ("forward",)
+
+
+def test_lazy_networks_are_to_be_run_once_before() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    with pytest.raises(ValueError, match="lazy layers that have seen no input: run it once before"):
+        gconv.profile(model, torch.randn(1, 2, 5, 5))

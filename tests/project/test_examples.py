@@ -1,0 +1,55 @@
+"""The scripts of ``examples/``, run for real."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zoo
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """What ``python tests/support/zoo.py examples/SCRIPT ...`` prints, in this process."""
+
+    def call(name: str, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["tests/support/zoo.py", str(ROOT / "examples" / name), *options])
+        zoo.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_timm_network_in_three_lines(run: Run) -> None:
+    out = run("timm_in_three_lines.py", "--model", "test_nfnet", "--batch", "2", "--image", "64")
+    assert "6 of 33 convolutions swapped" in out
+    assert float(re.search(r"largest difference: (\S+)", out)[1]) < 1e-5
+    assert "convolutions in a forward pass, torch.float32 on cpu" in out
+
+
+@pytest.mark.long
+def test_regnet_learns(run: Run) -> None:
+    out = run("train_regnet.py", "--steps", "5", "--batch", "32")
+    assert out.startswith("regnety_002: 13 of 70 convolutions are gconv's")
+    assert re.search(r"step    5  loss \d\.\d{3}\n.*% of 300 held-out digits right", out)
+
+
+@pytest.mark.long
+def test_convnext_with_depthwise(run: Run) -> None:
+    out = run("convnext_depthwise.py")
+    assert out.startswith(
+        "convert(model) swaps 0\nconvert(model, depthwise=True, filter=...) swaps 10, such as\n"
+    )
+    assert "stages.1.blocks.0.conv_dw: GroupConv2d(" in out and "floor" in out
+    assert out.endswith("revert(model) brings 10 back\nlargest difference: 0.0e+00\n")
+
+
+def test_every_example_is_run() -> None:
+    names = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+    assert names == sorted(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))

@@ -1,0 +1,142 @@
+"""The house: what may import what, what the core needs, and that the README tells the truth."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import compat
+import pytest
+import zoo
+
+from gconv.kernels.launch import NEWEST_TRITON
+
+ROOT = Path(__file__).parents[2]
+# What each package may import of the others. The files that open a command may import all.
+MAY_IMPORT = {
+    "gconv.commands": ("gconv.measure", "gconv", "gconv.kernels"),
+    "gconv.measure": ("gconv", "gconv.kernels"),
+    "gconv.networks": ("gconv",),
+    "gconv": (),
+    "gconv.kernels": ("gconv",),
+}
+DOORS = ("gconv", "gconv.__main__", "gconv.tune", "gconv.kernels.__main__")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the project that ``path`` imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            known = {name for name in submodules if (ROOT / (name.replace(".", "/") + ".py")).exists()}
+            found |= known or {node.module}
+    return {name for name in found if name.partition(".")[0] in ("gconv", "resnext", "benchmarks")}
+
+
+def package_of(module: str) -> str:
+    """The package of a module of gconv, or the module itself if it is one."""
+    return module if module in MAY_IMPORT else module.rpartition(".")[0]
+
+
+def test_gconv_imports_go_one_way() -> None:
+    """The runtime needs no tool, and no two modules need each other."""
+    files = {module_name(path): path for path in (ROOT / "gconv").rglob("*.py")}
+    needs = {name: imports(path) for name, path in files.items()}
+    for name in needs.keys() - set(DOORS):
+        for imported in needs[name]:
+            own, other = package_of(name), package_of(imported)
+            assert imported not in DOORS or imported == "gconv.kernels", f"{name} imports {imported}"
+            assert other == own or other in MAY_IMPORT[own], f"{name} imports {imported}"
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError
+
+
+def test_resnext_takes_only_the_public_names_of_gconv() -> None:
+    for path in (ROOT / "resnext").rglob("*.py"):
+        assert not {name for name in imports(path) if name.startswith("gconv.")}, path
+
+
+def test_gconv_and_the_model_need_torch_alone() -> None:
+    """Neither Triton nor anything of the ``train`` extra."""
+    code = """
+import sys
+for name in ("triton", "rich", "typer", "matplotlib", "mlxtend", "sklearn", "PIL"):
+    sys.modules[name] = None
+import torch, gconv, resnext, resnext.forms, resnext.complexity
+layer = gconv.GroupConv2d(8, 8, 3, groups=4)
+print(layer(torch.randn(1, 8, 5, 5)).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([1, 8, 3, 3])" in done.stdout
+
+
+def test_command_line_without_its_libraries_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from resnext.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == "error: the command line needs typer: install gconv with its extra 'train'\n"
+
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+OUTPUTS = [block.splitlines() for language, block in BLOCKS if not language]
+MEASURED = "  floor "  # the line of what is printed that moves with the machine
+
+
+@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
+def test_python_in_the_readme_runs_and_prints_what_it_says(code: str, capsys: pytest.CaptureFixture) -> None:
+    if "import timm" in code:
+        zoo.load("timm")
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    if "print(gconv.explain" in code or "print(report)" in code:
+        (quoted,) = [output for output in OUTPUTS if output[0].split() == printed[0].split()]
+        said = {" ".join(line.split()) for line in quoted if line != "..." and not line.startswith(MEASURED)}
+        assert said <= {" ".join(line.split()) for line in printed}
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "gconv/kernels/README.md"]
+)
+def test_files_and_pictures_that_a_document_names_exist(document: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / document).read_text())
+    assert links
+    for link in links:
+        assert (ROOT / document).parent.joinpath(link).exists(), link
+
+
+def test_make_targets_that_the_readme_names_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE)) <= targets
+
+
+def test_the_tested_versions_are_those_that_are_asked_for() -> None:
+    """The lower bounds are the oldest pair of `make compat`, and the kernels know its newest Triton."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pairs, needs = project["tool"]["gconv"]["compat"], project["project"]["dependencies"]
+    for package in ("torch", "triton"):
+        bound = next(need for need in needs if need.startswith(package)).partition(";")[0]
+        assert f"{bound}.0" == f"{package}>={pairs['oldest'][package]}"
+    assert pairs["newest"]["triton"].startswith(f"{NEWEST_TRITON}.")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("check", compat.CHECKS)
+def test_each_check_of_other_versions_selects_tests(check: str) -> None:
+    """A test that was renamed would be left out of `make compat` otherwise."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *compat.CHECKS[check]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-300:]

@@ -1,0 +1,65 @@
+"""Tests that need an optional package are skipped where it is not installed, and say which it is."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+# Packages that are imported by another name than they are installed by.
+IMPORTED_AS = {"pillow": "PIL", "pytest-benchmark": "pytest_benchmark", "scikit-learn": "sklearn"}
+
+
+class OptionalModule(pytest.Module):
+    """A module of tests that may import packages which are not installed."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        """Return the tests, or skip them all."""
+        with skipping(self.path.name):
+            return super().collect()
+
+
+@contextmanager
+def skipping(what: str) -> Iterator[None]:
+    """Skip ``what`` if it fails to import a package of gconv's extras; any other failure goes on."""
+    try:
+        yield
+    except (ModuleNotFoundError, pytest.Collector.CollectError) as error:
+        package = missing_package(error.__cause__ or error)
+        if package is None:
+            raise
+        pytest.skip(f"{what} needs {package}", allow_module_level=True)
+
+
+def missing_package(error: BaseException | None) -> str | None:
+    """Return the package of the extras that ``error`` is about, None if it is about something else.
+
+    A test that hides an installed package, to see what we say without it, is not skipped for it.
+    """
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    package = package_of(error.name)
+    return package if package in MISSING else None
+
+
+def package_of(module: str) -> str | None:
+    """Return the package of the extras that a module comes from, None if it is of no extra."""
+    top = module.partition(".")[0]
+    return next((name for name in optional_packages() if IMPORTED_AS.get(name, name) == top), None)
+
+
+def optional_packages() -> list[str]:
+    """Return what the extras in pyproject.toml name, as pip knows it."""
+    extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]
+    needs = (need for extra in extras.values() for need in extra)
+    return [re.match(r"[\w-]+", need)[0] for need in needs if not need.startswith("gconv[")]
+
+
+# Found out before any test hides a module.
+MISSING = {name for name in optional_packages() if find_spec(IMPORTED_AS.get(name, name)) is None}

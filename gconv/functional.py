@@ -78,12 +78,12 @@ def group_conv2d(
         return finish(output, residual, activation)
     batch = input if input.ndim == 4 else input.unsqueeze(0)
     batch, weight, bias = batch.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if residual is None and activation in autograd.ACTIVATIONS:
-        output = autograd.group_conv(batch, weight, bias, activation, geometry, name)
+    if residual is None and activation in autograd.DIFFERENTIABLE:
+        output = autograd.group_conv(batch, weight, bias, geometry, activation, name)
     elif _epilogue_fits((batch, weight, bias, residual), dtype, geometry, input.ndim == 3):
-        output = ops.forward(batch, weight, bias, residual, activation, geometry, name)
+        output = ops.forward(batch, weight, bias, geometry, activation, residual, name)
     else:
-        output = autograd.group_conv(batch, weight, bias, None, geometry, name)
+        output = autograd.group_conv(batch, weight, bias, geometry, None, name)
         return finish(output if input.ndim == 4 else output.squeeze(0), residual, activation)
     return output if input.ndim == 4 else output.squeeze(0)
 

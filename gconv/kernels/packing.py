@@ -85,6 +85,14 @@ def locate_weights(
 
 
 @triton.jit
+def locate_sums(i_i, i_o, k, m_k, CI: tl.constexpr, CO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
+    """Offsets of a tile's diagonal blocks in sums laid out (K, C / groups), and their mask  # [BO, BI]"""
+    i, o = i_i * BI + tl.arange(0, BI), i_o * BO + tl.arange(0, BO)
+    m = ((o // CO)[:, None] == (i // CI)[None, :]) & m_k[:, None]
+    return (k * CI)[:, None] + (i % CI)[None, :], m
+
+
+@triton.jit
 def as_mask(m):
     """A mask that a scalar condition was joined to, as loads and stores take it.
 

@@ -62,9 +62,10 @@ class Sink(NamedTuple):
 @triton.jit
 def load_bias(p_bias, channel, m_channel):
     """``Sink.bias``, in float32."""
-    if p_bias is None:
-        return ()
-    return (tl.load(p_bias + channel, m_channel, 0.0).to(tl.float32),)
+    bias = ()
+    if p_bias is not None:
+        bias = (tl.load(p_bias + channel, m_channel, 0.0).to(tl.float32),)
+    return bias
 
 
 @triton.jit

@@ -16,21 +16,22 @@ from gconv.kernels.packing import INTERPRETED, dot
 @triton.jit
 def load_norm(p_norm, channels, channel, m_channel, USED: tl.constexpr):
     """(scale, shift, mean) of a tile's channels, each  # [B]. An empty tuple if not USED."""
-    if not USED:
-        return ()
-    scale = tl.load(p_norm + channel, m_channel, 0.0)
-    shift = tl.load(p_norm + channels + channel, m_channel, 0.0)
-    return scale, shift, tl.load(p_norm + 2 * channels + channel, m_channel, 0.0)
+    norm = ()
+    if USED:
+        scale = tl.load(p_norm + channel, m_channel, 0.0)
+        shift = tl.load(p_norm + channels + channel, m_channel, 0.0)
+        norm = (scale, shift, tl.load(p_norm + 2 * channels + channel, m_channel, 0.0))
+    return norm
 
 
 @triton.jit
 def normalise(x, norm, m_pixel, PROLOGUE: tl.constexpr):
     """The prologue on a tile, where a pixel is in the image. NaN stays NaN, as in PyTorch's ReLU."""
-    if not PROLOGUE:
-        return x
-    a = x.to(tl.float32) * norm[0][None, :] + norm[1][None, :]
-    a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.where(m_pixel[:, None], a, 0.0).to(x.dtype)
+    if PROLOGUE:
+        a = x.to(tl.float32) * norm[0][None, :] + norm[1][None, :]
+        a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        x = tl.where(m_pixel[:, None], a, 0.0).to(x.dtype)
+    return x
 
 
 @triton.jit

@@ -114,7 +114,7 @@ class GroupConv2dFunction(Function):
             tangent = _sum(tangent, group_conv(input, weight_t, None, ctx.geometry, None, ctx.backend))
         if bias_t is not None:
             tangent = _sum(tangent, bias_t.view(-1, 1, 1).expand(ctx.geometry.output_size))
-        return _through_relu(tangent, output)
+        return None if tangent is None else _through_relu(tangent, output)
 
 
 class InputGradFunction(Function):
@@ -190,11 +190,12 @@ class WeightGradFunction(Function):
     def jvp(ctx: Any, grad_t: Tensor | None, input_t: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         _refuse_nested_forward_mode()
         grad_output, input = ctx.saved_tensors
-        weight_t = bias_t = None
+        weight_t: Tensor | None = None
+        bias_t: Tensor | None = None
         if grad_t is not None:
             weight_t, bias_t = weight_grad(grad_t, input, ctx.geometry, ctx.with_bias, ctx.backend)
         if input_t is not None:
-            more, _ = weight_grad(grad_output, input_t, ctx.geometry, False, ctx.backend)
+            more = weight_grad(grad_output, input_t, ctx.geometry, False, ctx.backend)[0]
             weight_t = _sum(weight_t, more)
         return weight_t, bias_t
 
@@ -224,11 +225,9 @@ def _refuse_nested_forward_mode() -> None:
         )
 
 
-def _through_relu(grad: Tensor | None, output: Tensor | None) -> Tensor | None:
+def _through_relu(grad: Tensor, output: Tensor | None) -> Tensor:
     """``grad`` where ReLU let its input through, as PyTorch's own ReLU gradient decides it."""
-    if grad is None or output is None:
-        return grad
-    return torch.ops.aten.threshold_backward(grad, output, 0)
+    return grad if output is None else torch.ops.aten.threshold_backward(grad, output, 0)
 
 
 def _sum(first: Tensor | None, second: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gconv.geometry import ConvGeometry
@@ -89,7 +90,7 @@ def pack_arguments(inputs: int, outputs: int, tile: Tile) -> dict[str, int]:
     return {"CI": inputs, "CO": outputs, "G": tile.groups, "BI": tile.inputs}
 
 
-def weight_arguments(c: Correlation, strides: tuple[int, ...]) -> dict[str, int]:
+def weight_arguments(c: Correlation, strides: Sequence[int]) -> dict[str, int]:
     """Return where weight[g, i, o, r, s] stands in a tensor of ``strides``."""
     return dict(zip(WEIGHTS, c.weight_strides(strides), strict=True))
 

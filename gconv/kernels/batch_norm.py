@@ -7,6 +7,7 @@ the norm and ReLU of its output, and their gradients. Tensors are pixels x chann
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -153,7 +154,7 @@ def plan_gather(pixels: int, channels: int, epilogue: str, device: Device) -> La
     tile = _tile(channels)
     blocks, tiles = -(-channels // tile.outputs), -(-pixels // tile.pixels)
     splits = min(tiles, max(1, WAVES * tile.resident * device.processors // blocks))
-    values = {"pixels": pixels, "channels": channels, "blocks": blocks, "tiles": tiles, "splits": splits}
-    values |= {"EPILOGUE": epilogue, "BM": tile.pixels, "BC": tile.outputs}
+    values: dict[str, Any] = {"pixels": pixels, "channels": channels, "blocks": blocks}
+    values |= {"tiles": tiles, "splits": splits, "EPILOGUE": epilogue, "BM": tile.pixels, "BC": tile.outputs}
     absent = () if epilogue == "gradient" else ("p_dy", "p_norm")
     return Launch.of(gather_kernel, blocks * splits, values, tile, absent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gconv.geometry import ConvGeometry
@@ -84,7 +85,7 @@ class Correlation:
             transposed=True,
         )
 
-    def weight_strides(self, strides: tuple[int, int, int, int]) -> tuple[int, int, int, int, int, int]:
+    def weight_strides(self, strides: Sequence[int]) -> tuple[int, int, int, int, int, int]:
         """Where weight[g, i, o, r, s] stands in a (K, C / groups, R, S) tensor of ``strides``.
 
         Returns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -288,7 +290,7 @@ def plan_depthwise(c: Correlation, tile: Tile, operands: OperandLayout, fusion: 
     shared = correlation_arguments(c, tile, operands, fusion)
     packed_tiles = shared["packs"] * -(-columns // tile.pixels)
     rows = tiles.rows_in_chunk(c.output[0], packed_tiles, tile, operands.device)
-    own = {"columns": columns, "rows": rows, "R": c.kernel[0], "S": c.kernel[1]}
+    own: dict[str, Any] = {"columns": columns, "rows": rows, "R": c.kernel[0], "S": c.kernel[1]}
     if slides:
         own |= {"step_w": c.step[1], "tap_w": c.dilation[1]}
     else:

@@ -72,6 +72,7 @@ def norm_forward(
     """
     fusion = Fusion(bias is not None, prologue=True, epilogue="moments")
     y, parts = run_forward(input, weight, bias, geometry, fusion, norm=norm.contiguous(), tile=tile)
+    assert parts is not None  # moments are gathered
     return y, merge(parts, "moments")
 
 
@@ -90,7 +91,7 @@ def run_forward(
     x = channels_last(input)
     y = empty_channels_last(geometry.output_size, x)
     if not y.numel():
-        return y, None
+        return y, torch.empty((0, 3, geometry.weight_size[0]), device=x.device)
     plan = plan_forward(geometry, OperandLayout.of(x, weight), fusion, tile)
     parts = empty_parts(plan, y)
     bias, side = None if bias is None else bias.contiguous(), beside(side, y)

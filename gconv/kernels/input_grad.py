@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from gconv.geometry import ConvGeometry
@@ -48,6 +49,7 @@ def norm_input_grad(
     da, parts = run_input_grad(
         grad_output, weight, geometry, fusion, norm=norm.contiguous(), side=input, tile=tile
     )
+    assert parts is not None  # sums are gathered
     return da, merge(parts, "gradient")
 
 
@@ -65,7 +67,7 @@ def run_input_grad(
     dy = channels_last(grad_output)
     dx = empty_channels_last(geometry.input_size, dy)
     if not dx.numel():
-        return dx, None
+        return dx, torch.empty((0, 2, dx.shape[1]), device=dx.device)
     plan = plan_input_grad(geometry, OperandLayout.of(dy, weight), fusion, tile)
     parts, side, kernel = empty_parts(plan, dx), beside(side, dx), plan.tile.kernel
     weights = packed(weight, geometry, True, plan.tile) if kernel in ("strips", "pairs") else weight

@@ -137,16 +137,17 @@ class Launch:
         none = frozenset(absent) & set(kernel.arg_names)
         return cls(kernel, programs, {name: arguments[name] for name in names}, tile, none)
 
-    def __call__(self, *tensors: Tensor | None) -> None:
-        """Start the kernel on the device of ``tensors``, in the kernel's order, None if absent."""
-        device = tensors[0].device
+    def __call__(self, first: Tensor, *others: Tensor | None) -> None:
+        """Start the kernel on its tensors, in its order, None for those that are absent."""
+        device, tensors = first.device, (first, *others)
         if device.type != "cuda" or device.index == current_cuda_device():
             return self._start(device, tensors)
         with torch.cuda.device(device):
             self._start(device, tensors)
 
     def _start(self, device: torch.device, tensors: tuple[Tensor | None, ...]) -> None:
-        addresses, binary = 0, [device.index]
+        addresses = 0
+        binary: list[Any] = [device.index]
         for tensor in tensors:
             if tensor is not None:
                 addresses |= tensor.data_ptr()
@@ -200,8 +201,7 @@ def note_untested_triton() -> None:
     a kernel that may well work into an exception.
     """
     installed, tested = (
-        tuple(map(int, re.match(r"(\d+)\.(\d+)", version).groups()))
-        for version in (triton.__version__, NEWEST_TRITON)
+        tuple(map(int, re.findall(r"\d+", version)[:2])) for version in (triton.__version__, NEWEST_TRITON)
     )
     if installed > tested:
         logging.getLogger("gconv").warning(

@@ -207,7 +207,7 @@ def residue_kernel(
 
 
 @triton.jit
-def add_row(sums, dy, x, PRECISION: tl.constexpr):
+def add_outer_row(sums, dy, x, PRECISION: tl.constexpr):
     """The sums of a kernel row's three taps, each + dy.T @ x  # [BO, BI]"""
     dy = tl.trans(dy)
     s0 = dot(dy, x[0], sums[0], PRECISION)
@@ -282,17 +282,17 @@ def slide_weight_kernel(
             dy0 = load_tile(p_grad, o_dy, m_column & (h < last), m_k, FULL)
             x = load_row(p_row, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
             a = normalise_row(x, norm, m_x, (h >= 0) & (h < H), PROLOGUE)
-            sums0 = add_row(sums0, dy0, a, PRECISION)
+            sums0 = add_outer_row(sums0, dy0, a, PRECISION)
             if STRIDE == 1:
-                sums1 = add_row(sums1, dy1, a, PRECISION)
-                sums2 = add_row(sums2, dy2, a, PRECISION)
+                sums1 = add_outer_row(sums1, dy1, a, PRECISION)
+                sums2 = add_outer_row(sums2, dy2, a, PRECISION)
                 # Triton loads ahead only in loops that hand on what they made, so dy1 is made anew, as it is.
                 dy2 = tl.where(h >= h0, dy1, 0.0)
             else:
-                sums2 = add_row(sums2, dy1, a, PRECISION)
+                sums2 = add_outer_row(sums2, dy1, a, PRECISION)
                 x = load_row(p_row + x_h * X_UNIT, o_x, step, m_x, (h + 1 >= 0) & (h + 1 < H), m_c, FULL)
                 a = normalise_row(x, norm, m_x, (h + 1 >= 0) & (h + 1 < H), PROLOGUE)
-                sums1 = add_row(sums1, dy0, a, PRECISION)
+                sums1 = add_outer_row(sums1, dy0, a, PRECISION)
             dy1 = dy0
             if BIAS:
                 bias += dy0.to(tl.float32)

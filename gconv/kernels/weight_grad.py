@@ -19,7 +19,7 @@ from gconv.kernels.strips_weight import plan_strips_weight
 from gconv.kernels.taps import plan_taps_weight
 from gconv.kernels.tiles import Tile
 
-PLANNERS = {
+WEIGHT_PLANNERS = {
     "strips": plan_strips_weight,
     "slide": plan_slide_weight,
     "taps": plan_taps_weight,
@@ -119,7 +119,7 @@ def plan_weight_grad(
     tile = tiles.with_whole_packs(tile, geometry.groups, *geometry.channels_per_group)
     k, cg, r, s = geometry.weight_size
     size = k * (cg * r * s + fusion.bias)
-    launch, splits = PLANNERS[tile.kernel](geometry, tile, operands, fusion, 4 * size)
+    launch, splits = WEIGHT_PLANNERS[tile.kernel](geometry, tile, operands, fusion, 4 * size)
     return launch, splits, size
 
 

@@ -189,7 +189,5 @@ def test_a_launch_takes_what_its_kernel_knows_and_nothing_else() -> None:
     assert list(plan.arguments) == list(arguments), "in the kernel's order"
     assert plan.absent == {"p_norm"}, "of the tensors that it has"
     for wrong in (arguments | {"rows": 1}, {name: arguments[name] for name in list(arguments)[1:]}):
-        with pytest.raises(
-            TypeError, match="normalise_kernel takes .*missing or unknown: \\['(rows|pixels)'"
-        ):
+        with pytest.raises(TypeError, match=r"takes .*missing or unknown: \[.(rows|pixels)"):
             Launch.of(normalise_kernel, 2, wrong, tile)

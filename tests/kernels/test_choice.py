@@ -15,6 +15,7 @@ from gconv.kernels.device import Device
 from gconv.measure import candidates
 from gconv.measure.problem import TYPES
 from gconv.measure.suites import SUITES, Layer
+from gconv.measure.tuner import write_entries
 
 GPU = Device("cuda", "NVIDIA Test-1", 132, 90)
 LAYER = Layer(128, 32, 56)
@@ -53,7 +54,7 @@ def pays(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str,
 
 
 def write(folder: Path, *entries: choice.Entry) -> None:
-    choice.write_entries(folder / "nvidia-test-1.json", entries, {"gpu": GPU.name})
+    write_entries(folder / "nvidia-test-1.json", entries, {"gpu": GPU.name})
 
 
 def test_what_was_written_is_read(folders: tuple[Path, Path]) -> None:

@@ -20,7 +20,7 @@ SERVER = """
 import json, os, pathlib, sys, torch, traceback
 import stub_gpu
 from gconv.geometry import ConvGeometry
-from gconv.measure import candidates, compiled, tuner as tuning
+from gconv.measure import candidates, compiled, tuner
 from gconv.kernels import launch
 from gconv.kernels.device import Device
 from gconv.kernels.forward import forward
@@ -169,9 +169,9 @@ for layer in (SUITES["tiny"][1], SUITES["depthwise"][2]):
             job = compiled.Job("sm_90", "bfloat16", pass_, problem.geometry, "plain", 0, tile)
             compiled.compile_job(job)
             if pass_ == "weight_grad" or tile.kernel == "strips":  # the reduction, the weights' packing
-                compiled.compile_job(job._replace(index=1))
+                compiled.compile_job(job._replace(position=1))
             before = len(list(cache.rglob("*.cubin")))
-            tuning._run(problem, operands, tile, torch.channels_last)
+            tuner._run(problem, operands, tile, torch.channels_last)
             assert len(list(cache.rglob("*.cubin"))) == before, (problem, tile)
 print(before)
 """

@@ -19,7 +19,7 @@ import triton
 
 from benchmarks import matrix, stamps
 from gconv.commands import kernels as command
-from gconv.measure import compiled
+from gconv.measure import compiled, machine_code
 
 ROOT = Path(__file__).parents[2]
 PINNED = re.search(r"^triton==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
@@ -263,9 +263,9 @@ def test_a_kernel_that_spills_fails_the_command_and_is_named(
 
     monkeypatch.setattr("triton.knobs.runtime.interpret", False)
     monkeypatch.setattr(sys, "argv", ["python -m gconv kernels"])
-    monkeypatch.setattr(command, "_compile_all", lambda arguments: [kernel("sm_90", 0), kernel("gfx942", 8)])
+    monkeypatch.setattr(command, "_compile", lambda arguments: [kernel("sm_90", 0), kernel("gfx942", 8)])
     assert command.main() == 0
-    monkeypatch.setattr(command, "_compile_all", lambda arguments: [kernel("sm_90", 0), kernel("sm_80", 8)])
+    monkeypatch.setattr(command, "_compile", lambda arguments: [kernel("sm_90", 0), kernel("sm_80", 8)])
     assert command.main() == 1
     said = capsys.readouterr().err
     assert "error: 1 of 2 kernels spill" in said and "sm_80" in said and "sm_90" not in said
@@ -283,8 +283,8 @@ def test_main_loop_is_the_longest_innermost_one() -> None:
         "@P1 BRA (.L_x_2)",
         "BRA (.L_x_0)",
     ]
-    assert compiled.main_loop(listing) == ["HMMA", "LDG", "@P0 BRA (.L_x_1)"]
-    assert compiled.main_loop(["MOV", "EXIT"]) == []
+    assert machine_code.main_loop(listing) == ["HMMA", "LDG", "@P0 BRA (.L_x_1)"]
+    assert machine_code.main_loop(["MOV", "EXIT"]) == []
 
 
 @pytest.mark.parametrize(

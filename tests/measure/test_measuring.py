@@ -1,4 +1,4 @@
-"""What measurements rest on: operands, PyTorch's way, the truth, times and tuning."""
+"""What measurements rest on: operands, PyTorch's way, the truth, times and tuner."""
 
 from __future__ import annotations
 
@@ -247,20 +247,20 @@ def _wait_for_more(copies: list) -> None:
 @interpreted
 def test_tuning_leaves_out_what_is_wrong_and_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     from gconv.kernels.device import device_of
-    from gconv.measure import tuner as tuning
+    from gconv.measure import tuner
     from gconv.measure.candidates import candidates
 
     problem = Problem("forward", SUITES["tiny"][0].geometry(1), "float16")
     wrong, slow, fast = candidates("forward", problem.geometry, torch.float16, "ieee", device_of(CPU))[:3]
-    run = tuning._run
+    run = tuner._run
 
     def run_some_badly(problem: Problem, operands: object, tile: object, form: object) -> torch.Tensor:
         time.sleep(0.05 if tile.stages == slow.stages else 0)
         result = problem.run_pytorch(operands).contiguous(memory_format=form)
         return result * 1.5 if tile == wrong else result
 
-    monkeypatch.setattr(tuning, "_run", run_some_badly)
-    finding = tuning.tune(problem, [wrong, slow, fast], CPU)
+    monkeypatch.setattr(tuner, "_run", run_some_badly)
+    finding = tuner.tune(problem, [wrong, slow, fast], CPU)
     assert replace(finding.tile, resident=fast.resident) == fast
     assert list(finding.wrong) == [wrong] and finding.wrong[wrong] > 0.1
     assert (
@@ -270,8 +270,8 @@ def test_tuning_leaves_out_what_is_wrong_and_keeps_the_fastest(monkeypatch: pyte
     )
     assert set(finding.triton) == set(finding.aten) == set(LAYOUTS)
 
-    monkeypatch.setattr(tuning, "_run", lambda *a: run(*a) * 1.5)
-    finding = tuning.tune(problem, [fast], CPU)
+    monkeypatch.setattr(tuner, "_run", lambda *a: run(*a) * 1.5)
+    finding = tuner.tune(problem, [fast], CPU)
     assert finding.tile is None and finding.triton == {} and set(finding.aten) == set(LAYOUTS)
 
 
@@ -279,8 +279,7 @@ def test_tuning_leaves_out_what_spills_or_does_not_compile(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     from gconv.kernels.device import Device
-    from gconv.measure import compiled
-    from gconv.measure import tuner as tuning
+    from gconv.measure import compiled, tuner
     from gconv.measure.candidates import candidates
 
     gpu = Device("cuda", "NVIDIA Test", 132, 90)
@@ -292,12 +291,12 @@ def test_tuning_leaves_out_what_spills_or_does_not_compile(
             raise ValueError("too large")
         return SimpleNamespace(spills=int(job.tile == spilling))
 
-    monkeypatch.setattr(tuning, "device_of", lambda _: gpu)
+    monkeypatch.setattr(tuner, "device_of", lambda _: gpu)
     monkeypatch.setattr(compiled, "target_of", lambda _: "sm_90")
     monkeypatch.setattr(compiled.Job, "binary", property(lambda job: job.tile))
     monkeypatch.setattr(compiled, "compile_job", compile_job)
-    monkeypatch.setattr(tuning, "ProcessPoolExecutor", lambda processes, _: ThreadPoolExecutor(processes))
-    assert tuning.compile_candidates([problem], CPU) == {problem: others}
+    monkeypatch.setattr(compiled, "ProcessPoolExecutor", lambda processes, _: ThreadPoolExecutor(processes))
+    assert tuner.compile_candidates([problem], CPU) == {problem: others}
     assert f"left out, it does not compile: {broken}: ValueError('too large')" in capsys.readouterr().err
 
 
@@ -305,15 +304,15 @@ def test_tuning_leaves_out_what_spills_or_does_not_compile(
 @pytest.mark.long
 @pytest.mark.parametrize("pass_", PASSES)
 def test_every_candidate_of_a_tiny_layer_is_right(pass_: str) -> None:
-    from gconv.measure import tuner as tuning
+    from gconv.measure import tuner
 
     for layer in SUITES["tiny"]:
         problem = Problem(pass_, layer.geometry(1), "float16")
-        ((_, compiled),) = tuning.compile_candidates([problem], CPU).items()
+        ((_, compiled),) = tuner.compile_candidates([problem], CPU).items()
         # The interpreter knows neither stages nor registers.
         tiles = list(dict.fromkeys(replace(tile, stages=1, registers=None) for tile in compiled))
         operands = problem.draw(CPU)
-        errors = tuning._errors(problem, operands, tiles, problem.truth(operands))
+        errors = tuner._errors(problem, operands, tiles, problem.truth(operands))
         assert len(errors) == len(tiles) > 5
         assert all(map(problem.matches, errors.values())), errors
 
@@ -324,15 +323,14 @@ def test_tune_writes_a_table_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     from gconv.kernels import choice
-    from gconv.measure import candidates
-    from gconv.measure import tuner as tuning
+    from gconv.measure import candidates, tuner
 
     monkeypatch.setattr(timing, "LEAST_ROUNDS", 1)
     monkeypatch.setattr(timing, "SECONDS", 0)
     monkeypatch.setattr(candidates, "SPLITS", (1,))
-    compile_all = tuning.compile_candidates
+    compile_all = tuner.compile_candidates
     monkeypatch.setattr(
-        tuning, "compile_candidates", lambda *a: {p: tiles[:1] for p, tiles in compile_all(*a).items()}
+        tuner, "compile_candidates", lambda *a: {p: tiles[:1] for p, tiles in compile_all(*a).items()}
     )
     path = tmp_path / "new" / "table.json"
     times = tmp_path / "times.jsonl"
@@ -390,6 +388,6 @@ def test_what_tune_cannot_do_is_one_line(
 
 def test_tuning_without_a_gpu_says_what_it_needs() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "gconv.commands.tune"]
+    command = [sys.executable, "-m", "gconv", "tune"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.startswith("error: the kernels need a CUDA or ROCm device")

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import triton
 
-from gconv.commands.options import add_names, add_processes, new_parser
+from gconv.commands.options import TF32, add_names, add_processes, new_parser
 from gconv.measure import compiled
 from gconv.measure.compiled import TARGETS, Kernel
 from gconv.measure.problem import TYPES
@@ -101,9 +101,9 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = new_parser(prog, DESCRIPTION)
-    add_names(parser, "--targets", TARGETS)
-    add_names(parser, "--suite", SUITES, REAL)
-    add_names(parser, "--dtypes", TYPES, ["float16"], " (tf32: float32 as F.conv2d multiplies it by default)")
+    add_names(parser, "--targets", TARGETS, purpose="GPUs to compile for")
+    add_names(parser, "--suite", SUITES, REAL, "networks whose grouped layers to compile for")
+    add_names(parser, "--dtypes", TYPES, ["float16"], f"types to compile for {TF32}")
     parser.add_argument(
         "--form",
         choices=list(compiled.FORMS),

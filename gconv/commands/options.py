@@ -10,6 +10,8 @@ from typing import Any
 
 from gconv.measure.terminal import fail, first_line
 
+TF32 = "(tf32: float32 as F.conv2d multiplies it by default)"  # for the help of --dtypes
+
 
 def new_parser(prog: str, description: str, **settings: Any) -> argparse.ArgumentParser:
     """Return a parser that prints ``description`` as it is written.
@@ -25,7 +27,7 @@ def add_names(
     option: str,
     names: Collection[str],
     default: Sequence[str] | None = None,
-    note: str = "",
+    purpose: str = "",
 ) -> None:
     """Add an option that takes some of several names.
 
@@ -34,12 +36,12 @@ def add_names(
         option: such as "--dtypes".
         names: the names to choose from.
         default: the names if the option is not given. Defaults to None, all of them.
-        note: follows the names in the help.
+        purpose: what the names are for, for the help. Defaults to "", which leaves it out.
     """
     default = list(names if default is None else default)
     left_out = [name for name in names if name not in default]
     shown = " ".join(default) if len(left_out) > 1 else " but ".join(["all", *left_out])
-    text = f"of {', '.join(names)}{note}; default: {shown}"
+    text = f"{purpose + ': ' if purpose else ''}of {', '.join(names)}; default: {shown}"
     parser.add_argument(option, nargs="+", metavar="NAME", choices=list(names), default=default, help=text)
 
 

@@ -18,6 +18,7 @@ import torch
 
 from gconv import dispatch
 from gconv.commands.options import (
+    TF32,
     add_batch,
     add_image,
     add_names,
@@ -193,14 +194,14 @@ def _layers_of_model(name: str, size: Sequence[int]) -> list[ConvGeometry]:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = new_parser(prog, DESCRIPTION)
     networks = parser.add_mutually_exclusive_group()
-    add_names(networks, "--suite", SUITES, REAL)
+    add_names(networks, "--suite", SUITES, REAL, "networks whose grouped layers to tune for")
     networks.add_argument(
         "--model", metavar="MODULE:FUNCTION", help="a function that returns the network to tune for"
     )
     add_image(parser)
     add_batch(parser, [256, 32, 1], "batch sizes to measure")
-    add_names(parser, "--dtypes", TYPES, ["bfloat16", "float16", "tf32"])
-    add_names(parser, "--passes", PASSES)
+    add_names(parser, "--dtypes", TYPES, ["bfloat16", "float16", "tf32"], f"types to measure {TF32}")
+    add_names(parser, "--passes", PASSES, purpose="passes to measure")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the table; default: this GPU's in your cache folder"
     )

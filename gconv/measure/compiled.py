@@ -23,10 +23,10 @@ from triton.runtime.jit import create_function_from_signature
 from gconv.geometry import PASSES, ConvGeometry
 from gconv.kernels.batch_norm import input_grad_kernel, normalise_kernel, plan_gather, plan_norm
 from gconv.kernels.device import Device
+from gconv.kernels.epilogue import plan_merge
 from gconv.kernels.forward import parts_of, plan_forward
-from gconv.kernels.fusion import PARTIALS, PLAIN, Fusion, plan_merge
 from gconv.kernels.input_grad import plan_input_grad
-from gconv.kernels.launch import Launch, Operands
+from gconv.kernels.launch import PARTIALS, PLAIN, Fusion, Launch, OperandLayout
 from gconv.kernels.strips import plan_pack
 from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import plan_reduce, plan_weight_grad
@@ -63,6 +63,7 @@ LIMITS_OF_A_PROCESSOR = {
     "sm_100": (228, 64, 32),
     "sm_120": (100, 48, 24),
 }
+FLOAT32 = ("p_norm", "p_parts", "p_result", "p_slope", "p_sums")  # pointers, whatever the convolution's type
 
 
 @dataclass(frozen=True)
@@ -283,13 +284,13 @@ def _launches(
     precision, device = _precision_and_device(target, dtype)
     x, w, y = geometry.input_size, geometry.weight_size, geometry.output_size
 
-    def operands(first: tuple[int, ...], second: tuple[int, ...]) -> Operands:
-        return Operands(_strides(first), _strides(second), TYPES[dtype][0], precision, device)
+    def operands(first: tuple[int, ...], second: tuple[int, ...]) -> OperandLayout:
+        return OperandLayout(_strides(first), _strides(second), TYPES[dtype][0], precision, device)
 
     fusion = FORMS[form][pass_]
     if pass_ == "weight_grad":
-        partial, splits, size = plan_weight_grad(geometry, operands(y, x), fusion, tile)
-        return [partial, plan_reduce(geometry, splits, size, _strides(w))]
+        partial, splits, _ = plan_weight_grad(geometry, operands(y, x), fusion, tile)
+        return [partial, plan_reduce(geometry, splits, fusion.bias, _strides(w))]
     plan, first = (plan_forward, x) if pass_ == "forward" else (plan_input_grad, y)
     launch = plan(geometry, operands(first, w), fusion, tile)
     channels = geometry.weight_size[0] if pass_ == "forward" else geometry.input_size[1]
@@ -322,10 +323,12 @@ def _specialise(launch: Launch, target: str, dtype: str) -> tuple[GPUTarget, AST
     """Return what Triton compiles at a launch, by its own code, so that it finds the result in its cache."""
     gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
     kernel, backend = launch.kernel, make_backend(gpu)
-    types = {
-        name: torch.float32 if _holds_sums(name, launch) else TYPES[dtype][0] for name in kernel.arg_names
+    types = {name: torch.float32 if name in FLOAT32 else TYPES[dtype][0] for name in kernel.arg_names}
+    tensors = {
+        name: None if name in launch.absent else torch.empty(1, dtype=type_)
+        for name, type_ in types.items()
+        if name.startswith("p_")
     }
-    tensors = {name: torch.empty(1, dtype=type_) for name, type_ in types.items() if name.startswith("p_")}
     arguments = {**launch.arguments, **launch.tile.options}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialisation, options = binder(**tensors, **arguments)
@@ -333,15 +336,6 @@ def _specialise(launch: Launch, target: str, dtype: str) -> tuple[GPUTarget, AST
         backend, arguments, bound, specialisation, options
     )
     return gpu, ASTSource(kernel, signature, constants, attributes), launch.tile.options
-
-
-def _holds_sums(name: str, launch: Launch) -> bool:
-    """Whether a pointer is to float32 whatever the convolution's type; unused pointers are not."""
-    epilogue, alone = launch.arguments.get("EPILOGUE"), launch.tile.kernel == "batch_norm"
-    if name == "p_norm":
-        return launch.arguments.get("PROLOGUE", False) or epilogue == "gradient" or (alone and not epilogue)
-    own = "p_dy" in launch.kernel.arg_names or launch.tile.kernel in ("reduce", "merge")
-    return name in ("p_parts", "p_result", "p_slope") or (name == "p_sums" and (own or epilogue in PARTIALS))
 
 
 def _outputs_a_turn(launch: Launch) -> float:

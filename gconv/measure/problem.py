@@ -95,12 +95,12 @@ class Problem:
 
     def run(self, operands: Operands, backend: str = "auto") -> Tensor:
         """Run the pass on a backend of gconv, through its operator."""
-        (x, w, dy), settings = operands, (*self.geometry.settings, backend)
+        x, w, dy = operands
         if self.pass_ == "forward":
-            return torch.ops.gconv.forward(x, w, None, None, None, *settings)
+            return torch.ops.gconv.forward(x, w, None, *self.geometry.settings, None, None, backend)
         if self.pass_ == "input_grad":
-            return torch.ops.gconv.input_grad(dy, w, x.shape, *settings)
-        return torch.ops.gconv.weight_grad(dy, x, w.shape, False, *settings)[0]
+            return torch.ops.gconv.input_grad(dy, w, x.shape, *self.geometry.settings, backend)
+        return torch.ops.gconv.weight_grad(dy, x, w.shape, *self.geometry.settings, False, backend)[0]
 
     def run_pytorch(self, operands: Operands) -> Tensor:
         """Run the pass as ``F.conv2d`` and its gradient do."""

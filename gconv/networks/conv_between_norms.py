@@ -20,14 +20,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.module import _has_any_global_hook
 
 from gconv import batch_norm, dispatch, ops
 from gconv.functional import prepare
 from gconv.geometry import ConvGeometry
 from gconv.module import GroupConv2d, is_watched
+from gconv.torch_internals import BatchNormBase, forward_mode_active, has_global_hooks, transforms_active
 
 
 def conv_between_norms(
@@ -89,7 +89,7 @@ def _one_by_one(
 
 def _relu(norm: nn.Module, x: Tensor) -> Tensor:
     """Compute relu(norm(x)), in place if ``norm`` is a batch norm whose output nobody else has seen."""
-    own = isinstance(norm, nn.modules.batchnorm._BatchNorm) and not is_watched(norm)
+    own = isinstance(norm, BatchNormBase) and not is_watched(norm)
     return F.relu(norm(x), inplace=own)
 
 
@@ -101,10 +101,10 @@ def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) 
         return False
     if conv.padding_mode != "zeros" or conv.activation is not None:
         return False
-    if _has_any_global_hook() or any(map(is_watched, (before, conv, after))):
+    if has_global_hooks() or any(map(is_watched, (before, conv, after))):
         return False
     traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
-    return not (traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+    return not (traced or transforms_active() or forward_mode_active())
 
 
 def _is_plain_norm(norm: nn.Module) -> bool:
@@ -196,7 +196,7 @@ class _Convolution(Function):
             through = _through_norm(ctx, grad_norm, input, gamma, norm, variance, sums)
         if any(ctx.needs_input_grad[3:5]):
             with_bias = ctx.needs_input_grad[4]
-            weights = ops.norm_weight_grad(grad, input, norm, with_bias, geometry, backend)
+            weights = ops.norm_weight_grad(grad, input, norm, geometry, with_bias, backend)
         return *through, weights[0], weights[1] if ctx.needs_input_grad[4] else None, *(None,) * 6
 
 

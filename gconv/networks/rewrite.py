@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gconv import passes
+from gconv import ops
 from gconv.functional import common_dtype, group_conv2d
 from gconv.module import GroupConv2d, is_watched, pad_input
 from gconv.networks import subclasses
@@ -255,7 +255,7 @@ def fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
         bias = -mean.double() if conv.bias is None else conv.bias.double() - mean.double()
         bias = scale * bias if norm.bias is None else scale * bias + norm.bias.double()
         weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
-        form = torch.channels_last if passes.is_channels_last(conv.weight) else torch.contiguous_format
+        form = torch.channels_last if ops.is_channels_last(conv.weight) else torch.contiguous_format
         conv.weight = nn.Parameter(weight.to(conv.weight.dtype).contiguous(memory_format=form))
         conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
 

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from gconv.kernels.batch_norm import normalise_kernel
+from gconv.kernels.launch import Launch
+from gconv.kernels.tiles import Tile
+
 ROOT = Path(__file__).parents[2]
 Run = Callable[[str], str]
 
@@ -55,7 +59,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[subprocess.Popen]:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT / "tests" / "support")}
     command, pipe = [sys.executable, "-c", SERVER], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=ROOT) as process:
         yield process
@@ -176,3 +180,14 @@ for layer in (SUITES["tiny"][1], SUITES["depthwise"][2]):
 print(before)
 """
     assert int(run(code)) > 5
+
+
+def test_a_launch_takes_what_its_kernel_knows_and_nothing_else() -> None:
+    arguments = {"pixels": 6, "channels": 16, "blocks": 1, "BM": 4, "BC": 16}
+    tile = Tile("batch_norm", 1, 4, 16, 16, warps=1)
+    plan = Launch.of(normalise_kernel, 2, dict(reversed(arguments.items())), tile, ["p_norm", "p_bias"])
+    assert list(plan.arguments) == list(arguments), "in the kernel's order"
+    assert plan.absent == {"p_norm"}, "of the tensors that it has"
+    for wrong in (arguments | {"rows": 1}, {name: arguments[name] for name in list(arguments)[1:]}):
+        with pytest.raises(TypeError, match=r"takes .*missing or unknown: \[.(rows|pixels)"):
+            Launch.of(normalise_kernel, 2, wrong, tile)

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from test_between import interpreted
+from marks import interpreted
 from torch import Tensor, nn
 
 import gconv

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import interpreted
 from oracle import Case
 from torch import Tensor
 
@@ -20,9 +21,6 @@ from gconv import dispatch
 from gconv.geometry import ConvGeometry
 from gconv.kernels import launch
 
-interpreted = pytest.mark.skipif(
-    os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
-)
 CASE = Case("", (2, 8, 5, 4), (8, 2, 3, 3), {"padding": 1, "groups": 4})
 
 

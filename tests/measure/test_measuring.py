@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import interpreted
 from torch import nn
 
 import gconv
@@ -30,7 +31,6 @@ from gconv.measure.suites import SUITES, Layer
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 LAYER = Layer(8, 4, 5, stride=2)
-interpreted = pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="needs Triton's interpreter")
 
 
 def test_suites_hold_the_grouped_layers_of_the_networks() -> None:

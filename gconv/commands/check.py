@@ -30,7 +30,10 @@ def main(command: Sequence[str], prog: str, commands: dict[str, str]) -> int:
         prog: name of the program, for help.
         commands: the other commands and what they do, for help and to say where their options go.
     """
-    arguments = _parser(prog, commands).parse_args(command)
+    parser = _parser(prog, commands)
+    arguments = parser.parse_args(command)
+    if arguments.command is not None:
+        parser.error(f"options of {arguments.command} go behind it: {prog} {arguments.command} ...")
     found = check(arguments.batch, arguments.processes)
     print(json.dumps(found.as_dict(), indent=1, allow_nan=False) if arguments.json else found)
     return 1 if found.wrong else 0
@@ -45,6 +48,7 @@ def _parser(prog: str, commands: dict[str, str]) -> argparse.ArgumentParser:
         epilog=f"commands (--help tells more of each):\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("command", nargs="?", choices=list(commands), metavar="COMMAND", help="see below")
     parser.add_argument(
         "--batch", type=count, default=256, metavar="N", help="batch size of the timed layers; default: 256"
     )

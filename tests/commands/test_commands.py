@@ -6,7 +6,6 @@ import pytest
 
 from gconv import dispatch
 from gconv.commands.main import COMMANDS, main
-from gconv.measure import check
 
 
 def test_help_names_the_other_commands_and_they_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +38,6 @@ def test_kernels_need_triton_and_an_interruption_is_one_line(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(check, "check", interrupt)
+    monkeypatch.setattr("gconv.commands.check.check", interrupt)
     assert main([]) == 130
     assert capsys.readouterr().err == "\ninterrupted\n"

@@ -88,6 +88,6 @@ def test_what_tune_cannot_do_is_one_line(
 
 def test_tuning_without_a_gpu_says_what_it_needs() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "gconv.commands.tune"]
+    command = [sys.executable, "-m", "gconv.tune"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.startswith("error: the kernels need a CUDA or ROCm device")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from resnext.config import Network, Recipe
-from resnext.training import Training
+
+if TYPE_CHECKING:
+    from resnext.training import Training
 
 SMALL = Network((1, 1, 0, 0), cardinality=2, base_width=4, stem_width=8)
 SGD = Recipe(2, 40, 10, "sgd", 0.1, 5e-4, "step", warmup_epochs=0.0)

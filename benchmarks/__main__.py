@@ -17,13 +17,14 @@ from benchmarks import counters, first, layers, networks
 from benchmarks.peers import RUNNERS, Contender, applies, contenders
 from benchmarks.store import Store, is_wrong
 from benchmarks.summary import in_short, spread
+from gconv.commands.options import add_names, count, minutes
 from gconv.dispatch import this_device, why_not_triton
 from gconv.geometry import PASSES
 from gconv.kernels.choice import slug
 from gconv.measure.environment import environment
 from gconv.measure.problem import TYPES, Problem
 from gconv.measure.suites import REAL, SUITES
-from gconv.measure.terminal import STOPPED, add_names, count, fail, minutes, run_resumable, track
+from gconv.measure.terminal import STOPPED, fail, run_resumable, track
 from gconv.measure.timing import copy_speed
 from gconv.text import columns
 

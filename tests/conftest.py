@@ -172,6 +172,15 @@ def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def full_float32() -> Iterator[None]:
+    """Multiply float32 in full, as the bounds expect; tests of TF32 ask for it themselves."""
+    from gconv.measure.problem import cudnn_precision
+
+    with cudnn_precision("ieee"):
+        yield
+
+
+@pytest.fixture
 def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Has ``auto`` go by rule: neither gconv nor the user has measured anything."""
     from gconv.kernels import choice

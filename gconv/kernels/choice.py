@@ -14,8 +14,7 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -248,16 +247,6 @@ def _entries_or_none(path: Path) -> list[Entry]:
     except ValueError as error:
         warnings.warn(f"{error}; it is left aside", stacklevel=2)
         return []
-
-
-def write_entries(path: Path, entries: Iterable[Entry], environment: dict[str, Any]) -> None:
-    """Writes a table, an entry a line, beside the old one and then over it: a file that is there is whole."""
-    lines = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
-    head = json.dumps({"kernels": KERNELS, "environment": environment}, indent=1).removesuffix("\n}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(f'{head},\n "entries": [\n{lines}\n]}}\n')
-    part.replace(path)
 
 
 def file_name(device_name: str) -> str:

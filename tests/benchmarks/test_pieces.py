@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
+from marks import interpreted
 
 
-@pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="needs Triton's interpreter")
+@interpreted
 @pytest.mark.parametrize("way", ["copy", "read"])
 def test_pieces_cover_the_tensor(way: str) -> None:
     from benchmarks import pieces

@@ -14,6 +14,7 @@ from benchmarks import accuracy, stamps
 from benchmarks.sources import digests
 from benchmarks.store import read_table
 from gconv.kernels import choice
+from gconv.measure.tuner import write_entries
 from resnext import tables
 from resnext.comparison import Compared, verdict
 
@@ -134,7 +135,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (tmp_path / "nvidia-h200").mkdir()
     (tmp_path / "nvidia-h200" / "layers.jsonl").write_text("{}\n")
     (tmp_path / "nvidia-h200" / "environment.json").write_text(json.dumps({"commit": "HEAD"}))
-    choice.write_entries(tmp_path / "measured" / "nvidia-h200.json", [], {"commit": "abcdef123456"})
+    write_entries(tmp_path / "measured" / "nvidia-h200.json", [], {"commit": "abcdef123456"})
     return tmp_path
 
 

@@ -3,47 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, Place, aligned, check, inside_nan, norm_results
+from families import DTYPES, FAMILIES, LARGE, Place, aligned, check, inside_nan
+from fusing import trained
+from marks import ON_A_GPU
+from norms import check_norm_kernels, norm_results
 from oracle import Case
-from test_between import one_by_one, sandwich
-from test_fuse import trained
+from sandwiches import one_by_one, sandwich
 
 import gconv
-from gconv import batch_norm, ops
+from gconv import ops
 from gconv.activation import ACTIVATIONS
-from gconv.kernels import batch_norm as norm_kernels
-from gconv.measure.problem import cudnn_precision
 from resnext import measured, resnext50_32x4d
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.usefixtures("however_small", "no_tables"),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
-    # What cuDNN and the compiler warn of moves with the machine: it is shown, and fails nothing.
-    pytest.mark.filterwarnings("default::UserWarning", "ignore:Using padding='same':UserWarning"),
-]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-LAYERS = [
-    Case("128 x 56", (8, 128, 56, 56), (128, 4, 3, 3), {"padding": 1, "groups": 32}),
-    Case("256 x 56, stride 2", (8, 256, 56, 56), (256, 8, 3, 3), {"padding": 1, "groups": 32, "stride": 2}),
-    Case("1024 x 7", (32, 1024, 7, 7), (1024, 32, 3, 3), {"padding": 1, "groups": 32}),
-]
-
-
-@pytest.fixture(autouse=True)
-def _full_float32() -> Iterator[None]:
-    """Bounds are those of full float32; TF32 has a test of its own."""
-    with cudnn_precision("ieee"):
-        yield
+pytestmark = [pytest.mark.gpu, *ON_A_GPU, pytest.mark.usefixtures("full_float32")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", FAMILIES + LAYERS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", FAMILIES + LARGE, ids=lambda case: case.name)
 @pytest.mark.parametrize("place", [aligned, inside_nan])
 def test_batch_norm_before_and_after_matches_float64(place: Place, case: Case, dtype: torch.dtype) -> None:
     check(norm_results(case, dtype, device="cuda", place=place))
@@ -53,12 +33,7 @@ def test_batch_norm_before_and_after_matches_float64(place: Place, case: Case, d
 def test_norms_by_themselves_match_their_equations(dtype: torch.dtype) -> None:
     x, grad = (torch.randn(32, 200, 28, 28, device="cuda").to(dtype) * 2 + 3 for _ in range(2))
     norm, slope = torch.randn(3, 200, device="cuda"), torch.randn(2, 200, device="cuda")
-    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
-    torch.testing.assert_close(norm_kernels.normalise(x, norm), batch_norm.normalise(x, norm), **close)
-    ours, right = (of.input_grad(grad, x, norm, slope) for of in (norm_kernels, batch_norm))
-    torch.testing.assert_close(ours, right, **close)
-    exact = batch_norm.moments(x.double()).float()
-    torch.testing.assert_close(norm_kernels.moments(x), exact, rtol=1e-5, atol=1e-5)
+    check_norm_kernels(x, grad, norm, slope, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -119,7 +94,7 @@ def test_a_fused_resnext_learns_in_a_cuda_graph() -> None:
 
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
 def test_residual_and_activation(case: Case, activation: str | None) -> None:
     x, w, b = (t.detach().cuda() for t in case.tensors(torch.bfloat16))
     x = x.contiguous(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import needs_gpu
 
 import gconv
 import resnext
@@ -24,7 +25,7 @@ from gconv.measure.suites import Layer
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
+    needs_gpu,
     pytest.mark.filterwarnings("ignore"),  # cuDNN's and the compiler's, of plans that they try and drop
 ]
 RUN = ["run", "--suite", "tiny", "--batch", "4", "--dtypes", "bfloat16"]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from commands import SMALL, Run
-from test_training import SGD, steps
-from test_training import SMALL as NETWORK
+from marks import needs_gpu
+from training_steps import SGD, steps
+from training_steps import SMALL as NETWORK
 
 from resnext import checkpoint
 from resnext.config import Options, Settings, Source
@@ -17,11 +18,7 @@ from resnext.data import Data
 from resnext.training import Training
 from resnext.world import World
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.usefixtures("however_small", "no_tables"),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
-]
+pytestmark = [pytest.mark.gpu, needs_gpu, pytest.mark.usefixtures("however_small", "no_tables")]
 DEVICE = "cuda"
 
 

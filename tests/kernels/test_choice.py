@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gconv.geometry import PASSES, ConvGeometry
+from gconv.geometry import ConvGeometry
 from gconv.kernels import choice, rules, tiles
 from gconv.kernels.device import Device
-from gconv.measure import candidates
-from gconv.measure.problem import TYPES
-from gconv.measure.suites import SUITES, Layer
+from gconv.measure.suites import Layer
+from gconv.measure.tuner import write_entries
 
 GPU = Device("cuda", "NVIDIA Test-1", 132, 90)
 LAYER = Layer(128, 32, 56)
@@ -53,7 +52,7 @@ def pays(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str,
 
 
 def write(folder: Path, *entries: choice.Entry) -> None:
-    choice.write_entries(folder / "nvidia-test-1.json", entries, {"gpu": GPU.name})
+    write_entries(folder / "nvidia-test-1.json", entries, {"gpu": GPU.name})
 
 
 def test_what_was_written_is_read(folders: tuple[Path, Path]) -> None:
@@ -168,43 +167,3 @@ def test_a_table_for_other_kernels_counts_for_nothing(folders: tuple) -> None:
         choice.table.cache_clear(), choice.nearest.cache_clear()
         path.write_text(json.dumps({**saved, "kernels": other}))
         assert choice.tile_of(*layer, GPU) == by_rule(*layer)
-
-
-@pytest.mark.parametrize("type_", TYPES)
-@pytest.mark.parametrize("pass_", PASSES)
-def test_candidates_begin_with_the_rule_and_differ(pass_: str, type_: str) -> None:
-    dtype, precision = TYPES[type_]
-    for layer in {layer for suite in SUITES.values() for layer in suite}:
-        found = candidates.candidates(pass_, layer.geometry(256), dtype, precision, GPU)
-        assert found[0] == rules.tile_by_rule(pass_, layer.geometry(256), dtype, precision, GPU)
-        assert len(set(found)) == len(found) <= 80
-        for tile in found:
-            sides = (tile.pixels, tile.inputs, tile.outputs, tile.warps)
-            assert all(side == tiles.power_of_two(side) for side in sides), tile
-            whole = tile.kernel in ("slide", "residue") and pass_ != "weight_grad"  # they know no blocks
-            assert not whole or max(layer.geometry(256).channels_per_group) <= min(tile.inputs, tile.outputs)
-
-
-@pytest.mark.parametrize(
-    ("kind", "type_", "flow"),
-    [("cuda", "float16", (4, 4, 16)), ("cuda", "tf32", (4, 3, 16)), ("hip", "float16", (2, 1, 16))],
-)
-def test_rows_are_loaded_ahead_where_a_gpu_can(kind: str, type_: str, flow: tuple[int, int, int]) -> None:
-    dtype, precision = TYPES[type_]
-    device = replace(GPU, kind=kind)
-    tile = rules.tile_by_rule("forward", LAYER.geometry(32), dtype, precision, device)
-    assert (tile.warps, tile.stages, tile.load) == flow
-
-
-@pytest.mark.parametrize("pass_", PASSES)
-def test_the_readme_prints_the_rules_tiles(pass_: str) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    line = f"{pass_:<12} triton: {by_rule(pass_, LAYER.geometry(32), *HALF[:2])}"
-    assert f"\n{line}\n" in readme
-
-
-@pytest.mark.parametrize(("channels", "lanes"), [(144, 16), (96, 32), (384, 64), (70, 64), (8, 8)])
-def test_depthwise_tiles_divide_the_channels_where_they_can(channels: int, lanes: int) -> None:
-    geometry = Layer(channels, channels, 14).geometry(32)
-    for pass_ in PASSES:
-        assert rules.tile_by_rule(pass_, geometry, *HALF).outputs == lanes

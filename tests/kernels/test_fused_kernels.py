@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-from families import FAMILIES, check, geometry_of, inside_nan, norm_results
+from families import DTYPES, FAMILIES, check, geometry_of, inside_nan, named
+from marks import INTERPRETED_KERNELS
+from norms import check_norm_kernels, norm_results
 from oracle import Case, bounds, expected
 
 from gconv import batch_norm, kernels
@@ -17,18 +17,10 @@ from gconv.kernels.device import Device
 from gconv.measure.problem import cudnn_precision
 
 pytestmark = [
-    pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
+    *INTERPRETED_KERNELS,
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
-    pytest.mark.skipif(
-        os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
-    ),
 ]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SLIDES = [case for case in FAMILIES if case.name.startswith(("slide", "stride 2"))]
-
-
-def named(name: str) -> Case:
-    return next(case for case in FAMILIES if case.name == name)
 
 
 ONE_OF_EACH = list(map(named, ("slide, width 4", "stride 2, odd", "taps, width 72 to 40", "depthwise")))
@@ -128,12 +120,7 @@ def test_norms_by_themselves_match_their_equations(
     x, grad = (inside_nan((torch.randn(shape) * 2 + 3).to(dtype)) for _ in range(2))
     norm = torch.stack([torch.randn(shape[1]), torch.randn(shape[1]), torch.full(shape[1:2], 3.0)])
     slope = torch.randn(2, shape[1])
-    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
-    torch.testing.assert_close(norm_kernels.normalise(x, norm), batch_norm.normalise(x, norm), **close)
-    ours, right = (of.input_grad(grad, x, norm, slope) for of in (norm_kernels, batch_norm))
-    torch.testing.assert_close(ours, right, **close)
-    exact = batch_norm.moments(x.double()).float()
-    torch.testing.assert_close(norm_kernels.moments(x), exact, rtol=1e-5, atol=1e-5)
+    check_norm_kernels(x, grad, norm, slope, tolerance=1e-5)
     sums = batch_norm.grad_sums(grad, x, norm)
     torch.testing.assert_close(norm_kernels.grad_sums(grad, x, norm), sums, rtol=1e-4, atol=1e-3)
 

@@ -6,16 +6,16 @@ What they allocate starts as NaN, so that an element that is never written shows
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, SAME, check_kernels, geometry_of, kernel_results
+from families import DTYPES, FAMILIES, SAME, check_kernels, geometry_of, kernel_results
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import INTERPRETED_KERNELS
 from oracle import Case
 from torch import Tensor
 
@@ -27,14 +27,9 @@ from gconv.kernels.weight_grad import plan_weight_grad
 from gconv.measure.problem import cudnn_precision
 
 pytestmark = [
-    pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
+    *INTERPRETED_KERNELS,
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
-    pytest.mark.skipif(
-        os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
-    ),
 ]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
 
 ONE_OF_EACH = (
     "slide, width 4",

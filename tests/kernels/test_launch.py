@@ -11,7 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from marks import interpreted
+from oracle import Case
 
+import gconv
+from gconv.kernels import launch
 from gconv.kernels.batch_norm import normalise_kernel
 from gconv.kernels.launch import Launch
 from gconv.kernels.tiles import Tile
@@ -25,7 +30,7 @@ SERVER = """
 import json, os, pathlib, sys, torch, traceback
 import stub_gpu
 from gconv.geometry import ConvGeometry
-from gconv.measure import candidates, compiled, tuner as tuning
+from gconv.measure import candidates, compiled, tuner
 from gconv.kernels import launch
 from gconv.kernels.device import Device
 from gconv.kernels.forward import forward
@@ -174,9 +179,9 @@ for layer in (SUITES["tiny"][1], SUITES["depthwise"][2]):
             job = compiled.Job("sm_90", "bfloat16", pass_, problem.geometry, "plain", 0, tile)
             compiled.compile_job(job)
             if pass_ == "weight_grad" or tile.kernel == "strips":  # the reduction, the weights' packing
-                compiled.compile_job(job._replace(index=1))
+                compiled.compile_job(job._replace(position=1))
             before = len(list(cache.rglob("*.cubin")))
-            tuning._run(problem, operands, tile, torch.channels_last)
+            tuner._run(problem, operands, tile, torch.channels_last)
             assert len(list(cache.rglob("*.cubin"))) == before, (problem, tile)
 print(before)
 """
@@ -204,3 +209,43 @@ def test_kernels_read_every_argument() -> None:
 
 def decorators(node: ast.FunctionDef) -> list[ast.expr]:
     return [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """Return a function that lists what gconv has logged since the test began."""
+    launch.note_untested_triton.cache_clear()
+    yield lambda: [record.getMessage() for record in caplog.records if record.name == "gconv"]
+    launch.note_untested_triton.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("version", "untested"),
+    [("3.6.1", False), (f"{launch.NEWEST_TRITON}.9", False), ("3.10.0rc1", True), ("4.0.0+git1a2b3c", True)],
+)
+def test_an_untested_newer_triton_is_logged_in_one_line(
+    version: str, untested: bool, logged: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triton.__version__", version)
+    launch.note_untested_triton()
+    assert len(logged()) == untested
+    assert all(f"not been tested with Triton {version}" in line and "\n" not in line for line in logged())
+
+
+@interpreted
+def test_an_untested_newer_triton_is_logged_once(
+    logged: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a kernel first starts, also in a compiled graph; not as a warning, which fails tests."""
+    monkeypatch.setattr("triton.__version__", "99.0.0")
+    x, w, _ = Case("", (1, 2, 3, 3), (2, 1, 1, 1), {}).tensors(torch.float32)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return gconv.group_conv2d(x, w, groups=2, backend="triton")
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        compiled(x)
+        call(x)
+    assert len(logged()) == 1
+    torch._dynamo.reset()

@@ -5,22 +5,17 @@ The tiles are given, so that all of them run, whatever the rules say.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 from edges import Processors, check_norm_strips, layer, seven_rows, strips
 from families import geometry_of
+from marks import INTERPRETED_KERNELS
 
 from gconv import kernels
 
-pytestmark = [
-    pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
-    pytest.mark.skipif(
-        os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
-    ),
-]
+pytestmark = INTERPRETED_KERNELS
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -5,7 +5,6 @@ The tiles are given, so that all of them run, whatever the rules say.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -22,6 +21,7 @@ from edges import (
     strips,
 )
 from families import FAMILIES, check, every_other, geometry_of, inside_nan
+from marks import INTERPRETED_KERNELS
 from oracle import Case, bounds, expected
 from torch import Tensor
 
@@ -34,12 +34,7 @@ from gconv.kernels.strips import packed
 from gconv.kernels.tiles import Tile
 from gconv.kernels.walk import images_in_group
 
-pytestmark = [
-    pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
-    pytest.mark.skipif(
-        os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
-    ),
-]
+pytestmark = INTERPRETED_KERNELS
 
 
 @pytest.mark.parametrize("stride", [1, 2])

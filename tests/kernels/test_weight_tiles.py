@@ -5,22 +5,16 @@ The tiles are given, so that all of them run, whatever the rules say.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from edges import OPERANDS, Processors, check_weight_grad, layer, rows_of, seven_rows
 from families import geometry_of
+from marks import INTERPRETED_KERNELS
 from oracle import Case
 
 from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import plan_weight_grad
 
-pytestmark = [
-    pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance"),
-    pytest.mark.skipif(
-        os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
-    ),
-]
+pytestmark = INTERPRETED_KERNELS
 
 
 @pytest.mark.parametrize(("channels", "groups"), [((40, 24), 1), ((20, 40), 1), ((40, 40), 2)])

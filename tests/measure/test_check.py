@@ -1,4 +1,4 @@
-"""``python -m gconv``: the check of this machine, and the commands that it names."""
+"""The check of this machine, as ``python -m gconv`` prints it: right or wrong, times and a verdict."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from gconv import dispatch
-from gconv.__main__ import COMMANDS, main
+from gconv.commands.main import main
 from gconv.measure import check
-from gconv.measure.check import Answer, Findings, Timing
+from gconv.measure.check import CheckedPass, CheckReport, TimedPass
 from gconv.measure.problem import Problem
 from gconv.measure.timing import Times
 
@@ -26,17 +25,17 @@ def times(median: float) -> Times:
     return Times(0.99 * median, median, 1.01 * median)
 
 
-def found(auto: str = "triton", wrong: str = "") -> Findings:
+def found(auto: str = "triton", wrong: str = "") -> CheckReport:
     """On a GPU: forward passes take the kernels 50 us, PyTorch 100, contiguous 400; gradients the same."""
     timings = [
-        Timing(layer.name, pass_, 25.0, times(50), times(100), times(400), auto)
+        TimedPass(layer.name, pass_, 25.0, times(50), times(100), times(400), auto)
         for layer in check.LAYERS
         for pass_ in dispatch.PASSES
     ]
-    answers = [Answer("triton", "float16", "forward", "128/32, 56x56", "right", 1e-4)]
+    answers = [CheckedPass("triton", "float16", "forward", "128/32, 56x56", "right", 1e-4)]
     outcome = "wrong" if wrong else "right"
-    answers += [Answer("triton", "tf32", "forward", "128/32, 56x56", outcome, 0.5, wrong)]
-    return Findings(FACTS, "measured", True, tuple(answers), 256, tuple(timings))
+    answers += [CheckedPass("triton", "tf32", "forward", "128/32, 56x56", outcome, 0.5, wrong)]
+    return CheckReport(FACTS, "measured", True, tuple(answers), 256, tuple(timings))
 
 
 def test_without_a_gpu_it_says_that_there_is_nothing_to_gain_and_why(
@@ -130,7 +129,7 @@ def test_kernels_that_auto_takes_though_they_are_slower_are_told() -> None:
 
 def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is said to be left out, and the verdict is of the rest."""
-    answer = Answer(
+    answer = CheckedPass(
         "triton", "tf32", "forward", "128/32, 56x56", "no memory", message="it does not fit this GPU"
     )
     told = found()
@@ -152,84 +151,3 @@ def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_wrong_kernels_have_no_gain() -> None:
     told = found(wrong="off by 5.0e-01 of the largest number")
     assert told.verdict.startswith("1 of 2 results are WRONG: do not use gconv here")
-
-
-def test_help_names_the_other_commands_and_they_run(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    help_ = capsys.readouterr().out
-    assert all(f"  {name} " in help_ for name in COMMANDS)
-    for name in COMMANDS:
-        with pytest.raises(SystemExit, match="0"):
-            main([name, "--help"])
-        assert capsys.readouterr().out.startswith(f"usage: python -m gconv {name} ")
-    for wrong, told in (
-        (["profiel"], "invalid choice: 'profiel'"),
-        (["--json", "tune"], "options of tune go behind it: python -m gconv tune ..."),
-        (["--batch", "0"], "argument --batch: must be a positive integer, got '0'"),
-    ):
-        with pytest.raises(SystemExit, match="2"):
-            main(wrong)
-        assert told in capsys.readouterr().err
-
-
-def test_kernels_need_triton_and_an_interruption_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
-    with pytest.raises(SystemExit, match="2"):
-        main(["kernels"])
-    assert capsys.readouterr().err == "error: Triton is not installed; pip install triton\n"
-
-    def interrupt(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(check, "check", interrupt)
-    assert main([]) == 130
-    assert capsys.readouterr().err == "\ninterrupted\n"
-
-
-def tiny() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2))
-
-
-def broken() -> nn.Module:
-    return nn.Conv2d(4, 8, 1)
-
-
-def lazy() -> nn.Module:
-    return nn.LazyConv2d(4, 1)
-
-
-def no_network() -> tuple:
-    return ()
-
-
-@pytest.mark.parametrize("options", [[], ["--train"], ["--channels-last", "--type", "bfloat16"]])
-def test_a_network_is_profiled(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--batch", "2", "--image", "3", "6", "6"]
-    assert main(["profile", f"{__name__}:tiny", *small, *options]) == 0
-    out = capsys.readouterr().out
-    what = "training step" if "--train" in options else "forward pass"
-    type_ = "bfloat16" if "bfloat16" in options else "float32"
-    assert f"2 convolutions in a {what}, torch.{type_} on cpu" in out and "2 x 8/2 x 6 x 6 -> 8, 3x3" in out
-
-
-@pytest.mark.parametrize(
-    ("model", "told"),
-    [
-        ("gconv", "gconv must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d"),
-        ("no.such:net", "no.such:net: No module named 'no'"),
-        ("gconv:nothing", "gconv:nothing: module 'gconv' has no attribute 'nothing'"),
-        (f"{__name__}:broken", "does not run on images of (32, 3, 224, 224): "),
-        (f"{__name__}:lazy", "the model has lazy layers that have seen no input: run it once before"),
-        (f"{__name__}:no_network", "must return an nn.Module, got tuple"),
-    ],
-)
-def test_what_is_no_network_fails_with_a_line(
-    model: str, told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["profile", model])
-    err = capsys.readouterr().err
-    assert told in err and err.startswith("error: ") and err.count("\n") == 1

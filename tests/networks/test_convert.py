@@ -20,6 +20,7 @@ from convolutions import (
     OwnConvolution,
     Padded,
     PickledItsWay,
+    grouped_network,
 )
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -27,20 +28,8 @@ from torch.nn.utils import parametrizations, parametrize
 import gconv
 
 
-def network() -> nn.Module:
-    shared = nn.Conv2d(16, 16, 3, padding=1, groups=4)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-        shared,
-        nn.Conv2d(16, 16, 3, stride=2, padding=1, dilation=(2, 1), groups=16, padding_mode="reflect"),
-        shared,
-        nn.Conv2d(16, 8, 1),
-    )
-
-
 def test_convert_swaps_grouped_convolutions_and_keeps_all_else() -> None:
-    model = network().train()
+    model = grouped_network().train()
     original = copy.deepcopy(model)
     seen: list[str] = []
     model[2].register_forward_hook(lambda *_: seen.append("hook"))
@@ -65,7 +54,7 @@ def test_convert_swaps_grouped_convolutions_and_keeps_all_else() -> None:
 
 
 def test_state_dicts_go_both_ways_strictly() -> None:
-    plain, converted = network(), network()
+    plain, converted = grouped_network(), grouped_network()
     gconv.convert(converted)
     saved = io.BytesIO()
     torch.save(plain.state_dict(), saved)
@@ -74,7 +63,7 @@ def test_state_dicts_go_both_ways_strictly() -> None:
     x = torch.randn(2, 3, 9, 9)
     plain.eval(), converted.eval()
     torch.testing.assert_close(plain(x), converted(x))
-    other = network().eval()
+    other = grouped_network().eval()
     other.load_state_dict(converted.state_dict(), strict=True)
     assert torch.equal(other(x), plain(x))
 

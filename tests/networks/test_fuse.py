@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 
 import pytest
 import torch
 import torch.nn.functional as F
 import zoo
+from fusing import Branch, assert_same, counts, trained
+from marks import interpreted
 from torch import Tensor, nn
 
 import gconv
@@ -46,34 +47,6 @@ def create(name: str) -> nn.Module:
     return zoo.load("timm").create_model(name)
 
 
-def trained(model: nn.Module) -> nn.Module:
-    """With statistics and scales as training leaves them, in evaluation mode and float64."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            nn.init.normal_(module.running_mean, 0, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            if module.weight is not None:
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0, 0.2)
-    return model.double().eval()
-
-
-def counts(report: gconv.FusionReport) -> tuple[int, int, int, int]:
-    return (
-        len(report.folded),
-        len(report.norms_left),
-        sum(layer.activation is not None for layer in report.layers),
-        sum(layer.residual for layer in report.layers),
-    )
-
-
-@torch.no_grad()
-def assert_same(model: nn.Module, fused: nn.Module, x: Tensor) -> None:
-    right, found = model(x), fused(x)
-    assert (found - right).abs().max() <= 1e-9 * (1 + right.abs().max())
-
-
 LONG = ("mnasnet0_5", "efficientnet_b0", "regnetx_002", "regnetz_b16", "mobilenetv3_small_050", "dpn48b")
 
 
@@ -100,39 +73,7 @@ def test_ours_fused_for_training_or_not() -> None:
         assert_same(model, fused, torch.randn(2, 3, 12, 12, dtype=torch.float64))
 
 
-class Branch(nn.Module):
-    """A grouped convolution that ends a branch, and how it is closed."""
-
-    def __init__(
-        self, activation: nn.Module | None = None, inplace: bool = False, swap: bool = False
-    ) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.last = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
-        self.norm2 = nn.BatchNorm2d(8)
-        self.activation, self.inplace, self.swap = activation, inplace, swap
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.last(F.relu(self.norm(self.first(x)))))
-        if self.inplace:
-            y += x
-        else:
-            y = x + y if self.swap else y + x
-        return y if self.activation is None else self.activation(y)
-
-
-BACKENDS = [
-    "aten",
-    "reference",
-    pytest.param(
-        "triton",
-        marks=pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="on the GPU elsewhere"),
-    ),
-]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["aten", "reference", pytest.param("triton", marks=interpreted)])
 @pytest.mark.parametrize(
     "activation", [None, nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), nn.Hardswish()], ids=str
 )

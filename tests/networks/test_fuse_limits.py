@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
-from test_fuse import Branch, assert_same, counts, trained
+from fusing import Branch, assert_same, counts, trained
 from torch import Tensor, nn
 
 import gconv

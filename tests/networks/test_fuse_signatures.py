@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fuse import Branch, assert_same, trained
+from fusing import Branch, assert_same, trained
 from torch import Tensor, nn
 
 import gconv

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import zoo
-from test_convert import network
+from convolutions import grouped_network
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -74,8 +74,8 @@ def test_a_contiguous_network_runs_in_channels_last_and_trains_on() -> None:
 
 
 def test_weights_stay_where_the_user_or_nothing_asks_to_move_them() -> None:
-    kept, dense = network(), nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
-    last = network().to(memory_format=torch.channels_last)
+    kept, dense = grouped_network(), nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
+    last = grouped_network().to(memory_format=torch.channels_last)
     strides = [p.stride() for p in last.parameters()]
     for model, options in ((kept, {"channels_last": False}), (dense, {}), (last, {})):
         report = gconv.convert(model, **options)
@@ -99,7 +99,7 @@ def test_a_fused_optimiser_finds_gradients_and_its_state_in_the_layout_of_the_we
     make: Callable, begun: bool
 ) -> None:
     """It reads them side by side, whatever their strides, and would mix them up without a word."""
-    model = network().double()
+    model = grouped_network().double()
     twin = copy.deepcopy(model)
     optimizers = [make(m.parameters()) for m in (model, twin)]
     x = torch.randn(3, 2, 3, 9, 9, dtype=torch.float64)
@@ -121,11 +121,11 @@ def test_a_fused_optimiser_finds_gradients_and_its_state_in_the_layout_of_the_we
 
 def test_optimisers_and_wrappers_that_were_never_finished_are_no_obstacle() -> None:
     broken = [object.__new__(torch.optim.SGD), object.__new__(torch.nn.parallel.DistributedDataParallel)]
-    assert gconv.convert(network()).layout and len(broken) == 2
+    assert gconv.convert(grouped_network()).layout and len(broken) == 2
 
 
 def test_conversion_in_inference_mode_leaves_a_model_that_trains() -> None:
-    model = network()
+    model = grouped_network()
     for change in (gconv.convert, gconv.revert):
         with torch.inference_mode():
             change(model)
@@ -181,7 +181,7 @@ def test_the_report_says_who_runs_each_layer_on_this_machine(monkeypatch: pytest
         taken = taken and (pass_ == "forward" or dtype == torch.float16)
         return dispatch.Decision("triton" if taken else "aten", "not known to be faster", 100.0)
 
-    monkeypatch.setitem(gconv.convert.__globals__, "this_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("gconv.networks.reports.this_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(dispatch, "decide_by_auto", decide)
     lines = str(report).splitlines()
     assert lines[1].endswith("the kernels, in bfloat16 forward; float16")

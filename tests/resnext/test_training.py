@@ -22,6 +22,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from training_steps import SGD, SMALL, steps
 
 import gconv
 from resnext import checkpoint, plots
@@ -37,19 +38,11 @@ from resnext.world import World
 
 ROOT = Path(__file__).parents[2]
 CPU = World(torch.device("cpu"))
-SMALL = Network((1, 1, 0, 0), cardinality=2, base_width=4, stem_width=8)
-SGD = Recipe(2, 40, 10, "sgd", 0.1, 5e-4, "step", warmup_epochs=0.0)
 
 
 def training(data: Data, recipe: Recipe = SGD, options: Options | None = None, **network: object) -> Training:
     settings = Settings(Source("digits"), replace(SMALL, **network), recipe)
     return Training(settings, data, CPU, options or Options())
-
-
-def steps(made: Training, count: int = 3) -> list[float]:
-    """The losses of the first steps of the epoch."""
-    batches = made.loader.epoch(0)
-    return [float(total / seen) for total, _, seen in (made.step(next(batches)) for _ in range(count))]
 
 
 def test_a_step_is_that_of_the_textbook(digits: Data) -> None:

@@ -1,4 +1,4 @@
-"""Subclasses of ``nn.Conv2d`` as people write them, for the tests of ``convert``."""
+"""A network of convolutions, and subclasses of ``nn.Conv2d`` as people write them, for ``convert``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def grouped_network() -> nn.Module:
+    """Return a network with dense, grouped and depthwise convolutions, one of which is used twice."""
+    shared = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        shared,
+        nn.Conv2d(16, 16, 3, stride=2, padding=1, dilation=(2, 1), groups=16, padding_mode="reflect"),
+        shared,
+        nn.Conv2d(16, 8, 1),
+    )
 
 
 class Padded(nn.Conv2d):

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from families import check, every_other, geometry_of, inside_nan, norm_results
+from families import check, every_other, geometry_of, inside_nan
+from norms import norm_results
 from oracle import Case, bounds, expected
 
 from gconv import kernels

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from gconv import functional, kernels
 from gconv.geometry import ConvGeometry
-from gconv.kernels.tiles import Tile
 
 Place = Callable[[Tensor], Tensor]
+Compared = dict[str, tuple[Tensor, Tensor, Tensor]]  # result, truth and bound by name
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SAME = {"padding": 1}
 PAST = {"padding": (2, 0), "stride": 2}
 
@@ -63,6 +64,17 @@ FAMILIES = [
     Case("depthwise, dilated", (1, 6, 7, 8), (6, 1, 3, 2), {"dilation": (2, 1), "groups": 6}),
     Case("depthwise, 9x8, beyond the registers", (1, 3, 9, 8), (3, 1, 9, 8), {"padding": 2, "groups": 3}),
 ]
+# Layers of real networks: too large for the interpreter.
+LARGE = [
+    Case("128 x 56", (8, 128, 56, 56), (128, 4, 3, 3), {"padding": 1, "groups": 32}),
+    Case("256 x 56, stride 2", (8, 256, 56, 56), (256, 8, 3, 3), {"padding": 1, "groups": 32, "stride": 2}),
+    Case("1024 x 7", (32, 1024, 7, 7), (1024, 32, 3, 3), {"padding": 1, "groups": 32}),
+]
+
+
+def named(name: str) -> Case:
+    """Return the member of ``FAMILIES`` of that name."""
+    return next(case for case in FAMILIES if case.name == name)
 
 
 def geometry_of(case: Case) -> ConvGeometry:
@@ -95,8 +107,8 @@ def every_other(tensor: Tensor) -> Tensor:
 
 def kernel_results(
     case: Case, dtype: torch.dtype, relu: bool = False, device: str = "cpu", place: Place = inside_nan
-) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Result, truth and bound of each pass; ``place`` puts operands into memory."""
+) -> Compared:
+    """Return result, truth and bound of each pass; ``place`` puts operands into memory."""
     tensors, geometry = case.tensors(dtype), geometry_of(case)
     x, w = (place(t.detach().to(device)) for t in tensors[:2])
     bias = None if tensors[2] is None else every_other(tensors[2].detach().to(device))
@@ -113,70 +125,14 @@ def kernel_results(
     return dict(zip(names, zip(results, truth, limits, strict=True), strict=False))
 
 
-def norm_results(
-    case: Case,
-    dtype: torch.dtype,
-    device: str = "cpu",
-    tiles: dict[str, Tile] | None = None,
-    place: Place = inside_nan,
-) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Result, truth and bound of each pass with batch norm and ReLU in front and statistics behind.
-
-    What is convolved is rounded to ``dtype``; the sums are compared with those of what the kernels stored.
-    ``tiles``: of passes that are to run in others than the rules choose.
-    """
-    tensors, geometry = case.tensors(dtype), geometry_of(case)
-    channels = geometry.input_size[1]
-    x, w, bias = (None if t is None else t.detach() for t in tensors)
-    scale, shift = torch.linspace(-1, 1.5, channels), torch.linspace(1, -0.5, channels)
-    norm = torch.stack([scale, shift, torch.full_like(scale, 0.25)])
-    if device == "cpu":  # the interpreter rounds twice, a GPU's multiply-add once
-        inside = x.float() * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
-    else:
-        inside = (x.double() * scale.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1)).float()
-    convolved = rounded(inside.relu(), dtype, device).requires_grad_()
-    grad = torch.randn(geometry.output_size, dtype=torch.float64).to(dtype)
-    leaves = (convolved, *(t if t is None else t.requires_grad_() for t in (w, bias)))
-    truth = expected(case, leaves, grad)
-    truth[1] = torch.where(inside > 0, truth[1], 0)
-    limits = bounds(case, truth, dtype)
-    # A number that lies between two of dtype's may be rounded to either, where the order of products differs.
-    limits[0] += 8 * torch.finfo(dtype).eps
-
-    norm, weight, dy = norm.to(device), place(w.detach().to(device)), place(grad.to(device))
-    x, b = place(x.to(device)), None if bias is None else every_other(bias.detach().to(device))
-    tiles = {} if tiles is None else tiles
-    y, moments = kernels.norm_forward(x, norm, weight, b, geometry, tiles.get("forward"))
-    da, sums = kernels.norm_input_grad(dy, weight, x, norm, geometry, tiles.get("input_grad"))
-    dw, db = kernels.norm_weight_grad(dy, x, norm, geometry, bias is not None)
-    results = [y, da, dw] + ([] if db is None else [db])
-    names = ("output", "input gradient", "weight gradient", "bias gradient")
-    found = dict(zip(names, zip(results, truth, limits, strict=True), strict=False))
-    variance, average = torch.var_mean(y.double(), (0, 2, 3), correction=0)
-    of_grad = da.double() * (x.double() - 0.25)
-    held = torch.finfo(torch.float32).eps * y.numel()
-    found["mean"] = moments[0], average, held * (average.abs() + variance.sqrt())
-    of_variance = held * (variance + variance.sqrt() * average.abs()) + (held * average).square()
-    found["variance"] = moments[1], variance, of_variance
-    for name, result, terms in (("sum", sums[0], da.double()), ("sum with x", sums[1], of_grad)):
-        found[name] = result, terms.sum((0, 2, 3)), held * terms.abs().sum((0, 2, 3))
-    return found
-
-
-def rounded(tensor: Tensor, dtype: torch.dtype, device: str) -> Tensor:
-    """As kernels round float32 to ``dtype``: Triton's interpreter cuts bfloat16 off, GPUs round it."""
-    if dtype == torch.bfloat16 and device == "cpu":
-        tensor = (tensor.view(torch.int32) & -0x10000).view(torch.float32)
-    return tensor.to(dtype)
-
-
 def check_kernels(
     case: Case, dtype: torch.dtype, relu: bool = False, device: str = "cpu", place: Place = inside_nan
 ) -> None:
     check(kernel_results(case, dtype, relu, device, place))
 
 
-def check(results: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+def check(results: Compared) -> None:
+    """Check that every result is within its bound of the truth."""
     for name, (result, right, bound) in results.items():
         assert result.shape == right.shape, name
         right, bound = right.to(result.device), bound.to(result.device)

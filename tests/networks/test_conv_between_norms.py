@@ -1,63 +1,24 @@
-"""``conv_between_norms`` and ``ResNeXt(fused=True)``: the modules' numbers, by another way."""
+"""``conv_between_norms`` computes what the modules compute: outputs, gradients and statistics."""
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
+from marks import interpreted
+from sandwiches import WAYS, assert_alike, one_by_one, sandwich
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gconv
 from gconv import dispatch
 
-interpreted = pytest.mark.skipif(
-    os.environ["TRITON_INTERPRET"] != "1", reason="the kernels run on the GPU: pytest -m gpu"
-)
-# Backend, type, and how far a result may be, as a part of the largest number: some roundings of its type.
-WAYS = [
-    pytest.param("reference", torch.float64, 1e-9, id="reference, float64"),
-    pytest.param("triton", torch.float32, 1e-4, id="triton, float32", marks=interpreted),
-]
-
-
-def sandwich(
-    channels: int = 8,
-    groups: int = 2,
-    stride: int = 1,
-    bias: bool = False,
-    dtype: torch.dtype = torch.float64,
-) -> nn.ModuleList:
-    """Norm, convolution, norm, with parameters and statistics that are not those of the start."""
-    conv = gconv.GroupConv2d(channels, channels, 3, stride, padding=1, groups=groups, bias=bias)
-    norms = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-    for norm in norms:
-        nn.init.normal_(norm.weight)
-        nn.init.normal_(norm.bias)
-        nn.init.normal_(norm.running_mean)
-        nn.init.uniform_(norm.running_var, 0.5, 2)
-    return nn.ModuleList([norms[0], conv, norms[1]]).to(dtype)
-
-
-def one_by_one(x: Tensor, before: nn.Module, conv: nn.Module, after: nn.Module) -> Tensor:
-    return F.relu(after(conv(F.relu(before(x)))))
-
 
 def draw(dtype: torch.dtype = torch.float64, channels: int = 8) -> Tensor:
     x = 2 * torch.randn(3, channels, 7, 6, dtype=dtype) + 5
     return x.contiguous(memory_format=torch.channels_last).requires_grad_()
-
-
-def assert_alike(ours: dict[str, Tensor], right: dict[str, Tensor], part: float) -> None:
-    assert ours.keys() == right.keys()
-    for name, expected in right.items():
-        assert ours[name].shape == expected.shape, name
-        apart = (ours[name].double() - expected.double()).abs().max()
-        assert apart <= part * (1 + expected.abs().max()), f"{name}: {apart:.1e}"
 
 
 def step(run: Callable[..., Tensor], x: Tensor, modules: nn.Module, grad: Tensor) -> dict[str, Tensor]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import sanitize
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, Place, aligned, check_kernels, inside_nan, kernel_results
+from families import DTYPES, FAMILIES, LARGE, Place, aligned, check_kernels, inside_nan, kernel_results
+from marks import ON_A_GPU
 from oracle import Case, bounds, expected
 
 import gconv
@@ -17,28 +17,12 @@ from gconv import dispatch
 from gconv.geometry import ConvGeometry
 from gconv.measure.problem import cudnn_precision
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.usefixtures("however_small", "no_tables"),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
-    # What cuDNN and the compiler warn of moves with the machine: it is shown, and fails nothing.
-    pytest.mark.filterwarnings("default::UserWarning", "ignore:Using padding='same':UserWarning"),
-]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+pytestmark = [pytest.mark.gpu, *ON_A_GPU, pytest.mark.usefixtures("full_float32")]
 LAYERS = [
-    Case("128 x 56", (8, 128, 56, 56), (128, 4, 3, 3), {"padding": 1, "groups": 32}),
-    Case("256 x 56, stride 2", (8, 256, 56, 56), (256, 8, 3, 3), {"padding": 1, "groups": 32, "stride": 2}),
-    Case("1024 x 7", (32, 1024, 7, 7), (1024, 32, 3, 3), {"padding": 1, "groups": 32}),
+    *LARGE,
     Case("216 x 28, width 24", (8, 216, 28, 28), (216, 24, 3, 3), {"padding": 1, "groups": 9}),
     Case("384 x 14, depthwise 7x7", (8, 384, 14, 14), (384, 1, 7, 7), {"padding": 3, "groups": 384}),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _full_float32() -> Iterator[None]:
-    """Bounds are those of full float32; TF32 has a test of its own."""
-    with cudnn_precision("ieee"):
-        yield
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,0 +1,54 @@
+"""``python -m gconv profile``: networks that it profiles and refuses."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from gconv.commands.main import main
+
+
+def tiny() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2))
+
+
+def broken() -> nn.Module:
+    return nn.Conv2d(4, 8, 1)
+
+
+def lazy() -> nn.Module:
+    return nn.LazyConv2d(4, 1)
+
+
+def no_network() -> tuple:
+    return ()
+
+
+@pytest.mark.parametrize("options", [[], ["--train"], ["--channels-last", "--type", "bfloat16"]])
+def test_a_network_is_profiled(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--batch", "2", "--image", "3", "6", "6"]
+    assert main(["profile", f"{__name__}:tiny", *small, *options]) == 0
+    out = capsys.readouterr().out
+    what = "training step" if "--train" in options else "forward pass"
+    type_ = "bfloat16" if "bfloat16" in options else "float32"
+    assert f"2 convolutions in a {what}, torch.{type_} on cpu" in out and "2 x 8/2 x 6 x 6 -> 8, 3x3" in out
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("gconv", "gconv must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d"),
+        ("no.such:net", "no.such:net: No module named 'no'"),
+        ("gconv:nothing", "gconv:nothing: module 'gconv' has no attribute 'nothing'"),
+        (f"{__name__}:broken", "does not run on images of (32, 3, 224, 224): "),
+        (f"{__name__}:lazy", "the model has lazy layers that have seen no input: run it once before"),
+        (f"{__name__}:no_network", "must return an nn.Module, got tuple"),
+    ],
+)
+def test_what_is_no_network_fails_with_a_line(
+    model: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["profile", model])
+    err = capsys.readouterr().err
+    assert told in err and err.startswith("error: ") and err.count("\n") == 1

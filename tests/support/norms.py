@@ -1,0 +1,114 @@
+"""What kernels with batch norm inside, and those of norms alone, compute, beside float64."""
+
+from __future__ import annotations
+
+import torch
+from families import Compared, Place, every_other, geometry_of, inside_nan
+from oracle import Case, bounds, expected
+from torch import Tensor
+
+from gconv import batch_norm, kernels
+from gconv.kernels import batch_norm as norm_kernels
+from gconv.kernels.tiles import Tile
+
+MEAN = 0.25  # that the sum with x is taken around
+
+
+def norm_results(
+    case: Case,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    tiles: dict[str, Tile] | None = None,
+    place: Place = inside_nan,
+) -> Compared:
+    """Return result, truth and bound of each pass with batch norm and ReLU before it and statistics after.
+
+    The convolution's input is rounded to ``dtype``; the sums are compared with those of the stored output.
+
+    Args:
+        case: the convolution.
+        dtype: of operands and results.
+        device: where the kernels run.
+        tiles: for passes that should not run in the tiles of the rules.
+        place: puts operands into memory.
+    """
+    geometry, tiles = geometry_of(case), tiles or {}
+    x, w, bias = (None if t is None else t.detach() for t in case.tensors(dtype))
+    scale, shift = (torch.linspace(*ends, geometry.input_size[1]) for ends in ((-1, 1.5), (1, -0.5)))
+    norm = torch.stack([scale, shift, torch.full_like(scale, MEAN)])
+    grad = torch.randn(geometry.output_size, dtype=torch.float64).to(dtype)
+    truth, limits = _truth(case, (x, w, bias), norm, grad, device)
+
+    norm, weight, dy = norm.to(device), place(w.to(device)), place(grad.to(device))
+    x, b = place(x.to(device)), None if bias is None else every_other(bias.to(device))
+    y, moments = kernels.norm_forward(x, norm, weight, b, geometry, tiles.get("forward"))
+    da, sums = kernels.norm_input_grad(dy, weight, x, norm, geometry, tiles.get("input_grad"))
+    dw, db = kernels.norm_weight_grad(dy, x, norm, geometry, bias is not None)
+    results = [y, da, dw] + ([] if db is None else [db])
+    names = ("output", "input gradient", "weight gradient", "bias gradient")
+    found = dict(zip(names, zip(results, truth, limits, strict=True), strict=False))
+    held = torch.finfo(torch.float32).eps * y.numel()
+    return found | _moments(y, moments, held) | _sums(da, x, sums, held)
+
+
+def _truth(
+    case: Case, tensors: tuple[Tensor | None, ...], norm: Tensor, grad: Tensor, device: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return output and gradients in float64, and their bounds."""
+    x, w, bias = tensors
+    scale, shift = norm[0].view(-1, 1, 1), norm[1].view(-1, 1, 1)
+    if device == "cpu":  # the interpreter rounds twice, a GPU's multiply-add once
+        inside = x.float() * scale + shift
+    else:
+        inside = (x.double() * scale.double() + shift.double()).float()
+    truth = expected(case, (_rounded(inside.relu(), x.dtype, device), w, bias), grad)
+    truth[1] = torch.where(inside > 0, truth[1], 0)
+    limits = bounds(case, truth, x.dtype)
+    # A number between two of dtype's may be rounded to either, where the order of products differs.
+    limits[0] += 8 * torch.finfo(x.dtype).eps
+    return truth, limits
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype, device: str) -> Tensor:
+    """Round float32 to ``dtype`` as kernels do: Triton's interpreter truncates to bfloat16, GPUs round."""
+    if dtype == torch.bfloat16 and device == "cpu":
+        tensor = (tensor.view(torch.int32) & -0x10000).view(torch.float32)
+    return tensor.to(dtype)
+
+
+def _moments(y: Tensor, moments: Tensor, held: float) -> Compared:
+    """Return mean and variance of the output with truth and bound; ``held`` is the error of a float32 sum."""
+    variance, average = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    of_variance = held * (variance + variance.sqrt() * average.abs()) + (held * average).square()
+    return {
+        "mean": (moments[0], average, held * (average.abs() + variance.sqrt())),
+        "variance": (moments[1], variance, of_variance),
+    }
+
+
+def _sums(da: Tensor, x: Tensor, sums: Tensor, held: float) -> Compared:
+    """Return the sums that the gradients of scale and shift are made of, with truth and bound."""
+    found = {}
+    of_grad = da.double() * (x.double() - MEAN)
+    for name, result, terms in (("sum", sums[0], da.double()), ("sum with x", sums[1], of_grad)):
+        found[name] = result, terms.sum((0, 2, 3)), held * terms.abs().sum((0, 2, 3))
+    return found
+
+
+def check_norm_kernels(x: Tensor, grad: Tensor, norm: Tensor, slope: Tensor, tolerance: float) -> None:
+    """Compare the kernels of norms alone with their equations.
+
+    Args:
+        x: input of the norm, (N, C, H, W).
+        grad: gradient of its output.
+        norm: scale, shift and mean of each channel, (3, C).
+        slope: what the input gradient is made of, (2, C).
+        tolerance: for float32; other types get 2e-2.
+    """
+    tolerance = tolerance if x.dtype == torch.float32 else 2e-2
+    close = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(norm_kernels.normalise(x, norm), batch_norm.normalise(x, norm), **close)
+    ours, right = (of.input_grad(grad, x, norm, slope) for of in (norm_kernels, batch_norm))
+    torch.testing.assert_close(ours, right, **close)
+    exact = batch_norm.moments(x.double()).float()
+    torch.testing.assert_close(norm_kernels.moments(x), exact, rtol=1e-5, atol=1e-5)

@@ -193,6 +193,15 @@ def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 
 @pytest.fixture
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Time each call of a benchmark in two rounds."""
+    monkeypatch.setattr("gconv.measure.timing.LEAST_ROUNDS", 2)
+    monkeypatch.setattr("gconv.measure.timing.SECONDS", 0)
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def nothing_is_zero_by_chance() -> Iterator[None]:
     """Fills what ``torch.empty`` returns with NaN."""
     torch.use_deterministic_algorithms(True)

@@ -17,13 +17,14 @@ from benchmarks import counters, first, layers, networks
 from benchmarks.peers import RUNNERS, Contender, applies, contenders
 from benchmarks.store import RESULTS_FOLDER, Store, TableRow, is_wrong
 from benchmarks.summary import spread, summary_table
+from gconv.commands.options import add_batch, add_names, count, minutes, new_parser
 from gconv.dispatch import this_device, why_not_triton
 from gconv.geometry import PASSES
 from gconv.kernels.choice import slug
 from gconv.measure.environment import environment
 from gconv.measure.problem import TYPES, Problem
 from gconv.measure.suites import REAL, SUITES
-from gconv.measure.terminal import STOPPED, add_names, count, fail, minutes, run_resumable, track
+from gconv.measure.terminal import STOPPED, fail, run_resumable, track
 from gconv.measure.timing import copy_speed
 from gconv.text import columns
 
@@ -233,12 +234,11 @@ def _default_folder(facts: dict[str, Any]) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m benchmarks", description=DESCRIPTION, formatter_class=raw)
+    parser = new_parser("python -m benchmarks", DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, formatter_class=raw)
+        added = commands.add_parser(name, help=text, description=text, formatter_class=parser.formatter_class)
         added.set_defaults(command=function)
         return added
 
@@ -266,7 +266,7 @@ def _add_layers_options(parser: argparse.ArgumentParser) -> None:
         "--contenders", nargs="+", metavar="NAME", choices=list(RUNNERS),
         help=f"of {', '.join(RUNNERS)}; default: all that can run here, but reference",
     )  # fmt: skip
-    _add_batches(parser, [256, 32, 1])
+    add_batch(parser, [256, 32, 1], "batch sizes")
     _add_results_options(parser)
 
 
@@ -277,7 +277,7 @@ def _add_networks_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", type=_side, default=224, metavar="PIXELS", help="at least 32; default: 224"
     )
-    _add_batches(parser, [256, 64])
+    add_batch(parser, [256, 64], "batch sizes")
     _add_results_options(parser)
 
 
@@ -295,7 +295,7 @@ def _add_counters_options(parser: argparse.ArgumentParser) -> None:
     add_names(parser, "--suite", SUITES, ["resnext50_32x4d"])
     add_names(parser, "--passes", PASSES)
     add_names(parser, "--dtypes", TYPES, ["bfloat16"])
-    _add_batches(parser, [256])
+    add_batch(parser, [256], "batch sizes")
     _add_results_options(parser)
 
 
@@ -306,11 +306,6 @@ def _add_first_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=minutes, default=9.5, metavar="M", help="stop after M; default: 9.5"
     )
-
-
-def _add_batches(parser: argparse.ArgumentParser, default: list[int]) -> None:
-    text = f"default: {' '.join(map(str, default))}"
-    parser.add_argument("--batch", type=count, nargs="+", default=default, metavar="N", help=text)
 
 
 def _add_results_options(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from gconv import dispatch, kernels
 from gconv.geometry import ConvGeometry
 from gconv.kernels.device import Device
 from gconv.kernels.forward import plan_forward
-from gconv.kernels.launch import Launch, Operands
+from gconv.kernels.launch import Launch, OperandLayout
 
 MOST = 15e-6  # seconds over F.conv2d, on the CPU, without gradients
 # Seconds over F.conv2d that the kernels may take, without and with a backward pass. The aim on a GPU is 25 us
@@ -91,7 +91,7 @@ def test_launch(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, la
     """What the start of its kernel adds to a pass, without the driver's own part."""
     monkeypatch.setattr(stub_gpu.Launcher, "__call__", lambda self, *arguments: None)
     x, w, geometry = small_layer()
-    operands = Operands(x.stride(), w.stride(), torch.float32, "tf32", Device("cuda", "none", 132))
+    operands = OperandLayout(x.stride(), w.stride(), torch.float32, "tf32", Device("cuda", "none", 132))
     plan, y = plan_forward(geometry, operands), torch.empty_like(x)
     options, tensors = {**plan.arguments, **plan.tile.options}, (x, w, x, y, y, y, y)
 

@@ -6,9 +6,9 @@ from gconv.measure.explain import Explanation, explain
 from gconv.measure.profile import Profile, profile
 from gconv.module import GroupConv2d
 from gconv.networks.conv_between_norms import conv_between_norms
-from gconv.networks.convert import ConversionReport, convert, revert
+from gconv.networks.convert import convert, revert
 from gconv.networks.fuse import fuse
-from gconv.networks.rewrite import FusionReport
+from gconv.networks.reports import ConversionReport, FusionReport
 from gconv.ops import decompositions
 
 __version__ = "0.1.0"

@@ -6,10 +6,13 @@ is left over is padded before it or cropped after it.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gconv import batch_norm
 from gconv.activation import finish
 from gconv.geometry import ConvGeometry, Padding
 
@@ -19,7 +22,7 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     geometry: ConvGeometry,
-    activation: str | None,
+    activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """y = activation(conv(input) + bias + residual).
@@ -78,6 +81,11 @@ def weight_grad(
         [False, True, with_bias],
     )
     return weight, bias
+
+
+norm_forward = partial(batch_norm.norm_forward, forward)
+norm_input_grad = partial(batch_norm.norm_input_grad, input_grad)
+norm_weight_grad = partial(batch_norm.norm_weight_grad, weight_grad)
 
 
 def _split_padding(geometry: ConvGeometry) -> tuple[tuple[int, int], Padding]:

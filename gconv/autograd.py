@@ -13,48 +13,54 @@ the rest of the package calls them, and the gradients are built from them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch import eager_transforms
-from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from gconv import ops
 from gconv.geometry import ConvGeometry
+from gconv.torch_internals import (
+    apply_function,
+    below_autograd,
+    forward_mode_active,
+    jvp_nesting,
+    transforms_active,
+)
 
-ACTIVATIONS = (None, "relu")  # whose gradients need nothing but the output
+DIFFERENTIABLE = (None, "relu")  # whose gradients need nothing but the output
 
 
 def group_conv(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    activation: str | None,
     geometry: ConvGeometry,
+    activation: str | None,
     backend: str,
 ) -> Tensor:
     """y (N, K, P, Q) = activation(conv(input, weight) + bias)."""
     if _in_eager_autograd():
-        return _apply(GroupConv2dFunction, input, weight, bias, activation, geometry, backend)
-    return ops.forward(input, weight, bias, None, activation, geometry, backend)
+        return apply_function(GroupConv2dFunction, input, weight, bias, geometry, activation, backend)
+    return ops.forward(input, weight, bias, geometry, activation, None, backend)
 
 
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
     """dx (N, C, H, W) from grad_output (N, K, P, Q) and weight (K, C / groups, R, S)."""
     if _in_eager_autograd():
-        return _apply(InputGradFunction, grad_output, weight, geometry, backend)
+        return apply_function(InputGradFunction, grad_output, weight, geometry, backend)
     return ops.input_grad(grad_output, weight, geometry, backend)
 
 
 def weight_grad(
-    grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
+    grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
     """dw (K, C / groups, R, S) and dbias (K,), empty if not asked, from grad_output and input."""
     if _in_eager_autograd():
-        return _apply(WeightGradFunction, grad_output, input, with_bias, geometry, backend)
-    return ops.weight_grad(grad_output, input, with_bias, geometry, backend)
+        return apply_function(WeightGradFunction, grad_output, input, geometry, with_bias, backend)
+    return ops.weight_grad(grad_output, input, geometry, with_bias, backend)
 
 
 class GroupConv2dFunction(Function):
@@ -67,16 +73,16 @@ class GroupConv2dFunction(Function):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        activation: str | None,
         geometry: ConvGeometry,
+        activation: str | None,
         backend: str,
     ) -> Tensor:
-        with ops.below_autograd():
-            return ops.forward(input, weight, bias, None, activation, geometry, backend)
+        with below_autograd():
+            return ops.forward(input, weight, bias, geometry, activation, None, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        input, weight, _, activation, ctx.geometry, ctx.backend = inputs
+        input, weight, _, ctx.geometry, activation, ctx.backend = inputs
         saved = (input, weight, output if activation == "relu" else None)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
@@ -90,7 +96,7 @@ class GroupConv2dFunction(Function):
         if input_needed:
             grad_input = input_grad(grad_output, weight, ctx.geometry, ctx.backend)
         if weight_needed:
-            grad_weight, grad_bias = weight_grad(grad_output, input, bias_needed, ctx.geometry, ctx.backend)
+            grad_weight, grad_bias = weight_grad(grad_output, input, ctx.geometry, bias_needed, ctx.backend)
         elif bias_needed:
             grad_bias = grad_output.sum((0, 2, 3))
         return grad_input, grad_weight, grad_bias if bias_needed else None, None, None, None
@@ -103,12 +109,12 @@ class GroupConv2dFunction(Function):
         input, weight, output = ctx.saved_tensors
         tangent = None
         if input_t is not None:
-            tangent = group_conv(input_t, weight, None, None, ctx.geometry, ctx.backend)
+            tangent = group_conv(input_t, weight, None, ctx.geometry, None, ctx.backend)
         if weight_t is not None:
-            tangent = _sum(tangent, group_conv(input, weight_t, None, None, ctx.geometry, ctx.backend))
+            tangent = _sum(tangent, group_conv(input, weight_t, None, ctx.geometry, None, ctx.backend))
         if bias_t is not None:
             tangent = _sum(tangent, bias_t.view(-1, 1, 1).expand(ctx.geometry.output_size))
-        return _through_relu(tangent, output)
+        return None if tangent is None else _through_relu(tangent, output)
 
 
 class InputGradFunction(Function):
@@ -118,7 +124,7 @@ class InputGradFunction(Function):
 
     @staticmethod
     def forward(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
-        with ops.below_autograd():
+        with below_autograd():
             return ops.input_grad(grad_output, weight, geometry, backend)
 
     @staticmethod
@@ -133,9 +139,9 @@ class InputGradFunction(Function):
         output_needed, weight_needed = ctx.needs_input_grad[:2]
         grad_grad = grad_weight = None
         if output_needed:
-            grad_grad = group_conv(grad_input, weight, None, None, ctx.geometry, ctx.backend)
+            grad_grad = group_conv(grad_input, weight, None, ctx.geometry, None, ctx.backend)
         if weight_needed:
-            grad_weight, _ = weight_grad(grad_output, grad_input, False, ctx.geometry, ctx.backend)
+            grad_weight, _ = weight_grad(grad_output, grad_input, ctx.geometry, False, ctx.backend)
         return grad_grad, grad_weight, None, None
 
     @staticmethod
@@ -157,14 +163,14 @@ class WeightGradFunction(Function):
 
     @staticmethod
     def forward(
-        grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
+        grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool, backend: str
     ) -> tuple[Tensor, Tensor]:
-        with ops.below_autograd():
-            return ops.weight_grad(grad_output, input, with_bias, geometry, backend)
+        with below_autograd():
+            return ops.weight_grad(grad_output, input, geometry, with_bias, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        grad_output, input, ctx.with_bias, ctx.geometry, ctx.backend = inputs
+        grad_output, input, ctx.geometry, ctx.with_bias, ctx.backend = inputs
         ctx.save_for_backward(grad_output, input)
         ctx.save_for_forward(grad_output, input)
 
@@ -175,7 +181,7 @@ class WeightGradFunction(Function):
         grad_grad = grad_input = None
         if output_needed:
             bias = grad_bias if ctx.with_bias else None
-            grad_grad = group_conv(input, grad_weight, bias, None, ctx.geometry, ctx.backend)
+            grad_grad = group_conv(input, grad_weight, bias, ctx.geometry, None, ctx.backend)
         if input_needed:
             grad_input = input_grad(grad_output, grad_weight, ctx.geometry, ctx.backend)
         return grad_grad, grad_input, None, None, None
@@ -184,20 +190,14 @@ class WeightGradFunction(Function):
     def jvp(ctx: Any, grad_t: Tensor | None, input_t: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         _refuse_nested_forward_mode()
         grad_output, input = ctx.saved_tensors
-        weight_t = bias_t = None
+        weight_t: Tensor | None = None
+        bias_t: Tensor | None = None
         if grad_t is not None:
-            weight_t, bias_t = weight_grad(grad_t, input, ctx.with_bias, ctx.geometry, ctx.backend)
+            weight_t, bias_t = weight_grad(grad_t, input, ctx.geometry, ctx.with_bias, ctx.backend)
         if input_t is not None:
-            more, _ = weight_grad(grad_output, input_t, False, ctx.geometry, ctx.backend)
+            more = weight_grad(grad_output, input_t, ctx.geometry, False, ctx.backend)[0]
             weight_t = _sum(weight_t, more)
         return weight_t, bias_t
-
-
-def _apply(function: type[Function], *args: Any) -> Any:
-    """``function.apply(*args)``, which looks at the signature of ``forward`` anew in each call: 25 us."""
-    if torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
-    return super(Function, function).apply(*unwrap_dead_wrappers(args))
 
 
 def _in_eager_autograd() -> bool:
@@ -206,105 +206,87 @@ def _in_eager_autograd() -> bool:
     Not while Dynamo traces: it cannot trace a Function with a ``jvp``. Compiled graphs hold the operator,
     whose autograd kernel applies the Function when the graph is differentiated.
     """
-    return not torch.compiler.is_compiling() and _gradient_possible()
-
-
-def _gradient_possible() -> bool:
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or forward_mode_active())
 
 
 def gradient_possible(*tensors: Tensor | None) -> bool:
     """Whether someone may ask for a gradient through any of ``tensors``."""
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+    if forward_mode_active() or transforms_active():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _refuse_nested_forward_mode() -> None:
     """PyTorch hands a Function's ``jvp`` saved tensors without their outer tangents: silently wrong."""
-    if eager_transforms.JVP_NESTING > 1:
+    if jvp_nesting() > 1:
         raise RuntimeError(
             "forward mode inside forward mode does not reach through gconv's functions: "
             "take jacfwd of jacrev, as torch.func.hessian does, or backend='aten'"
         )
 
 
-def _through_relu(grad: Tensor | None, output: Tensor | None) -> Tensor | None:
+def _through_relu(grad: Tensor, output: Tensor | None) -> Tensor:
     """``grad`` where ReLU let its input through, as PyTorch's own ReLU gradient decides it."""
-    if grad is None or output is None:
-        return grad
-    return torch.ops.aten.threshold_backward(grad, output, 0)
+    return grad if output is None else torch.ops.aten.threshold_backward(grad, output, 0)
 
 
 def _sum(first: Tensor | None, second: Tensor) -> Tensor:
     return second if first is None else first + second
 
 
-def _forward_kernel(
+def _differentiable_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    residual: Tensor | None,
+    geometry: ConvGeometry,
     activation: str | None,
-    *settings: Any,
+    residual: Tensor | None,
+    backend: str,
 ) -> Tensor:
-    if residual is not None or activation not in ACTIVATIONS:
-        if gradient_possible(input, weight, bias, residual):
-            raise RuntimeError(
-                "a residual or activation inside the kernel has no gradient: it is for inference"
-            )
-        with ops.below_autograd():
-            return torch.ops.gconv.forward(input, weight, bias, residual, activation, *settings)
-    geometry, backend = ConvGeometry.of(input.shape, weight.shape, *settings[:-1]), settings[-1]
-    return _apply(GroupConv2dFunction, input, weight, bias, activation, geometry, backend)
+    if residual is None and activation in DIFFERENTIABLE:
+        return apply_function(GroupConv2dFunction, input, weight, bias, geometry, activation, backend)
+    if gradient_possible(input, weight, bias, residual):
+        raise RuntimeError("a residual or activation inside the kernel has no gradient: it is for inference")
+    with below_autograd():
+        return ops.forward(input, weight, bias, geometry, activation, residual, backend)
 
 
-def _input_grad_kernel(grad_output: Tensor, weight: Tensor, input_size: tuple, *settings: Any) -> Tensor:
-    geometry, backend = ConvGeometry.of(input_size, weight.shape, *settings[:-1]), settings[-1]
-    return _apply(InputGradFunction, grad_output, weight, geometry, backend)
+def _make_differentiable(operator: ops.Operator, with_gradient: Callable[..., Any]) -> None:
+    """Give ``operator`` its gradient where it is called itself: in compiled and exported graphs.
 
-
-def _weight_grad_kernel(
-    grad_output: Tensor, input: Tensor, weight_size: tuple, with_bias: bool, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    geometry, backend = ConvGeometry.of(input.shape, weight_size, *settings[:-1]), settings[-1]
-    return _apply(WeightGradFunction, grad_output, input, with_bias, geometry, backend)
-
-
-def _make_differentiable(operator: Any, with_gradient: Callable[..., Any]) -> None:
-    """Gives ``operator`` its gradient where it is called itself: in compiled and exported graphs."""
+    ``with_gradient`` takes the arguments of ``operator.run``.
+    """
 
     def autograd_kernel(*args: Any) -> Any:
-        if not _gradient_possible():
-            with ops.below_autograd():
-                return operator(*args)
-        if torch._C._are_functorch_transforms_active():
+        if not (torch.is_grad_enabled() or forward_mode_active()):
+            with below_autograd():
+                return getattr(torch.ops.gconv, operator.name)(*args)
+        if transforms_active():
             raise RuntimeError(
                 "gconv's operators cannot be transformed by torch.func inside torch.compile: "
                 "transform the compiled function instead, or take backend='aten' there"
             )
-        return with_gradient(*args)
+        return with_gradient(*operator.unpack(args))
 
-    ops.library.impl(operator._qualified_op_name.partition("::")[2], autograd_kernel, "Autograd")
-
-
-_make_differentiable(torch.ops.gconv.forward, _forward_kernel)
-_make_differentiable(torch.ops.gconv.input_grad, _input_grad_kernel)
-_make_differentiable(torch.ops.gconv.weight_grad, _weight_grad_kernel)
+    ops.library.impl(operator.name, autograd_kernel, "Autograd")
 
 
-def _refuse_gradients(operator: Any) -> None:
-    """Has ``operator`` raise where it is asked for a gradient, which only its caller in gconv knows."""
+_make_differentiable(ops.forward, _differentiable_forward)
+_make_differentiable(ops.input_grad, partial(apply_function, InputGradFunction))
+_make_differentiable(ops.weight_grad, partial(apply_function, WeightGradFunction))
+
+
+def _refuse_gradients(operator: ops.Operator) -> None:
+    """Have ``operator`` raise if it is asked for a gradient, which only its caller in gconv knows."""
 
     def autograd_kernel(*args: Any) -> Any:
         if gradient_possible(*[a for a in args if isinstance(a, Tensor)]):
-            raise RuntimeError(f"{operator} has no gradient: call gconv.conv_between_norms")
-        with ops.below_autograd():
-            return operator(*args)
+            raise RuntimeError(f"gconv.{operator.name} has no gradient: call gconv.conv_between_norms")
+        with below_autograd():
+            return getattr(torch.ops.gconv, operator.name)(*args)
 
-    ops.library.impl(operator._qualified_op_name.partition("::")[2], autograd_kernel, "Autograd")
+    ops.library.impl(operator.name, autograd_kernel, "Autograd")
 
 
-_refuse_gradients(torch.ops.gconv.norm_forward)
-_refuse_gradients(torch.ops.gconv.norm_input_grad)
-_refuse_gradients(torch.ops.gconv.norm_weight_grad)
+for _operator in (ops.norm_forward, ops.norm_input_grad, ops.norm_weight_grad):
+    _refuse_gradients(_operator)

@@ -1,4 +1,7 @@
-"""Batch norm and ReLU around a convolution as equations on tensors, which every backend but Triton's runs.
+"""Batch norm and ReLU around a convolution, as equations on tensors.
+
+:func:`norm_forward`, :func:`norm_input_grad` and :func:`norm_weight_grad` put them around a backend's passes;
+Triton's backend has kernels that do both at once.
 
 ``norm`` (3, C) holds for each channel
 
@@ -16,8 +19,12 @@ The slope is what x does through mean and variance, where they are the batch's: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from gconv.geometry import ConvGeometry
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -78,3 +85,41 @@ def slope(sums: Tensor, norm: Tensor, variance: Tensor, eps: float, pixels: int)
 def _affine(x: Tensor, norm: Tensor) -> Tensor:
     scale, shift, _ = norm.view(3, -1, 1, 1)
     return wide(x) * scale + shift
+
+
+def norm_forward(
+    forward: Callable[..., Tensor],
+    input: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+) -> tuple[Tensor, Tensor]:
+    """:meth:`gconv.backends.Backend.norm_forward` by a backend's ``forward``."""
+    output = forward(normalise(input, norm), weight, bias, geometry)
+    return output, moments(output)
+
+
+def norm_input_grad(
+    input_grad: Callable[..., Tensor],
+    grad_output: Tensor,
+    weight: Tensor,
+    input: Tensor,
+    norm: Tensor,
+    geometry: ConvGeometry,
+) -> tuple[Tensor, Tensor]:
+    """:meth:`gconv.backends.Backend.norm_input_grad` by a backend's ``input_grad``."""
+    grad = through_relu(input_grad(grad_output, weight, geometry), input, norm)
+    return grad, grad_sums(grad, input, norm)
+
+
+def norm_weight_grad(
+    weight_grad: Callable[..., tuple[Tensor, Tensor | None]],
+    grad_output: Tensor,
+    input: Tensor,
+    norm: Tensor,
+    geometry: ConvGeometry,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """:meth:`gconv.backends.Backend.norm_weight_grad` by a backend's ``weight_grad``."""
+    return weight_grad(grad_output, normalise(input, norm), geometry, with_bias)

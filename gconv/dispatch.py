@@ -1,7 +1,7 @@
-"""Which backend runs a pass, and why.
+"""Which backend runs a pass, and why. The choice is made here alone.
 
-A backend is a module with the three passes, ``forward``, ``input_grad`` and ``weight_grad``, over tensors and
-a :class:`~gconv.geometry.ConvGeometry`. The choice is made here alone.
+:func:`aten_alone` asks once for a call whether ``F.conv2d`` itself can take it. If not, each pass asks
+:func:`backend_for` when it runs: a gradient may have another layout than the input, and run elsewhere.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from gconv.backends import Backend
 from gconv.geometry import PASSES, ConvGeometry
 
 IMPLEMENTATIONS = {"triton": "gconv.kernels", "aten": "gconv.aten", "reference": "gconv.reference"}
@@ -107,26 +108,6 @@ def aten_alone(name: str, input: Tensor, dtype: torch.dtype, geometry: ConvGeome
     return name == "aten"
 
 
-def decide(name: str, pass_: str, operand: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> Decision:
-    """Decide who runs one pass of a call that is not left to "aten" as a whole.
-
-    Args:
-        name: the backend that was requested, of ``BACKENDS``.
-        pass_: of ``PASSES``.
-        operand: x or dy, whichever the pass reads first.
-        dtype: what the pass runs in.
-        geometry: the sizes.
-
-    Raises:
-        RuntimeError: "triton" was asked for and cannot run.
-    """
-    if name == "triton":
-        _require_triton(operand.device, dtype, geometry)
-    if name != "auto":
-        return Decision(name, "asked for")
-    return decide_by_auto(pass_, operand.device, layout_of(operand), dtype, geometry)
-
-
 def decide_by_auto(
     pass_: str, device: torch.device, layout: str, dtype: torch.dtype, geometry: ConvGeometry
 ) -> Decision:
@@ -135,7 +116,7 @@ def decide_by_auto(
         return Decision("aten", f"gconv has no kernels for {device.type}, so PyTorch's own convolution runs")
     if problem := why_not_triton(device, dtype, geometry):
         return Decision("aten", problem)
-    pays, reason, least = _load("triton").verdict(pass_, geometry, dtype, layout, device)
+    pays, reason, least = _kernels().verdict(pass_, geometry, dtype, layout, device)
     return Decision("triton" if pays else "aten", reason, least)
 
 
@@ -150,12 +131,14 @@ def decide_call(
     """Decide who runs each of the ``passes`` that an eager call will need.
 
     By "auto" the kernels run none of them unless one of those that they would run takes the device at least
-    ``HOST``. In a compiled graph, which holds the call already, each pass goes by :func:`decide` alone.
+    ``HOST``. In a compiled graph, which holds the call already, each pass goes by :func:`backend_for` alone.
 
     Args:
-        name, dtype, geometry: as in :func:`decide`.
+        name: the backend that was requested, of ``BACKENDS``.
         device: where the tensors are.
         layout: theirs, "channels_last" or "contiguous".
+        dtype: what the passes run in.
+        geometry: the sizes.
         passes: of ``PASSES``.
 
     Raises:
@@ -184,15 +167,35 @@ def passes_needed() -> tuple[str, ...]:
     return PASSES if torch.is_grad_enabled() else PASSES[:1]
 
 
-def implementation(name: str, pass_: str, operand: Tensor, geometry: ConvGeometry) -> ModuleType:
-    """The module that runs a pass, as :func:`decide` decides it."""
-    return _load(decide(name, pass_, operand, operand.dtype, geometry).backend)
+def backend_for(pass_: str, name: str, operand: Tensor, geometry: ConvGeometry) -> Backend:
+    """Choose the backend of one pass of a call that is not left to "aten" as a whole.
+
+    Args:
+        pass_: of ``PASSES``.
+        name: the backend that was requested, of ``BACKENDS``.
+        operand: x or dy, whichever the pass reads first.
+        geometry: the sizes.
+
+    Raises:
+        RuntimeError: "triton" was asked for and cannot run.
+    """
+    if name == "triton":
+        _require_triton(operand.device, operand.dtype, geometry)
+    elif name == "auto":
+        layout = layout_of(operand)
+        name = decide_by_auto(pass_, operand.device, layout, operand.dtype, geometry).backend
+    return _load(name)
 
 
 @cache
-def _load(backend: str) -> ModuleType:
+def _load(backend: str) -> Backend:
     """The module of a backend, imported when it is first needed."""
-    return import_module(IMPLEMENTATIONS[backend])
+    return cast(Backend, import_module(IMPLEMENTATIONS[backend]))
+
+
+def _kernels() -> ModuleType:
+    """gconv's kernels, which say more than a backend does."""
+    return import_module(IMPLEMENTATIONS["triton"])
 
 
 def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> bool:
@@ -207,8 +210,7 @@ def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry
     device = input.device
     if why_not_triton(device, dtype, geometry):
         return False
-    kernels = _load("triton")
-    return kernels.pays_for_a_call(passes_needed(), geometry, dtype, layout_of(input), device, HOST)
+    return _kernels().pays_for_a_call(passes_needed(), geometry, dtype, layout_of(input), device, HOST)
 
 
 def this_device() -> torch.device:

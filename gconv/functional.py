@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence, Sized
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +66,10 @@ def group_conv2d(
         output = output if residual is None else output + residual
         return output if activation is None else ACTIVATIONS[activation](output)
     if watched:
-        arguments = (input, weight, bias, stride, padding, dilation, groups)
-        options = {"activation": activation, "residual": residual, "backend": backend}
-        return handle_torch_function(group_conv2d, tensors, *arguments, **options)
+        return handle_torch_function(
+            group_conv2d, tensors, input, weight, bias, stride, padding, dilation, groups,
+            activation=activation, residual=residual, backend=backend,
+        )  # fmt: skip
     dtype, geometry = prepare(input, weight, bias, stride, padding, dilation, groups, activation, residual)
     name = dispatch.requested(backend)
     if dispatch.aten_alone(name, input, dtype, geometry):
@@ -76,39 +77,51 @@ def group_conv2d(
         # Under autocast F.conv2d casts, and remembers the weights that it cast.
         output = F.conv2d(input, weight, bias, geometry.stride, zeros, geometry.dilation, geometry.groups)
         return finish(output, residual, activation)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    return _run_operators(input.to(dtype), weight, bias, geometry, activation, residual, name)
+
+
+def _run_operators(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: str | None,
+    residual: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """:func:`group_conv2d` by gconv's operators, on tensors of one type."""
     batch = input if input.ndim == 4 else input.unsqueeze(0)
-    batch, weight, bias = batch.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if residual is None and activation in autograd.ACTIVATIONS:
-        output = autograd.group_conv(batch, weight, bias, activation, geometry, name)
-    elif _epilogue_fits((batch, weight, bias, residual), dtype, geometry, input.ndim == 3):
-        output = ops.forward(batch, weight, bias, residual, activation, geometry, name)
+    if residual is None and activation in autograd.DIFFERENTIABLE:
+        output = autograd.group_conv(batch, weight, bias, geometry, activation, backend)
+    elif _epilogue_fits(input, weight, bias, geometry, residual):
+        output = ops.forward(batch, weight, bias, geometry, activation, residual, backend)
     else:
-        output = autograd.group_conv(batch, weight, bias, None, geometry, name)
+        output = autograd.group_conv(batch, weight, bias, geometry, None, backend)
         return finish(output if input.ndim == 4 else output.squeeze(0), residual, activation)
     return output if input.ndim == 4 else output.squeeze(0)
 
 
 def _epilogue_fits(
-    tensors: tuple[Tensor | None, ...], dtype: torch.dtype, geometry: ConvGeometry, one_image: bool
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, residual: Tensor | None
 ) -> bool:
     """Whether a kernel may add the residual and apply the activation: nobody asks for gradients through them.
 
     Nor must the sum broadcast, or be of another type than the convolution's.
     """
-    input, _, _, residual = tensors
     if residual is not None:
-        alike = residual.shape == geometry.output_size and residual.dtype == dtype
-        if not alike or residual.device != input.device or one_image:
+        alike = residual.shape == geometry.output_size and residual.dtype == input.dtype
+        if not alike or residual.device != input.device or input.ndim == 3:
             return False
-    return not autograd.gradient_possible(*tensors)
+    return not autograd.gradient_possible(input, weight, bias, residual)
 
 
 def _has_its_own_convolution(tensor: Any) -> bool:
     """Whether ``F.conv2d`` may mean something else to a tensor's class: it could not know our function."""
-    override = (
-        getattr(type(tensor).__torch_function__, "__func__", None) if isinstance(tensor, Tensor) else None
-    )
-    return override not in (None, Tensor.__torch_function__.__func__)
+    if not isinstance(tensor, Tensor):
+        return False
+    own, plain = (getattr(cls.__torch_function__, "__func__", None) for cls in (type(tensor), Tensor))
+    return own is not None and own is not plain
 
 
 def prepare(
@@ -162,7 +175,7 @@ def _check_numbers(
     zeros = _padding(padding, weight, stride, dilation)
     groups = integer("groups", groups)
     size = input.shape if input.ndim == 4 else (1, *input.shape)
-    geometry = ConvGeometry(tuple(size), tuple(weight.shape), stride, zeros, dilation, groups)
+    geometry = ConvGeometry.of(size, weight.shape, stride, zeros, dilation, groups)
     _check_sizes(input, weight, bias, geometry)
     return geometry
 
@@ -188,14 +201,14 @@ def _check_types(input: Any, weight: Any, bias: Any, activation: Any, residual: 
 
 def common_dtype(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> torch.dtype:
     """The one type that the tensors have once autocast, where it is on, has cast them."""
-    dtypes = (input.dtype, weight.dtype, input.dtype if bias is None else bias.dtype)
+    dtypes = [input.dtype, weight.dtype] if bias is None else [input.dtype, weight.dtype, bias.dtype]
     device = "cpu" if input.is_cpu else input.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         wanted = torch.get_autocast_dtype(device)
-        dtypes = tuple(wanted if d.is_floating_point and d != torch.float64 else d for d in dtypes)
-    dtype, of_weight, of_bias = dtypes
-    if of_weight != dtype or of_bias != dtype:
-        types = ", ".join(map(str, dtypes if bias is not None else dtypes[:2]))
+        dtypes = [wanted if d.is_floating_point and d != torch.float64 else d for d in dtypes]
+    dtype = dtypes[0]
+    if dtypes.count(dtype) != len(dtypes):
+        types = ", ".join(map(str, dtypes))
         raise RuntimeError(f"input, weight and bias must have one dtype, got {types}")
     if dtype == torch.bool or input.layout != torch.strided:
         raise RuntimeError(f"input must be dense numbers, got {dtype} in layout {input.layout}")
@@ -256,7 +269,7 @@ def integer(name: str, number: Any, rule: str = "an int", value: Any = None) -> 
         TypeError: it is none.
     """
     if type(number) is int or isinstance(number, torch.SymInt):
-        return number
+        return cast(int, number)
     try:
         if not isinstance(number, bool):
             return operator.index(number)

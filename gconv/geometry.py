@@ -75,14 +75,17 @@ class ConvGeometry:
         groups: int,
     ) -> ConvGeometry:
         """The same from any sequences, as the operators receive them."""
-        return cls(
-            tuple(input_size), tuple(weight_size), tuple(stride), Padding(*padding), tuple(dilation), groups
-        )
+        (n, c, h, w), (k, group_in, r, s) = input_size, weight_size
+        (stride_h, stride_w), (dilation_h, dilation_w) = stride, dilation
+        steps = (stride_h, stride_w), Padding(*padding), (dilation_h, dilation_w)
+        return cls((n, c, h, w), (k, group_in, r, s), *steps, groups)
 
     def __hash__(self) -> int:
-        if "_hash" not in self.__dict__:  # no cached_property: its lock stops Dynamo
-            object.__setattr__(self, "_hash", hash((self.input_size, self.weight_size, *self.settings)))
-        return self._hash
+        found = self.__dict__.get("_hash")  # no cached_property: its lock stops Dynamo
+        if found is None:
+            found = hash((self.input_size, self.weight_size, *self.settings))
+            object.__setattr__(self, "_hash", found)
+        return found
 
     @property
     def settings(self) -> tuple[tuple[int, int], Padding, tuple[int, int], int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gconv.activation import check_activation
 from gconv.functional import group_conv2d, integer, pair
+from gconv.torch_internals import has_hooks, zeros_around
 
 
 class GroupConv2d(nn.Conv2d):
@@ -45,7 +46,7 @@ class GroupConv2d(nn.Conv2d):
         dilation: int | Iterable[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
@@ -101,11 +102,10 @@ def pad_input(layer: nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
     """The input as the layer's ``padding_mode`` pads it, and the padding that is left to the convolution."""
     if layer.padding_mode == "zeros":
         return input, layer.padding
-    return F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
+    return F.pad(input, zeros_around(layer), mode=layer.padding_mode), 0
 
 
 def is_watched(module: nn.Module) -> bool:
     """Whether a module has hooks, or does something else than its class: who runs its part must call it."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     replaced = {"forward", "_conv_forward"} & module.__dict__.keys()
-    return bool(replaced) or any(getattr(module, name) for name in names)
+    return bool(replaced) or has_hooks(module)

@@ -1,151 +1,170 @@
-"""The passes as PyTorch operators: ``torch.ops.gconv.forward``, ``input_grad`` and so on.
+"""The passes as PyTorch operators: ``torch.ops.gconv.forward``, ``input_grad`` and so on, made from a table.
 
 As operators they stay whole in a compiled or exported graph. Each has a fake kernel (sizes and strides
 without data) and a FLOP formula for PyTorch's flop counter; :mod:`gconv.autograd` gives them their gradients.
 Where "aten" runs every pass, :func:`gconv.group_conv2d` calls ``F.conv2d`` instead, and none of this is used.
 
-Arguments are those that :func:`gconv.group_conv2d` has checked: ``padding`` is (top, bottom, left, right),
-``activation`` None or a name of ``gconv.activation.ACTIVATIONS``, ``backend`` one of
-``gconv.dispatch.BACKENDS``. What ``norm`` is, :mod:`gconv.batch_norm` says.
+Arguments keep one order everywhere: tensors, then sizes and settings, then options, then the backend. Here
+and in :mod:`gconv.backends` sizes and settings are one :class:`~gconv.geometry.ConvGeometry`; the operators
+spell them out, as ``F.conv2d`` does, with ``padding`` as (top, bottom, left, right).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from gconv import passes
+from gconv import dispatch
+from gconv.batch_norm import wide_dtype
 from gconv.geometry import ConvGeometry
+from gconv.torch_internals import (
+    below_autograd,
+    dispatch_keys,
+    dispatch_modes,
+    profiler_enabled,
+    suggest_memory_format,
+    transforms_active,
+    without_autocast,
+)
 
-_SETTINGS = "int[2] stride, SymInt[4] padding, int[2] dilation, SymInt groups, str backend"
-
+SETTINGS = "int[2] stride, SymInt[4] padding, int[2] dilation, SymInt groups"
 # define and impl, not custom_op: a quarter of its host time a call.
 library = torch.library.Library("gconv", "DEF")
-library.define(
-    "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str? activation, "
-    f"{_SETTINGS}) -> Tensor"
-)
-library.define(f"input_grad(Tensor grad_output, Tensor weight, SymInt[4] input_size, {_SETTINGS}) -> Tensor")
-library.define(
-    "weight_grad(Tensor grad_output, Tensor input, SymInt[4] weight_size, bool with_bias, "
-    f"{_SETTINGS}) -> (Tensor, Tensor)"
-)
-library.define(
-    f"norm_forward(Tensor input, Tensor norm, Tensor weight, Tensor? bias, {_SETTINGS}) -> (Tensor, Tensor)"
-)
-library.define(
-    "norm_input_grad(Tensor grad_output, Tensor weight, Tensor input, Tensor norm, "
-    f"{_SETTINGS}) -> (Tensor, Tensor)"
-)
-library.define(
-    "norm_weight_grad(Tensor grad_output, Tensor input, Tensor norm, SymInt[4] weight_size, bool with_bias, "
-    f"{_SETTINGS}) -> (Tensor, Tensor)"
-)
 
 
-def forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    geometry: ConvGeometry,
-    backend: str,
-) -> Tensor:
-    """Run the forward pass."""
-    return _run("forward", (input, weight, bias, residual), (), (activation,), geometry, backend)
-
-
-def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
-    """Run the input gradient."""
-    return _run("input_grad", (grad_output, weight), (geometry.input_size,), (), geometry, backend)
-
-
-def weight_grad(
-    grad_output: Tensor, input: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Run the weight gradient."""
-    size = (geometry.weight_size,)
-    return _run("weight_grad", (grad_output, input), size, (with_bias,), geometry, backend)
-
-
-def norm_forward(
-    input: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Run the forward pass between batch norms."""
-    return _run("norm_forward", (input, norm, weight, bias), (), (), geometry, backend)
-
-
-def norm_input_grad(
-    grad_output: Tensor, weight: Tensor, input: Tensor, norm: Tensor, geometry: ConvGeometry, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Run the input gradient between batch norms."""
-    return _run("norm_input_grad", (grad_output, weight, input, norm), (), (), geometry, backend)
-
-
-def norm_weight_grad(
-    grad_output: Tensor, input: Tensor, norm: Tensor, with_bias: bool, geometry: ConvGeometry, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Run the weight gradient between batch norms."""
-    size = (geometry.weight_size,)
-    return _run("norm_weight_grad", (grad_output, input, norm), size, (with_bias,), geometry, backend)
-
-
-def _run(
-    name: str,
-    tensors: tuple[Tensor | None, ...],
-    size: tuple[tuple[int, ...], ...],
-    options: tuple[Any, ...],
-    geometry: ConvGeometry,
-    backend: str,
-) -> Any:
-    """Run a pass through its operator if anything is watching operators, and directly otherwise.
-
-    An operator written in Python costs the host 25 us a call. Every tensor of every pass goes through here,
-    so that none reaches a kernel unless its numbers are what lies in its memory.
+@dataclass(eq=False)
+class Operator:
+    """One pass as an operator. Call it with its tensors, a geometry, its options and the name of a backend.
 
     Args:
-        name: of the operator, and of the function in :mod:`gconv.passes`.
-        tensors: all tensors of the call, which come first in both.
-        size: what the operator alone takes after them.
-        options: what both take next.
+        name: of the operator, and of the function in :class:`gconv.backends.Backend`.
+        tensors: as the schema declares them.
+        input, weight: which of the tensors have the sizes of x and w; None if the operator is told the size.
+        operand: which tensor's device and layout decide who runs the pass.
+        like: the two tensors that decide the layout of the result.
+        result: which size of a geometry the result has.
+        options: as the schema declares them; they follow the settings.
+        second: what is returned beside the result: "" for nothing, "bias" for dbias (K,), or the name of the
+            size whose channels have two numbers each, (2, channels).
     """
-    if unwatched(*tensors):
-        with below_autograd():
-            return getattr(passes, name)(*tensors, *options, geometry, backend)
-    return getattr(torch.ops.gconv, name)(*tensors, *size, *options, *geometry.settings, backend)
+
+    name: str
+    tensors: tuple[str, ...]
+    input: int | None
+    weight: int | None
+    operand: int
+    like: tuple[int, int]
+    result: str
+    options: tuple[str, ...] = ()
+    second: str = ""
+    pass_: str = field(init=False)  # for which a backend is chosen
+    sizes: tuple[str, ...] = field(init=False)  # what it is told after the tensors
+
+    def __post_init__(self) -> None:
+        self.pass_ = self.name.removeprefix("norm_")
+        places = {"input_size": self.input, "weight_size": self.weight}
+        self.sizes = tuple(name for name, place in places.items() if place is None)
+
+    @property
+    def schema(self) -> str:
+        """The signature, as ``torch.library`` takes it."""
+        sizes = (f"SymInt[4] {name}" for name in self.sizes)
+        arguments = ", ".join((*self.tensors, *sizes, SETTINGS, *self.options, "str backend"))
+        return f"{self.name}({arguments}) -> {'(Tensor, Tensor)' if self.second else 'Tensor'}"
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the pass, through its operator only if something is watching operators.
+
+        An operator written in Python costs the host 25 us a call. Every tensor of every pass comes through
+        here, so that none reaches a kernel unless its numbers are what its memory holds.
+        """
+        count = len(self.tensors)
+        tensors, geometry, options = arguments[:count], arguments[count], arguments[count + 1 :]
+        if ordinary(*tensors, *[o for o in options if isinstance(o, Tensor)]) and not profiler_enabled():
+            with below_autograd():
+                return self.run(*arguments)
+        sizes = [getattr(geometry, name) for name in self.sizes]
+        return getattr(torch.ops.gconv, self.name)(*tensors, *sizes, *geometry.settings, *options)
+
+    def run(self, *arguments: Any) -> Any:
+        """Run the pass on the backend that is chosen for it, in the layout that ``F.conv2d`` would give."""
+        *given, backend = arguments
+        geometry = given[len(self.tensors)]
+        module = dispatch.backend_for(self.pass_, backend, given[self.operand], geometry)
+        with without_autocast():  # it has had its say; inside, it would narrow the float32 sums
+            results = getattr(module, self.name)(*given)
+        result, second = results if self.second else (results, None)
+        result = _arrange(result, _layout(given[self.like[0]], given[self.like[1]]))
+        if not self.second:
+            return result
+        return result, result.new_empty(0) if second is None else second  # operators return no None
+
+    def fake(self, *arguments: Any) -> Any:
+        """Return what ``run`` returns, without numbers."""
+        geometry, like = arguments[len(self.tensors)], arguments[self.like[0]]
+        layout = _layout(like, arguments[self.like[1]])
+        size = getattr(geometry, self.result)
+        result = torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
+        if not self.second:
+            return result
+        if self.second == "bias":
+            with_bias = arguments[len(self.tensors) + 1]
+            return result, like.new_empty(size[0] if with_bias else 0)
+        sums = torch.empty(
+            2, getattr(geometry, self.second)[1], dtype=wide_dtype(like.dtype), device=like.device
+        )
+        return result, sums
+
+    def flops(self, *arguments: Any, out_shape: Any = None) -> int:
+        """Count the FLOPs of a call, from the operator's arguments with shapes in place of tensors."""
+        return self.unpack(arguments, shape_of=lambda shape: shape)[len(self.tensors)].flops
+
+    def unpack(
+        self, arguments: Sequence[Any], shape_of: Callable[[Any], Any] = lambda tensor: tensor.shape
+    ) -> list[Any]:
+        """Turn the operator's arguments into those of ``run``: sizes and settings become a geometry.
+
+        Args:
+            arguments: all of them, by position.
+            shape_of: reads the shape of a tensor argument.
+        """
+        count = len(self.tensors)
+        tensors, sizes = arguments[:count], list(arguments[count : count + len(self.sizes)])
+        rest = arguments[count + len(sizes) :]
+        input_size = sizes.pop(0) if self.input is None else shape_of(tensors[self.input])
+        weight_size = sizes.pop(0) if self.weight is None else shape_of(tensors[self.weight])
+        return [*tensors, ConvGeometry.of(input_size, weight_size, *rest[:4]), *rest[4:]]
+
+    def register(self) -> None:
+        """Define the operator with its kernel, fake kernel and FLOP formula."""
+        library.define(self.schema)
+        library.impl(self.name, lambda *a: self.run(*self.unpack(a)), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"gconv::{self.name}", lambda *a: self.fake(*self.unpack(a)), lib=library)
+        register_flop_formula(getattr(torch.ops.gconv, self.name))(self.flops)
+
+    def on_aten(self, *arguments: Any) -> Any:
+        """Run the operator's arguments on PyTorch's own convolution, whatever their backend."""
+        return self.run(*self.unpack(arguments)[:-1], "aten")
 
 
-# Below the tracking of views as well: an operator's result is its own, whatever views its making took.
-below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def unwatched(*tensors: Tensor | None) -> bool:
-    """Whether nobody would notice an operator: no tracer, mode, transform, subclass or profiler."""
-    return ordinary(*tensors) and not torch.autograd._profiler_enabled()
-
-
-def ordinary(*tensors: Tensor | None) -> bool:
+def ordinary(first: Tensor, *others: Tensor | None) -> bool:
     """Whether tensors hold numbers for a kernel to read: no tracer, mode, transform or subclass is about."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or dispatch_modes() or transforms_active():
         return False
-    if torch._C._are_functorch_transforms_active():
-        return False
-    keys = _ordinary_keys(tensors[0].device)
-    for tensor in tensors:  # all() of a generator takes half a microsecond more
-        if tensor is not None and not (type(tensor) in _PLAIN and _keys(tensor) in keys):
+    keys = _ordinary_keys(first.device)
+    for tensor in (first, *others):  # all() of a generator takes half a microsecond more
+        if tensor is not None and not (type(tensor) in _PLAIN and dispatch_keys(tensor) in keys):
             return False
     return True
 
 
-def _keys(tensor: Tensor) -> int:
-    return torch._C._dispatch_keys(tensor).raw_repr()
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @cache
@@ -154,121 +173,92 @@ def _ordinary_keys(device: torch.device) -> frozenset[int]:
     found = set()
     for inference in () if device.type == "meta" else (False, True):
         with torch.inference_mode(inference):
-            found.add(_keys(torch.empty(0, device=device)))
+            found.add(dispatch_keys(torch.empty(0, device=device)))
     return frozenset(found)
 
 
-def _forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    *settings: Any,
-) -> Tensor:
-    geometry = ConvGeometry.of(input.shape, weight.shape, *settings[:-1])
-    return passes.forward(input, weight, bias, residual, activation, geometry, settings[-1])
+def is_channels_last(tensor: Tensor) -> bool:
+    """What PyTorch's ``suggest_memory_format`` says, which takes 8 us, where one look does not tell."""
+    channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
+    if channels_last != tensor.is_contiguous():
+        return channels_last
+    return suggest_memory_format(tensor) == torch.channels_last
 
 
-def _input_grad(grad_output: Tensor, weight: Tensor, input_size: Sequence[int], *settings: Any) -> Tensor:
-    geometry = ConvGeometry.of(input_size, weight.shape, *settings[:-1])
-    return passes.input_grad(grad_output, weight, geometry, settings[-1])
+def _layout(first: Tensor, second: Tensor) -> torch.memory_format:
+    """The layout of a result, as ``F.conv2d`` chooses it: channels_last if either tensor's strides say so."""
+    either = is_channels_last(first) or is_channels_last(second)
+    return torch.channels_last if either else torch.contiguous_format
 
 
-def _weight_grad(
-    grad_output: Tensor, input: Tensor, weight_size: Sequence[int], with_bias: bool, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    geometry = ConvGeometry.of(input.shape, weight_size, *settings[:-1])
-    return passes.weight_grad(grad_output, input, with_bias, geometry, settings[-1])
+def _arrange(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """``tensor`` in ``layout``, with that layout's strides along axes of length 1 too, where any would do."""
+    whole = tensor.contiguous(memory_format=layout)
+    tensor = whole.clone(memory_format=layout) if whole.storage_offset() else whole
+    _, c, h, w = tensor.shape
+    strides = (c * h * w, 1, w * c, c) if layout == torch.channels_last else (c * h * w, h * w, w, 1)
+    return tensor if tensor.stride() == strides else tensor.as_strided(tensor.shape, strides)
 
 
-def _norm_forward(
-    input: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    geometry = ConvGeometry.of(input.shape, weight.shape, *settings[:-1])
-    return passes.norm_forward(input, norm, weight, bias, geometry, settings[-1])
-
-
-def _norm_input_grad(
-    grad_output: Tensor, weight: Tensor, input: Tensor, norm: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    geometry = ConvGeometry.of(input.shape, weight.shape, *settings[:-1])
-    return passes.norm_input_grad(grad_output, weight, input, norm, geometry, settings[-1])
-
-
-def _norm_weight_grad(
-    grad_output: Tensor,
-    input: Tensor,
-    norm: Tensor,
-    weight_size: Sequence[int],
-    with_bias: bool,
-    *settings: Any,
-) -> tuple[Tensor, Tensor]:
-    geometry = ConvGeometry.of(input.shape, weight_size, *settings[:-1])
-    return passes.norm_weight_grad(grad_output, input, norm, with_bias, geometry, settings[-1])
-
-
-_KERNELS = {
-    "forward": _forward,
-    "input_grad": _input_grad,
-    "weight_grad": _weight_grad,
-    "norm_forward": _norm_forward,
-    "norm_input_grad": _norm_input_grad,
-    "norm_weight_grad": _norm_weight_grad,
-}
-for _name, _kernel in _KERNELS.items():
-    library.impl(_name, _kernel, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("gconv::forward", lib=library)
-def _fake_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    *settings: Any,
-) -> Tensor:
-    size = ConvGeometry.of(input.shape, weight.shape, *settings[:-1]).output_size
-    return _empty(size, input, passes.layout(input, weight))
-
-
-@torch.library.register_fake("gconv::input_grad", lib=library)
-def _fake_input_grad(
-    grad_output: Tensor, weight: Tensor, input_size: Sequence[int], *settings: Any
-) -> Tensor:
-    return _empty(input_size, grad_output, passes.layout(grad_output, weight))
-
-
-@torch.library.register_fake("gconv::weight_grad", lib=library)
-def _fake_weight_grad(
-    grad_output: Tensor, input: Tensor, weight_size: Sequence[int], with_bias: bool, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    weight = _empty(weight_size, grad_output, passes.layout(grad_output, input))
-    return weight, grad_output.new_empty(weight_size[0] if with_bias else 0)
-
-
-@torch.library.register_fake("gconv::norm_forward", lib=library)
-def _fake_norm_forward(
-    input: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    output = _fake_forward(input, weight, bias, None, None, *settings)
-    return output, norm.new_empty(2, weight.shape[0])
-
-
-@torch.library.register_fake("gconv::norm_input_grad", lib=library)
-def _fake_norm_input_grad(
-    grad_output: Tensor, weight: Tensor, input: Tensor, norm: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    grad = _fake_input_grad(grad_output, weight, input.shape, *settings)
-    return grad, norm.new_empty(2, input.shape[1])
-
-
-@torch.library.register_fake("gconv::norm_weight_grad", lib=library)
-def _fake_norm_weight_grad(
-    grad_output: Tensor, input: Tensor, norm: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    return _fake_weight_grad(grad_output, input, *rest)
+X, W, B, DY, NORM = "Tensor input", "Tensor weight", "Tensor? bias", "Tensor grad_output", "Tensor norm"
+forward = Operator(
+    "forward",
+    (X, W, B),
+    input=0,
+    weight=1,
+    operand=0,
+    like=(0, 1),
+    result="output_size",
+    options=("str? activation", "Tensor? residual"),
+)
+input_grad = Operator(
+    "input_grad", (DY, W), input=None, weight=1, operand=0, like=(0, 1), result="input_size"
+)
+weight_grad = Operator(
+    "weight_grad",
+    (DY, X),
+    input=1,
+    weight=None,
+    operand=1,
+    like=(0, 1),
+    result="weight_size",
+    options=("bool with_bias",),
+    second="bias",
+)
+norm_forward = Operator(
+    "norm_forward",
+    (X, NORM, W, B),
+    input=0,
+    weight=2,
+    operand=0,
+    like=(0, 2),
+    result="output_size",
+    second="output_size",
+)
+norm_input_grad = Operator(
+    "norm_input_grad",
+    (DY, W, X, NORM),
+    input=2,
+    weight=1,
+    operand=0,
+    like=(0, 1),
+    result="input_size",
+    second="input_size",
+)
+norm_weight_grad = Operator(
+    "norm_weight_grad",
+    (DY, X, NORM),
+    input=1,
+    weight=None,
+    operand=1,
+    like=(0, 1),
+    result="weight_size",
+    options=("bool with_bias",),
+    second="bias",
+)
+OPERATORS = (forward, input_grad, weight_grad, norm_forward, norm_input_grad, norm_weight_grad)
+for _operator in OPERATORS:
+    _operator.register()
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
@@ -277,86 +267,4 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     A program exported on a GPU holds gconv's operators: what loads it must import gconv. After
     ``program.run_decompositions(gconv.decompositions())`` it runs anywhere, and goes to ONNX.
     """
-    operators = {getattr(torch.ops.gconv, name).default: run for name, run in _KERNELS.items()}
-    return {operator: partial(_on_aten, run) for operator, run in operators.items()}
-
-
-def _on_aten(run: Callable[..., Any], *args: Any) -> Any:
-    return run(*args[:-1], "aten")
-
-
-@register_flop_formula(torch.ops.gconv.forward)
-def _forward_flops(
-    input_size: Sequence[int],
-    weight_size: Sequence[int],
-    bias_size: Sequence[int] | None,
-    residual_size: Sequence[int] | None,
-    activation: str | None,
-    *settings: Any,
-    out_shape: Any = None,
-) -> int:
-    return ConvGeometry.of(input_size, weight_size, *settings[:-1]).flops
-
-
-@register_flop_formula(torch.ops.gconv.input_grad)
-def _input_grad_flops(
-    grad_size: Sequence[int],
-    weight_size: Sequence[int],
-    input_size: Sequence[int],
-    *settings: Any,
-    out_shape: Any = None,
-) -> int:
-    return ConvGeometry.of(input_size, weight_size, *settings[:-1]).flops
-
-
-@register_flop_formula(torch.ops.gconv.weight_grad)
-def _weight_grad_flops(
-    grad_size: Sequence[int],
-    input_size: Sequence[int],
-    weight_size: Sequence[int],
-    with_bias: bool,
-    *settings: Any,
-    out_shape: Any = None,
-) -> int:
-    return ConvGeometry.of(input_size, weight_size, *settings[:-1]).flops
-
-
-@register_flop_formula(torch.ops.gconv.norm_forward)
-def _norm_forward_flops(
-    input_size: Sequence[int],
-    norm_size: Sequence[int],
-    weight_size: Sequence[int],
-    bias_size: Sequence[int] | None,
-    *settings: Any,
-    out_shape: Any = None,
-) -> int:
-    return ConvGeometry.of(input_size, weight_size, *settings[:-1]).flops
-
-
-@register_flop_formula(torch.ops.gconv.norm_input_grad)
-def _norm_input_grad_flops(
-    grad_size: Sequence[int],
-    weight_size: Sequence[int],
-    input_size: Sequence[int],
-    norm_size: Sequence[int],
-    *settings: Any,
-    out_shape: Any = None,
-) -> int:
-    return ConvGeometry.of(input_size, weight_size, *settings[:-1]).flops
-
-
-@register_flop_formula(torch.ops.gconv.norm_weight_grad)
-def _norm_weight_grad_flops(
-    grad_size: Sequence[int],
-    input_size: Sequence[int],
-    norm_size: Sequence[int],
-    weight_size: Sequence[int],
-    with_bias: bool,
-    *settings: Any,
-    out_shape: Any = None,
-) -> int:
-    return ConvGeometry.of(input_size, weight_size, *settings[:-1]).flops
-
-
-def _empty(size: Sequence[int], like: Tensor, layout: torch.memory_format) -> Tensor:
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
+    return {getattr(torch.ops.gconv, operator.name).default: operator.on_aten for operator in OPERATORS}

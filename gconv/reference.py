@@ -15,11 +15,13 @@ What may run inside the kernels beside them, batch norm before and after, is in 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gconv import batch_norm
 from gconv.activation import finish
 from gconv.batch_norm import wide
 from gconv.geometry import ConvGeometry
@@ -30,7 +32,7 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     geometry: ConvGeometry,
-    activation: str | None,
+    activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """y = activation(conv(input) + bias + residual).
@@ -73,6 +75,11 @@ def weight_grad(
         weight[:, :, r, s] = tap.flatten(0, 1)
     bias = grads.sum((0, 2, 3)).to(input.dtype) if with_bias else None
     return weight.to(input.dtype), bias
+
+
+norm_forward = partial(batch_norm.norm_forward, forward)
+norm_input_grad = partial(batch_norm.norm_input_grad, input_grad)
+norm_weight_grad = partial(batch_norm.norm_weight_grad, weight_grad)
 
 
 def _taps(geometry: ConvGeometry) -> Iterator[tuple[int, int, tuple[slice, ...]]]:

@@ -1,4 +1,4 @@
-"""Plain text tables, for reports that people print."""
+"""Lay out the plain text tables of reports."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 
 def columns(rows: Iterable[Sequence[str]], left: int, rule: bool = False) -> str:
-    """A table, the head being its first row.
+    """Return a table with columns as wide as they need.
 
     Args:
-        rows: of cells, as many in each.
-        left: as many columns are flush left; the others, numbers, flush right.
-        rule: whether a line divides head and body.
+        rows: rows of cells, the same number in each; the first row is the head.
+        left: how many columns are aligned left; the others, for numbers, are aligned right.
+        rule: whether a line separates the head from the rest. Defaults to False.
     """
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""``python -m gconv``: check gconv on this machine, or run one of the other commands, ``COMMANDS``."""
+"""``python -m gconv``: run the command that the command line names, or check this machine."""
 
 from __future__ import annotations
 
@@ -18,22 +18,29 @@ COMMANDS = {
 
 
 def main(command: Sequence[str] | None = None) -> int:
-    """Run the command that the command line names; the check of this machine if it names none."""
+    """Run a command line.
+
+    Args:
+        command: its arguments. Defaults to None, those of this process.
+
+    Returns:
+        The exit code.
+    """
     command = sys.argv[1:] if command is None else list(command)
     try:
         return _run(command)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # of `| head`
+    except BrokenPipeError:  # as in `python -m gconv | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def _run(command: list[str]) -> int:
-    prog, (name, *rest) = "python -m gconv", command or [""]
+    prog, (name, *options) = "python -m gconv", command or [""]
     if name not in COMMANDS:
         return import_module("gconv.commands.check").main(command, prog, COMMANDS)
     if name == "kernels" and not dispatch.TRITON_INSTALLED:
         fail("Triton is not installed; pip install triton")
-    return import_module(f"gconv.commands.{name}").main(rest, f"{prog} {name}")
+    return import_module(f"gconv.commands.{name}").main(options, f"{prog} {name}")

@@ -6,58 +6,81 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from gconv.commands.options import add_batch, add_image, load_function, new_parser
 from gconv.dispatch import this_device
 from gconv.measure.problem import TYPES
 from gconv.measure.profile import profile
-from gconv.measure.terminal import count, fail, first_line, load_function
+from gconv.measure.terminal import fail, first_line
 
 DESCRIPTION = """\
-Runs a network on random images and times each of its convolutions by itself: PyTorch's and gconv's, as the
-network runs and in channels_last. Ends with an estimate of the whole network after gconv.convert(model).
+Run a network on random images and time each of its convolutions separately: PyTorch's and gconv's, in the
+layout in which the network runs and in channels_last. The last table estimates the time of the whole network
+after gconv.convert(model).
 
   python -m gconv profile torchvision.models:resnext50_32x4d --batch 32 --type bfloat16 --train
 """
 
 
 def main(command: Sequence[str] | None = None, prog: str = "python -m gconv profile") -> int:
-    """Profile a network that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "model", metavar="MODULE:FUNCTION", help="returns the network, such as timm.models:regnety_032"
-    )
-    parser.add_argument("--batch", type=count, default=32, metavar="N", help="batch size; default: 32")
-    parser.add_argument(
-        "--image", type=count, nargs=3, default=(3, 224, 224), metavar=("C", "H", "W"),
-        help="size of an image; default: 3 224 224",
-    )  # fmt: skip
-    parser.add_argument(
-        "--type", choices=["float32", "float16", "bfloat16"], default="float32", metavar="NAME",
-        help="float32 (default), or float16 or bfloat16 by autocast",
-    )  # fmt: skip
-    parser.add_argument("--train", action="store_true", help="a training step; default: a forward pass")
-    parser.add_argument(
-        "--channels-last",
-        action="store_true",
-        help="put network and images into channels_last first; default: contiguous",
-    )
-    arguments = parser.parse_args(command)
+    """Profile a network.
+
+    Args:
+        command: the command line. Defaults to None, that of this process.
+        prog: name of the program, for help and errors.
+
+    Returns:
+        0; whatever goes wrong exits with 2 and an error in one line.
+    """
+    arguments = _parser(prog).parse_args(command)
     make, dtype = load_function(arguments.model), TYPES[arguments.type][0]
-    device, last = this_device(), torch.channels_last
+    device = this_device()
     try:
         model = make()
         if not isinstance(model, nn.Module):
             fail(f"{arguments.model} must return an nn.Module, got {type(model).__name__}")
-        model = model.train(arguments.train).to(device)
-        x = torch.randn(arguments.batch, *arguments.image, device=device)
-        if arguments.channels_last:
-            model, x = model.to(memory_format=last), x.to(memory_format=last)
+        model, x = _prepare(model, arguments, device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             print(profile(model, x))
-    except Exception as error:  # whatever a stranger's model raises
+    except Exception as error:  # a model may raise anything
         size = (arguments.batch, *arguments.image)
         fail(f"{arguments.model} does not run on images of {size}: {first_line(error)}")
     return 0
+
+
+def _prepare(
+    model: nn.Module, arguments: argparse.Namespace, device: torch.device
+) -> tuple[nn.Module, Tensor]:
+    """Return the network and random images, on the device and in the layout to run in."""
+    model = model.train(arguments.train).to(device)
+    x = torch.randn(arguments.batch, *arguments.image, device=device)
+    if arguments.channels_last:
+        layout = torch.channels_last
+        # PyTorch's annotations of Module.to leave out memory_format.
+        model, x = model.to(memory_format=layout), x.to(memory_format=layout)  # type: ignore[call-overload]
+    return model, x
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = new_parser(prog, DESCRIPTION)
+    parser.add_argument(
+        "model",
+        metavar="MODULE:FUNCTION",
+        help="a function that returns the network, such as timm.models:regnety_032",
+    )
+    add_batch(parser, 32, "number of images")
+    add_image(parser)
+    parser.add_argument(
+        "--type", choices=["float32", "float16", "bfloat16"], default="float32", metavar="NAME",
+        help="float32, float16 or bfloat16; the latter two by autocast; default: float32",
+    )  # fmt: skip
+    parser.add_argument(
+        "--train", action="store_true", help="profile a training step; default: a forward pass"
+    )
+    parser.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="move network and images to channels_last first; default: contiguous",
+    )
+    return parser

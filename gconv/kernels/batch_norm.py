@@ -7,6 +7,7 @@ the norm and ReLU of its output, and their gradients. Tensors are pixels x chann
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -14,19 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from gconv.kernels.device import Device, device_of
-from gconv.kernels.fusion import (
-    PARTIALS,
-    add_moments,
-    load_norm,
-    merge,
-    store_sums,
-    through_relu,
-)
-from gconv.kernels.fusion import (
-    normalise as normalise_tile,
-)
-from gconv.kernels.launch import PLANS_KEPT, Launch
+from gconv.kernels.epilogue import add_moments, merge, store_sums, through_relu
+from gconv.kernels.launch import PARTIALS, PLANS_KEPT, Launch
 from gconv.kernels.packing import load_tile, store_tile
+from gconv.kernels.prologue import load_norm
+from gconv.kernels.prologue import normalise as normalise_tile
 from gconv.kernels.tiles import Tile, power_of_two
 
 WAVES = 4  # of programs, among which the pixels of a channel are divided
@@ -72,7 +65,7 @@ def input_grad_kernel(
 
 @triton.jit(do_not_specialize=["pixels", "tiles", "splits"])
 def gather_kernel(
-    p_dy, p_x, p_norm, p_sums, pixels, channels, blocks, tiles, splits,
+    p_x, p_dy, p_norm, p_sums, pixels, channels, blocks, tiles, splits,
     EPILOGUE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The moments of x, or the two sums of dz, in parts.
@@ -109,12 +102,12 @@ def normalise(x: Tensor, norm: Tensor) -> Tensor:
 def moments(x: Tensor) -> Tensor:
     """(2, C): mean and biased variance of each channel of x (N, C, H, W)."""
     x = _dense(x)
-    return _gather(x, x, x, "moments")
+    return _gather(x, None, None, "moments")
 
 
 def grad_sums(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
     """(2, C): the two sums, from ``grad``, of the output."""
-    return _gather(_dense(grad), _dense(x), norm, "gradient")
+    return _gather(_dense(x), _dense(grad), norm, "gradient")
 
 
 def input_grad(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
@@ -125,12 +118,12 @@ def input_grad(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
     return dx
 
 
-def _gather(grad: Tensor, x: Tensor, norm: Tensor, epilogue: str) -> Tensor:
+def _gather(x: Tensor, grad: Tensor | None, norm: Tensor | None, epilogue: str) -> Tensor:
     channels = x.shape[1]
     plan = plan_gather(x.numel() // channels, channels, epilogue, device_of(x.device))
     size = (plan.arguments["splits"], PARTIALS[epilogue], channels)
     parts = torch.empty(size, dtype=torch.float32, device=x.device)
-    plan(grad, x, norm, parts)
+    plan(x, grad, norm, parts)
     return merge(parts, epilogue)
 
 
@@ -161,6 +154,7 @@ def plan_gather(pixels: int, channels: int, epilogue: str, device: Device) -> La
     tile = _tile(channels)
     blocks, tiles = -(-channels // tile.outputs), -(-pixels // tile.pixels)
     splits = min(tiles, max(1, WAVES * tile.resident * device.processors // blocks))
-    values = {"pixels": pixels, "channels": channels, "blocks": blocks, "tiles": tiles, "splits": splits}
-    values |= {"EPILOGUE": epilogue, "BM": tile.pixels, "BC": tile.outputs}
-    return Launch.of(gather_kernel, blocks * splits, values, tile)
+    values: dict[str, Any] = {"pixels": pixels, "channels": channels, "blocks": blocks}
+    values |= {"tiles": tiles, "splits": splits, "EPILOGUE": epilogue, "BM": tile.pixels, "BC": tile.outputs}
+    absent = () if epilogue == "gradient" else ("p_dy", "p_norm")
+    return Launch.of(gather_kernel, blocks * splits, values, tile, absent)

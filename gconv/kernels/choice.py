@@ -14,8 +14,7 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,8 @@ import torch
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels.device import Device
-from gconv.kernels.rules import tile_by_rule
+from gconv.kernels.launch import PARTIALS, Fusion, OperandLayout
+from gconv.kernels.rules import norm_tile, tile_by_rule
 from gconv.kernels.tiles import LANES, SLIDE_LANES, Tile
 
 SHIPPED = Path(__file__).parent / "measured"
@@ -84,6 +84,21 @@ def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: s
     """The tile that a pass runs in."""
     entry = nearest(pass_, geometry, dtype, precision, device)
     return tile_by_rule(pass_, geometry, dtype, precision, device) if entry is None else entry.tile
+
+
+def fused_tile_of(pass_: str, geometry: ConvGeometry, operands: OperandLayout, fusion: Fusion) -> Tile:
+    """The tile that a pass runs in with ``fusion`` inside its kernel."""
+    with_norm = fusion.prologue or fusion.epilogue in PARTIALS
+    tile = (norm_tile if with_norm else tile_of)(pass_, geometry, *operands.kind)
+    if fusion.epilogue == "residual" and tile.kernel == "slide" and tile.warps == 1:
+        return replace(tile, warps=2, registers=None)  # one warp lacks the registers for a residual
+    if fusion.epilogue == "residual" and tile.kernel == "strips":
+        most = 2 if tile.inputs <= SLIDE_LANES else 1  # wider strips lack them, too
+        return replace(tile, columns=min(tile.columns, most))
+    if fusion.bias and pass_ == "weight_grad" and tile.kernel == "strips":
+        most = max(1, 6 // (tile.packs * operands.dtype.itemsize))  # the sums of dy take some
+        return replace(tile, columns=min(tile.columns, most))
+    return tile
 
 
 class Verdict(NamedTuple):
@@ -232,16 +247,6 @@ def _entries_or_none(path: Path) -> list[Entry]:
     except ValueError as error:
         warnings.warn(f"{error}; it is left aside", stacklevel=2)
         return []
-
-
-def write_entries(path: Path, entries: Iterable[Entry], environment: dict[str, Any]) -> None:
-    """Writes a table, an entry a line, beside the old one and then over it: a file that is there is whole."""
-    lines = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
-    head = json.dumps({"kernels": KERNELS, "environment": environment}, indent=1).removesuffix("\n}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(f'{head},\n "entries": [\n{lines}\n]}}\n')
-    part.replace(path)
 
 
 def file_name(device_name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gconv.geometry import ConvGeometry
@@ -84,7 +85,7 @@ class Correlation:
             transposed=True,
         )
 
-    def weight_strides(self, strides: tuple[int, int, int, int]) -> tuple[int, int, int, int, int, int]:
+    def weight_strides(self, strides: Sequence[int]) -> tuple[int, int, int, int, int, int]:
         """Where weight[g, i, o, r, s] stands in a (K, C / groups, R, S) tensor of ``strides``.
 
         Returns:
@@ -95,3 +96,9 @@ class Correlation:
             return 0, self.outputs * k, c, k, r, s
         last_tap = (self.kernel[0] - 1) * r + (self.kernel[1] - 1) * s
         return last_tap, self.inputs * k, k, c, -r, -s
+
+
+def pairs_of(length: int, offset: int) -> tuple[int, int]:
+    """The first a, and how many, so that all of 0 .. length - 1 are 2a + offset or 2a + 1 + offset."""
+    first = -offset // 2
+    return first, (length - 1 - offset) // 2 - first + 1

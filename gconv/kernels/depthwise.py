@@ -1,13 +1,32 @@
 """One channel a group: multiply-adds, where a product of tiles would multiply fifteen zeros in sixteen."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import triton
 import triton.language as tl
 
-from gconv.kernels.fusion import Sink, emit, load_bias
+from gconv.geometry import ConvGeometry
+from gconv.kernels import tiles
+from gconv.kernels.arguments import (
+    COUNTS,
+    STRIDES,
+    WEIGHTS,
+    correlation_arguments,
+    pair_arguments,
+    weight_arguments,
+    weight_grad_arguments,
+)
+from gconv.kernels.correlation import Correlation
+from gconv.kernels.epilogue import Sink, emit, load_bias
+from gconv.kernels.launch import Fusion, Launch, OperandLayout
 from gconv.kernels.packing import load_tile, locate_columns
+from gconv.kernels.tiles import Tile
 
-COUNTS = ["packs", "groups", "columns", "H", "W", "P", "Q", "rows", "top", "left", "splits"]
-STRIDES = ["dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w", "y_w", "w_0", "w_g", "w_r", "w_s"]
+OWN_WEIGHTS = [name for name in WEIGHTS if name not in ("w_i", "w_o")]  # there is one input and one output
+FORWARD = [*COUNTS, *STRIDES, *OWN_WEIGHTS, "columns", "rows", "y_w"]
+WEIGHT_GRAD = [*COUNTS, *STRIDES, "columns", "rows", "splits", "dy_n", "dy_h", "dy_w"]
 
 
 @triton.jit
@@ -51,13 +70,13 @@ def add_gradients(sums, x, dy, s: tl.constexpr, S: tl.constexpr):
     return added
 
 
-@triton.jit(do_not_specialize=COUNTS + STRIDES)
+@triton.jit(do_not_specialize=FORWARD)
 def depthwise_slide_kernel(
-    p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
+    p_x, p_w, p_bias, p_y, p_side,
     packs, groups, columns, H, W, P, Q, rows, top, left, step_w, tap_w,
     x_n, x_h, x_w, y_w, w_0, w_g, w_r, w_s,
     R: tl.constexpr, S: tl.constexpr,
-    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
+    ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
@@ -85,7 +104,7 @@ def depthwise_slide_kernel(
     j = q * step_w - left
     o_x = ((image * x_n + j * x_w) * X_UNIT)[:, None] + c[None, :]
     o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + c[None, :]
-    bias = load_bias(p_bias, c, m_c, BIAS)
+    bias = load_bias(p_bias, c, m_c)
     sink = Sink(p_y, p_side, bias, o_y, 0, (), () if FULL else (m_c,), ())
     h0 = first - top
     p_x += (n * x_n + h0.to(tl.int64) * x_h) * X_UNIT
@@ -104,9 +123,9 @@ def depthwise_slide_kernel(
         at += Q * y_w * Y_UNIT
 
 
-@triton.jit(do_not_specialize=COUNTS + STRIDES)
+@triton.jit(do_not_specialize=WEIGHT_GRAD)
 def depthwise_slide_weight_kernel(
-    p_dy, p_x, p_sums, p_norm,
+    p_dy, p_x, p_sums,
     packs, groups, columns, H, W, P, Q, rows, top, left, splits, step_w, tap_w,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     R: tl.constexpr, S: tl.constexpr, BIAS: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
@@ -160,15 +179,15 @@ def depthwise_slide_weight_kernel(
         tl.store(p_sums + R * S * groups, tl.sum(bias, 0), m_c)
 
 
-@triton.jit(do_not_specialize=COUNTS + STRIDES)
+@triton.jit(do_not_specialize=FORWARD)
 def depthwise_kernel(
-    p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
+    p_x, p_w, p_bias, p_y, p_side,
     packs, groups, columns, H, W, P, Q, rows, top, left,
     x_n, x_h, x_w, y_w, w_0, w_g, w_r, w_s,
     R: tl.constexpr, S: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, DIVISOR_H: tl.constexpr, DIVISOR_W: tl.constexpr,
     TAP_H: tl.constexpr, TAP_W: tl.constexpr,
-    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
+    ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
@@ -193,7 +212,7 @@ def depthwise_kernel(
     p_x += n * x_n * X_UNIT
     at = (n * P + first) * Q * y_w * Y_UNIT
     o_y = ((image * P * Q + q) * y_w * Y_UNIT)[:, None] + c[None, :]
-    bias = load_bias(p_bias, c, m_c, BIAS)
+    bias = load_bias(p_bias, c, m_c)
     sink = Sink(p_y, p_side, bias, o_y, 0, (), () if FULL else (m_c,), ())
     for p in range(first, tl.minimum(first + rows, P)):
         acc = tl.zeros([BM, BO], tl.float32)
@@ -212,9 +231,9 @@ def depthwise_kernel(
         at += Q * y_w * Y_UNIT
 
 
-@triton.jit(do_not_specialize=COUNTS + STRIDES)
+@triton.jit(do_not_specialize=WEIGHT_GRAD)
 def depthwise_weight_kernel(
-    p_dy, p_x, p_sums, p_norm,
+    p_dy, p_x, p_sums,
     packs, groups, columns, H, W, P, Q, rows, top, left, splits,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     R: tl.constexpr, S: tl.constexpr,
@@ -263,3 +282,47 @@ def depthwise_weight_kernel(
     tl.store(p_sums + (tap * groups)[:, None], tl.sum(sums, 0), m_sums)
     if BIAS:
         tl.store(p_sums + R * S * groups, tl.sum(bias, 0), m_c)
+
+
+def plan_depthwise(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
+    """Plan a correlation in either kernel."""
+    slides, columns = tile.kernel == "depthwise-slide", c.size[0] * c.output[1]
+    shared = correlation_arguments(c, tile, operands, fusion)
+    packed_tiles = shared["packs"] * -(-columns // tile.pixels)
+    rows = tiles.rows_in_chunk(c.output[0], packed_tiles, tile, operands.device)
+    own: dict[str, Any] = {"columns": columns, "rows": rows, "R": c.kernel[0], "S": c.kernel[1]}
+    if slides:
+        own |= {"step_w": c.step[1], "tap_w": c.dilation[1]}
+    else:
+        own |= pair_arguments("STEP", c.step) | pair_arguments("DIVISOR", c.divisor)
+        own |= pair_arguments("TAP", c.dilation)
+    strides = weight_arguments(c, operands.second)
+    own |= {name: strides[name] for name in OWN_WEIGHTS}
+    own |= {"ACTIVATION": fusion.activation or ""}
+    kernel = depthwise_slide_kernel if slides else depthwise_kernel
+    programs = packed_tiles * -(-c.output[0] // rows)
+    return Launch.of(kernel, programs, shared | own, tile, fusion.absent)
+
+
+def plan_depthwise_weight(
+    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
+) -> tuple[Launch, int]:
+    """Plan a weight gradient in either kernel, and return how many splits it makes."""
+    slides, (n, _, p, q), (_, _, r, s) = (
+        tile.kernel == "depthwise-slide",
+        geometry.output_size,
+        geometry.weight_size,
+    )
+    shared = weight_grad_arguments(geometry, tile, operands, fusion)
+    column_tiles, programs = -(-n * q // tile.pixels), shared["packs"]
+    rows = tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
+    items = column_tiles * -(-p // rows)
+    splits = tiles.splits_of(items, programs, bytes_a_split, tile, operands.device)
+    own = {"columns": n * q, "rows": rows, "splits": splits, "R": r, "S": s}
+    if slides:
+        own |= {"step_w": geometry.stride[1], "tap_w": geometry.dilation[1]}
+    else:
+        own |= pair_arguments("STEP", geometry.stride) | pair_arguments("TAP", geometry.dilation)
+        own |= {"BT": tiles.power_of_two(r * s)}
+    kernel = depthwise_slide_weight_kernel if slides else depthwise_weight_kernel
+    return Launch.of(kernel, programs * splits, shared | own, tile), splits

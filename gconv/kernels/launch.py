@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -16,13 +16,14 @@ from triton.runtime import driver
 
 from gconv.kernels.device import Device, device_of, precision_of
 from gconv.kernels.tiles import Tile
+from gconv.torch_internals import current_cuda_device
 
 NEWEST_TRITON = "3.9"  # that `make compat` has run; the newest pair of pyproject.toml
 PLANS_KEPT = 4096  # of each pass; images of ever new sizes must not fill the memory
 ALIGNMENT = 16  # bytes; Triton compiles another kernel for tensors that start elsewhere
 
 
-class Operands(NamedTuple):
+class OperandLayout(NamedTuple):
     """What a plan needs to know of the two tensors that a pass multiplies.
 
     Args:
@@ -39,7 +40,7 @@ class Operands(NamedTuple):
     device: Device
 
     @classmethod
-    def of(cls, first: Tensor, second: Tensor) -> Operands:
+    def of(cls, first: Tensor, second: Tensor) -> OperandLayout:
         """Describe two tensors, under PyTorch's present settings."""
         dtype, device = first.dtype, device_of(first.device)
         return cls(first.stride(), second.stride(), dtype, precision_of(dtype), device)
@@ -48,6 +49,47 @@ class Operands(NamedTuple):
     def kind(self) -> tuple[torch.dtype, str, Device]:
         """What the choice of a tile needs to know."""
         return self.dtype, self.precision, self.device
+
+
+class Fusion(NamedTuple):
+    """What runs inside a kernel beside the convolution: its prologue (:mod:`.prologue`) and its epilogue.
+
+    Args:
+        bias: added to the sums.
+        activation: None, "relu", "relu6", "silu" or "hardswish", after bias and residual.
+        prologue: whether batch norm and ReLU are applied to x.
+        epilogue: "plain", "residual", "moments" or "gradient" (:mod:`.epilogue`).
+    """
+
+    bias: bool = False
+    activation: str | None = None
+    prologue: bool = False
+    epilogue: str = "plain"
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether the kernel reads a batch norm."""
+        return self.prologue or self.epilogue == "gradient"
+
+    @property
+    def has_side(self) -> bool:
+        """Whether the kernel reads another tensor of y's size: a residual, or x of a gradient."""
+        return self.epilogue in ("residual", "gradient")
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """The tensors that the kernels of forward pass and input gradient get None for, by name."""
+        present = {
+            "p_bias": self.bias,
+            "p_norm": self.has_norm,
+            "p_side": self.has_side,
+            "p_sums": self.epilogue in PARTIALS,
+        }
+        return frozenset(name for name, there in present.items() if not there)
+
+
+PLAIN = Fusion()
+PARTIALS = {"moments": 3, "gradient": 2}  # numbers that a program leaves of each channel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,52 +102,74 @@ class Launch:
     Args:
         kernel: the ``triton.jit`` function.
         programs: size of the grid, which has one axis.
-        arguments: those that follow the tensors, by name.
+        arguments: those that follow the tensors, by name, in the kernel's order.
         tile: what the kernel works in.
+        absent: names of the tensors that it is called with None for.
     """
 
     kernel: Any
     programs: int
     arguments: dict[str, Any]
     tile: Tile
-    _started: dict[tuple, Callable[..., None]] = field(default_factory=dict, repr=False)
+    absent: frozenset[str]
+    _started: dict[tuple[Any, ...], Callable[..., None]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, kernel: Any, programs: int, values: dict[str, Any], tile: Tile) -> Launch:
-        """Take from ``values`` what the kernel has an argument for."""
-        arguments = {name: values[name] for name in kernel.arg_names if name in values}
-        return cls(kernel, programs, arguments, tile)
+    def of(
+        cls,
+        kernel: Any,
+        programs: int,
+        arguments: dict[str, Any],
+        tile: Tile,
+        absent: Collection[str] = (),
+    ) -> Launch:
+        """Check that ``arguments`` are those of the kernel, all of them and no others, and sort them.
 
-    def __call__(self, *tensors: Tensor) -> None:
-        """Start the kernel on the device of ``tensors``."""
-        device = tensors[0].device
-        if device.type != "cuda" or device.index == torch._C._cuda_getDevice():
+        Args:
+            absent: names of the tensors that are None; of these, only those that the kernel takes count.
+
+        Raises:
+            TypeError: an argument is missing, or unknown to the kernel.
+        """
+        names = [name for name in kernel.arg_names if not name.startswith("p_")]
+        if wrong := arguments.keys() ^ set(names):
+            raise TypeError(f"{kernel.__name__} takes {names}; missing or unknown: {sorted(wrong)}")
+        none = frozenset(absent) & set(kernel.arg_names)
+        return cls(kernel, programs, {name: arguments[name] for name in names}, tile, none)
+
+    def __call__(self, first: Tensor, *others: Tensor | None) -> None:
+        """Start the kernel on its tensors, in its order, None for those that are absent."""
+        device, tensors = first.device, (first, *others)
+        if device.type != "cuda" or device.index == current_cuda_device():
             return self._start(device, tensors)
         with torch.cuda.device(device):
             self._start(device, tensors)
 
-    def _start(self, device: torch.device, tensors: tuple[Tensor, ...]) -> None:
+    def _start(self, device: torch.device, tensors: tuple[Tensor | None, ...]) -> None:
         addresses = 0
+        binary: list[Any] = [device.index]
         for tensor in tensors:
-            addresses |= tensor.data_ptr()
+            if tensor is not None:
+                addresses |= tensor.data_ptr()
+                binary.append(tensor.dtype)
         if addresses % ALIGNMENT:
-            return self._start_through_triton(tensors)
-        binary = (device.index, *[tensor.dtype for tensor in tensors])
-        start = self._started.get(binary)
+            self._start_through_triton(tensors)
+            return
+        start = self._started.get(key := tuple(binary))
         if start is not None:
             return start(tensors)
         compiled = self._start_through_triton(tensors)
         if compiled is not None:  # None: the interpreter's
-            self._started[binary] = starter(compiled, self.programs, device, (*self.arguments.values(),))
+            self._started[key] = starter(compiled, self.programs, device, (*self.arguments.values(),))
 
-    def _start_through_triton(self, tensors: tuple[Tensor, ...]) -> Any:
+    def _start_through_triton(self, tensors: tuple[Tensor | None, ...]) -> Any:
         note_untested_triton()
         return self.kernel[(self.programs,)](*tensors, **self.arguments, **self.tile.options)
 
 
 def starter(
     compiled: Any, programs: int, device: torch.device, arguments: tuple[Any, ...]
-) -> Callable[[tuple[Tensor, ...]], None]:
+) -> Callable[[tuple[Tensor | None, ...]], None]:
     """Return a function that starts a compiled kernel on tensors, on the current stream of ``device``.
 
     Does what ``compiled[grid](...)`` does in Triton 3.6 to 3.9, which takes twice as long because it gathers
@@ -116,7 +180,7 @@ def starter(
     stream_of, index = driver.active.get_current_stream, device.index or 0
     runtime = triton.knobs.runtime
 
-    def start(tensors: tuple[Tensor, ...]) -> None:
+    def start(tensors: tuple[Tensor | None, ...]) -> None:
         if has_hook(runtime.launch_enter_hook) or has_hook(runtime.launch_exit_hook):
             return through_hooks(*tensors, *arguments)
         run(programs, 1, 1, stream_of(index), function, metadata, None, None, None, *tensors, *arguments)
@@ -137,8 +201,7 @@ def note_untested_triton() -> None:
     a kernel that may well work into an exception.
     """
     installed, tested = (
-        tuple(map(int, re.match(r"(\d+)\.(\d+)", version).groups()))
-        for version in (triton.__version__, NEWEST_TRITON)
+        tuple(map(int, re.findall(r"\d+", version)[:2])) for version in (triton.__version__, NEWEST_TRITON)
     )
     if installed > tested:
         logging.getLogger("gconv").warning(

@@ -85,6 +85,14 @@ def locate_weights(
 
 
 @triton.jit
+def locate_sums(i_i, i_o, k, m_k, CI: tl.constexpr, CO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
+    """Offsets of a tile's diagonal blocks in sums laid out (K, C / groups), and their mask  # [BO, BI]"""
+    i, o = i_i * BI + tl.arange(0, BI), i_o * BO + tl.arange(0, BO)
+    m = ((o // CO)[:, None] == (i // CI)[None, :]) & m_k[:, None]
+    return (k * CI)[:, None] + (i % CI)[None, :], m
+
+
+@triton.jit
 def as_mask(m):
     """A mask that a scalar condition was joined to, as loads and stores take it.
 
@@ -136,7 +144,7 @@ def load_row(p, offset, step, m_columns, inside, m_channel, FULL: tl.constexpr):
 
 
 @triton.jit
-def load_taps(p, step, mask):
+def load_weight_row(p, step, mask):
     """The weights of a kernel row's three taps, each  # [BI, BO]"""
     return tl.load(p, mask, 0.0), tl.load(p + step, mask, 0.0), tl.load(p + 2 * step, mask, 0.0)
 
@@ -148,7 +156,11 @@ def load_kernel(
     """The weights of a pack's 3x3 taps: three rows of three block-diagonal tiles, each  # [BI, BO]"""
     offset, mask = locate_weights(i_pack, (0, 0), w, CI, CO, G, BI, BO)
     p = w.p + offset
-    return load_taps(p, w.s, mask), load_taps(p + w.r, w.s, mask), load_taps(p + 2 * w.r, w.s, mask)
+    return (
+        load_weight_row(p, w.s, mask),
+        load_weight_row(p + w.r, w.s, mask),
+        load_weight_row(p + 2 * w.r, w.s, mask),
+    )
 
 
 @triton.jit

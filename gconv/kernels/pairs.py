@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
-from gconv.kernels import tiles
-from gconv.kernels.correlation import Correlation
-from gconv.kernels.device import Device
-from gconv.kernels.fusion import Sink, load_norm, mask_sink, store_sums
-from gconv.kernels.launch import Launch
+from gconv.kernels.arguments import (
+    COUNTS,
+    STRIDES,
+    WALK,
+    correlation_arguments,
+    pack_arguments,
+    walk_arguments,
+)
+from gconv.kernels.correlation import Correlation, pairs_of
+from gconv.kernels.epilogue import Sink, mask_sink, store_sums
+from gconv.kernels.launch import Fusion, Launch, OperandLayout
 from gconv.kernels.packing import dot, locate_channels
+from gconv.kernels.prologue import load_norm
 from gconv.kernels.strips import QUAD, Source, join_packs, load_strip, load_taps
+from gconv.kernels.tiles import Tile
 from gconv.kernels.walk import Walk, locate_strips
 
 
@@ -58,12 +64,7 @@ def emit_pairs(acc, sums, sink, at, inside, complete, EPILOGUE: tl.constexpr):
     return sums
 
 
-@triton.jit(
-    do_not_specialize=[
-        "packs", "groups", "images", "strips", "group", "parts", "turns", "begins", "H", "W", "P", "Q",
-        "rows", "top", "left", "above", "quad", "x_n", "x_h", "x_w", "y_w",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=[*COUNTS, *WALK, *STRIDES, "begins", "above", "quad", "y_w"])
 def pairs_kernel(
     p_x, p_w, p_y, p_norm, p_side, p_sums,
     packs, groups, images, strips, group, parts, turns, begins, H, W, P, Q, rows,
@@ -160,20 +161,15 @@ def pairs_kernel(
     store_sums(p_sums, i_tile, sums, m_k, groups * CO, k, m_k, EPILOGUE)
 
 
-def plan_pairs(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:
-    """The launch of a correlation in pairs; ``values`` are those that all its kernels share, by name."""
-    c, (n, h, _), (_, q) = correlation, correlation.size, correlation.output
-    above, pairs_h = pairs(c.output[0], c.top)
+def plan_pairs(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
+    """Plan an input gradient at stride 2."""
+    (n, h, _), (_, q) = c.size, c.output
+    shared = correlation_arguments(c, tile, operands, fusion)
+    above, pairs_h = pairs_of(c.output[0], c.top)
     begins = int(above < 0 and above + pairs_h >= h)
-    programs = values["packs"] * -(-tile.groups * c.outputs // tile.outputs)
-    walk = Walk.of(n, -(-q // (2 * tile.columns)), pairs_h + 1 - begins, programs, 0, tile, device)
-    values |= walk._asdict() | {"above": above, "begins": begins}
-    values |= {"quad": QUAD, "ODD": c.left % 2}
-    values |= {"T": tile.columns, "B": tile.packs, "STAGES": tile.stages}
-    return Launch.of(pairs_kernel, programs * walk.parts * walk.splits, values, tile)
-
-
-def pairs(length: int, offset: int) -> tuple[int, int]:
-    """The first a, and how many, so that all of 0 .. length - 1 are 2a + offset or 2a + 1 + offset."""
-    first = -offset // 2
-    return first, (length - 1 - offset) // 2 - first + 1
+    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs)
+    strips, turns = -(-q // (2 * tile.columns)), pairs_h + 1 - begins
+    walk = Walk.of(n, strips, turns, programs, 0, tile, operands.device)
+    own = {"above": above, "begins": begins, "quad": QUAD, "ODD": c.left % 2, "STAGES": tile.stages}
+    arguments = shared | own | pack_arguments(c.inputs, c.outputs, tile) | walk_arguments(walk, tile)
+    return Launch.of(pairs_kernel, programs * walk.parts * walk.splits, arguments, tile, fusion.absent)

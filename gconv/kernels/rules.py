@@ -135,9 +135,9 @@ def slide_tile(kernel: str, correlation: Correlation, dtype: torch.dtype, device
         return tile
     if dtype.itemsize == 4:  # a row of as many bytes as two of 16 bits
         return replace(tile, stages=2)
-    one = {"warps": 1, "registers": all_registers(device)}
-    alone = narrow and kernel == "slide" and correlation.step[0] == 1
-    return replace(tile, stages=3, **(one if alone else {}))
+    if narrow and kernel == "slide" and correlation.step[0] == 1:
+        tile = replace(tile, warps=1, registers=all_registers(device))
+    return replace(tile, stages=3)
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:

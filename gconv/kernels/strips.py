@@ -12,23 +12,29 @@ from torch import Tensor
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
+from gconv.kernels.arguments import (
+    COUNTS,
+    STRIDES,
+    WALK,
+    WEIGHTS,
+    correlation_arguments,
+    pack_arguments,
+    walk_arguments,
+    weight_arguments,
+)
 from gconv.kernels.correlation import Correlation
-from gconv.kernels.device import Device
-from gconv.kernels.fusion import (
+from gconv.kernels.epilogue import (
     Sink,
     add_apart,
     add_gradient,
-    as_sums,
     finish,
     load_bias,
-    load_norm,
     mask_sink,
     mean_and_squares,
-    normalise_operand,
     store_sums,
     through_relu,
 )
-from gconv.kernels.launch import PLANS_KEPT, Launch
+from gconv.kernels.launch import PLANS_KEPT, Fusion, Launch, OperandLayout
 from gconv.kernels.packing import (
     Weights,
     dot,
@@ -36,6 +42,7 @@ from gconv.kernels.packing import (
     locate_channels,
     locate_weights,
 )
+from gconv.kernels.prologue import as_sums, load_norm, normalise_operand
 from gconv.kernels.walk import Walk, locate_strips
 
 PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=4)
@@ -54,7 +61,7 @@ def position_in_quad(i, BI: tl.constexpr, E: tl.constexpr):
     return i % (4 * E) // E * (BI // 4) + i // (4 * E) * E + i % E
 
 
-@triton.jit(do_not_specialize=["groups", "w_0", "w_g", "w_i", "w_o", "w_r", "w_s"])
+@triton.jit(do_not_specialize=["groups", *WEIGHTS])
 def pack_kernel(
     p_w, p_packed, groups, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
@@ -190,18 +197,13 @@ def emit_strip(done, sums, sink, at, inside, begins, ACTIVATION: tl.constexpr, E
     return sums
 
 
-@triton.jit(
-    do_not_specialize=[
-        "packs", "groups", "images", "strips", "group", "parts", "turns", "begins", "H", "W", "P", "Q",
-        "rows", "top", "left", "quad", "x_n", "x_h", "x_w", "y_w",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=[*COUNTS, *WALK, *STRIDES, "begins", "quad", "y_w"])
 def strips_kernel(
     p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
     packs, groups, images, strips, group, parts, turns, begins, H, W, P, Q, rows,
     top, left, quad, x_n, x_h, x_w, y_w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, STRIDE: tl.constexpr,
-    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr,
+    ACTIVATION: tl.constexpr, PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr,
     PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
     X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
     T: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
@@ -261,7 +263,7 @@ def strips_kernel(
     for t in tl.static_range(T):
         m_y = m_y + (m_strip & (q + t < Q),)
     source = Source(o_x, step_x, m_x, m_c, norm_x)
-    bias = load_bias(p_bias, k, m_k, BIAS)
+    bias = load_bias(p_bias, k, m_k)
     sink = Sink(p_y, p_side, bias, o_y, step_y, m_y, () if FULL else (m_k,), norm_y)
 
     # The first turns are another program's, whose sums this one needs too.
@@ -308,16 +310,24 @@ def strips_kernel(
     store_sums(p_sums, i_tile, sums, counts, groups * CO, k, m_k, EPILOGUE)
 
 
-def plan_strips(correlation: Correlation, tile: tiles.Tile, values: dict[str, Any], device: Device) -> Launch:
-    """The launch of a correlation in strips; ``values`` are those that all its kernels share, by name."""
-    c, (n, h, _), (p, q) = correlation, correlation.size, correlation.output
-    stride, programs = c.step[0], values["packs"] * -(-tile.groups * c.outputs // tile.outputs)
+def plan_strips(c: Correlation, tile: tiles.Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
+    """Plan a correlation of stride 1 or 2."""
+    (n, h, _), (p, q), stride = c.size, c.output, c.step[0]
+    shared = correlation_arguments(c, tile, operands, fusion)
+    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs)
     begins = int(stride == 1 and c.top > 0 and p + 1 - c.top >= h)
     turns = p + (2 if stride == 1 else 1) - begins
-    walk = Walk.of(n, -(-q // tile.columns), turns, programs, 0, tile, device)
-    values |= walk._asdict() | {"begins": begins, "quad": QUAD}
-    values |= {"STRIDE": stride, "T": tile.columns, "B": tile.packs}
-    return Launch.of(strips_kernel, programs * walk.parts * walk.splits, values, tile)
+    walk = Walk.of(n, -(-q // tile.columns), turns, programs, 0, tile, operands.device)
+    own = {
+        "begins": begins,
+        "quad": QUAD,
+        "STRIDE": stride,
+        "ACTIVATION": fusion.activation or "",
+        "PROLOGUE": fusion.prologue,
+        "PRECISION": operands.precision,
+    }
+    arguments = shared | own | pack_arguments(c.inputs, c.outputs, tile) | walk_arguments(walk, tile)
+    return Launch.of(strips_kernel, programs * walk.parts * walk.splits, arguments, tile, fusion.absent)
 
 
 def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: tiles.Tile) -> Tensor:
@@ -340,9 +350,7 @@ def plan_pack(
 ) -> tuple[Launch, int]:
     """How weights of ``strides`` are packed, and how many numbers that makes."""
     c = (Correlation.input_grad if transposed else Correlation.forward)(geometry)
-    names = ("w_0", "w_g", "w_i", "w_o", "w_r", "w_s")
-    values = dict(zip(names, c.weight_strides(strides), strict=True))
-    values |= {"groups": c.groups, "CI": c.inputs, "CO": c.outputs, "G": tile.groups}
-    values |= {"BI": tile.inputs, "BO": tile.outputs}
+    values = weight_arguments(c, strides) | pack_arguments(c.inputs, c.outputs, tile)
+    values |= {"groups": c.groups, "BO": tile.outputs}
     programs = -(-c.groups // tile.groups) * -(-tile.groups * c.outputs // tile.outputs) * 9
     return Launch.of(pack_kernel, programs, values, PACKING), programs * tile.inputs * tile.outputs

@@ -8,10 +8,19 @@ import triton
 import triton.language as tl
 
 from gconv.geometry import ConvGeometry
-from gconv.kernels import tiles
+from gconv.kernels.arguments import (
+    COUNTS,
+    STRIDES,
+    WALK,
+    pack_arguments,
+    walk_arguments,
+    weight_grad_arguments,
+)
 from gconv.kernels.device import Device
-from gconv.kernels.fusion import load_norm, normalise
+from gconv.kernels.launch import Fusion, Launch, OperandLayout
 from gconv.kernels.packing import as_mask, dot, load_tile, locate_channels
+from gconv.kernels.prologue import load_norm, normalise
+from gconv.kernels.tiles import Tile, programs_a_split
 from gconv.kernels.walk import Walk, locate_strips
 
 
@@ -110,12 +119,7 @@ def store_taps(p, step, sums, offset, mask, B: tl.constexpr, BI: tl.constexpr, B
         tl.store(p + s * step + offset, own_inputs(sums[s], B, BI, BO), mask)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "packs", "groups", "images", "strips", "group", "parts", "turns", "H", "W", "P", "Q", "rows",
-        "top", "left", "dy_n", "dy_h", "dy_w", "x_n", "x_h", "x_w",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=[*COUNTS, *WALK, *STRIDES, "dy_n", "dy_h", "dy_w"])
 def strips_weight_kernel(
     p_dy, p_x, p_sums, p_norm,
     packs, groups, images, strips, group, parts, turns, H, W, P, Q, rows, top, left,
@@ -227,8 +231,22 @@ def strips_weight_kernel(
         tl.store(p_sums + 9 * size + k, tl.sum(bias, 1), as_mask(own_o & (i_i == 0)))
 
 
+def plan_strips_weight(
+    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
+) -> tuple[Launch, int]:
+    """Plan a weight gradient of stride 1 or 2, and return how many splits it makes."""
+    cg, kg = geometry.channels_per_group
+    programs = programs_a_split(tile, geometry.groups, cg, kg)
+    walk = walk_of_weights(geometry, tile, programs, bytes_a_split, operands.device)
+    own = {"STRIDE": geometry.stride[0], "PROLOGUE": fusion.prologue, "PRECISION": operands.precision}
+    shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
+    arguments, splits = shared | own | walk_arguments(walk, tile), walk.parts * walk.splits
+    absent = () if fusion.prologue else ("p_norm",)
+    return Launch.of(strips_weight_kernel, programs * splits, arguments, tile, absent), splits
+
+
 def walk_of_weights(
-    geometry: ConvGeometry, tile: tiles.Tile, programs: int, bytes_a_split: int, device: Device
+    geometry: ConvGeometry, tile: Tile, programs: int, bytes_a_split: int, device: Device
 ) -> Walk:
     """The walk of the weight gradient, of which each tile of strips takes ``programs``."""
     (n, _, h, _), (_, _, p, q), stride = geometry.input_size, geometry.output_size, geometry.stride[0]

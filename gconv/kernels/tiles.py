@@ -101,6 +101,17 @@ def overlaps(tile: Tile, inputs: int, outputs: int) -> bool:
     return tile.kernel == "strips" and tile.groups == 1 and tile.inputs <= inputs and tile.outputs <= outputs
 
 
+def packs_of(tile: Tile, groups: int) -> int:
+    """How many times a program's channels fit ``groups`` groups, the last time perhaps not whole."""
+    return -(-groups // (tile.outputs if tile.depthwise else tile.groups * tile.packs))
+
+
+def programs_a_split(tile: Tile, groups: int, inputs: int, outputs: int) -> int:
+    """Programs that the weight gradient takes for all channels: packs, by blocks of outputs and of inputs."""
+    blocks = -(-tile.groups * outputs // tile.outputs) * -(-tile.groups * inputs // tile.inputs)
+    return packs_of(tile, groups) * blocks
+
+
 def all_registers(device: Device) -> int | None:
     """The most registers of a thread, where the compiler can be told."""
     return 255 if device.kind == "cuda" else None

@@ -1,4 +1,4 @@
-"""The tiles that are worth measuring for a pass: the rule's, and those around it."""
+"""Choose the tiles that are worth measuring for a pass: the rule's, and others near it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,41 @@ from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.tiles import Tile
 
-SPLITS = (0.5, 1, 2)  # of the programs that the rule's tile makes
-SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # more spill, in one accumulator of the kernel
-STRIPS_A_WARP = 4  # columns times packs, of which each takes registers
+SPLITS = (0.5, 1, 2)  # times as many programs as the tile makes
+SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # in an accumulator; more spill
+STRIPS_A_WARP = 4  # columns times packs, each of which takes registers
 PACKS_ON_WARPS = ((1, 1), (2, 1), (4, 2), (8, 4))
-LEAST_A_THREAD = 4  # numbers of a tile; with fewer a program has more threads than work
+LEAST_A_THREAD = 4  # numbers of a tile; with fewer, a program has more threads than work
 
 
 def candidates(
     pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
 ) -> list[Tile]:
-    """Tiles to measure, the rule's first."""
+    """Return the tiles to measure for a pass.
+
+    Args:
+        pass_: "forward", "input_grad" or "weight_grad".
+        geometry: the sizes.
+        dtype: dtype of the tensors.
+        precision: how float32 is multiplied, "tf32" or "ieee".
+        device: the GPU to tune for.
+
+    Returns:
+        Distinct tiles, starting with the rule's.
+    """
     rule = rules.tile_by_rule(pass_, geometry, dtype, precision, device)
     return list(dict.fromkeys([rule, *_around(rule, pass_, geometry, dtype, precision, device)]))
 
 
 def splits(tile: Tile) -> list[Tile]:
-    """``tile`` with its work split finer and coarser."""
+    """Return ``tile`` with its work split more coarsely, as it is, and more finely."""
     return [replace(tile, resident=max(1, round(tile.resident * times))) for times in SPLITS]
 
 
 def _around(
     rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
 ) -> Iterator[Tile]:
+    """Yield tiles near the rule's, and those of other kernels that may be faster."""
     if rule.depthwise:
         yield from _depthwise(rule, pass_, geometry, device)
         return
@@ -62,7 +74,7 @@ def _around(
 
 
 def _strips(rule: Tile) -> Iterator[Tile]:
-    """Strips of other widths, more and fewer packs, and more and fewer rows on their way."""
+    """Yield strips of other widths, with more and fewer packs, and with more and fewer rows in flight."""
     narrow = max(rule.inputs, rule.outputs) <= tiles.LANES
     together = [(packs, warps) for packs, warps in PACKS_ON_WARPS if packs <= rule.packs] if narrow else []
     for (packs, warps), columns in product(together or [(rule.packs, rule.warps)], (1, 2, 3, 4)):
@@ -78,7 +90,7 @@ def _strips(rule: Tile) -> Iterator[Tile]:
 
 
 def _older(rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: Device) -> Tile:
-    """The tile of the kernel that strips and pairs took over from."""
+    """Return the tile of the kernel that strips and pairs replaced."""
     if pass_ == "weight_grad":
         return rules.slide_weight_tile(*geometry.channels_per_group, geometry.stride[0], dtype, device)
     make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
@@ -86,33 +98,33 @@ def _older(rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, d
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:
-    """``rule`` with so many rows in shared memory; loads through registers were the slowest on an H200."""
+    """Return ``rule`` with so many rows in shared memory; on an H200, loads through registers are slowest."""
     return [rule] if device.kind == "hip" else [replace(rule, stages=s) for s in stages]
 
 
 def _slide(rule: Tile, inputs: int, outputs: int, groups: int, device: Device) -> Iterator[Tile]:
-    """Other heights, more warps, packs of twice as many groups."""
+    """Yield tiles of other heights, with more warps, and with packs of twice as many groups."""
     for pack in _packs(rule.groups, max(inputs, outputs), groups):
         side_i, side_o = (tiles.lanes(pack * side, tiles.SLIDE_LANES) for side in (inputs, outputs))
         for pixels, warps, registers in product(
             (32, 64, 128), (1, 2, 4), (None, tiles.all_registers(device))
         ):
             if LEAST_A_THREAD <= pixels * side_o / (32 * warps) <= SUMS_A_THREAD[rule.kernel]:
-                sides = {"groups": pack, "pixels": pixels, "inputs": side_i, "outputs": side_o}
-                yield replace(rule, **sides, warps=warps, registers=registers)
+                tile = replace(rule, groups=pack, pixels=pixels, inputs=side_i, outputs=side_o)
+                yield replace(tile, warps=warps, registers=registers)
 
 
 def _slide_weight(rule: Tile, inputs: int, outputs: int, groups: int) -> Iterator[Tile]:
-    """Other heights and warps, sums of twice as many outputs."""
+    """Yield tiles of other heights and warps, with sums of twice as many outputs."""
     for pack in _packs(rule.groups, max(inputs, outputs), groups):
         side_o = tiles.lanes(pack * outputs, tiles.SLIDE_LANES)
         for pixels, warps, wide in product((16, 32, 64), (1, 2, 4), (16, 32)):
-            if wide <= side_o and wide * tiles.LANES / (32 * warps) in (4, 8):  # times nine sums
+            if wide <= side_o and wide * tiles.LANES / (32 * warps) in (4, 8):  # for each of nine sums
                 yield replace(rule, groups=pack, pixels=pixels, outputs=wide, warps=warps)
 
 
 def _taps(rule: Tile, pass_: str, dtype: torch.dtype) -> Iterator[Tile]:
-    """A matrix product's usual sizes, up to the group's."""
+    """Yield the usual sizes of a matrix product, up to the group's."""
     most = 128 if dtype.itemsize == 2 else 64
     sides = [side for side in (16, 32, 64, 128) if side <= most]
     heights = (32, 64) if pass_ == "weight_grad" else (64, 128)
@@ -124,7 +136,7 @@ def _taps(rule: Tile, pass_: str, dtype: torch.dtype) -> Iterator[Tile]:
 
 
 def _depthwise(rule: Tile, pass_: str, geometry: ConvGeometry, device: Device) -> Iterator[Tile]:
-    """Other heights and widths, with as many numbers a thread as the rule's tile has, or half."""
+    """Yield tiles of other heights and widths, with as many numbers per thread as the rule's, or half."""
     a_thread = rule.pixels * rule.outputs // (32 * rule.warps)
     widest = tiles.power_of_two(geometry.groups)
     for pixels, channels, warps in product((1, 2, 4, 8, 16, 32), (16, 32, 64, 128), (1, 2, 4, 8)):
@@ -134,6 +146,6 @@ def _depthwise(rule: Tile, pass_: str, geometry: ConvGeometry, device: Device) -
 
 
 def _packs(pack: int, widest: int, groups: int) -> list[int]:
-    """The rule's pack, and one of twice as many groups where thirty-two lanes hold it."""
+    """Return the rule's pack, and one of twice as many groups if 32 lanes hold it."""
     twice = 2 * pack
     return [pack, twice] if twice * widest <= tiles.SLIDE_LANES and twice <= groups else [pack]

@@ -1,40 +1,41 @@
-"""Check this machine: whether the kernels run here, are right, and what they gain."""
+"""Check this machine: whether the kernels run here, whether their results are right, what they gain."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from gconv import dispatch
 from gconv.dispatch import this_device
-from gconv.geometry import PASSES
+from gconv.geometry import PASSES, ConvGeometry
 from gconv.measure.environment import environment
 from gconv.measure.problem import LAYOUTS, TYPES, Problem, run_poisoned
 from gconv.measure.suites import SUITES
 from gconv.measure.terminal import track
-from gconv.measure.timing import Times, copy_speed, cudnn_searching, time_together
+from gconv.measure.timing import Call, Times, copy_speed, cudnn_searching, time_together
 from gconv.text import columns
 
 LAYERS = [layer for layer in SUITES["resnext50_32x4d"] if layer.stride == 1]  # one of each stage
-BLOCKS = (3, 4, 6, 3)  # how often a ResNeXt-50 has them
-TIMED = "bfloat16"
-FEW = 4  # images, which are enough to be right or wrong
-PLANS = 10  # that cuDNN tries, as it does for a user who sets torch.backends.cudnn.benchmark
+BLOCKS = (3, 4, 6, 3)  # how often each of them occurs in a ResNeXt-50
+TIMED_TYPE = "bfloat16"
+IMAGES_CHECKED = 4  # enough to tell right from wrong
+CUDNN_PLANS = 10  # plans that cuDNN tries, as for a user who sets torch.backends.cudnn.benchmark
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Whether one pass of a layer is right.
+class CheckedPass:
+    """Whether the result of one pass of a layer is right.
 
     Args:
         backend, type, pass_, layer: what ran.
-        outcome: "right", "wrong", "failed", or "no memory" for what the GPU is too small for.
+        outcome: "right", "wrong", "failed", or "no memory" if the GPU's memory is too small.
         error: the largest difference from float64, divided by the largest float64 number; None if it is not
-            finite, or there is no result.
+            finite, or if there is no result.
         message: what went wrong; empty if nothing did.
     """
 
@@ -48,12 +49,12 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Timing:
+class TimedPass:
     """How long one pass of a layer takes, in microseconds.
 
     Args:
         layer, pass_: what ran.
-        floor: time to move its compulsory bytes at the speed of a copy.
+        floor: time to move the compulsory bytes at the speed of a copy.
         gconv: time of the kernels, in channels_last.
         channels_last, contiguous: time of PyTorch's own convolution in each layout.
         auto: who runs it after ``gconv.convert``, "triton" or "aten"; forward without gradients.
@@ -68,9 +69,9 @@ class Timing:
     auto: str
 
     @property
-    def best(self) -> float:
+    def pytorch(self) -> Times:
         """Time of PyTorch's own convolution in its faster layout."""
-        return min(self.channels_last.p50, self.contiguous.p50)
+        return min(self.channels_last, self.contiguous, key=lambda times: times.p50)
 
     @property
     def converted(self) -> float:
@@ -79,7 +80,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Findings:
+class CheckReport:
     """Everything that ``python -m gconv`` found; ``print`` it as tables.
 
     Args:
@@ -95,19 +96,19 @@ class Findings:
     environment: dict[str, Any]
     reason: str
     kernels: bool
-    answers: tuple[Answer, ...]
+    answers: tuple[CheckedPass, ...]
     batch: int
-    timings: tuple[Timing, ...]
+    timings: tuple[TimedPass, ...]
     untimed: tuple[str, ...] = ()
 
     @property
-    def wrong(self) -> list[Answer]:
+    def wrong(self) -> list[CheckedPass]:
         """The answers that are wrong, and those of kernels that failed."""
         return [answer for answer in self.answers if answer.outcome in ("wrong", "failed")]
 
     @property
     def verdict(self) -> str:
-        """One sentence: what converting would gain here."""
+        """What converting a network would gain here, in one sentence."""
         if self.wrong:
             return (
                 f"{len(self.wrong)} of {len(self.answers)} results are WRONG: do not use gconv here, "
@@ -131,31 +132,28 @@ class Findings:
         )
 
     def _gain(self, passes: Sequence[str]) -> tuple[float, float] | None:
-        """Speedup of the network's layers over PyTorch in its better layout, and in contiguous layout."""
-        often = {layer.name: blocks for layer, blocks in zip(LAYERS, BLOCKS, strict=True)}
-        rows = [(often[t.layer], t) for t in self.timings if t.pass_ in passes]
+        """Return the speedup of the network's layers over PyTorch in its better and in contiguous layout."""
+        blocks = {layer.name: count for layer, count in zip(LAYERS, BLOCKS, strict=True)}
+        rows = [(blocks[t.layer], t) for t in self.timings if t.pass_ in passes]
         if not rows:
             return None
         ours = sum(n * t.converted for n, t in rows)
-        return sum(n * t.best for n, t in rows) / ours, sum(n * t.contiguous.p50 for n, t in rows) / ours
+        theirs = sum(n * t.pytorch.p50 for n, t in rows)
+        return theirs / ours, sum(n * t.contiguous.p50 for n, t in rows) / ours
 
     def __str__(self) -> str:
-        parts = [
-            self._head(),
-            self._answers_in_short(),
-            *([self._table()] if self.timings else []),
-            self.verdict,
-        ]
+        parts = [self._machine(), self._answers(), *([self._times()] if self.timings else []), self.verdict]
         return "\n\n".join(parts)
 
-    def _head(self) -> str:
+    def _machine(self) -> str:
+        """Return lines about versions, the machine, and what ``auto`` takes."""
         facts = self.environment
         versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "triton") if facts[name])
         machine = facts["gpu"] or f"{facts['cpu']}; no CUDA or ROCm GPU"
         if facts["gpu"]:
-            known = {"compute capability": "capability", "driver": "driver", "cuDNN": "cudnn"}
-            told = [f"{word} {facts[name]}" for word, name in known.items() if facts.get(name)]
-            machine = ", ".join([machine, *told])
+            names = {"compute capability": "capability", "driver": "driver", "cuDNN": "cudnn"}
+            known = [f"{label} {facts[name]}" for label, name in names.items() if facts.get(name)]
+            machine = ", ".join([machine, *known])
         auto = "gconv's kernels where they are faster" if self.kernels else f"PyTorch's own: {self.reason}"
         rows = [
             ("gconv", f"{facts['gconv'] or 'not installed'}, {versions}"),
@@ -164,35 +162,36 @@ class Findings:
         ]
         return columns(rows, left=2)
 
-    def _answers_in_short(self) -> str:
-        told = []
+    def _answers(self) -> str:
+        """Return a line for each backend, and one for each of its results that is not right."""
+        lines = []
         for backend in dict.fromkeys(answer.backend for answer in self.answers):
-            of_it = [answer for answer in self.answers if answer.backend == backend]
-            types = ", ".join(dict.fromkeys(answer.type for answer in of_it))
-            right = sum(answer.outcome == "right" for answer in of_it)
-            told.append(f"{backend}: {right} of {len(of_it)} results match float64, in {types}")
-            others = [answer for answer in of_it if answer.outcome != "right"]
-            told += [f"  {a.layer}, {a.pass_}, {a.type}: {a.outcome.upper()}, {a.message}" for a in others]
-        return "\n".join(told)
+            answers = [answer for answer in self.answers if answer.backend == backend]
+            types = ", ".join(dict.fromkeys(answer.type for answer in answers))
+            right = sum(answer.outcome == "right" for answer in answers)
+            lines.append(f"{backend}: {right} of {len(answers)} results match float64, in {types}")
+            others = [answer for answer in answers if answer.outcome != "right"]
+            lines += [f"  {a.layer}, {a.pass_}, {a.type}: {a.outcome.upper()}, {a.message}" for a in others]
+        return "\n".join(lines)
 
-    def _table(self) -> str:
+    def _times(self) -> str:
+        """Return the table of times, and remarks."""
         library = "MIOpen" if torch.version.hip else "cuDNN"
         rows = [
             ("layer", "pass", "floor", "gconv", "of floor", library, "contiguous", "speedup", "auto takes")
         ]
         for t in self.timings:
-            peer = min(t.channels_last, t.contiguous, key=lambda times: times.p50)
             times = (t.floor, t.gconv.p50, t.channels_last.p50, t.contiguous.p50)
             floor, ours, theirs, contiguous = (f"{time:.1f}" for time in times)
             share = f"{t.floor / t.gconv.p50:.0%}"
-            speedup = "tie" if t.gconv.ties(peer) else f"{t.best / t.gconv.p50:.2f}x"
+            speedup = "tie" if t.gconv.ties(t.pytorch) else f"{t.pytorch.p50 / t.gconv.p50:.2f}x"
             auto = "gconv" if t.auto == "triton" else library
             rows.append((t.layer, t.pass_, floor, ours, share, theirs, contiguous, speedup, auto))
-        title = f"ResNeXt-50's grouped layers, {TIMED}, {self.batch} images, in us"
+        title = f"ResNeXt-50's grouped layers, {TIMED_TYPE}, {self.batch} images, in us"
         return "\n".join([title, columns(rows, left=2, rule=True), *self._remarks()])
 
     def _remarks(self) -> Iterator[str]:
-        """Lines below the table."""
+        """Yield the lines below the table."""
         if self.untimed:
             yield f"too large for this GPU's memory: {'; '.join(self.untimed)}"
         taken = [t for t in self.timings if t.auto == "triton"]
@@ -205,86 +204,99 @@ class Findings:
         return {**asdict(self), "verdict": self.verdict}
 
 
-def check(batch: int = 256, processes: int | None = None) -> Findings:
+def check(batch: int = 256, processes: int | None = None) -> CheckReport:
     """Check and time gconv on this machine.
 
     Args:
-        batch: batch size of the timed layers.
-        processes: that compile kernels; by default one for each core.
+        batch: batch size of the timed layers. Defaults to 256.
+        processes: how many processes compile kernels. Defaults to None, one per core.
+
+    Returns:
+        Which results are right, and on a GPU how long the kernels and PyTorch take.
     """
     device = this_device()
-    images = FEW if device.type == "cuda" else 1
-    few = [Problem(p, layer.geometry(images), type_) for type_ in TYPES for layer in LAYERS for p in PASSES]
-    timed = [Problem(p, layer.geometry(batch), TIMED) for layer in LAYERS for p in PASSES]
+    images = IMAGES_CHECKED if device.type == "cuda" else 1
     names = {layer.geometry(n): layer.name for layer in LAYERS for n in (images, batch)}
-    dtype, example = timed[0].dtype, timed[0].geometry
+    small = [Problem(p, layer.geometry(images), type_) for type_ in TYPES for layer in LAYERS for p in PASSES]
+    large = [Problem(p, layer.geometry(batch), TIMED_TYPE) for layer in LAYERS for p in PASSES]
+    dtype, example = large[0].dtype, large[0].geometry
     reason = dispatch.decide_by_auto("forward", device, "channels_last", dtype, example).reason
-    if device.type == "cuda" and dispatch.why_not_triton(device, dtype, example) is None:
-        _compile([*few, *timed], device, processes)
-        todo = [("triton", problem) for problem in few]
+    kernels = device.type == "cuda" and dispatch.why_not_triton(device, dtype, example) is None
+    backends = ("triton",) if kernels else ("aten", "reference")
+    if kernels:
+        _compile([*small, *large], device, processes)
     else:
-        todo = [
-            (who, problem) for who in ("aten", "reference") for problem in few if problem.type == "float32"
-        ]
-        timed = []
+        small = [problem for problem in small if problem.type == "float32"]
+    todo = [(backend, problem) for backend in backends for problem in small]
     answers = [
-        _answer(problem, who, names[problem.geometry], device) for who, problem in track(todo, "checking")
+        _check(problem, backend, names[problem.geometry], device)
+        for backend, problem in track(todo, "checking")
     ]
-    timings, untimed = [], []
-    for problem in track(timed, "timing"):
-        name = names[problem.geometry]
-        try:
-            timings.append(_time(problem, name, device))
-        except torch.OutOfMemoryError:
-            untimed.append(f"{name}, {problem.pass_}")
+    timings, untimed = _time_all(large, names, device) if kernels else ([], [])
     facts = environment(device)
-    return Findings(facts, reason, bool(timed), tuple(answers), batch, tuple(timings), tuple(untimed))
+    return CheckReport(facts, reason, kernels, tuple(answers), batch, tuple(timings), tuple(untimed))
 
 
 def _compile(problems: Sequence[Problem], device: torch.device, processes: int | None) -> None:
     """Compile everything that will run, on several cores; what does not compile fails again when it runs."""
     from gconv.kernels import tile_of  # imports Triton
     from gconv.measure import compiled  # imports Triton
-    from gconv.measure import tuner as tuning
 
-    target, jobs = compiled.target_of(device), {}
+    target = compiled.target_of(device)
+    jobs: dict[tuple[str, str, str], compiled.Job] = {}
     for problem in problems:
         with problem.precision():
             tile = tile_of(problem.pass_, problem.geometry, problem.dtype, device)
-        for job in compiled.jobs_of(target, problem.type, problem.pass_, problem.geometry, tile):
+        for job in compiled.jobs_of(target, problem.type, problem.pass_, problem.geometry, tile=tile):
             jobs.setdefault(job.binary, job)
-    for _ in tuning.compile_all(list(jobs.values()), processes):
+    for _ in compiled.compile_all(list(jobs.values()), processes):
         pass
 
 
-def _answer(problem: Problem, backend: str, layer: str, device: torch.device) -> Answer:
-    what = (backend, problem.type, problem.pass_, layer)
+def _check(problem: Problem, backend: str, layer: str, device: torch.device) -> CheckedPass:
+    """Run a pass on a backend and compare it with float64."""
+    ran = (backend, problem.type, problem.pass_, layer)
     try:
         with problem.precision():
             operands = problem.draw(device)
             result = run_poisoned(lambda o: problem.run(o, backend), operands)
-            error = problem.error(result, problem.truth(operands))
+            apart = problem.error(result, problem.truth(operands))
     except torch.OutOfMemoryError:
-        return Answer(*what, "no memory", message="it does not fit this GPU")
+        return CheckedPass(*ran, "no memory", message="it does not fit this GPU")
     except Exception as error:  # a kernel that does not compile or start is a finding
-        return Answer(*what, "failed", message=f"{type(error).__name__}: {error}".splitlines()[0])
-    if problem.matches(error):
-        return Answer(*what, "right", error)
-    if not math.isfinite(error):
-        return Answer(*what, "wrong", message="it holds NaN or infinity")
-    return Answer(*what, "wrong", error, f"off by {error:.1e} of the largest number")
+        return CheckedPass(*ran, "failed", message=f"{type(error).__name__}: {error}".splitlines()[0])
+    if problem.matches(apart):
+        return CheckedPass(*ran, "right", apart)
+    if not math.isfinite(apart):
+        return CheckedPass(*ran, "wrong", message="it holds NaN or infinity")
+    return CheckedPass(*ran, "wrong", apart, f"off by {apart:.1e} of the largest number")
 
 
-def _time(problem: Problem, layer: str, device: torch.device) -> Timing:
+def _time_all(
+    problems: Sequence[Problem], names: dict[ConvGeometry, str], device: torch.device
+) -> tuple[list[TimedPass], list[str]]:
+    """Time passes; return the times, and the names of the passes that do not fit the GPU's memory."""
+    timings, untimed = [], []
+    for problem in track(problems, "timing"):
+        name = names[problem.geometry]
+        try:
+            timings.append(_time(problem, name, device))
+        except torch.OutOfMemoryError:
+            untimed.append(f"{name}, {problem.pass_}")
+    return timings, untimed
+
+
+def _time(problem: Problem, layer: str, device: torch.device) -> TimedPass:
+    """Time a pass on the kernels, and on PyTorch's own convolution in both layouts."""
     sets = {layout: problem.draw_sets(device, layout) for layout in LAYOUTS}
-    calls = {
-        "gconv": [lambda o=o: problem.run(o, "triton") for o in sets["channels_last"]],
-        **{layout: [lambda o=o: problem.run_pytorch(o) for o in sets[layout]] for layout in LAYOUTS},
+    calls: dict[str, list[Call]] = {
+        "gconv": [partial(problem.run, o, "triton") for o in sets["channels_last"]],
+        **{layout: [partial(problem.run_pytorch, o) for o in sets[layout]] for layout in LAYOUTS},
     }
-    with cudnn_searching(PLANS):
+    with cudnn_searching(CUDNN_PLANS):
         times = time_together(calls, device)
     in_us = {name: Times(*(round(1e6 * seconds, 2) for seconds in of_one)) for name, of_one in times.items()}
     passes = PASSES[:1] if problem.pass_ == "forward" else PASSES
     decided = dispatch.decide_call("auto", device, "channels_last", problem.dtype, problem.geometry, passes)
     floor = round(1e6 * problem.bytes / copy_speed(device), 2)
-    return Timing(layer, problem.pass_, floor, **in_us, auto=decided[problem.pass_].backend)
+    return TimedPass(layer, problem.pass_, floor, **in_us, auto=decided[problem.pass_].backend)

@@ -1,43 +1,49 @@
-"""What the compiler makes of the kernels, for any GPU, on any machine.
+"""Compile the kernels for any GPU, on any machine, and report registers, spills and instructions.
 
-Nothing here runs a kernel or needs a GPU: Triton brings assembler and disassembler for NVIDIA's, LLVM for
-AMD's.
+Nothing here runs a kernel or needs a GPU: Triton comes with an assembler and disassembler for NVIDIA's GPUs,
+and with LLVM for AMD's.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import Any, NamedTuple
+from multiprocessing import get_context
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from gconv.geometry import PASSES, ConvGeometry
 from gconv.kernels.batch_norm import input_grad_kernel, normalise_kernel, plan_gather, plan_norm
 from gconv.kernels.device import Device
+from gconv.kernels.epilogue import plan_merge
 from gconv.kernels.forward import parts_of, plan_forward
-from gconv.kernels.fusion import PARTIALS, PLAIN, Fusion, plan_merge
 from gconv.kernels.input_grad import plan_input_grad
-from gconv.kernels.launch import Launch, Operands
+from gconv.kernels.launch import PARTIALS, PLAIN, Fusion, Launch, OperandLayout
 from gconv.kernels.strips import plan_pack
 from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import plan_reduce, plan_weight_grad
 from gconv.measure.candidates import candidates
+from gconv.measure.machine_code import (
+    bytes_moved,
+    copied_ahead,
+    main_loop,
+    read_machine_code,
+    reads_shared_memory,
+)
 from gconv.measure.problem import TYPES
 from gconv.measure.suites import SUITES
+from gconv.measure.terminal import track
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
-# What runs in the kernels of each pass beside the convolution.
+# What the kernels of each pass compute besides the convolution.
 FORMS = {
     "plain": dict.fromkeys(PASSES, PLAIN),
     "epilogue": {"forward": Fusion(True, "relu"), "weight_grad": Fusion(True)},
@@ -48,44 +54,43 @@ FORMS = {
         "weight_grad": Fusion(prologue=True),
     },
 }
-COUNT = 132  # processors of the GPU that launches are planned for: an H100, an H200
-LINE = 128  # bytes of a cache line
-WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # of NVIDIA's loads and stores; else 4
-# KiB of shared memory, warps and programs of a processor.
-PROCESSOR = {
+PROCESSORS = 132  # of the GPU that launches are planned for: an H100 or H200
+CACHE_LINE = 128  # bytes
+# KiB of shared memory, and the most warps and programs, of one processor.
+LIMITS_OF_A_PROCESSOR = {
     "sm_80": (164, 64, 32),
     "sm_90": (228, 64, 32),
     "sm_100": (228, 64, 32),
     "sm_120": (100, 48, 24),
 }
-BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+FLOAT32 = ("p_norm", "p_parts", "p_result", "p_slope", "p_sums")  # pointers, whatever the convolution's type
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel in one tile, as the compiler made it for one GPU.
+    """One kernel in one tile, compiled for one GPU.
+
+    The last four are None if the kernel has no loop; for AMD's the last three, ``holds`` and ``waves`` are.
 
     Args:
         target: a member of ``TARGETS``.
-        name: of the kernel.
+        name: name of the kernel.
         dtype: a key of ``TYPES``; "tf32" is float32 as ``F.conv2d`` multiplies it by default on NVIDIA's.
-        tile: what it works in.
-        layers: the layers and passes that run in it.
-        registers: of a thread.
+        tile: the tile, in words.
+        layers: the layers and passes that it runs; empty if nobody asked for them.
+        registers: registers of a thread.
         spills: bytes of a thread's that did not fit into registers.
         shared: bytes of shared memory of a program.
-        ahead: "L1" where the main loop copies to shared memory what it needs later, through L1; "L2" where
-            past L1; "" where loads go to registers, and on AMD's.
-        holds: programs that a processor holds at once, by registers, shared memory and its limits on warps.
-        waves: programs of the first of ``layers``, over those that ``COUNT`` processors hold.
-        per_output: instructions of a warp in the main loop for each output, or for each element of dy in the
-            weight gradient; None where there is no loop to count.
-        moved: bytes of global memory that the main loop's loads and stores ask for, for each output.
-        lines: pieces of cache lines that they touch, for each 1,024 outputs. A piece is a pixel's channels in
-            the tile: L1 and L2 answer one request for each.
-        operands: reads of shared memory by a warp in the main loop, for each 1,024 outputs.
-
-    The last four are None where there is no loop to count; for AMD's the last three, ``holds`` and ``waves``.
+        ahead: "L1" if the main loop copies what it needs later to shared memory through L1; "L2" if it
+            bypasses L1; "" if loads go to registers, and for AMD's.
+        holds: programs that a processor holds at once, given its registers, shared memory and warps.
+        waves: programs of the launch over those that ``PROCESSORS`` processors hold.
+        per_output: instructions of a warp in the main loop per output, or per element of dy in the weight
+            gradient.
+        moved: bytes of global memory that the main loop loads and stores per output.
+        lines: pieces of cache lines that it touches per 1,024 outputs. A piece is the channels of one pixel
+            in the tile: L1 and L2 answer one request for each.
+        operands: reads of shared memory by a warp in the main loop per 1,024 outputs.
     """
 
     target: str
@@ -106,9 +111,16 @@ class Kernel:
 
 
 class Job(NamedTuple):
-    """Which launch to compile: the ``index``-th of a pass. Cheap to send to another process.
+    """Which launch to compile; cheap to send to another process.
 
-    ``form``: a key of ``FORMS``. ``tile``: None for the one that is chosen.
+    Args:
+        target: a member of ``TARGETS``, or another GPU named like them.
+        dtype: a key of ``TYPES``.
+        pass_: a member of ``PASSES``.
+        geometry: the sizes.
+        form: a key of ``FORMS``.
+        position: which of the launches of the pass, from 0.
+        tile: the tile of the convolution. Defaults to None, the one that gconv takes.
     """
 
     target: str
@@ -116,18 +128,18 @@ class Job(NamedTuple):
     pass_: str
     geometry: ConvGeometry
     form: str
-    index: int
+    position: int
     tile: Tile | None = None
 
     @property
     def launch(self) -> Launch:
-        """The launch itself, planned for channels_last tensors and a GPU of ``COUNT`` processors."""
+        """The launch itself, planned for channels_last tensors and a GPU with ``PROCESSORS`` processors."""
         launches = _launches(self.target, self.dtype, self.pass_, self.geometry, self.form, self.tile)
-        return launches[self.index]
+        return launches[self.position]
 
     @property
-    def binary(self) -> tuple:
-        """What tells its binary from others."""
+    def binary(self) -> tuple[str, str, str]:
+        """What tells the binary from others: target, hash of the source, and options."""
         _, source, options = _specialise(self.launch, self.target, self.dtype)
         return self.target, source.hash(), str(options)
 
@@ -139,9 +151,17 @@ def find_jobs(
     form: str = "plain",
     tuning: bool = False,
 ) -> dict[Job, tuple[str, ...]]:
-    """The launches of the suites' layers at batch 256, each distinct binary once, with what runs in it.
+    """Find the launches of the suites' layers at batch 256.
 
-    With ``tuning`` in all the tiles that tuning would measure, else in those of the rules.
+    Args:
+        suites: keys of ``SUITES``.
+        dtypes: keys of ``TYPES``.
+        targets: members of ``TARGETS``, or other GPUs named like them.
+        form: a key of ``FORMS``. Defaults to "plain".
+        tuning: take all tiles that tuning measures. Defaults to False, the tiles of the rules.
+
+    Returns:
+        One job for each distinct binary, with the names of the layers and passes that run it.
     """
     found: dict[tuple, tuple[Job, list[str]]] = {}
     layers = {layer.name: layer.geometry(256) for suite in suites for layer in SUITES[suite]}
@@ -149,100 +169,104 @@ def find_jobs(
         precision, device = _precision_and_device(target, dtype)
         tiles = candidates(pass_, geometry, TYPES[dtype][0], precision, device) if tuning else [None]
         for tile in tiles:
-            for index in range(len(_launches(target, dtype, pass_, geometry, form, tile))):
-                job = Job(target, dtype, pass_, geometry, form, index, tile)
+            for job in jobs_of(target, dtype, pass_, geometry, form, tile):
                 found.setdefault(job.binary, (job, []))[1].append(f"{name}: {pass_}")
     return {job: tuple(names) for job, names in found.values()}
 
 
 def jobs_of(
-    target: str, dtype: str, pass_: str, geometry: ConvGeometry, tile: Tile | None = None
+    target: str, dtype: str, pass_: str, geometry: ConvGeometry, form: str = "plain", tile: Tile | None = None
 ) -> list[Job]:
-    """All launches of a pass: the convolution, and what packs its weights or adds up its parts."""
-    launches = _launches(target, dtype, pass_, geometry, "plain", tile)
-    return [Job(target, dtype, pass_, geometry, "plain", index, tile) for index in range(len(launches))]
+    """Return a job for each launch of a pass: the convolution, and those that prepare or finish its work.
+
+    The arguments are those of :class:`Job`.
+    """
+    launches = _launches(target, dtype, pass_, geometry, form, tile)
+    return [Job(target, dtype, pass_, geometry, form, i, tile) for i in range(len(launches))]
 
 
-def compile_job(job: Job, layers: tuple[str, ...] = ()) -> Kernel:
-    """Compiles a job's launch and reads what came of it."""
-    launch, cuda = job.launch, job.target.startswith("sm_")
+def compile_all(
+    jobs: Sequence[Job], processes: int | None = None
+) -> Iterator[tuple[Job, Kernel | BaseException]]:
+    """Compile jobs into Triton's cache in several processes.
+
+    Args:
+        jobs: what to compile.
+        processes: how many processes. Defaults to None, one per core.
+
+    Yields:
+        Each job with its kernel, or with the error of the compiler, in the order in which they finish.
+    """
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        running = {pool.submit(compile_job, job): job for job in jobs}
+        for future in track(as_completed(running), "compiling", len(running)):
+            yield running[future], future.exception() or future.result()
+
+
+def compile_job(job: Job) -> Kernel:
+    """Compile a launch, and read registers, spills and instructions from the result."""
+    launch, on_nvidia = job.launch, job.target.startswith("sm_")
     gpu, source, options = _specialise(launch, job.target, job.dtype)
     compiled = triton.compile(source, gpu, options)
-    resources, listing = _read_cubin(compiled) if cuda else _read_amdgcn(compiled)
-    loop = main_loop(listing)
+    code, shared = read_machine_code(compiled), compiled.metadata.shared
+    loop = main_loop(code.listing)
     stride = f", stride {launch.arguments['STRIDE']}" if "STRIDE" in launch.arguments else ""
     return Kernel(
         job.target,
         launch.kernel.__name__ + stride,
         job.dtype,
         str(launch.tile),
-        layers,
-        **resources,
-        shared=compiled.metadata.shared,
-        ahead=_copied_ahead(loop),
-        **(_waves(job.target, launch, resources["registers"], compiled.metadata.shared) if cuda else {}),
-        **_loop_counts(loop, launch, TYPES[job.dtype][0].itemsize, cuda),
+        (),
+        code.registers,
+        code.spills,
+        shared,
+        ahead=copied_ahead(loop),
+        **_occupancy(job.target, launch, code.registers, shared),
+        **_loop_counts(loop, launch, TYPES[job.dtype][0].itemsize, on_nvidia),
     )
 
 
-def _loop_counts(loop: list[str], launch: Launch, itemsize: int, cuda: bool) -> dict[str, float]:
-    """What the main loop does for each output, or each 1,024."""
+class _LoopCounts(TypedDict, total=False):
+    per_output: float
+    moved: float
+    lines: float
+    operands: float
+
+
+class _Occupancy(TypedDict, total=False):
+    holds: int
+    waves: float | None
+
+
+def _loop_counts(loop: list[str], launch: Launch, itemsize: int, on_nvidia: bool) -> _LoopCounts:
+    """Count what the main loop does per output, or per 1,024 of them."""
     if not loop:
         return {}
     tile, outputs = launch.tile, _outputs_a_turn(launch)
-    counts = {"per_output": round(len(loop) * tile.warps / outputs, 3)}
-    if cuda:
-        moved = sum(map(_bytes_moved, loop)) * 32 * tile.warps
+    counts: _LoopCounts = {"per_output": round(len(loop) * tile.warps / outputs, 3)}
+    if on_nvidia:
+        moved = sum(map(bytes_moved, loop)) * 32 * tile.warps
         channels = tile.outputs if tile.depthwise else tile.inputs * tile.packs
         counts["moved"] = round(moved / outputs, 2)
-        counts["lines"] = round(1024 * moved / outputs / min(LINE, channels * itemsize), 1)
-        reads = sum(bool(re.search(r"\bLDSM?\b", line)) for line in loop) * tile.warps
+        counts["lines"] = round(1024 * moved / outputs / min(CACHE_LINE, channels * itemsize), 1)
+        reads = sum(map(reads_shared_memory, loop)) * tile.warps
         counts["operands"] = round(1024 * reads / outputs, 1)
     return counts
 
 
-def _bytes_moved(instruction: str) -> int:
-    """Bytes that a thread loads from global memory, or stores to it."""
-    match = re.search(r"\b(?:LDGSTS|LDG|STG)(\.\S+)", instruction)
-    if match is None:
-        return 0
-    return next((size for name, size in WIDTHS.items() if f".{name}." in f"{match[1]}."), 4)
-
-
-def _waves(target: str, launch: Launch, registers: int, shared: int) -> dict[str, float]:
-    """How many programs a processor holds at once, and how many times the grid fills all."""
-    if target not in PROCESSOR:
+def _occupancy(target: str, launch: Launch, registers: int, shared: int) -> _Occupancy:
+    """Return how many programs a processor holds at once, and how often the grid fills all processors."""
+    if target not in LIMITS_OF_A_PROCESSOR:
         return {}
-    capacity, most_warps, most = PROCESSOR[target]
+    kibibytes, most_warps, most_programs = LIMITS_OF_A_PROCESSOR[target]
     warps = launch.tile.warps
     by_registers = 65536 // (warps * -(-registers * 32 // 256) * 256)
-    holds = min(by_registers, capacity * 1024 // (shared + 1024), most_warps // warps, most)
-    return {"holds": holds, "waves": round(launch.programs / (holds * COUNT), 2) if holds else None}
-
-
-def main_loop(listing: list[str]) -> list[str]:
-    """The instructions of the longest innermost loop of a listing, whose labels end in a colon."""
-    labels: dict[str, int] = {}
-    loops = []
-    for i, line in enumerate(listing):
-        if line.endswith(":"):
-            labels[line[:-1]] = i
-        elif re.search(r"\bBRA\b|s_cbranch|s_branch", line):
-            target = re.search(r"(\.?L[\w.$]+)\)?$", line)
-            if target and target[1] in labels and i - labels[target[1]] > 1:
-                loops.append((labels[target[1]], i + 1))
-    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    start, end = max(inner, key=lambda loop: loop[1] - loop[0], default=(0, 0))
-    return [line for line in listing[start:end] if not line.endswith(":")]
-
-
-def _copied_ahead(loop: list[str]) -> str:
-    copies = [line for line in loop if "LDGSTS" in line]
-    return ("L2" if all("BYPASS" in line for line in copies) else "L1") if copies else ""
+    holds = min(by_registers, kibibytes * 1024 // (shared + 1024), most_warps // warps, most_programs)
+    return {"holds": holds, "waves": round(launch.programs / (holds * PROCESSORS), 2) if holds else None}
 
 
 def target_of(device: torch.device) -> str:
-    """What to compile for to run on a GPU that is here."""
+    """Return the target to compile for, to run on a GPU of this machine."""
     if torch.version.hip is not None:
         return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
@@ -256,17 +280,17 @@ def _launches(
     form: str,
     tile: Tile | None = None,
 ) -> list[Launch]:
-    """What a pass launches, in order."""
+    """Return what a pass launches, in order."""
     precision, device = _precision_and_device(target, dtype)
     x, w, y = geometry.input_size, geometry.weight_size, geometry.output_size
 
-    def operands(first: tuple[int, ...], second: tuple[int, ...]) -> Operands:
-        return Operands(_strides(first), _strides(second), TYPES[dtype][0], precision, device)
+    def operands(first: tuple[int, ...], second: tuple[int, ...]) -> OperandLayout:
+        return OperandLayout(_strides(first), _strides(second), TYPES[dtype][0], precision, device)
 
     fusion = FORMS[form][pass_]
     if pass_ == "weight_grad":
-        partial, splits, size = plan_weight_grad(geometry, operands(y, x), fusion, tile)
-        return [partial, plan_reduce(geometry, splits, size, _strides(w))]
+        partial, splits, _ = plan_weight_grad(geometry, operands(y, x), fusion, tile)
+        return [partial, plan_reduce(geometry, splits, fusion.bias, _strides(w))]
     plan, first = (plan_forward, x) if pass_ == "forward" else (plan_input_grad, y)
     launch = plan(geometry, operands(first, w), fusion, tile)
     channels = geometry.weight_size[0] if pass_ == "forward" else geometry.input_size[1]
@@ -275,7 +299,7 @@ def _launches(
         launches.append(plan_pack(geometry, pass_ == "input_grad", _strides(w), launch.tile)[0])
     if fusion.epilogue not in PARTIALS:
         return launches
-    # The norms by themselves: forward the moments of x and the norm of y, backward the way through that.
+    # The norms' own kernels: the moments of x and the norm of y forward, the gradient through it backward.
     kernel, tensor = (normalise_kernel, x) if pass_ == "forward" else (input_grad_kernel, y)
     pixels = math.prod(tensor) // tensor[1]
     alone = [plan_norm(kernel, pixels, tensor[1]), plan_gather(pixels, tensor[1], fusion.epilogue, device)]
@@ -283,26 +307,28 @@ def _launches(
 
 
 def _precision_and_device(target: str, dtype: str) -> tuple[str, Device]:
-    """How float32 is multiplied for a target, and a GPU of it."""
+    """Return how float32 is multiplied on a target, and a GPU of that target."""
     if not target.startswith("sm_"):
-        return "ieee", Device("hip", target, COUNT)
-    return ("tf32" if dtype == "tf32" else "ieee"), Device("cuda", target, COUNT, int(target[3:]))
+        return "ieee", Device("hip", target, PROCESSORS)
+    return ("tf32" if dtype == "tf32" else "ieee"), Device("cuda", target, PROCESSORS, int(target[3:]))
 
 
 def _strides(size: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a channels_last tensor."""
+    """Return the strides of a channels_last tensor of a size."""
     _, c, h, w = size
     return h * w * c, 1, w * c, c
 
 
 def _specialise(launch: Launch, target: str, dtype: str) -> tuple[GPUTarget, ASTSource, dict[str, Any]]:
-    """What Triton compiles when it launches, by its own code: it finds in its cache what is made here."""
+    """Return what Triton compiles at a launch, by its own code, so that it finds the result in its cache."""
     gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
     kernel, backend = launch.kernel, make_backend(gpu)
-    types = {
-        name: torch.float32 if _holds_sums(name, launch) else TYPES[dtype][0] for name in kernel.arg_names
+    types = {name: torch.float32 if name in FLOAT32 else TYPES[dtype][0] for name in kernel.arg_names}
+    tensors = {
+        name: None if name in launch.absent else torch.empty(1, dtype=type_)
+        for name, type_ in types.items()
+        if name.startswith("p_")
     }
-    tensors = {name: torch.empty(1, dtype=type_) for name, type_ in types.items() if name.startswith("p_")}
     arguments = {**launch.arguments, **launch.tile.options}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialisation, options = binder(**tensors, **arguments)
@@ -312,17 +338,8 @@ def _specialise(launch: Launch, target: str, dtype: str) -> tuple[GPUTarget, AST
     return gpu, ASTSource(kernel, signature, constants, attributes), launch.tile.options
 
 
-def _holds_sums(name: str, launch: Launch) -> bool:
-    """Whether a pointer is to float32, whatever the convolution's type; those that are not used are not."""
-    epilogue, alone = launch.arguments.get("EPILOGUE"), launch.tile.kernel == "batch_norm"
-    if name == "p_norm":
-        return launch.arguments.get("PROLOGUE", False) or epilogue == "gradient" or (alone and not epilogue)
-    own = "p_dy" in launch.kernel.arg_names or launch.tile.kernel in ("reduce", "merge")
-    return name in ("p_parts", "p_result", "p_slope") or (name == "p_sums" and (own or epilogue in PARTIALS))
-
-
 def _outputs_a_turn(launch: Launch) -> float:
-    """Outputs, or elements of dy, that one turn of the main loop stands for."""
+    """Return how many outputs, or elements of dy, one turn of the main loop accounts for."""
     tile, values = launch.tile, launch.arguments
     if tile.kernel == "taps" and "p_y" in launch.kernel.arg_names:
         return (
@@ -336,31 +353,3 @@ def _outputs_a_turn(launch: Launch) -> float:
         return tile.pixels * tile.columns * tile.outputs * tile.packs / (taps * blocks)
     of_pixel = 4 if tile.kernel in ("pairs", "residue") else 1
     return tile.pixels * tile.columns * tile.outputs * tile.packs * of_pixel
-
-
-def _read_cubin(compiled: CompiledKernel) -> tuple[dict[str, int], list[str]]:
-    """Resources and listing of NVIDIA machine code."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        code = _run("nvdisasm", "-c", file.name)
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    labels_and_code = re.findall(r"^(\.L_x_\d+:)|^\s+/\*[0-9a-f]{4,}\*/\s+([^;]*?)\s*;", code, re.MULTILINE)
-    listing = [label or instruction.replace("`", "") for label, instruction in labels_and_code]
-    return {"registers": int(registers), "spills": int(stack)}, listing
-
-
-def _read_amdgcn(compiled: CompiledKernel) -> tuple[dict[str, int], list[str]]:
-    """Resources and listing of AMD assembly."""
-    text = compiled.asm["amdgcn"]
-    registers, bytes_ = (
-        int(re.search(rf"^\s+\.{field}:\s+(\d+)", text, re.MULTILINE)[1])
-        for field in ("vgpr_count", "private_segment_fixed_size")
-    )
-    labels_and_code = re.findall(r"^(\.L\w+:)|^\t([a-z]\w*_.*?)\s*(?:;.*)?$", text, re.MULTILINE)
-    return {"registers": registers, "spills": bytes_}, [label or line for label, line in labels_and_code]
-
-
-def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([BINARIES / tool, *arguments], capture_output=True, text=True, check=True).stdout

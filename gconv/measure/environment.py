@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the code that is measured."""
+"""Describe the machine, versions and commit that a measurement depends on."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from typing import Any
 
 import torch
 
-LOAD_SECONDS = 0.2  # until a GPU that was idle runs at the clocks of work
-LOAD_BYTES = 2**26  # copied to load it: more than a cache holds
+LOAD_SECONDS = 0.2  # until an idle GPU has raised its clocks
+LOAD_BYTES = 2**26  # copied to keep it busy: more than a cache holds
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Machine, versions, commit and time, to be written beside every number.
+    """Return machine, versions, commit and time, to be saved beside every number.
 
-    The driver's version, the power limit in W and the clocks in MHz are what ``nvidia-smi`` says. The clocks
-    "under load" are read while the GPU copies, as an idle GPU lowers them.
-    The commit ends in "-dirty" where the working tree had changes; it is None outside a checkout.
+    ``nvidia-smi`` gives the driver's version, the power limit in W and the clocks in MHz. The clocks "under
+    load" are read while the GPU copies, since an idle GPU lowers them. The commit ends in "-dirty" if the
+    working tree had changes; it is None outside a checkout.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "gpu": None,
         "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
@@ -64,7 +64,7 @@ def commit() -> str | None:
 
 @contextmanager
 def busy(work: Callable[[], object]) -> Iterator[None]:
-    """Repeat ``work`` in a thread of its own, from ``LOAD_SECONDS`` before the body until it ends."""
+    """Repeat ``work`` in another thread, from ``LOAD_SECONDS`` before the ``with`` block until its end."""
     done = threading.Event()
 
     def repeat() -> None:
@@ -105,15 +105,14 @@ def _nvidia_smi(device: torch.device) -> dict[str, str]:
         return {}
     command = ("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits")
     with busy(_copying(device)):
-        said = _output(*command, f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}") or _output(
-            *command
-        )
-    values = [] if said is None else said.splitlines()[0].split(", ")
+        this_gpu = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+        printed = _output(*command, this_gpu) or _output(*command)
+    values = [] if printed is None else printed.splitlines()[0].split(", ")
     return dict(zip(fields, values, strict=False))
 
 
 def _output(*command: str) -> str | None:
-    """What a program prints, None where it is not there or fails."""
+    """Return what a program prints, None if it is not installed or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""``explain``: what one convolution costs, the least it could cost, and who runs it."""
+"""``explain``: what one convolution costs, the least that it could cost, and which backend runs it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from gconv.module import pad_input
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` found; prints as a few lines.
+    """What :func:`explain` found; ``print`` it as a few lines.
 
     Attributes:
         layer: the layer's repr.
         geometry: the sizes of the call.
-        dtype, device: of the call.
-        backend: who runs the forward pass: "triton", "aten" or "reference".
+        dtype, device: type and device of the call.
+        backend: the backend of the forward pass: "triton", "aten" or "reference".
         reason: why that one.
-        passes: who runs each pass: "aten", "reference", or "triton" with kernel and tile.
-        copies: what is copied to another layout around the kernels, None where nothing is.
-        packs: how many groups share a tile of the kernels, and what that does to numbers that are not finite;
-            None where each group has its own.
-        flops: floating-point operations of one pass, a multiply and an add counted as two.
+        passes: the backend of each pass: "aten", "reference", or "triton" with kernel and tile.
+        copies: what is copied to another layout around the kernels, None if nothing is.
+        packs: how many groups share a tile of the kernels, and what that does to inf and NaN; None if each
+            group has its own tile.
+        flops: floating-point operations of one pass, counting a multiply and an add as two.
         bytes: bytes that a pass cannot avoid moving: x, w and y once each.
     """
 
@@ -47,7 +47,7 @@ class Explanation:
 
     @property
     def copy_speed(self) -> float:
-        """Bytes a second, read plus written, of a large copy on the device, measured when first asked for."""
+        """Bytes per second, read plus written, of a large copy on the device, measured at the first use."""
         return copy_speed(self.device)
 
     @property
@@ -76,18 +76,19 @@ class Explanation:
 def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> Explanation:
     """Explain what calling ``layer`` on ``input`` costs, the memory floor, and which backend runs each pass.
 
-    Under ``torch.no_grad`` that is the forward pass alone.
-
-    Nothing is computed but, once for each device and only where the floor is looked at or printed, copies of
-    some hundred megabytes, to measure their speed.
+    Under ``torch.no_grad`` there is only the forward pass. The layer is not run. To measure the speed of a
+    copy, some hundred megabytes are copied, once per device, when the floor is first used or printed.
 
     Args:
         layer: a :class:`~gconv.GroupConv2d`, or any ``nn.Conv2d``, explained as if it were converted.
         input: (N, C, H, W) or (C, H, W).
         backend: as in :func:`gconv.group_conv2d`.
 
+    Returns:
+        The explanation; ``print`` it.
+
     Raises:
-        TypeError, ValueError, RuntimeError: where calling the layer on the input would raise.
+        TypeError, ValueError, RuntimeError: as calling the layer on the input would raise.
     """
     if not isinstance(layer, nn.Conv2d):
         raise TypeError(f"layer must be an nn.Conv2d, got {type(layer).__name__}")
@@ -117,23 +118,23 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
 
 
 def _tile(pass_: str, dtype: torch.dtype, device: torch.device, geometry: ConvGeometry) -> Any:
-    """Kernel and tile of a pass that the kernels run."""
+    """Return the kernel and tile of a pass that the kernels run."""
     from gconv.kernels import tile_of  # imports Triton
 
     return tile_of(pass_, geometry, dtype, device)
 
 
 def _copies(input: Tensor) -> str | None:
-    """What the kernels, which are channels_last, copy where the tensors are contiguous."""
+    """Return what the kernels, which work in channels_last, must copy for contiguous tensors."""
     if input.stride(-3) == 1:
         return None
     return "the input is contiguous: each pass copies it to channels_last and its result back"
 
 
 def _packs(tiles: dict[str, Any], groups: int) -> str | None:
-    """What groups that share a tile do to each other: they are multiplied by each other's zeros.
+    """Return what groups that share a tile do to each other: each is multiplied by zeros of the others.
 
-    The weight gradient makes such products too, and leaves them out.
+    The weight gradient computes such products too, but drops them.
     """
     packs = {pass_: min(tile.groups, groups) for pass_, tile in tiles.items() if pass_ != "weight_grad"}
     shared = [f"{pack} in {pass_}" for pass_, pack in packs.items() if pack > 1]

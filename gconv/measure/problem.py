@@ -1,11 +1,13 @@
-"""One pass of one convolution as something to measure: operands, PyTorch's way, ours, and the truth."""
+"""One pass of one convolution to measure: its operands, PyTorch's result, gconv's, and the exact one."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from gconv import aten
 from gconv.geometry import ConvGeometry
 from gconv.measure.timing import sets_of_operands
 
-# Types by name: what tensors are made of, and how a GPU multiplies float32.
+# The dtype of the tensors by name, and how a GPU multiplies float32.
 TYPES = {
     "float16": (torch.float16, "ieee"),
     "bfloat16": (torch.bfloat16, "ieee"),
@@ -22,20 +24,20 @@ TYPES = {
     "float32": (torch.float32, "ieee"),
 }
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-# How far a right result may be from float64, as a part of the largest number: some roundings of its type.
-# One wrong pixel is further away, and so is TF32 where float32 was asked for.
+# The largest error of a right result, relative to the largest number in float64: a few roundings of its type.
+# One wrong pixel exceeds it, and so does TF32 where float32 was asked for.
 TOLERANCES = {"float16": 1e-3, "bfloat16": 8e-3, "tf32": 2e-3, "float32": 1e-4}
-IMAGES_COMPARED = 8  # of a batch; a weight gradient is compared whole
+IMAGES_COMPARED = 8  # of a batch; a weight gradient is compared as a whole
 
 
 @contextmanager
 def cudnn_precision(precision: str) -> Iterator[None]:
-    """Multiply float32 in cuDNN and in the kernels as "tf32" or in full, "ieee"; for the whole process.
+    """Multiply float32 in cuDNN and in the kernels as "tf32" or "ieee", in the whole process.
 
-    Uses the older of PyTorch's two settings, which covers convolutions and recurrent layers alike: where they
-    differ, torch.compile and torch.export raise.
+    Uses the older of PyTorch's two settings, which covers convolutions and recurrent layers alike:
+    torch.compile and torch.export raise if these differ.
     """
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn  # PyTorch's annotations leave out its settings by kind of layer
     before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
     torch._C._set_cudnn_allow_tf32(precision == "tf32")
     try:
@@ -46,7 +48,7 @@ def cudnn_precision(precision: str) -> Iterator[None]:
 
 
 class Operands(NamedTuple):
-    """x (N, C, H, W), weight (K, C / groups, R, S) and dy (N, K, P, Q); a pass takes two of them."""
+    """x (N, C, H, W), weight (K, C / groups, R, S) and dy (N, K, P, Q); a pass reads two of them."""
 
     x: Tensor
     weight: Tensor
@@ -69,7 +71,7 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the tensors."""
+        """The dtype of the tensors."""
         return TYPES[self.type][0]
 
     @property
@@ -78,30 +80,30 @@ class Problem:
         return self.geometry.compulsory_bytes(self.dtype.itemsize)
 
     def precision(self) -> AbstractContextManager[None]:
-        """Multiply float32 inside as ``type`` says; tensors of 16 bits need nothing."""
+        """Return a context that multiplies float32 as ``type`` says; 16-bit types need none."""
         return nullcontext() if self.dtype != torch.float32 else cudnn_precision(TYPES[self.type][1])
 
     def draw(self, device: torch.device, layout: str = "channels_last") -> Operands:
-        """Normally distributed operands in a layout of ``LAYOUTS``."""
+        """Return normally distributed operands in a layout of ``LAYOUTS``."""
         sizes = (self.geometry.input_size, self.geometry.weight_size, self.geometry.output_size)
         tensors = (torch.randn(size, dtype=self.dtype, device=device) for size in sizes)
         return Operands(*(t.contiguous(memory_format=LAYOUTS[layout]) for t in tensors))
 
     def draw_sets(self, device: torch.device, layout: str = "channels_last") -> list[Operands]:
-        """As many sets of operands as it takes that a GPU's cache holds none of them."""
+        """Return so many sets of operands that a GPU's cache holds none of them."""
         return [self.draw(device, layout) for _ in range(sets_of_operands(self.bytes, device))]
 
     def run(self, operands: Operands, backend: str = "auto") -> Tensor:
-        """The pass on a backend of ours, through its operator."""
-        (x, w, dy), settings = operands, (*self.geometry.settings, backend)
+        """Run the pass on a backend of gconv, through its operator."""
+        x, w, dy = operands
         if self.pass_ == "forward":
-            return torch.ops.gconv.forward(x, w, None, None, None, *settings)
+            return torch.ops.gconv.forward(x, w, None, *self.geometry.settings, None, None, backend)
         if self.pass_ == "input_grad":
-            return torch.ops.gconv.input_grad(dy, w, x.shape, *settings)
-        return torch.ops.gconv.weight_grad(dy, x, w.shape, False, *settings)[0]
+            return torch.ops.gconv.input_grad(dy, w, x.shape, *self.geometry.settings, backend)
+        return torch.ops.gconv.weight_grad(dy, x, w.shape, *self.geometry.settings, False, backend)[0]
 
     def run_pytorch(self, operands: Operands) -> Tensor:
-        """The pass as ``F.conv2d`` and its gradient run it."""
+        """Run the pass as ``F.conv2d`` and its gradient do."""
         (x, w, dy), g = operands, self.geometry
         if self.pass_ == "forward":
             return aten.forward(x, w, None, g, None)
@@ -115,21 +117,20 @@ class Problem:
         )[0]
 
     def truth(self, operands: Operands) -> Tensor:
-        """The result in float64, by PyTorch: of every image for the weight gradient, else of some."""
+        """Compute the result in float64 by PyTorch: whole for the weight gradient, else for some images."""
         if self.pass_ != "weight_grad":
             return self._exactly(operands, slice(None, None, self._step))
-        n = len(operands.x)
-        return sum(
-            self._exactly(operands, slice(i, i + IMAGES_COMPARED)) for i in range(0, n, IMAGES_COMPARED)
-        )
+        starts = range(0, len(operands.x), IMAGES_COMPARED)
+        parts = (self._exactly(operands, slice(start, start + IMAGES_COMPARED)) for start in starts)
+        return reduce(operator.add, parts)
 
     def error(self, result: Tensor, truth: Tensor) -> float:
-        """The largest difference, as a part of the largest number; NaN where the result holds one."""
+        """Return the largest difference over the largest number; NaN if the result holds NaN."""
         part = result if self.pass_ == "weight_grad" else result[:: self._step]
         return ((part.double() - truth).abs().max() / truth.abs().max()).item()
 
     def matches(self, error: float) -> bool:
-        """Whether an ``error`` is that of a right result. NaN is not."""
+        """Whether an ``error`` is small enough for a right result; NaN is not."""
         return error <= TOLERANCES[self.type]
 
     @property
@@ -137,15 +138,15 @@ class Problem:
         return -(-self.geometry.input_size[0] // IMAGES_COMPARED)
 
     def _exactly(self, operands: Operands, images: slice) -> Tensor:
-        x, w, dy = (
-            t.double().contiguous() for t in (operands.x[images], operands.weight, operands.dy[images])
-        )
-        exact = replace(self, geometry=replace(self.geometry, input_size=tuple(x.shape)))
-        return exact.run_pytorch(Operands(x, w, dy))
+        parts = (operands.x[images], operands.weight, operands.dy[images])
+        exact = Operands(*(part.double().contiguous() for part in parts))
+        n, c, h, w = exact.x.shape
+        geometry = replace(self.geometry, input_size=(n, c, h, w))
+        return replace(self, geometry=geometry).run_pytorch(exact)
 
 
 def run_poisoned(run: Callable[[Operands], Tensor], operands: Operands) -> Tensor:
-    """A result whose memory most likely held NaN before: what is not written shows."""
+    """Compute a result in memory that most likely held NaN before, so that unwritten numbers show."""
     size = run(operands).shape
     torch.full(size, torch.nan, dtype=operands.x.dtype, device=operands.x.device)  # freed at once
     return run(operands)

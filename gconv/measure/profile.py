@@ -1,10 +1,11 @@
-"""``profile``: the convolutions of a network, what each takes and could take, and what gconv would gain."""
+"""``profile``: time each convolution of a network, and estimate what gconv would gain."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from gconv import dispatch
 from gconv.measure.problem import TYPES, Operands, Problem
-from gconv.measure.recorder import Call, record
+from gconv.measure.recorder import RecordedCall, record
 from gconv.measure.terminal import track
 from gconv.measure.timing import copy_speed, time_together, wall_time
 from gconv.text import columns
@@ -22,19 +23,19 @@ from gconv.text import columns
 
 @dataclass(frozen=True)
 class ProfiledConvolution:
-    """A convolution of a network.
+    """One convolution of a network, and its times.
 
     Attributes:
         call: name, geometry, type, layout and passes.
-        backends: who runs each pass where ``auto`` decides, and why. PyTorch for dense ones, as ``convert``
-            leaves them.
-        seconds: by pass and backend, for those that were measured.
-        floor: seconds that the passes take at the least, moving their operands once; None on meta.
-        in_channels_last: the same in channels_last, as after ``convert``, where it runs contiguous on a GPU;
-            None elsewhere.
+        backends: the backend that ``auto`` takes for each pass, and why; "aten" for dense convolutions, which
+            ``convert`` leaves.
+        seconds: times by pass and backend, for those that were measured.
+        floor: seconds that the passes take at least, to move their operands once; None on meta.
+        in_channels_last: the same convolution in channels_last, as after ``convert``, if it runs contiguous
+            on a GPU; else None.
     """
 
-    call: Call
+    call: RecordedCall
     backends: Mapping[str, tuple[str, str]]
     seconds: Mapping[str, Mapping[str, float]]
     floor: float | None
@@ -51,19 +52,18 @@ class ProfiledConvolution:
         return self.call.geometry.groups > 1
 
     def total(self, backend: str) -> float | None:
-        """Seconds of all passes on "auto", "aten" or "triton"; None where one was not measured."""
+        """Seconds of all passes on "auto", "aten" or "triton"; None if one was not measured."""
         chosen = {p: self.backends[p][0] if backend == "auto" else backend for p in self.call.passes}
-        times = [self.seconds.get(p, {}).get(name) for p, name in chosen.items()]
-        return None if None in times else sum(times)
+        return _sum(self.seconds.get(p, {}).get(name) for p, name in chosen.items())
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What :func:`profile` found; prints as a table.
+    """What :func:`profile` measured; ``print`` it as a table.
 
     Attributes:
-        convolutions: in the order in which they ran.
-        training: whether it was a training step, or a forward pass without gradients.
+        convolutions: the convolutions, in the order in which they ran.
+        training: whether a training step ran, or a forward pass without gradients.
         network: seconds that the whole network took with PyTorch's own convolutions; None on meta.
     """
 
@@ -72,40 +72,40 @@ class Profile:
     network: float | None
 
     def total(self, backend: str, grouped: bool = False) -> float | None:
-        """Seconds of all convolutions, or of the grouped ones; "floor" is a backend here.
+        """Seconds of all convolutions, or of the grouped ones; None if one of them was not measured.
 
-        None where one of them was not measured.
+        ``backend`` is "auto", "aten", "triton" or "floor".
         """
         chosen = [c for c in self.convolutions if c.grouped or not grouped]
-        times = [c.floor if backend == "floor" else c.total(backend) for c in chosen]
-        return None if None in times else sum(times)
+        return _sum(c.floor if backend == "floor" else c.total(backend) for c in chosen)
 
     def total_converted(self, grouped: bool = False) -> float | None:
         """Seconds of all convolutions, or of the grouped ones, after ``convert``.
 
-        Grouped ones run as ``auto`` decides, depthwise ones too, which ``convert`` takes on request. On a GPU
-        all run in channels_last. None where one of them was not measured.
+        Grouped convolutions run as ``auto`` decides, including depthwise ones, which ``convert`` takes on
+        request. On a GPU all run in channels_last. None if one of them was not measured.
         """
         chosen = [c for c in self.convolutions if c.grouped or not grouped]
-        times = [c.converted.total("auto" if c.grouped else "aten") for c in chosen]
-        return None if None in times else sum(times)
+        return _sum(c.converted.total("auto" if c.grouped else "aten") for c in chosen)
 
     @property
     def network_with_gconv(self) -> float | None:
-        """Seconds that the network would take after ``convert``, if all else took as long as it does."""
+        """Seconds that the network would take after ``convert``, if all else took as long as now."""
         before, after = self.total("aten"), self.total_converted()
-        return None if None in (self.network, before, after) else self.network - before + after
+        if self.network is None or before is None or after is None:
+            return None
+        return self.network - before + after
 
     def __str__(self) -> str:
-        what = "training step" if self.training else "forward pass"
+        run = "training step" if self.training else "forward pass"
         if not self.convolutions:
             return (
-                f"no call of F.conv2d or group_conv2d in a {what}; "
-                "what an exported or otherwise compiled graph calls does not show"
+                f"no call of F.conv2d or group_conv2d in a {run}; "
+                "calls inside an exported or otherwise compiled graph do not show"
             )
         first = self.convolutions[0].call
         lines = [
-            f"{len(self.convolutions)} convolutions in a {what}, {first.dtype} on {first.device}, in us",
+            f"{len(self.convolutions)} convolutions in a {run}, {first.dtype} on {first.device}, in us",
             *["cl: in channels_last, as after gconv.convert"] * self._has_both_layouts,
             columns(self._rows(), left=3, rule=True),
             "",
@@ -118,9 +118,10 @@ class Profile:
         return any(c.in_channels_last for c in self.convolutions)
 
     def _rows(self) -> list[tuple[str, ...]]:
+        """Return a row for each convolution, below a head."""
         timed = [b for b in ("aten", "triton") if any(c.total(b) is not None for c in self.convolutions)]
         both = [f"{b} cl" for b in timed] if self._has_both_layouts else []
-        rows = [("layer", "convolution", "auto", "floor", *timed, *both)]
+        rows: list[tuple[str, ...]] = [("layer", "convolution", "auto", "floor", *timed, *both)]
         for c in self.convolutions:
             names = {p: c.converted.backends[p][0] for p in c.call.passes}
             auto = names["forward"] if len({*names.values()}) == 1 else "/".join(names.values())
@@ -131,8 +132,9 @@ class Profile:
         return rows
 
     def _summary(self) -> list[tuple[str, ...]]:
+        """Return rows with the totals: the floor, now, and after ``convert``."""
         after = self.network_with_gconv
-        gain = "" if after is None else f"{self.network / after:.2f}x"
+        gain = "" if self.network is None or after is None else f"{self.network / after:.2f}x"
         rows = (
             ("floor", self.total("floor"), self.total("floor", grouped=True), None, ""),
             ("now", self.total("aten"), self.total("aten", grouped=True), self.network, ""),
@@ -142,6 +144,7 @@ class Profile:
         return [("", "all", "grouped", "network", ""), *shown]
 
     def _remarks(self) -> Iterator[str]:
+        """Yield the lines below the tables."""
         grouped = [c for c in self.convolutions if c.grouped]
         if not grouped:
             yield "none of them is grouped: there is nothing to gain"
@@ -157,25 +160,26 @@ class Profile:
 
 
 def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profile:
-    """Runs a network and measures each of its convolutions: what would it gain from gconv?
+    """Run a network, time each of its convolutions, and estimate what the network would gain from gconv.
 
-    The network may be converted or not. It runs as it is set: with gradients in training mode, where those of
-    the convolutions are measured as well, without in evaluation mode; under autocast where that is on. One
-    run is watched, and a few are timed, on PyTorch's own convolutions. Then the passes of each convolution
-    are timed by themselves: PyTorch's, and on a GPU gconv's, where there is more than one group. Buffers get
-    their values back, parameters and their gradients are not touched; random numbers are drawn.
+    The network may be converted or not. In training mode it runs with gradients, and those of the
+    convolutions are timed as well; in evaluation mode without. Autocast applies if it is on. The network runs
+    once to record its convolutions, and a few times to be timed, on PyTorch's own convolutions. Then the
+    passes of each convolution are timed separately, on PyTorch's, and on a GPU also on gconv's kernels if
+    there is more than one group. Buffers get their values back, and parameters and their gradients are not
+    changed, but random numbers are drawn.
 
     Args:
-        model: a network, compiled or not: it is run eagerly.
+        model: a network; a compiled one is run eagerly.
         example_input: its input, or a tuple of its positional arguments; on meta nothing is timed.
 
     Returns:
-        A table of the convolutions, with the memory floor and the backend that ``auto`` takes; ``print`` it.
+        The convolutions with their times, the memory floor and the backend that ``auto`` takes; ``print`` it.
 
     Raises:
-        TypeError: ``model`` is no module, or a TorchScript one, or returns nothing with a gradient in
-            training mode.
-        ValueError: it has lazy layers that have seen no input yet.
+        TypeError: ``model`` is not a module, or is a TorchScript module, or returns no tensor with a gradient
+            in training mode.
+        ValueError: the model has lazy layers that have not seen an input yet.
         Exception: whatever the model raises on the input.
     """
     if not isinstance(model, nn.Module):
@@ -186,21 +190,29 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise ValueError("the model has lazy layers that have seen no input: run it once before")
-    network = None
-    training = model.training and not torch.is_inference_mode_enabled()
-    with _buffers_kept(model), torch.set_grad_enabled(training):
-        calls = record(model, lambda: model(*arguments))
-        if calls and calls[0].device.type != "meta":
-            with dispatch.backend("aten"):
-                network = wall_time(lambda: _step(model, arguments), calls[0].device, seconds=0).p50
+    calls, network, training = _run_network(model, arguments)
     distinct = list(dict.fromkeys(replace(call, name="") for call in calls))
     measured = {call: _measure(call) for call in track(distinct, "measuring convolutions", lines=0)}
     convolutions = [replace(measured[replace(call, name="")], call=call) for call in calls]
     return Profile(tuple(convolutions), training, network)
 
 
+def _run_network(
+    model: nn.Module, arguments: tuple[Any, ...]
+) -> tuple[list[RecordedCall], float | None, bool]:
+    """Run a network; return its convolutions, the seconds of a run, and whether it was a training step."""
+    training = model.training and not torch.is_inference_mode_enabled()
+    with _buffers_kept(model), torch.set_grad_enabled(training):
+        calls = record(model, lambda: model(*arguments))
+        if not calls or calls[0].device.type == "meta":
+            return calls, None, training
+        with dispatch.backend("aten"):
+            network = wall_time(lambda: _step(model, arguments), calls[0].device, seconds=0).p50
+    return calls, network, training
+
+
 def _step(model: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """A forward pass, and where gradients are on a backward pass, which leaves every ``grad`` alone."""
+    """Run a forward pass, and a backward pass if gradients are on, which leaves every ``grad`` alone."""
     outputs = tree_leaves(model(*arguments))
     tensors = (*model.parameters(), *(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)))
     inputs = [tensor for tensor in tensors if tensor.requires_grad]
@@ -217,7 +229,7 @@ def _step(model: nn.Module, arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Gives buffers, such as a batch norm's running statistics, the values back that they had."""
+    """Restore the values of buffers, such as a batch norm's running statistics, after the block."""
     modules = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [buffer for _, named in modules for buffer in named.values() if buffer is not None]
     values = [buffer.detach().clone() for buffer in buffers]
@@ -232,7 +244,7 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _measure(call: Call) -> ProfiledConvolution:
+def _measure(call: RecordedCall) -> ProfiledConvolution:
     """Decide who runs each pass, and time the passes on each backend; on a GPU in both layouts."""
     if call.device.type == "meta":
         return ProfiledConvolution(call, _decide(call), {}, None)
@@ -244,15 +256,15 @@ def _measure(call: Call) -> ProfiledConvolution:
     return ProfiledConvolution(call, _decide(call), seconds, len(call.passes) * floor, other)
 
 
-def _decide(call: Call) -> dict[str, tuple[str, str]]:
-    """Who runs each pass, by "auto", and why."""
+def _decide(call: RecordedCall) -> dict[str, tuple[str, str]]:
+    """Return the backend that "auto" takes for each pass, and why."""
     if call.geometry.groups == 1:
         return dict.fromkeys(call.passes, ("aten", "dense"))
     decided = dispatch.decide_call("auto", call.device, call.layout, call.dtype, call.geometry, call.passes)
     return {pass_: decision[:2] for pass_, decision in decided.items()}
 
 
-def _time(call: Call, pass_: str) -> dict[str, float]:
+def _time(call: RecordedCall, pass_: str) -> dict[str, float]:
     """Return the seconds of a pass on each backend that can run it.
 
     Empty for types that are not measured, and if the GPU's memory is too small to measure.
@@ -266,15 +278,26 @@ def _time(call: Call, pass_: str) -> dict[str, float]:
         return {}
 
 
-def _time_problem(problem: Problem, call: Call) -> dict[str, float]:
+def _time_problem(problem: Problem, call: RecordedCall) -> dict[str, float]:
+    """Return the seconds of a problem on PyTorch, and on the kernels if they can run it."""
     sets = problem.draw_sets(call.device, call.layout)
     runs: dict[str, Callable[[Operands], Tensor]] = {"aten": problem.run_pytorch}
     kernels_run = dispatch.why_not_triton(call.device, call.dtype, call.geometry) is None
     if call.geometry.groups > 1 and call.device.type == "cuda" and kernels_run:
         runs["triton"] = lambda operands: problem.run(operands, "triton")
-    contenders = {name: [lambda run=run, o=o: run(o) for o in sets] for name, run in runs.items()}
+    contenders = {name: [partial(run, operands) for operands in sets] for name, run in runs.items()}
     with torch.no_grad(), torch.autocast(call.device.type, enabled=False):
         return {name: times.p50 for name, times in time_together(contenders, call.device).items()}
+
+
+def _sum(times: Iterable[float | None]) -> float | None:
+    """Add times up; None if one of them was not measured."""
+    total = 0.0
+    for time in times:
+        if time is None:
+            return None
+        total += time
+    return total
 
 
 def _microseconds(seconds: float | None) -> str:

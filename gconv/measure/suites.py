@@ -1,4 +1,4 @@
-"""The grouped layers of well-known networks: what gconv is compiled, tuned and measured on."""
+"""The grouped layers of well-known networks, which gconv is compiled, tuned and measured on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from gconv.geometry import ConvGeometry, Padding
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A grouped convolution with as many channels out as in, padded to keep the size at stride 1.
+    """A grouped convolution with as many output as input channels, padded to keep the size at stride 1.
 
     Args:
-        channels, groups: C = K, and into how many groups they are split.
+        channels, groups: C = K, and the number of groups.
         size: height and width of the output.
-        kernel: height and width of the kernel, odd.
-        stride: the same both ways.
+        kernel: height and width of the kernel, odd. Defaults to 3.
+        stride: vertical and horizontal stride. Defaults to 1.
     """
 
     channels: int
@@ -26,13 +26,13 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """Such as "256/32, 28x28, stride 2": channels / groups, the output's size, and what is unusual."""
+        """Such as "256/32, 28x28, stride 2": channels / groups, output size, kernel and stride if unusual."""
         kernel = f", {self.kernel}x{self.kernel}" if self.kernel != 3 else ""
         stride = f", stride {self.stride}" if self.stride != 1 else ""
         return f"{self.channels}/{self.groups}, {self.size}x{self.size}{kernel}{stride}"
 
     def geometry(self, batch: int) -> ConvGeometry:
-        """The sizes of a call with ``batch`` images."""
+        """Return the sizes of a call with ``batch`` images."""
         return ConvGeometry(
             input_size=(batch, self.channels, self.size * self.stride, self.size * self.stride),
             weight_size=(self.channels, self.channels // self.groups, self.kernel, self.kernel),
@@ -44,7 +44,7 @@ class Layer:
 
 
 def _stages(width: int, groups: int) -> tuple[Layer, ...]:
-    """The distinct grouped layers of a ResNeXt at 224 pixels: a later stage's first block has stride 2."""
+    """Return the distinct grouped layers of a ResNeXt at 224 pixels: later stages start with stride 2."""
     layers = [Layer(width, groups, 56)]
     for stage in (1, 2, 3):
         channels, size = width << stage, 56 >> stage
@@ -53,7 +53,7 @@ def _stages(width: int, groups: int) -> tuple[Layer, ...]:
 
 
 def _regnety() -> tuple[Layer, ...]:
-    """Groups of 8, 16, 24, 56 and 112 channels: from RegNetY-400MF, 800MF, 3.2GF, 8GF and 16GF."""
+    """Return layers of RegNetY-400MF, 800MF, 3.2GF, 8GF and 16GF, whose groups have 8 to 112 channels."""
     shapes = [(208, 26, 14), (320, 20, 14), (216, 9, 28), (448, 8, 28), (1232, 11, 14)]
     return tuple(Layer(*shape, stride=stride) for shape in shapes for stride in (2, 1))
 
@@ -63,7 +63,7 @@ SUITES: dict[str, tuple[Layer, ...]] = {
     "resnext101_32x8d": _stages(256, 32),
     "resnext101_64x4d": _stages(256, 64),
     "regnety": _regnety(),
-    # MobileNet's 3x3, stride 1 and 2, and ConvNeXt's 7x7
+    # 3x3 with stride 1 and 2 as in MobileNet, and 7x7 as in ConvNeXt.
     "depthwise": (
         Layer(144, 144, 56),
         Layer(144, 144, 28, stride=2),
@@ -71,8 +71,8 @@ SUITES: dict[str, tuple[Layer, ...]] = {
         Layer(96, 96, 56, kernel=7),
         Layer(384, 384, 14, kernel=7),
     ),
-    # no network's: to try a harness in seconds
+    # From no network: to try a tool in seconds.
     "tiny": (Layer(16, 4, 6), Layer(16, 4, 3, stride=2)),
 }
 
-REAL = [name for name in SUITES if name != "tiny"]
+REAL = [name for name in SUITES if name != "tiny"]  # of real networks

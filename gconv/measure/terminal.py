@@ -1,24 +1,27 @@
-"""What a command line needs that torch does not bring: progress lines, option types, one way to fail."""
+"""Talk to a person at a terminal: progress lines, errors in one line, exit codes."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
-STOPPED = 3  # exit code: time was up, and something is left to do
-LINES = 10  # of progress where stderr is no terminal
+STOPPED = 3  # exit code of a command that ran out of time before it was done
+LINES = 10  # of progress, at most, if stderr is not a terminal
 
 
 def track(items: Iterable[T], what: str, total: int | None = None, lines: int = LINES) -> Iterator[T]:
-    """``items``, with a line on stderr that says how many are done and how long the rest may take.
+    """Yield ``items``, and show on stderr how many are done and how long the rest may take.
 
-    The line moves on a terminal; elsewhere there are as many as ``lines`` at most.
+    On a terminal one line is updated; elsewhere some lines are printed.
+
+    Args:
+        items: what to go through.
+        what: what is being done, such as "compiling".
+        total: number of items. Defaults to None, the length of ``items``.
+        lines: the most lines to print if stderr is not a terminal. Defaults to ``LINES``.
     """
     total = len(items) if total is None and isinstance(items, Collection) else total or 0
     moving, start, shown = sys.stderr.isatty(), time.monotonic(), -1
@@ -34,26 +37,15 @@ def track(items: Iterable[T], what: str, total: int | None = None, lines: int = 
         print(file=sys.stderr)
 
 
-def add_names(
-    parser: argparse.ArgumentParser,
-    option: str,
-    of: Collection[str],
-    default: Sequence[str] | None = None,
-    note: str = "",
-) -> None:
-    """An option that takes some of the names ``of``; all by default.
-
-    ``note`` follows the names in the help.
-    """
-    default = list(of if default is None else default)
-    left_out = [name for name in of if name not in default]
-    told = " ".join(default) if len(left_out) > 1 else " but ".join(["all", *left_out])
-    text = f"of {', '.join(of)}{note}; default: {told}"
-    parser.add_argument(option, nargs="+", metavar="NAME", choices=list(of), default=default, help=text)
-
-
 def run_resumable(command: Callable[[], int]) -> int:
-    """Runs a command that keeps what it has done; its exit code."""
+    """Run a command that saves its results as it goes.
+
+    Args:
+        command: returns an exit code.
+
+    Returns:
+        That exit code; 130 if Ctrl-C stopped it. A file that cannot be read or written exits with 2.
+    """
     try:
         return command()
     except KeyboardInterrupt:
@@ -65,47 +57,19 @@ def run_resumable(command: Callable[[], int]) -> int:
         fail(f"{error.filename}: {error.strerror}" if error.filename else error)
 
 
-def count(text: str) -> int:
-    """For argparse: a positive integer."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-    return int(text)
-
-
-def minutes(text: str) -> float:
-    """For argparse: a time to stop after."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"must be a positive number of minutes, got {text!r}")
-    return number
-
-
-def load_function(name: str) -> Callable[..., Any]:
-    """Import what ``MODULE:FUNCTION`` names, or fail with a line."""
-    module, _, function = name.partition(":")
-    if not function:
-        fail(f"{name} must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever a stranger's module raises
-        fail(f"{name}: {first_line(error)}")
-
-
 def first_line(error: Exception) -> str:
-    """What an error says first; its class, if that is nothing."""
+    """Return the first line of an error's message, or its class if it has none."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def fail(message: Any) -> NoReturn:
-    """One line on stderr, and exit code 2: for what a person can mend."""
+def fail(message: object) -> NoReturn:
+    """Print one line on stderr and exit with code 2, for problems that a person can fix."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def _show(what: str, done: int, total: int, seconds: float, moving: bool) -> None:
+    """Print a line of progress, over the last one if it moves."""
     bar = f"[{'#' * (20 * done // max(total, 1)):<20}] " if moving else ""
     left = f", {_duration(seconds / done * (total - done))} left" if 0 < done < total else ""
     line = f"{what}: {bar}{done} of {total}{left}"

@@ -1,4 +1,4 @@
-"""How long calls take on a device, side by side, and how fast its memory is copied."""
+"""Time calls on a device, side by side, and measure how fast its memory is copied."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 Call = Callable[[], Tensor]
+Name = TypeVar("Name")
 
-GRAPH_SECONDS = 1e-3  # of work in a CUDA graph, at least: launching it then costs next to nothing
+GRAPH_SECONDS = 1e-3  # least work in a CUDA graph: launching it then costs next to nothing
 MOST_SETS = 512  # of operands
-LAUNCHES = 3  # of a graph, to see how long the host takes
+LAUNCHES = 3  # launches of a graph to measure the host's time
 LEAST_PAUSE = 5e-4  # seconds that a GPU waits before a graph, at least
-HIGHEST_CLOCK = 3.5e9  # cycles a second: no GPU runs faster
-LOWEST_CLOCK = 1e8  # cycles a second: a driver that reports less does not know it
-SECONDS = 0.5  # that all rounds of a call should take at most, where that leaves LEAST_ROUNDS
+HIGHEST_CLOCK = 3.5e9  # cycles per second: no GPU runs faster
+LOWEST_CLOCK = 1e8  # cycles per second: a driver that reports less does not know the clock
+SECONDS = 0.5  # for all rounds of a call, if LEAST_ROUNDS fit
 ROUNDS, LEAST_ROUNDS = 21, 5
 
 
 class Times(NamedTuple):
-    """Quantiles of what one call took, in seconds."""
+    """Quantiles of the time of one call, in seconds."""
 
     p20: float
     p50: float
@@ -35,28 +36,29 @@ class Times(NamedTuple):
 
     @classmethod
     def of(cls, rounds: Sequence[float]) -> Times:
-        """The quantiles of single times."""
+        """Return the quantiles of the times of single rounds."""
         ordered = sorted(rounds)
         return cls(*(ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8)))
 
     @property
     def spread(self) -> float:
-        """Half the distance from p20 to p80, as a part of the median: 0.01 is the median give or take 1%."""
+        """Half the distance from p20 to p80 over the median: 0.01 means the median plus or minus 1%."""
         return (self.p80 - self.p20) / 2 / self.p50
 
     def ties(self, other: Times) -> bool:
-        """Whether p20 to p80 of both overlap, so that neither may be called the faster one."""
+        """Whether the ranges from p20 to p80 overlap, so that neither is known to be faster."""
         return self.p20 <= other.p80 and other.p20 <= self.p80
 
 
 @contextmanager
 def cudnn_searching(limit: int = 0) -> Iterator[None]:
-    """Let cuDNN try its plans inside, and take the fastest: the peer at its best.
+    """Let cuDNN try its plans inside the ``with`` block and take the fastest.
 
     Args:
-        limit: how many it tries; 0 for all, which takes a second or more for each call.
+        limit: how many plans it tries. Defaults to 0, all of them, which takes a second or more per call.
     """
-    # torch.backends is closed to changes where PyTorch tests itself
+    # Not through torch.backends, which PyTorch's own tests freeze.
+    settings: dict[Callable[[], Any], tuple[Callable[[Any], None], Any]]
     settings = {torch._C._get_cudnn_benchmark: (torch._C._set_cudnn_benchmark, True)}
     if torch.backends.cudnn.is_available():
         read_limit = torch._C._cuda_get_cudnn_benchmark_limit
@@ -72,23 +74,26 @@ def cudnn_searching(limit: int = 0) -> Iterator[None]:
 
 
 def sets_of_operands(bytes_of_one: int, device: torch.device) -> int:
-    """How many sets of operands to use in turn, so that a GPU's cache holds none of them."""
+    """Return how many sets of operands to use in turn, so that a GPU's cache holds none of them."""
     if device.type != "cuda":
         return 1
     cache_size = torch.cuda.get_device_properties(device).L2_cache_size
     return min(MOST_SETS, -(-3 * cache_size // max(bytes_of_one, 1)))
 
 
-def time_together(contenders: Mapping[str, Sequence[Call]], device: torch.device) -> dict[str, Times]:
-    """The time of one call of each contender on ``device``, in rounds that take them in turn.
+def time_together(contenders: Mapping[Name, Sequence[Call]], device: torch.device) -> dict[Name, Times]:
+    """Time one call of each contender, in rounds that take them in turn.
 
-    What disturbs the machine disturbs all of them. On a GPU the calls run in CUDA graphs, so that the host's
-    time does not count, and the times are those of CUDA events.
+    So a disturbance of the machine hits all of them. On a GPU the calls run in CUDA graphs, so that the
+    host's time does not count, and CUDA events measure the time.
 
     Args:
         contenders: for each a list of calls that do the same on different operands, as many as
             :func:`sets_of_operands` says. A call returns the tensor that it makes.
         device: where the calls run.
+
+    Returns:
+        The times by contender.
     """
     memory = _GraphMemory(device) if device.type == "cuda" else None
     runs = {
@@ -96,26 +101,26 @@ def time_together(contenders: Mapping[str, Sequence[Call]], device: torch.device
         for name, calls in contenders.items()
     }
     rounds = max(run.rounds for run in runs.values())
-    times: dict[str, list[Callable[[], float]]] = {name: [] for name in runs}
+    reads: dict[Name, list[Callable[[], float]]] = {name: [] for name in runs}
     for i in range(rounds):
         for name, run in runs.items():
             if i < run.rounds:
-                times[name].append(run())
+                reads[name].append(run())
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return {name: Times.of([read() for read in reads]) for name, reads in times.items()}
+    return {name: Times.of([read() for read in of_one]) for name, of_one in reads.items()}
 
 
 def pause_before(launch: Callable[[], object], synchronize: Callable[[], object], clock: float) -> int:
-    """Return how many cycles a GPU should wait before ``launch``, to have all of it when it starts.
+    """Return how many cycles a GPU should wait before ``launch``, so that all work is queued when it starts.
 
-    A GPU that catches up with the host waits for it, and that wait would count as the work's. So the pause is
-    twice the longest of some launches, and no shorter than ``LEAST_PAUSE``.
+    A GPU that catches up with the host waits for it, and the wait would count as time of the work. So the
+    pause is twice the longest of some launches, and at least ``LEAST_PAUSE``.
 
     Args:
         launch: enqueues the work and returns.
         synchronize: waits until the GPU is idle, so that only the host's own time is measured.
-        clock: cycles a second, at most.
+        clock: cycles per second, at most.
     """
     longest = 0.0
     for _ in range(LAUNCHES):
@@ -128,13 +133,13 @@ def pause_before(launch: Callable[[], object], synchronize: Callable[[], object]
 
 
 def highest_clock(device: torch.device) -> float:
-    """Return the most cycles a second that a GPU reaches; ``HIGHEST_CLOCK`` if its driver does not know."""
+    """Return the highest clock of a GPU in cycles per second; ``HIGHEST_CLOCK`` if it is not known."""
     kilohertz = getattr(torch.cuda.get_device_properties(device), "clock_rate", 0)
     return 1e3 * kilohertz if 1e3 * kilohertz > LOWEST_CLOCK else HIGHEST_CLOCK
 
 
 def host_time(call: Call, device: torch.device, rounds: int = 30) -> float:
-    """Seconds until ``call`` returns, its work on the device being under way; the median."""
+    """Return the median of the seconds until ``call`` returns, while the device may still be working."""
     synchronize = torch.get_device_module(device).synchronize
     times = []
     for _ in range(rounds):
@@ -147,9 +152,12 @@ def host_time(call: Call, device: torch.device, rounds: int = 30) -> float:
 
 
 def wall_time(call: Callable[[], object], device: torch.device, seconds: float = 2.0) -> Times:
-    """The time of one of many calls in a row, host and device together, as a training loop sees it.
+    """Time one of many calls in a row, host and device together, as a training loop sees it.
 
-    All rounds take about as many ``seconds``; with 0 each is one call.
+    Args:
+        call: what to time.
+        device: where it runs.
+        seconds: about how long all rounds take together; 0 makes one call per round. Defaults to 2.
     """
     synchronize = torch.get_device_module(device).synchronize
 
@@ -168,12 +176,12 @@ def wall_time(call: Callable[[], object], device: torch.device, seconds: float =
 
 
 def extra_memory(call: Call, device: torch.device) -> int | None:
-    """Bytes that ``call`` takes at its peak beyond what it returns; None where no allocator counts."""
+    """Return the peak memory of ``call`` in bytes beyond its result; None if no allocator counts it."""
     if device.type != "cuda":
         return None
     call()
-    gc.collect()  # what it would free while the call runs would count as the call's
-    torch.cuda.empty_cache()  # a kept block that is a little larger would count whole
+    gc.collect()  # memory freed during the call would hide some of the call's own
+    torch.cuda.empty_cache()  # a cached block that is a little too large would count in full
     torch.cuda.reset_peak_memory_stats(device)
     result = call()
     extra = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
@@ -183,10 +191,10 @@ def extra_memory(call: Call, device: torch.device) -> int | None:
 
 @cache
 def copy_speed(device: torch.device) -> float:
-    """Bytes a second, read plus written, of the faster of two ways to copy what no cache holds."""
+    """Return the bytes per second, read plus written, of the faster of two ways to copy a large tensor."""
     if device.type == "meta":
         raise RuntimeError("the speed of a copy is measured on the input's device, and meta holds no data")
-    source = torch.ones(2**26 if device.type == "cuda" else 2**24, device=device)  # of 4 bytes
+    source = torch.ones(2**26 if device.type == "cuda" else 2**24, device=device)  # float32
     target = torch.empty_like(source)
     ways = {"copy": [lambda: target.copy_(source)], "kernel": [lambda: torch.neg(source, out=target)]}
     return 2 * source.nbytes / min(times.p50 for times in time_together(ways, device).values())
@@ -202,7 +210,7 @@ class _HostRun:
         self.rounds = _rounds_of(self()())
 
     def __call__(self) -> Callable[[], float]:
-        """Runs one call; what is returned tells its time."""
+        """Run one call; return a function that returns its time."""
         call = next(self.turn)
         start = time.perf_counter()
         call()
@@ -213,7 +221,7 @@ class _HostRun:
 class _GraphMemory:
     """Memory that graphs share, and the stream that it belongs to.
 
-    They may: they are replayed one after the other, and nobody reads what they compute.
+    Sharing is safe: graphs are replayed one after the other, and nobody reads their results.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -226,7 +234,7 @@ class _GraphMemory:
 class _GraphRun:
     """Calls captured in a CUDA graph, timed by events around its replay.
 
-    Every set of operands is in it equally often.
+    Every set of operands occurs in the graph equally often.
     """
 
     def __init__(self, calls: Sequence[Call], memory: _GraphMemory) -> None:
@@ -242,7 +250,7 @@ class _GraphRun:
         self.rounds = _rounds_of(self()() * self.count)
 
     def __call__(self) -> Callable[[], float]:
-        """Replays the graph; what is returned waits for it and tells the time of one call."""
+        """Replay the graph; return a function that waits for it and returns the time of one call."""
         with torch.cuda.device(self.memory.device):
             torch.cuda._sleep(self.pause)
             start, end = self._launch()
@@ -261,18 +269,19 @@ class _GraphRun:
         return start, end
 
     def _capture(self, calls: Sequence[Call], turns: int) -> None:
-        graph, count, results = torch.cuda.CUDAGraph(), turns * len(calls), [None] * len(calls)
+        graph, count = torch.cuda.CUDAGraph(), turns * len(calls)
+        results: list[Tensor | None] = [None] * len(calls)
         with torch.cuda.device(self.memory.device):
             with torch.cuda.graph(graph, pool=self.memory.pool, stream=self.memory.stream):
-                for i in range(count):  # each set has a result of its own, which no cache must hold
+                for i in range(count):  # each set has its own result, so that no cache holds it
                     results[i % len(calls)] = calls[i % len(calls)]()
             torch.cuda.synchronize()
             graph.replay()  # the first time, the host also prepares it
-            # only now the last graph goes: a pool must not be without one
+            # Only now drop the previous graph: a pool must never be without one.
             self.graph, self.count = graph, count
             self.pause = pause_before(self._launch, torch.cuda.synchronize, highest_clock(self.memory.device))
 
 
 def _rounds_of(seconds: float) -> int:
-    """How many rounds a run of ``seconds`` gets."""
+    """Return how many rounds a run of ``seconds`` gets."""
     return max(LEAST_ROUNDS, min(ROUNDS, int(SECONDS / max(seconds, 1e-9))))

@@ -1,12 +1,14 @@
-"""Finds the fastest tile of a pass by measuring: compiles candidates on all cores, times the right ones."""
+"""Find the fastest tile of a pass: compile the candidates, time those with right results, write a table."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from multiprocessing import get_context
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,21 +22,22 @@ from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import weight_grad
 from gconv.measure import compiled
 from gconv.measure.candidates import candidates, splits
+from gconv.measure.files import write_atomically
 from gconv.measure.problem import LAYOUTS, TYPES, Operands, Problem, run_poisoned
-from gconv.measure.terminal import track
-from gconv.measure.timing import cudnn_searching, time_together
+from gconv.measure.timing import Call, Times, cudnn_searching, time_together
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What was found for a problem.
+class TuningResult:
+    """What :func:`tune` found for a problem.
 
     Args:
-        problem: the pass, the sizes, the type.
-        tile: the fastest of those that gave the right result, None where none did.
-        triton, aten: microseconds by layout.
-        wrong: tiles that gave a wrong result, with its error; they are never used.
-        times: microseconds of all tiles that gave the right result, in channels_last.
+        problem: the pass, the sizes and the type.
+        tile: the fastest tile with the right result, None if no tile had it.
+        triton: microseconds of that tile by layout; empty if there is none.
+        aten: microseconds of PyTorch's own convolution by layout.
+        wrong: tiles with a wrong result, and its error; they are never used.
+        times: microseconds of all tiles with the right result, in channels_last.
     """
 
     problem: Problem
@@ -45,62 +48,79 @@ class Finding:
     times: dict[Tile, float]
 
     @property
-    def entry(self) -> choice.Entry:
-        """As the table holds it; there has to be a tile."""
-        return choice.Entry(*key(self.problem), self.tile, self.triton, self.aten)
+    def entry(self) -> choice.Entry | None:
+        """The entry for the table, None if no tile had the right result."""
+        return (
+            None if self.tile is None else choice.Entry(*key(self.problem), self.tile, self.triton, self.aten)
+        )
 
 
-def key(problem: Problem) -> tuple[tuple, tuple]:
-    """Kind and size of a problem's entry in the table."""
+def key(problem: Problem) -> tuple[tuple, tuple[int, int, int, int]]:
+    """Return the kind and the size of a problem's entry in the table."""
     return choice.kind_of(problem.pass_, problem.geometry, problem.type), choice.size_of(problem.geometry)
 
 
-def tune(problem: Problem, tiles: Sequence[Tile], device: torch.device) -> Finding:
-    """Measures ``tiles``, then finer and coarser splits of the best one, then PyTorch, in both layouts.
+def write_entries(path: Path, entries: Iterable[choice.Entry], environment: dict[str, Any]) -> None:
+    """Write a table that :func:`gconv.kernels.choice.read_entries` reads, with one entry per line.
+
+    Args:
+        path: the file.
+        entries: what was measured.
+        environment: the machine that it was measured on.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    lines = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
+    head = json.dumps({"kernels": choice.KERNELS, "environment": environment}, indent=1).removesuffix("\n}")
+    write_atomically(path, f'{head},\n "entries": [\n{lines}\n]}}\n')
+
+
+def tune(problem: Problem, tiles: Sequence[Tile], device: torch.device) -> TuningResult:
+    """Time tiles, then finer and coarser splits of the best one, then PyTorch in both layouts.
 
     Args:
         problem: what to run.
-        tiles: that come into question.
+        tiles: the candidates.
         device: a GPU, or the CPU for Triton's interpreter.
+
+    Returns:
+        The fastest tile with the right result, and all times.
     """
     with problem.precision(), cudnn_searching():
         sets = {layout: problem.draw_sets(device, layout) for layout in LAYOUTS}
         ours = sets["channels_last"]
         truth = problem.truth(ours[0])
         errors = _errors(problem, ours[0], tiles, truth)
-        measured = _times(problem, ours, errors, device)
-        best = min(measured, key=measured.get, default=None)
+        times = _times(problem, ours, errors, device)
+        best = _fastest(times)
         if best is not None:
             errors |= _errors(problem, ours[0], splits(best), truth)
             near = {tile: errors[tile] for tile in (best, *splits(best)) if tile in errors}
             again = _times(problem, ours, near, device)
-            measured |= again
-            best = min(again, key=again.get)
-        contenders = {("aten", layout): _calls(problem.run_pytorch, sets[layout]) for layout in LAYOUTS}
-        if best is not None:
-            contenders |= {
-                ("triton", layout): _calls(lambda o, form=form: _run(problem, o, best, form), sets[layout])
-                for layout, form in LAYOUTS.items()
-            }
-        times = time_together(contenders, device)
-    triton, aten = (
-        {layout: round(t.p50 * 1e6, 3) for (backend, layout), t in times.items() if backend == name}
-        for name in ("triton", "aten")
-    )
+            times |= again
+            best = _fastest(again)
+        triton, aten = _compare_with_pytorch(problem, sets, best, device)
     wrong = {tile: error for tile, error in errors.items() if not problem.matches(error)}
-    return Finding(problem, best, triton, aten, wrong, measured)
+    return TuningResult(problem, best, triton, aten, wrong, times)
 
 
 def compile_candidates(
     problems: Sequence[Problem], device: torch.device, processes: int | None = None
 ) -> dict[Problem, list[Tile]]:
-    """The candidates of each problem, compiled into Triton's cache.
+    """Compile the candidates of each problem into Triton's cache.
 
-    Without those that spill, or that the compiler fails on, which is said.
+    Args:
+        problems: what will be tuned.
+        device: a GPU, or the CPU for Triton's interpreter, which needs no compiling.
+        processes: how many processes compile. Defaults to None, one per core.
+
+    Returns:
+        The candidates by problem, without tiles that spill or do not compile; stderr names the latter.
     """
     here = device_of(device)
     found = {p: candidates(p.pass_, p.geometry, p.dtype, TYPES[p.type][1], here) for p in problems}
-    if here.kind == "cpu":  # the interpreter compiles nothing
+    if here.kind == "cpu":
         return found
     target = compiled.target_of(device)
     jobs: dict[tuple, tuple[compiled.Job, list[tuple[Problem, Tile]]]] = {}
@@ -108,29 +128,19 @@ def compile_candidates(
         for tile in tiles:
             job = compiled.Job(target, problem.type, problem.pass_, problem.geometry, "plain", 0, tile)
             jobs.setdefault(job.binary, (job, []))[1].append((problem, tile))
-    for job, kernel in compile_all([job for job, _ in jobs.values()], processes):
+    for job, kernel in compiled.compile_all([job for job, _ in jobs.values()], processes):
         users = jobs[job.binary][1]
-        failed = isinstance(kernel, BaseException)
-        if failed:
+        if isinstance(kernel, BaseException):
             print(f"left out, it does not compile: {users[0][1]}: {kernel!r}", file=sys.stderr)
-        if failed or kernel.spills:
-            for problem, tile in users:
-                found[problem].remove(tile)
+        elif not kernel.spills:
+            continue
+        for problem, tile in users:
+            found[problem].remove(tile)
     return found
 
 
-def compile_all(
-    jobs: Sequence[compiled.Job], processes: int | None = None
-) -> Iterator[tuple[compiled.Job, compiled.Kernel | BaseException]]:
-    """Compile into Triton's cache on ``processes`` cores, by default all; yield what came of each job."""
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        running = {pool.submit(compiled.compile_job, job): job for job in jobs}
-        for future in track(as_completed(running), "compiling", len(running)):
-            yield running[future], future.exception() or future.result()
-
-
 def _run(problem: Problem, operands: Operands, tile: Tile, form: torch.memory_format) -> Tensor:
-    """A problem's pass on the kernels in one tile, its result in ``form``."""
+    """Run a problem's pass on the kernels in one tile, with its result in ``form``."""
     (x, w, dy), geometry = operands, problem.geometry
     if problem.pass_ == "forward":
         result = forward(x, w, None, geometry, None, tile=tile)
@@ -141,12 +151,17 @@ def _run(problem: Problem, operands: Operands, tile: Tile, form: torch.memory_fo
     return result.contiguous(memory_format=form)
 
 
+def _run_in(problem: Problem, tile: Tile, form: torch.memory_format) -> Callable[[Operands], Tensor]:
+    """Return a function that runs a problem in one tile on operands."""
+    return lambda operands: _run(problem, operands, tile, form)
+
+
 def _errors(problem: Problem, operands: Operands, tiles: Iterable[Tile], truth: Tensor) -> dict[Tile, float]:
-    """Each tile's error, but of those that need more shared memory than there is."""
+    """Return the error of each tile, without tiles that need more shared memory than the GPU has."""
     errors = {}
     for tile in tiles:
         try:
-            result = run_poisoned(lambda o, tile=tile: _run(problem, o, tile, torch.channels_last), operands)
+            result = run_poisoned(_run_in(problem, tile, torch.channels_last), operands)
         except OutOfResources:
             continue
         errors[tile] = problem.error(result, truth)
@@ -156,15 +171,40 @@ def _errors(problem: Problem, operands: Operands, tiles: Iterable[Tile], truth: 
 def _times(
     problem: Problem, sets: Sequence[Operands], errors: dict[Tile, float], device: torch.device
 ) -> dict[Tile, float]:
-    """Microseconds of the tiles that are right."""
+    """Return the microseconds of the tiles whose errors are those of right results."""
     contenders = {
-        tile: _calls(lambda o, tile=tile: _run(problem, o, tile, torch.channels_last), sets)
+        tile: _calls(_run_in(problem, tile, torch.channels_last), sets)
         for tile, error in errors.items()
         if problem.matches(error)
     }
     times = time_together(contenders, device) if contenders else {}
-    return {tile: round(t.p50 * 1e6, 3) for tile, t in times.items()}
+    return {tile: _microseconds(t) for tile, t in times.items()}
 
 
-def _calls(run: Callable[[Operands], Tensor], sets: Iterable[Operands]) -> list[Callable[[], Tensor]]:
-    return [lambda operands=operands: run(operands) for operands in sets]
+def _fastest(times: dict[Tile, float]) -> Tile | None:
+    return min(times, key=lambda tile: times[tile], default=None)
+
+
+def _compare_with_pytorch(
+    problem: Problem, sets: dict[str, list[Operands]], tile: Tile | None, device: torch.device
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the microseconds of the kernels in ``tile``, and of PyTorch, each by layout."""
+    contenders = {("aten", layout): _calls(problem.run_pytorch, sets[layout]) for layout in LAYOUTS}
+    if tile is not None:
+        for layout, form in LAYOUTS.items():
+            contenders["triton", layout] = _calls(_run_in(problem, tile, form), sets[layout])
+    times = time_together(contenders, device)
+    triton, aten = (
+        {layout: _microseconds(t) for (backend, layout), t in times.items() if backend == name}
+        for name in ("triton", "aten")
+    )
+    return triton, aten
+
+
+def _calls(run: Callable[[Operands], Tensor], sets: Iterable[Operands]) -> list[Call]:
+    """Return a call of ``run`` for each set of operands."""
+    return [partial(run, operands) for operands in sets]
+
+
+def _microseconds(times: Times) -> float:
+    return round(times.p50 * 1e6, 3)

@@ -1,12 +1,14 @@
-"""``conv_between_norms``: batch norm, ReLU, convolution, batch norm, ReLU, with the norms inside its kernels.
+"""``conv_between_norms``: batch norm, ReLU, convolution, batch norm and ReLU, with the norms in its kernels.
 
-Forward, z being the input and a what is convolved:
+With z the input and a the input of the convolution, the forward pass is
 
-    statistics of z;  y = conv(a), a = relu(norm(z)) made as z is loaded, with the statistics of y gathered as
-    it is stored;  relu(norm(y))
+    statistics of z
+    y = conv(a), where a = relu(norm(z)) is made as z is loaded, and the statistics of y as y is stored
+    relu(norm(y))
 
-Backward, the gradient of a goes through ReLU as it is stored, with the sums that batch norm's needs; the
-weight gradient makes a from z again. So a is never in memory, and no pass is there for statistics of y.
+In the backward pass the gradient of a goes through the ReLU as it is stored, along with the sums that the
+gradient of the batch norm needs, and the weight gradient makes a from z again. So a is never in memory, and
+no extra pass computes the statistics of y.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.module import _has_any_global_hook
 
 from gconv import batch_norm, dispatch, ops
 from gconv.functional import prepare
 from gconv.geometry import ConvGeometry
 from gconv.module import GroupConv2d, is_watched
+from gconv.torch_internals import BatchNormBase, forward_mode_active, has_global_hooks, transforms_active
 
 
 def conv_between_norms(
@@ -36,26 +38,28 @@ def conv_between_norms(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """``relu(after(conv(relu(before(input)))))``, with fewer passes over memory, in training and evaluation.
+    """Compute ``relu(after(conv(relu(before(input)))))`` with fewer passes over memory.
 
-    Gradients are those of the modules, and running statistics move as theirs. Where the kernels cannot do it,
-    or would not be faster, the modules are called one after the other: on "aten", which "auto" takes on a
-    CPU; with another norm than ``nn.BatchNorm2d`` itself, ``nn.SyncBatchNorm`` say, or another convolution
-    than :class:`~gconv.GroupConv2d` itself; where a module has hooks; where autocast would narrow the input;
-    under ``torch.func``, forward mode, ``torch.export`` and ``torch.jit.trace``.
+    Works in training and in evaluation mode: gradients are those of the modules, and running statistics are
+    updated as by the modules. The modules are called one after the other where the kernels cannot run or
+    would not be faster: on "aten", which "auto" takes on a CPU; with other norms than ``nn.BatchNorm2d``
+    itself, such as ``nn.SyncBatchNorm``, or another convolution than :class:`~gconv.GroupConv2d` itself;
+    with hooks on a module; where autocast would narrow the input; and under ``torch.func``, forward mode,
+    ``torch.export`` and ``torch.jit.trace``.
 
     Args:
         input: (N, C, H, W).
         before: batch norm of the input's C channels.
-        conv: C to K channels.
+        conv: convolution from C to K channels.
         after: batch norm of K channels.
         backend: as in :func:`gconv.group_conv2d`.
 
     Returns:
-        (N, K, P, Q), channels_last where input or weight is.
+        (N, K, P, Q), in channels_last if input or weight is.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as the modules raise them. The second derivative is refused.
+        TypeError, ValueError, RuntimeError: as the modules raise them; RuntimeError also for a second
+            derivative.
     """
     if not _can_fuse(input, before, conv, after):
         return _one_by_one(input, before, conv, after, backend)
@@ -84,27 +88,27 @@ def _one_by_one(
 
 
 def _relu(norm: nn.Module, x: Tensor) -> Tensor:
-    """relu(norm(x)), in the memory of what a batch norm makes where nobody else has seen it."""
-    own = isinstance(norm, nn.modules.batchnorm._BatchNorm) and not is_watched(norm)
+    """Compute relu(norm(x)), in place if ``norm`` is a batch norm whose output nobody else has seen."""
+    own = isinstance(norm, BatchNormBase) and not is_watched(norm)
     return F.relu(norm(x), inplace=own)
 
 
 def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) -> bool:
-    """Whether this is the call that the kernels know, with nobody watching what is between."""
+    """Whether the kernels can run the call, and nobody watches what is between the modules."""
     if type(input) is not Tensor or input.ndim != 4 or not input.is_floating_point():
         return False
     if not all(map(_is_plain_norm, (before, after))) or type(conv) is not GroupConv2d:
         return False
     if conv.padding_mode != "zeros" or conv.activation is not None:
         return False
-    if _has_any_global_hook() or any(map(is_watched, (before, conv, after))):
+    if has_global_hooks() or any(map(is_watched, (before, conv, after))):
         return False
     traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
-    return not (traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+    return not (traced or transforms_active() or forward_mode_active())
 
 
 def _is_plain_norm(norm: nn.Module) -> bool:
-    """Whether it has all that ``nn.BatchNorm2d`` can have, and decays its statistics at a fixed rate."""
+    """Whether ``norm`` has weights and running statistics, and updates the latter at a fixed rate."""
     if type(norm) is not nn.BatchNorm2d or norm.momentum is None or not norm.track_running_stats:
         return False
     has = (norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked)
@@ -112,16 +116,16 @@ def _is_plain_norm(norm: nn.Module) -> bool:
 
 
 def _sizes_fit(before: nn.BatchNorm2d, after: nn.BatchNorm2d, geometry: ConvGeometry) -> bool:
-    """Whether there is something to normalise; batch norm has its own words where there is not."""
+    """Whether channels match and there is more than one pixel; batch norm raises its own error if not."""
     n, c, h, w = geometry.input_size
     _, k, p, q = geometry.output_size
     return before.num_features == c and after.num_features == k and n * h * w > 1 and n * p * q > 1
 
 
 def _run(name: str, backend: str, *tensors: Tensor) -> Tensor:
-    """Run a function of :mod:`gconv.batch_norm` on ``tensors``, of which x or its gradient is the first.
+    """Run a function of :mod:`gconv.batch_norm`, or the kernel of the same name, on ``tensors``.
 
-    By the kernel of that name, where the convolution has kernels; in graphs, by PyTorch's operators.
+    In compiled graphs PyTorch's operators run it, which the compiler can fuse.
     """
     kernels = backend in ("auto", "triton") and tensors[0].dtype in dispatch.TRITON_DTYPES
     module = batch_norm
@@ -131,22 +135,29 @@ def _run(name: str, backend: str, *tensors: Tensor) -> Tensor:
 
 
 def _norm(norm: nn.BatchNorm2d, moments: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
-    """norm (3, C) and the variance in it: of the batch, whose ``moments`` move the running ones, or those."""
+    """Return norm (3, C) for x and the variance (C,) in it.
+
+    From ``moments``, those of the batch, which also update the running statistics; or from the latter.
+    """
+    running_mean, running_var, momentum = norm.running_mean, norm.running_var, norm.momentum
+    batches = norm.num_batches_tracked
+    assert running_mean is not None and running_var is not None  # _is_plain_norm has checked
+    assert batches is not None and momentum is not None
     if moments is None:
         dtype = batch_norm.wide_dtype(x.dtype)
-        mean, variance = norm.running_mean.to(dtype), norm.running_var.to(dtype)
+        mean, variance = running_mean.to(dtype), running_var.to(dtype)
     else:
         mean, variance = moments
         pixels = x.numel() // x.shape[1]
-        norm.num_batches_tracked.add_(1)
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        batches.add_(1)
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         unbiased = variance * (pixels / (pixels - 1))
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
     return batch_norm.make_norm(mean, variance, norm.eps, norm.weight, norm.bias), variance
 
 
 class _Convolution(Function):
-    """y = conv(relu(norm(input))), and the moments of y; the gradient goes through the norm's statistics."""
+    """Compute y = conv(relu(norm(input))) and the moments of y; gradients flow through the statistics."""
 
     @staticmethod
     def forward(
@@ -178,18 +189,19 @@ class _Convolution(Function):
             return (None,) * 11
         input, gamma, weight, norm, variance = ctx.saved_tensors
         geometry, backend = ctx.geometry, ctx.backend
-        through = weights = (None, None, None)
+        through: tuple[Tensor | None, ...] = (None, None, None)
+        weights: tuple[Tensor | None, ...] = (None, None)
         if any(ctx.needs_input_grad[:3]):
             grad_norm, sums = ops.norm_input_grad(grad, weight, input, norm, geometry, backend)
             through = _through_norm(ctx, grad_norm, input, gamma, norm, variance, sums)
         if any(ctx.needs_input_grad[3:5]):
             with_bias = ctx.needs_input_grad[4]
-            weights = ops.norm_weight_grad(grad, input, norm, with_bias, geometry, backend)
+            weights = ops.norm_weight_grad(grad, input, norm, geometry, with_bias, backend)
         return *through, weights[0], weights[1] if ctx.needs_input_grad[4] else None, *(None,) * 6
 
 
 class _Normalisation(Function):
-    """relu(norm(y)); the gradient goes through the norm's statistics, where they are those of y."""
+    """Compute relu(norm(y)); gradients flow through the statistics where they are those of y."""
 
     @staticmethod
     def forward(
@@ -220,7 +232,7 @@ class _Normalisation(Function):
 def _through_norm(
     ctx: Any, grad: Tensor, x: Tensor, gamma: Tensor, norm: Tensor, variance: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, gamma and beta from that of relu(norm(x)) and its two sums."""
+    """Return the gradients of x, gamma and beta from that of relu(norm(x)) and its two sums."""
     pixels = x.numel() // x.shape[1]
     slope = (
         batch_norm.slope(sums, norm, variance, ctx.eps, pixels) if ctx.of_batch else torch.zeros_like(sums)

@@ -1,4 +1,4 @@
-"""The layout of a model's weights: into channels_last, and back, with all that depends on their strides."""
+"""Move a model's weights to channels_last and back, with everything that must have the same strides."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ _MOVED = "_moved_by_gconv"  # a mark in a module's __dict__, so that it is copie
 
 
 def move_to_channels_last(convolutions: Sequence[nn.Conv2d]) -> str:
-    """Put the contiguous weights of ``convolutions`` into channels_last, their gradients and momenta as well.
+    """Move the contiguous weights of ``convolutions`` to channels_last, with their gradients and momenta.
 
-    Parametrised, sharded and lazy weights stay, and those in memory that others hold: flat buffers, shared
-    memory, the buckets of DistributedDataParallel.
+    Parametrised, sharded and lazy weights stay, and so do those in memory that something else holds: flat
+    buffers, shared memory, the buckets of DistributedDataParallel.
+
+    Args:
+        convolutions: the layers; several may share a weight.
 
     Returns:
         What was done, in words; empty if no weight changed the order of its numbers.
     """
     last = torch.channels_last
-    movable = [m for m in convolutions if _is_movable(_weight(m)) and not _lies_in(_weight(m), last)]
-    weights = list({id(module.weight): module.weight for module in movable}.values())
+    movable = {module: weight for module in convolutions if (weight := _movable_weight(module)) is not None}
+    weights = list({id(weight): weight for weight in movable.values()}.values())
     if _in_buckets(weights):
         return (
             "weights keep the layout that DistributedDataParallel found: convert before you wrap the model, "
@@ -41,46 +44,50 @@ def move_to_channels_last(convolutions: Sequence[nn.Conv2d]) -> str:
 
 
 def restore(modules: Iterable[nn.Module]) -> None:
-    """Give the weights that were moved their contiguous layout back."""
+    """Move the weights of ``modules`` that were moved to channels_last back to contiguous layout."""
     moved = [module for module in modules if module.__dict__.pop(_MOVED, False)]
-    weights = {id(weight): weight for weight in map(_weight, moved) if isinstance(weight, nn.Parameter)}
+    weights = {id(weight): weight for weight in map(_weight, moved) if weight is not None}
     _lay_out(list(weights.values()), torch.contiguous_format)
 
 
-def _weight(module: nn.Module) -> Any:
+def _weight(module: nn.Module) -> nn.Parameter | None:
+    """Return the weight of a module, None if it is not a parameter of its own."""
     return module._parameters.get("weight")
 
 
-def _is_movable(weight: Any) -> bool:
-    """Whether a weight is a contiguous parameter in memory of its own."""
+def _movable_weight(module: nn.Module) -> nn.Parameter | None:
+    """Return the weight of a module if it is contiguous, not yet in channels_last, and in its own memory."""
+    weight = _weight(module)
     if type(weight) is not nn.Parameter or weight.layout != torch.strided or not weight.is_contiguous():
-        return False
-    alone = weight.is_meta or weight.untyped_storage().nbytes() == weight.nbytes
-    return alone and not weight.is_inference() and not (weight.is_cpu and weight.is_shared())
+        return None
+    own_memory = weight.is_meta or weight.untyped_storage().nbytes() == weight.nbytes
+    if not own_memory or weight.is_inference() or (weight.is_cpu and weight.is_shared()):
+        return None
+    return None if _has_strides_of(torch.channels_last, weight) else weight
 
 
-def _lies_in(tensor: Tensor, layout: torch.memory_format) -> bool:
-    """Whether ``tensor`` has the very strides of ``layout``.
+def _has_strides_of(layout: torch.memory_format, tensor: Tensor) -> bool:
+    """Whether ``tensor`` has exactly the strides of ``layout``.
 
-    A 1x1 kernel, or one of a single input channel, is contiguous in both layouts; PyTorch goes by strides.
+    A 1x1 kernel, or one with a single input channel, is contiguous in both, but PyTorch goes by strides.
     """
     return torch.empty_like(tensor, device="meta", memory_format=layout).stride() == tensor.stride()
 
 
 def _lay_out(weights: Sequence[nn.Parameter], layout: torch.memory_format) -> None:
-    """Copy weights into ``layout``, and what goes with them: gradients, and the state of optimisers.
+    """Copy weights into ``layout``, with their gradients and the state of their optimisers.
 
-    Fused optimisers take it for granted that all of these have the same strides.
+    Fused optimisers rely on the same strides for all of these.
     """
-    all_states = [o.state for o in (_alive(Optimizer) if weights else []) if hasattr(o, "state")]
+    optimisers = _alive(Optimizer) if weights else []
+    all_states = [optimiser.state for optimiser in optimisers if hasattr(optimiser, "state")]
     with torch.inference_mode(False), torch.no_grad():
         for weight in weights:
             before = weight.stride()
-            states = [of_all[weight] for of_all in all_states if weight in of_all]
             weight.data = _copy(weight.data, layout)
             if weight.grad is not None and weight.grad.stride() == before:
                 weight.grad = _copy(weight.grad, layout)
-            for state in states:
+            for state in [of_all[weight] for of_all in all_states if weight in of_all]:
                 for name, value in state.items():
                     if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() == before:
                         state[name] = _copy(value, layout)
@@ -98,7 +105,7 @@ def _in_buckets(weights: Sequence[nn.Parameter]) -> bool:
 
 
 def _alive(kind: type) -> list[Any]:
-    """All objects of a class in this process, also those whose making failed.
+    """Return all objects of a class in this process, even those whose ``__init__`` failed.
 
     Nothing else leads from a weight to its optimiser.
     """

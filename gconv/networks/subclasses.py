@@ -1,15 +1,14 @@
-"""Other people's subclasses of ``nn.Conv2d``: the class that each becomes when gconv runs its convolution.
+"""How subclasses of ``nn.Conv2d`` are swapped: the class that each becomes when gconv runs its convolution.
 
-A subclass that leaves the convolution to ``nn.Conv2d`` keeps all that it does: ``GroupConv2d`` steps in
-beneath it. One that calls ``F.conv2d`` cannot be reached so. Of those, timm's are known here by name and
-written as equations; nothing of timm is imported.
+A subclass that leaves the convolution to ``nn.Conv2d`` keeps its own behaviour: ``GroupConv2d`` takes the
+place of ``nn.Conv2d`` below it. That does not work for one that calls ``F.conv2d`` itself. timm's are known
+here by name and written as equations; timm is not imported.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
 from types import new_class
 from typing import Any
 
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 from gconv.functional import group_conv2d
 from gconv.module import GroupConv2d
 
+_GROUPED: dict[type[nn.Conv2d], type[GroupConv2d]] = {nn.Conv2d: GroupConv2d}  # the classes made so far
+
 
 def why_not(original: type[nn.Conv2d]) -> str | None:
-    """Why a module of class ``original`` cannot be swapped, None if it can."""
+    """Return why a module of class ``original`` cannot be swapped, None if it can."""
     name = original.__name__
     if original.__module__.startswith("torch.ao."):
         return f"its class {name} is one that torch.ao.quantization looks for"
@@ -44,10 +45,10 @@ def _leaves_the_convolution(original: type[nn.Conv2d]) -> bool:
     """Whether ``forward`` leaves the convolution to ``nn.Conv2d``, or is known as an equation."""
     if name_of_method(original, "forward") in _EQUATIONS:
         return True
-    for owner in (cls for cls in original.__mro__ if "forward" in vars(cls)):  # in super()'s order
+    for owner in (cls for cls in original.__mro__ if "forward" in vars(cls)):  # in the order of super()
         if owner is nn.Conv2d:
             return True
-        code = getattr(inspect.unwrap(owner.forward), "__code__", None)
+        code = getattr(inspect.unwrap(vars(owner)["forward"]), "__code__", None)
         called = set(code.co_names) if code else set()
         if "_conv_forward" in called:
             return True
@@ -56,11 +57,24 @@ def _leaves_the_convolution(original: type[nn.Conv2d]) -> bool:
     return False
 
 
-@cache
 def grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
-    """The class that a module of class ``original`` gets: a subclass of that and of ``GroupConv2d``."""
-    if original is nn.Conv2d:
-        return GroupConv2d
+    """Return the class that a module of class ``original`` gets, always the same one.
+
+    Args:
+        original: ``nn.Conv2d`` or a subclass that :func:`why_not` accepts.
+
+    Returns:
+        A subclass of ``GroupConv2d`` and ``original``.
+
+    Raises:
+        TypeError: ``original`` cannot be subclassed.
+    """
+    if original not in _GROUPED:
+        _GROUPED[original] = _make_grouped(original)
+    return _GROUPED[original]
+
+
+def _make_grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
     namespace: dict[str, Any] = {
         "__module__": __name__,
         "__init__": original.__init__,
@@ -69,19 +83,18 @@ def grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
     }
     if equation := _EQUATIONS.get(name_of_method(original, "forward")):
         namespace["forward"] = equation
-    return new_class(
-        f"Group{original.__name__}", (GroupConv2d, original), exec_body=lambda n: n.update(namespace)
-    )
+    bases = (GroupConv2d, original)
+    return new_class(f"Group{original.__name__}", bases, exec_body=lambda body: body.update(namespace))
 
 
 def is_a_convolution(layer: nn.Conv2d) -> bool:
-    """Whether ``layer`` puts out conv(input, weight) + bias and no more, with its parameters as they are."""
+    """Whether ``layer`` computes conv(input, weight) + bias and nothing else, with its own parameters."""
     own = {"weight", "bias"} <= layer._parameters.keys()
     return own and _convolves_plainly(layer) and _activation(layer) is None
 
 
 def takes_activation(layer: nn.Conv2d) -> bool:
-    """Whether its ``activation`` is the last that is done to its output, and still free."""
+    """Whether ``layer`` has no activation yet, and would apply one to its output last."""
     own = _convolves_plainly(layer) or type(layer).forward in (_scaled_std_conv2d, _scaled_std_conv2d_same)
     return isinstance(layer, GroupConv2d) and own and _activation(layer) is None
 
@@ -100,13 +113,13 @@ def _activation(layer: nn.Conv2d) -> str | None:
 
 
 def name_of_method(cls: type, method: str) -> str:
-    """Of the function that a method is, wherever it was defined: one that was patched in has another."""
+    """Return the module and name of the function behind a method; a patched method has another one."""
     function = getattr(cls, method)
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"
 
 
 def _reduce(module: Any, protocol: int) -> tuple[Any, ...]:
-    """Pickles a module whose class no import finds by the class that it was made of."""
+    """Pickle a module by its original class: no import finds the one made here."""
     return _restore, (type(module)._gconv_original,), module.__getstate__()
 
 
@@ -130,9 +143,10 @@ def _scaled_std_conv2d_same(layer: Any, input: Tensor) -> Tensor:
 
 
 def _convolve_same(layer: Any, input: Tensor, weight: Tensor) -> Tensor:
-    """TensorFlow's "SAME": ceil(H / stride) rows come out, the odd zero goes after.
+    """Convolve with TensorFlow's "SAME" padding: the output has ceil(H / stride) rows.
 
-    At stride 1 that is PyTorch's "same". Where both sides get as much, no padded copy of the input is needed.
+    At stride 1 that is PyTorch's "same". An odd zero goes after the image; without one, the input need not be
+    padded in a copy.
     """
     alike = all(d * (k - 1) % 2 == 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
     padding: Any = "same"
@@ -143,18 +157,18 @@ def _convolve_same(layer: Any, input: Tensor, weight: Tensor) -> Tensor:
 
 
 def _zeros(layer: Any, input: Tensor, axis: int) -> tuple[int, int]:
-    """Before and after the image along ``axis``."""
+    """Return how many zeros go before and after the image along ``axis``."""
     length, stride = input.shape[axis], layer.stride[axis]
     reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-    total = (-(-length // stride) - 1) * stride + reach - length
-    total = total.clamp(min=0) if isinstance(total, Tensor) else max(total, 0)  # torch.jit.trace's sizes
+    total: Any = (-(-length // stride) - 1) * stride + reach - length  # a tensor in torch.jit.trace
+    total = total.clamp(min=0) if isinstance(total, Tensor) else max(total, 0)
     return total // 2, total - total // 2
 
 
 def _standardised(layer: Any) -> Tensor:
-    """Scaled weight standardisation, arXiv 2101.08692: each filter of mean 0 and variance (gain * scale)^2.
+    """Return the weight with each filter at mean 0 and variance (gain * scale)^2 (arXiv 2101.08692).
 
-    A batch norm whose channels are the filters, as timm computes it: bit for bit the same.
+    Uses a batch norm whose channels are the filters, as timm does, so the result is the same to the bit.
     """
     filters = layer.weight.reshape(1, layer.out_channels, -1)
     gain = (layer.gain * layer.scale).view(-1)

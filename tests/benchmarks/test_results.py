@@ -13,6 +13,7 @@ from rich.console import Console
 from benchmarks import accuracy, stamps
 from benchmarks.store import read_table
 from gconv.kernels import choice
+from gconv.measure.tuner import write_entries
 from resnext import tables
 from resnext.comparison import Compared, verdict
 
@@ -52,7 +53,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (tmp_path / "nvidia-h200").mkdir()
     (tmp_path / "nvidia-h200" / "layers.jsonl").write_text("{}\n")
     (tmp_path / "nvidia-h200" / "environment.json").write_text(json.dumps({"commit": "HEAD"}))
-    choice.write_entries(tmp_path / "measured" / "nvidia-h200.json", [], {"commit": "abcdef123456"})
+    write_entries(tmp_path / "measured" / "nvidia-h200.json", [], {"commit": "abcdef123456"})
     return tmp_path
 
 

@@ -18,9 +18,9 @@ def test_a_kernel_that_spills_fails_the_command_and_is_named(
 
     monkeypatch.setattr("triton.knobs.runtime.interpret", False)
     monkeypatch.setattr(sys, "argv", ["python -m gconv kernels"])
-    monkeypatch.setattr(command, "_compile_all", lambda arguments: [kernel("sm_90", 0), kernel("gfx942", 8)])
+    monkeypatch.setattr(command, "_compile", lambda arguments: [kernel("sm_90", 0), kernel("gfx942", 8)])
     assert command.main() == 0
-    monkeypatch.setattr(command, "_compile_all", lambda arguments: [kernel("sm_90", 0), kernel("sm_80", 8)])
+    monkeypatch.setattr(command, "_compile", lambda arguments: [kernel("sm_90", 0), kernel("sm_80", 8)])
     assert command.main() == 1
     said = capsys.readouterr().err
     assert "error: 1 of 2 kernels spill" in said and "sm_80" in said and "sm_90" not in said

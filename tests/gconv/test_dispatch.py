@@ -45,7 +45,7 @@ def test_backward_runs_where_forward_ran(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def on_gpu(channels_last: bool = True, **changes: object) -> SimpleNamespace:
-    """What :func:`dispatch.decide` asks of a tensor."""
+    """What :mod:`gconv.dispatch` asks of a tensor."""
     stride = (1, 1, 1) if channels_last else (25, 5, 1)
     return SimpleNamespace(
         is_cuda=True, device=torch.device("cuda"), stride=lambda axis: stride[axis], **changes
@@ -92,7 +92,10 @@ def test_auto_takes_by_rule_what_was_faster_where_it_was_measured(
     set_device(monkeypatch, "cuda", bandwidth=4e12)
     geometry = ConvGeometry.of((256, 128, 56, 56), weight, stride, (1, 1, 1, 1), (dilation,) * 2, groups)
     tensor = on_gpu(channels_last)
-    decided = {pass_: dispatch.decide("auto", pass_, tensor, dtype, geometry).backend for pass_ in ALL}
+    layout = dispatch.layout_of(tensor)
+    decided = {
+        pass_: dispatch.decide_by_auto(pass_, tensor.device, layout, dtype, geometry).backend for pass_ in ALL
+    }
     assert decided == {pass_: "triton" if pass_ in kernels_take else "aten" for pass_ in ALL}
     assert dispatch.aten_alone("auto", tensor, dtype, geometry) == (not kernels_take)
     with torch.no_grad():
@@ -124,7 +127,10 @@ def test_auto_leaves_small_eager_calls_to_pytorch(
     found = dispatch.decide_call("auto", tensor.device, "channels_last", dtype, geometry)
     assert {decision.backend for decision in found.values()} == {"triton" if taken else "aten"}
     assert taken or all("too small to gain in an eager call" in d.reason for d in found.values())
-    in_a_graph = [dispatch.decide("auto", pass_, tensor, dtype, geometry).backend for pass_ in ALL]
+    in_a_graph = [
+        dispatch.decide_by_auto(pass_, tensor.device, "channels_last", dtype, geometry).backend
+        for pass_ in ALL
+    ]
     assert in_a_graph == ["triton"] * 3, "a compiled graph holds the call already"
     asked_for = dispatch.decide_call("triton", tensor.device, "channels_last", dtype, geometry)
     assert {decision.backend for decision in asked_for.values()} == {"triton"}

@@ -26,13 +26,13 @@ def calls(case: Case, backend: str) -> dict[str, tuple]:
         for name in ("stride", "padding", "dilation")
     )
     zeros = (padding[0], padding[0], padding[1], padding[1])
-    settings = (stride, zeros, dilation, case.groups, backend)
+    settings = (stride, zeros, dilation, case.groups)
     x, w, b = case.tensors()
     grad = torch.randn_like(F.conv2d(x, w, b, **case.settings)).requires_grad_()
     return {
-        "forward": (x, w, b, None, "relu", *settings),
-        "input_grad": (grad, w, x.shape, *settings),
-        "weight_grad": (grad, x, w.shape, True, *settings),
+        "forward": (x, w, b, *settings, "relu", None, backend),
+        "input_grad": (grad, w, x.shape, *settings, backend),
+        "weight_grad": (grad, x, w.shape, *settings, True, backend),
     }
 
 
@@ -46,8 +46,8 @@ def test_opcheck(case: Case, name: str, backend: str) -> None:
 
 
 def test_weight_grad_without_bias_leaves_it_empty() -> None:
-    grad, x, size, _, *settings = calls(CASES[0], "reference")["weight_grad"]
-    weight, bias = torch.ops.gconv.weight_grad(grad, x, size, False, *settings)
+    grad, x, size, *settings, _, backend = calls(CASES[0], "reference")["weight_grad"]
+    weight, bias = torch.ops.gconv.weight_grad(grad, x, size, *settings, False, backend)
     assert weight.shape == size and bias.shape == (0,)
 
 

@@ -56,19 +56,19 @@ def test_gradients_keep_the_layout(path: str, layout: str) -> None:
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_fake_kernels_tell_the_strides(backend: str, size: tuple) -> None:
     input_size, weight_size, groups = size
-    settings = ((1, 1), (1, 1, 1, 1), (1, 1), groups, backend)
+    settings = ((1, 1), (1, 1, 1, 1), (1, 1), groups)
     x, w = torch.randn(input_size), torch.randn(weight_size)
     grad = F.conv2d(x, w, padding=1, groups=groups)
     calls = [
-        (torch.ops.gconv.forward, x, w, (None, None, None)),
-        (torch.ops.gconv.input_grad, grad, w, (input_size,)),
-        (torch.ops.gconv.weight_grad, grad, x, (weight_size, True)),
+        (torch.ops.gconv.forward, x, w, (None, *settings, None, None, backend)),
+        (torch.ops.gconv.input_grad, grad, w, (input_size, *settings, backend)),
+        (torch.ops.gconv.weight_grad, grad, x, (weight_size, *settings, True, backend)),
     ]
     for (operator, one, other, rest), (first, second) in itertools.product(calls, PAIRS):
         one, other = LAYOUTS[first](one), LAYOUTS[second](other)
-        real = operator(one, other, *rest, *settings)
+        real = operator(one, other, *rest)
         with FakeTensorMode() as mode:
-            fake = operator(mode.from_tensor(one), mode.from_tensor(other), *rest, *settings)
+            fake = operator(mode.from_tensor(one), mode.from_tensor(other), *rest)
         assert describe(fake) == describe(real), (first, second)
 
 

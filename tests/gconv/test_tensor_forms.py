@@ -170,7 +170,7 @@ def test_gradients(name: str, form: str) -> None:
     )
 
 
-# What each operator takes after its tensors: sizes, which it is told, and options.
+# What each operator takes beside its tensors: sizes, which it is told, and options.
 OPERATORS: dict[str, tuple[tuple, tuple]] = {
     "forward": ((), ("silu",)),
     "input_grad": ((GEOMETRY.input_size,), ()),
@@ -190,13 +190,20 @@ def tensors_of(operator: str) -> list[str]:
 def run_operator(operator: str, tensors: dict[str, Tensor], backend: str) -> Any:
     """``torch.ops.gconv``'s."""
     sizes, options = OPERATORS[operator]
-    run = getattr(torch.ops.gconv, operator)
-    return run(*tensors.values(), *sizes, *options, *GEOMETRY.settings, backend)
+    run, (first, residual) = getattr(torch.ops.gconv, operator), split(tensors)
+    return run(*first, *sizes, *GEOMETRY.settings, *options, *residual, backend)
 
 
 def run_pass(operator: str, tensors: dict[str, Tensor], backend: str) -> Any:
     """As gconv calls it itself: past the operator, where nobody would notice."""
-    return getattr(ops, operator)(*tensors.values(), *OPERATORS[operator][1], GEOMETRY, backend)
+    first, residual = split(tensors)
+    return getattr(ops, operator)(*first, GEOMETRY, *OPERATORS[operator][1], *residual, backend)
+
+
+def split(tensors: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors that come first, and the residual, which is the last option."""
+    first = [tensor for name, tensor in tensors.items() if name != "residual"]
+    return first, [tensor for name, tensor in tensors.items() if name == "residual"]
 
 
 # The kernels take longer: of forms that are found in one way, one.

@@ -47,11 +47,11 @@ def test_gradients_to_second_order(check: object, stride: int) -> None:
 def test_opcheck(name: str) -> None:
     x, w, b = CASE.tensors(torch.float32)
     dy = torch.randn_like(F.conv2d(x, w, b, **CASE.settings)).requires_grad_()
-    settings = ((1, 1), (1, 1, 1, 1), (1, 1), 4, "triton")
+    settings = ((1, 1), (1, 1, 1, 1), (1, 1), 4)
     arguments = {
-        "forward": (x, w, b, None, "relu", *settings),
-        "input_grad": (dy, w, x.shape, *settings),
-        "weight_grad": (dy, x, w.shape, True, *settings),
+        "forward": (x, w, b, *settings, "relu", None, "triton"),
+        "input_grad": (dy, w, x.shape, *settings, "triton"),
+        "weight_grad": (dy, x, w.shape, *settings, True, "triton"),
     }
     # Its test of the gradients compares graphs with eager mode in float64's tolerance, which float32 misses.
     result = torch.library.opcheck(

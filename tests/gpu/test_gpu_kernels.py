@@ -84,7 +84,9 @@ def test_auto_takes_the_kernels_for_resnext() -> None:
     x = torch.randn(8, 128, 56, 56, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     geometry = ConvGeometry.of(x.shape, (128, 4, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 32)
     for pass_ in dispatch.PASSES:
-        assert dispatch.decide("auto", pass_, x, x.dtype, geometry).backend == "triton"
+        assert (
+            dispatch.decide_by_auto(pass_, x.device, "channels_last", x.dtype, geometry).backend == "triton"
+        )
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])

@@ -13,6 +13,7 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels import choice, rules, tiles
 from gconv.kernels.device import Device
 from gconv.measure.suites import Layer
+from gconv.measure.tuner import write_entries
 
 GPU = Device("cuda", "NVIDIA Test-1", 132, 90)
 LAYER = Layer(128, 32, 56)
@@ -51,7 +52,7 @@ def pays(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str,
 
 
 def write(folder: Path, *entries: choice.Entry) -> None:
-    choice.write_entries(folder / "nvidia-test-1.json", entries, {"gpu": GPU.name})
+    write_entries(folder / "nvidia-test-1.json", entries, {"gpu": GPU.name})
 
 
 def test_what_was_written_is_read(folders: tuple[Path, Path]) -> None:

@@ -233,7 +233,7 @@ def test_partial_sums_stay_within_the_workspace() -> None:
         sizes = (256, channels, size, size), (channels, channels // groups, 3, 3)
         geometry = ConvGeometry.of(*sizes, (1, 1), (1, 1, 1, 1), (1, 1), groups)
         strides = (size * size * channels, 1, size * channels, channels)
-        operands = launch.Operands(strides, strides, torch.bfloat16, "ieee", h200)
+        operands = launch.OperandLayout(strides, strides, torch.bfloat16, "ieee", h200)
         plan, splits, numbers = plan_weight_grad(geometry, operands)
         assert 4 * splits * numbers <= tiles.WORKSPACE
         assert 0.8 * 132 * plan.tile.resident <= plan.programs <= 132 * plan.tile.resident

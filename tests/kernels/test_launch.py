@@ -16,6 +16,9 @@ from oracle import Case
 
 import gconv
 from gconv.kernels import launch
+from gconv.kernels.batch_norm import normalise_kernel
+from gconv.kernels.launch import Launch
+from gconv.kernels.tiles import Tile
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[[str], str]
@@ -175,13 +178,24 @@ for layer in (SUITES["tiny"][1], SUITES["depthwise"][2]):
             job = compiled.Job("sm_90", "bfloat16", pass_, problem.geometry, "plain", 0, tile)
             compiled.compile_job(job)
             if pass_ == "weight_grad" or tile.kernel == "strips":  # the reduction, the weights' packing
-                compiled.compile_job(job._replace(index=1))
+                compiled.compile_job(job._replace(position=1))
             before = len(list(cache.rglob("*.cubin")))
             tuner._run(problem, operands, tile, torch.channels_last)
             assert len(list(cache.rglob("*.cubin"))) == before, (problem, tile)
 print(before)
 """
     assert int(run(code)) > 5
+
+
+def test_a_launch_takes_what_its_kernel_knows_and_nothing_else() -> None:
+    arguments = {"pixels": 6, "channels": 16, "blocks": 1, "BM": 4, "BC": 16}
+    tile = Tile("batch_norm", 1, 4, 16, 16, warps=1)
+    plan = Launch.of(normalise_kernel, 2, dict(reversed(arguments.items())), tile, ["p_norm", "p_bias"])
+    assert list(plan.arguments) == list(arguments), "in the kernel's order"
+    assert plan.absent == {"p_norm"}, "of the tensors that it has"
+    for wrong in (arguments | {"rows": 1}, {name: arguments[name] for name in list(arguments)[1:]}):
+        with pytest.raises(TypeError, match=r"takes .*missing or unknown: \[.(rows|pixels)"):
+            Launch.of(normalise_kernel, 2, wrong, tile)
 
 
 @pytest.fixture

@@ -247,7 +247,7 @@ def test_loads_of_each_width(load: int, groups: int, unit: int, dtype: torch.dty
         geometry_of(case),
         strips(case, load=load),
     )
-    assert plan_forward(geometry, launch.Operands.of(x, w), tile=tile).arguments["X_UNIT"] == unit
+    assert plan_forward(geometry, launch.OperandLayout.of(x, w), tile=tile).arguments["X_UNIT"] == unit
     y = kernels.forward(x, w, None, geometry, None, tile=tile)
     right = expected(case, (x, w, None), torch.ones(y.shape))[0]
     check({"output": (y, right, bounds(case, [right], dtype)[0])})

@@ -11,7 +11,7 @@ import torch
 from gconv import dispatch
 from gconv.commands.main import main
 from gconv.measure import check
-from gconv.measure.check import Answer, Findings, Timing
+from gconv.measure.check import CheckedPass, CheckReport, TimedPass
 from gconv.measure.problem import Problem
 from gconv.measure.timing import Times
 
@@ -25,17 +25,17 @@ def times(median: float) -> Times:
     return Times(0.99 * median, median, 1.01 * median)
 
 
-def found(auto: str = "triton", wrong: str = "") -> Findings:
+def found(auto: str = "triton", wrong: str = "") -> CheckReport:
     """On a GPU: forward passes take the kernels 50 us, PyTorch 100, contiguous 400; gradients the same."""
     timings = [
-        Timing(layer.name, pass_, 25.0, times(50), times(100), times(400), auto)
+        TimedPass(layer.name, pass_, 25.0, times(50), times(100), times(400), auto)
         for layer in check.LAYERS
         for pass_ in dispatch.PASSES
     ]
-    answers = [Answer("triton", "float16", "forward", "128/32, 56x56", "right", 1e-4)]
+    answers = [CheckedPass("triton", "float16", "forward", "128/32, 56x56", "right", 1e-4)]
     outcome = "wrong" if wrong else "right"
-    answers += [Answer("triton", "tf32", "forward", "128/32, 56x56", outcome, 0.5, wrong)]
-    return Findings(FACTS, "measured", True, tuple(answers), 256, tuple(timings))
+    answers += [CheckedPass("triton", "tf32", "forward", "128/32, 56x56", outcome, 0.5, wrong)]
+    return CheckReport(FACTS, "measured", True, tuple(answers), 256, tuple(timings))
 
 
 def test_without_a_gpu_it_says_that_there_is_nothing_to_gain_and_why(
@@ -129,7 +129,7 @@ def test_kernels_that_auto_takes_though_they_are_slower_are_told() -> None:
 
 def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is said to be left out, and the verdict is of the rest."""
-    answer = Answer(
+    answer = CheckedPass(
         "triton", "tf32", "forward", "128/32, 56x56", "no memory", message="it does not fit this GPU"
     )
     told = found()

@@ -10,7 +10,7 @@ import sys
 import triton
 from compiled_tables import PINNED, ROOT, RUN_MATRIX, kept, read_table, spilling
 
-from gconv.measure import compiled
+from gconv.measure import compiled, machine_code
 
 # One tile of each kernel in each form, for the five GPUs in turn, or the next that runs it; then the command
 # itself, on three kernels.
@@ -75,5 +75,5 @@ def test_main_loop_is_the_longest_innermost_one() -> None:
         "@P1 BRA (.L_x_2)",
         "BRA (.L_x_0)",
     ]
-    assert compiled.main_loop(listing) == ["HMMA", "LDG", "@P0 BRA (.L_x_1)"]
-    assert compiled.main_loop(["MOV", "EXIT"]) == []
+    assert machine_code.main_loop(listing) == ["HMMA", "LDG", "@P0 BRA (.L_x_1)"]
+    assert machine_code.main_loop(["MOV", "EXIT"]) == []

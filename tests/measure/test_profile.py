@@ -14,7 +14,7 @@ import gconv
 from gconv import dispatch, profile
 from gconv.dispatch import Decision
 from gconv.geometry import PASSES, Padding
-from gconv.measure.recorder import Call, record
+from gconv.measure.recorder import RecordedCall, record
 from gconv.measure.timing import Times
 
 
@@ -137,7 +137,7 @@ def test_a_contiguous_network_on_a_gpu_is_measured_in_both_layouts(
     ]
 
 
-def on_gpu(call: Call) -> Call:
+def on_gpu(call: RecordedCall) -> RecordedCall:
     return replace(call, device=torch.device("cuda"))
 
 

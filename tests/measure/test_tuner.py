@@ -66,7 +66,7 @@ def test_tuning_leaves_out_what_spills_or_does_not_compile(
     monkeypatch.setattr(compiled, "target_of", lambda _: "sm_90")
     monkeypatch.setattr(compiled.Job, "binary", property(lambda job: job.tile))
     monkeypatch.setattr(compiled, "compile_job", compile_job)
-    monkeypatch.setattr(tuner, "ProcessPoolExecutor", lambda processes, _: ThreadPoolExecutor(processes))
+    monkeypatch.setattr(compiled, "ProcessPoolExecutor", lambda processes, _: ThreadPoolExecutor(processes))
     assert tuner.compile_candidates([problem], CPU) == {problem: others}
     assert f"left out, it does not compile: {broken}: ValueError('too large')" in capsys.readouterr().err
 

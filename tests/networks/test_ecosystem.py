@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import gconv
-from gconv import ops, passes
+from gconv import ops
 from gconv.geometry import PASSES
 
 
@@ -129,7 +129,7 @@ def test_inductor_keeps_channels_last_and_the_numbers(
     seen: dict[str, set[bool]] = {}
 
     def spy_on(name: str) -> Callable[..., Any]:
-        run = getattr(passes, name)
+        run = getattr(ops, name).run
 
         def spy(first: Tensor, *args: Any) -> Any:
             seen.setdefault(name, set()).add(first.is_contiguous(memory_format=torch.channels_last))
@@ -138,7 +138,7 @@ def test_inductor_keeps_channels_last_and_the_numbers(
         return spy
 
     for name in PASSES:
-        monkeypatch.setattr(passes, name, spy_on(name))
+        monkeypatch.setattr(getattr(ops, name), "run", spy_on(name))
     x = torch.randn(3, 16, 11, 14, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     with gconv.backend("reference"):
         found = step(converted, x, torch.compile(converted, fullgraph=True))
@@ -271,8 +271,9 @@ def test_activation_checkpointing_computes_again_what_it_did(
     plain, converted = pair()
     ran: list[str] = []
     for name in PASSES:
-        original = getattr(passes, name)
-        monkeypatch.setattr(passes, name, lambda *a, n=name, run=original: ran.append(n) or run(*a))
+        operator = getattr(ops, name)
+        original = operator.run
+        monkeypatch.setattr(operator, "run", lambda *a, n=name, run=original: ran.append(n) or run(*a))
 
     def run(x: Tensor) -> Tensor:
         return converted.head(checkpoint(converted.features, x, use_reentrant=reentrant))

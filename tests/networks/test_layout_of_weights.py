@@ -181,7 +181,7 @@ def test_the_report_says_who_runs_each_layer_on_this_machine(monkeypatch: pytest
         taken = taken and (pass_ == "forward" or dtype == torch.float16)
         return dispatch.Decision("triton" if taken else "aten", "not known to be faster", 100.0)
 
-    monkeypatch.setitem(gconv.convert.__globals__, "this_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("gconv.networks.reports.this_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(dispatch, "decide_by_auto", decide)
     lines = str(report).splitlines()
     assert lines[1].endswith("the kernels, in bfloat16 forward; float16")

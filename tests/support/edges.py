@@ -18,7 +18,7 @@ from gconv.kernels.device import Device
 from gconv.kernels.tiles import Tile
 
 HALF = torch.float16
-OPERANDS = launch.Operands((1, 1, 1, 1), (1, 1, 1, 1), HALF, "ieee", Device("cpu", "interpreter", 2))
+OPERANDS = launch.OperandLayout((1, 1, 1, 1), (1, 1, 1, 1), HALF, "ieee", Device("cpu", "interpreter", 2))
 Processors = Callable[[int], Device]
 
 

@@ -55,7 +55,7 @@ def run(path: str, input: Tensor, weight: Tensor, bias: Tensor | None = None, **
     dtype, geometry = functional.prepare(input, weight, bias, activation=activation, **arguments)
     batch, weight = (input if input.ndim == 4 else input.unsqueeze(0)).to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    output = autograd.group_conv(batch, weight, bias, activation, geometry, "aten")
+    output = autograd.group_conv(batch, weight, bias, geometry, activation, "aten")
     return output if input.ndim == 4 else output.squeeze(0)
 
 

@@ -1,21 +1,13 @@
-"""What the kernels do to tiles on their way in and out, so that no other pass over memory has to.
+"""What the kernels do to outputs before they store them, so that no other pass over memory has to.
 
-The prologue is the batch norm and ReLU before a convolution, applied to x as it is loaded. ``norm`` holds its
-three numbers for each channel:
-
-    a = max(scale x + shift, 0),  and zero outside the image
-
-An epilogue is applied to the sums before they are stored:
-
-    residual   y = activation(y + bias + residual)
-    moments    y as it is, and mean and sum of squared deviations of each channel, for the next batch norm
-    gradient   dx = dy where scale x + shift > 0, with the sums of dx and dx (x - mean): the way back through
-               ReLU, and what batch norm's gradient needs of it
+residual   y = activation(y + bias + residual)
+moments    y as it is, and mean and sum of squared deviations of each channel, for the next batch norm
+gradient   dx = dy where scale x + shift > 0, with the sums of dx and dx (x - mean): the way back through
+           ReLU, and what batch norm's gradient needs of it
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,113 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gconv.geometry import ConvGeometry
-from gconv.kernels.choice import tile_of
-from gconv.kernels.launch import PLANS_KEPT, Launch, Operands
-from gconv.kernels.packing import INTERPRETED, as_mask, dot
-from gconv.kernels.rules import norm_tile
-from gconv.kernels.tiles import SLIDE_LANES, Tile
-
-PARTIALS = {"moments": 3, "gradient": 2}  # numbers that a program leaves of each channel
-
-
-class Fusion(NamedTuple):
-    """What runs inside a kernel beside the convolution.
-
-    Args:
-        bias: added to the sums.
-        activation: None, "relu", "relu6", "silu" or "hardswish", after bias and residual.
-        prologue: batch norm and ReLU on x.
-        epilogue: "plain", "residual", "moments" or "gradient".
-    """
-
-    bias: bool = False
-    activation: str | None = None
-    prologue: bool = False
-    epilogue: str = "plain"
-
-    @property
-    def values(self) -> dict[str, bool | str]:
-        """The kernels' arguments."""
-        names = ("BIAS", "ACTIVATION", "PROLOGUE", "EPILOGUE")
-        return dict(zip(names, (self.bias, self.activation or "", self.prologue, self.epilogue), strict=True))
-
-    def tile(self, pass_: str, geometry: ConvGeometry, operands: Operands) -> Tile:
-        """The tile that a pass runs in unless its caller gives one."""
-        choose = norm_tile if self.prologue or self.epilogue in PARTIALS else tile_of
-        tile = choose(pass_, geometry, *operands.kind)
-        if self.epilogue == "residual" and tile.kernel == "slide" and tile.warps == 1:
-            return replace(tile, warps=2, registers=None)  # one warp lacks the registers for a residual
-        if self.epilogue == "residual" and tile.kernel == "strips":
-            most = 2 if tile.inputs <= SLIDE_LANES else 1  # wider strips lack them, too
-            return replace(tile, columns=min(tile.columns, most))
-        if self.bias and pass_ == "weight_grad" and tile.kernel == "strips":
-            most = max(1, 6 // (tile.packs * operands.dtype.itemsize))  # the sums of dy take some
-            return replace(tile, columns=min(tile.columns, most))
-        return tile
-
-
-PLAIN = Fusion()
-
-
-@triton.jit
-def load_norm(p_norm, channels, channel, m_channel, USED: tl.constexpr):
-    """(scale, shift, mean) of a tile's channels, each  # [B]. Zeros, which cost nothing, if not USED."""
-    p, m = p_norm + channel, m_channel & USED
-    return tl.load(p, m, 0.0), tl.load(p + channels, m, 0.0), tl.load(p + 2 * channels, m, 0.0)
-
-
-@triton.jit
-def normalise(x, norm, m_pixel, PROLOGUE: tl.constexpr):
-    """The prologue on a tile, where a pixel is in the image. NaN stays NaN, as in PyTorch's ReLU."""
-    if not PROLOGUE:
-        return x
-    a = x.to(tl.float32) * norm[0][None, :] + norm[1][None, :]
-    a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.where(m_pixel[:, None], a, 0.0).to(x.dtype)
-
-
-@triton.jit
-def normalise_row(x, norm, m_columns, inside, PROLOGUE: tl.constexpr):
-    """The prologue on what the three taps of a kernel row meet."""
-    return (
-        normalise(x[0], norm, m_columns[0] & inside, PROLOGUE),
-        normalise(x[1], norm, m_columns[1] & inside, PROLOGUE),
-        normalise(x[2], norm, m_columns[2] & inside, PROLOGUE),
-    )
-
-
-@triton.jit
-def as_sums(x):
-    """An operand in float32, in the registers where a product's sums are  # [BM, BI], or [B, BM, BI]
-
-    It is the product of x with ones on the diagonal. That leaves each number as it is, and puts it where the
-    next product can take it from. Without it, Triton computes where x was loaded, and takes what comes of it
-    through shared memory once more. Two products take fewer instructions than to unpack x, too. What is not
-    finite reaches the other lanes of its pack, as it would in the convolution.
-    """
-    side: tl.constexpr = x.shape[-1]
-    lane = tl.arange(0, side)
-    ones = tl.where(lane[:, None] == lane[None, :], 1.0, 0.0).to(x.dtype)
-    if len(x.shape) == 3:
-        ones = tl.broadcast_to(ones[None, :, :], x.shape[0], side, side)
-    return dot(x, ones, tl.zeros(x.shape, tl.float32), "ieee")
-
-
-@triton.jit
-def normalise_operand(x, norm, m_pixel):
-    """The prologue on an operand of a product  # [BM, BI], or [B, BM, BI]"""
-    if len(x.shape) == 3:
-        scale = norm[0].reshape(x.shape[0], 1, x.shape[2])
-        shift = norm[1].reshape(x.shape[0], 1, x.shape[2])
-        m = m_pixel[None, :, None]
-    else:
-        scale, shift, m = norm[0][None, :], norm[1][None, :], m_pixel[:, None]
-    a = tl.maximum(as_sums(x) * scale + shift, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    if INTERPRETED:
-        return tl.where(m, a, 0.0).to(x.dtype)
-    # A product is of two numbers at once, a selection of one.
-    return a.to(x.dtype) * tl.where(m, 1.0, 0.0).to(x.dtype)
+from gconv.kernels.launch import PLANS_KEPT, Launch
+from gconv.kernels.packing import as_mask
+from gconv.kernels.tiles import Tile
 
 
 @triton.jit
@@ -172,9 +60,12 @@ class Sink(NamedTuple):
 
 
 @triton.jit
-def load_bias(p_bias, channel, m_channel, BIAS: tl.constexpr):
+def load_bias(p_bias, channel, m_channel):
     """``Sink.bias``, in float32."""
-    return (tl.load(p_bias + channel, m_channel, 0.0).to(tl.float32),) if BIAS else ()
+    bias = ()
+    if p_bias is not None:
+        bias = (tl.load(p_bias + channel, m_channel, 0.0).to(tl.float32),)
+    return bias
 
 
 @triton.jit

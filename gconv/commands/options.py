@@ -1,0 +1,99 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from gconv.measure.terminal import fail, first_line
+
+TF32 = "(tf32: float32 as F.conv2d multiplies it by default)"  # for the help of --dtypes
+
+
+def new_parser(prog: str, description: str, **settings: Any) -> argparse.ArgumentParser:
+    """Return a parser that prints ``description`` as it is written.
+
+    ``settings`` are other arguments of ``argparse.ArgumentParser``.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog, description=description, formatter_class=raw, **settings)
+
+
+def add_names(
+    parser: argparse._ActionsContainer,
+    option: str,
+    names: Collection[str],
+    default: Sequence[str] | None = None,
+    purpose: str = "",
+) -> None:
+    """Add an option that takes some of several names.
+
+    Args:
+        parser: where to add it.
+        option: such as "--dtypes".
+        names: the names to choose from.
+        default: the names if the option is not given. Defaults to None, all of them.
+        purpose: what the names are for, for the help. Defaults to "", which leaves it out.
+    """
+    default = list(names if default is None else default)
+    left_out = [name for name in names if name not in default]
+    shown = " ".join(default) if len(left_out) > 1 else " but ".join(["all", *left_out])
+    text = f"{purpose + ': ' if purpose else ''}of {', '.join(names)}; default: {shown}"
+    parser.add_argument(option, nargs="+", metavar="NAME", choices=list(names), default=default, help=text)
+
+
+def add_image(parser: argparse._ActionsContainer) -> None:
+    """Add ``--image C H W``, the size of the image that a network gets."""
+    parser.add_argument(
+        "--image", type=count, nargs=3, default=(3, 224, 224), metavar=("C", "H", "W"),
+        help="channels, height and width of the images that the network gets; default: 3 224 224",
+    )  # fmt: skip
+
+
+def add_batch(parser: argparse._ActionsContainer, default: int | list[int], help: str) -> None:
+    """Add ``--batch``, which takes one size, or several if ``default`` is a list."""
+    several = isinstance(default, list)
+    shown = " ".join(map(str, default)) if isinstance(default, list) else default
+    parser.add_argument(
+        "--batch", type=count, nargs="+" if several else None, default=default, metavar="N",
+        help=f"{help}; default: {shown}",
+    )  # fmt: skip
+
+
+def add_processes(parser: argparse._ActionsContainer) -> None:
+    """Add ``--processes N``; None, the default, is one for each core."""
+    parser.add_argument(
+        "--processes", type=count, metavar="N", help="compile in N processes; default: one per core"
+    )
+
+
+def count(text: str) -> int:
+    """Read a positive integer, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return int(text)
+
+
+def minutes(text: str) -> float:
+    """Read a positive number of minutes, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be a positive number of minutes, got {text!r}")
+    return number
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Import the function that ``MODULE:FUNCTION`` names; exit with an error in one line if that fails."""
+    module, _, function = name.partition(":")
+    if not function:
+        fail(f"{name} must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except Exception as error:  # a module may raise anything when it is imported
+        fail(f"{name}: {first_line(error)}")

@@ -1,0 +1,77 @@
+"""What the kernels do to x on its way in: the batch norm and ReLU before a convolution.
+
+``norm`` holds three numbers for each channel, scale, shift and mean:
+
+    a = max(scale x + shift, 0),  and zero outside the image
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gconv.kernels.packing import INTERPRETED, dot
+
+
+@triton.jit
+def load_norm(p_norm, channels, channel, m_channel, USED: tl.constexpr):
+    """(scale, shift, mean) of a tile's channels, each  # [B]. An empty tuple if not USED."""
+    norm = ()
+    if USED:
+        scale = tl.load(p_norm + channel, m_channel, 0.0)
+        shift = tl.load(p_norm + channels + channel, m_channel, 0.0)
+        norm = (scale, shift, tl.load(p_norm + 2 * channels + channel, m_channel, 0.0))
+    return norm
+
+
+@triton.jit
+def normalise(x, norm, m_pixel, PROLOGUE: tl.constexpr):
+    """The prologue on a tile, where a pixel is in the image. NaN stays NaN, as in PyTorch's ReLU."""
+    if PROLOGUE:
+        a = x.to(tl.float32) * norm[0][None, :] + norm[1][None, :]
+        a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        x = tl.where(m_pixel[:, None], a, 0.0).to(x.dtype)
+    return x
+
+
+@triton.jit
+def normalise_row(x, norm, m_columns, inside, PROLOGUE: tl.constexpr):
+    """The prologue on what the three taps of a kernel row meet."""
+    return (
+        normalise(x[0], norm, m_columns[0] & inside, PROLOGUE),
+        normalise(x[1], norm, m_columns[1] & inside, PROLOGUE),
+        normalise(x[2], norm, m_columns[2] & inside, PROLOGUE),
+    )
+
+
+@triton.jit
+def as_sums(x):
+    """An operand in float32, in the registers where a product's sums are  # [BM, BI], or [B, BM, BI]
+
+    It is the product of x with ones on the diagonal. That leaves each number as it is, and puts it where the
+    next product can take it from. Without it, Triton computes where x was loaded, and takes what comes of it
+    through shared memory once more. Two products take fewer instructions than to unpack x, too. What is not
+    finite reaches the other lanes of its pack, as it would in the convolution.
+    """
+    side: tl.constexpr = x.shape[-1]
+    lane = tl.arange(0, side)
+    ones = tl.where(lane[:, None] == lane[None, :], 1.0, 0.0).to(x.dtype)
+    if len(x.shape) == 3:
+        ones = tl.broadcast_to(ones[None, :, :], x.shape[0], side, side)
+    return dot(x, ones, tl.zeros(x.shape, tl.float32), "ieee")
+
+
+@triton.jit
+def normalise_operand(x, norm, m_pixel):
+    """The prologue on an operand of a product  # [BM, BI], or [B, BM, BI]"""
+    if len(x.shape) == 3:
+        scale = norm[0].reshape(x.shape[0], 1, x.shape[2])
+        shift = norm[1].reshape(x.shape[0], 1, x.shape[2])
+        m = m_pixel[None, :, None]
+    else:
+        scale, shift, m = norm[0][None, :], norm[1][None, :], m_pixel[:, None]
+    a = tl.maximum(as_sums(x) * scale + shift, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if INTERPRETED:
+        return tl.where(m, a, 0.0).to(x.dtype)
+    # A product is of two numbers at once, a selection of one.
+    return a.to(x.dtype) * tl.where(m, 1.0, 0.0).to(x.dtype)

@@ -96,7 +96,8 @@ def evaluate(
     """
     model.eval()
     n, device = len(source), world.device
-    parts, unreadable = [], []
+    parts: list[tuple[Tensor, ...]] = []
+    unreadable: list[str] = []
     with torch.inference_mode():
         for batch in held_out_batches(
             source, BATCH_SIZE, world.rank, world.size, workers, device.type == "cuda"
@@ -122,8 +123,8 @@ def evaluate(
     indices = table[:, 2].nonzero().squeeze(1)
     if not len(indices):
         raise world.agreed(UserError(f"none of {n} images could be read; the first: {unreadable[0]}"))
-    confidence, losses, _, *guesses = table[indices].unbind(1)
-    guesses = torch.stack(guesses, 1).long()
+    rows = table[indices]
+    confidence, losses, guesses = rows[:, 0], rows[:, 1], rows[:, 3:].long()
     return Evaluation(indices, source.labels[indices], guesses, confidence, losses, tuple(unreadable))
 
 

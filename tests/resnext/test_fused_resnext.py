@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from test_between import WAYS, assert_alike, interpreted
+from sandwiches import WAYS, assert_alike, interpreted
 from torch import nn
 
 import gconv

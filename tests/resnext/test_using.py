@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import gconv
-from resnext import checkpoint, evaluation, export
+from resnext import checkpoint, evaluation, exporters
 from resnext.config import Network, Recipe, Settings, Source, build
 from resnext.data import Data, load_data
 from resnext.data.images import read_image
+from resnext.errors import UserError
 from resnext.evaluation import Evaluation, evaluate, standard_error
+from resnext.loop import train
 from resnext.plots import confusion
-from resnext.train import train
 from resnext.world import World
 
 CPU = World(torch.device("cpu"))
@@ -245,14 +246,14 @@ def test_an_export_gives_what_the_network_gives(run: Run, trained: Path, few: Da
 def test_an_export_that_differs_is_not_written(
     trained: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    path, write = trained / f"network{suffix}", export.WRITERS[suffix]
+    path, write = trained / f"network{suffix}", exporters.WRITERS[suffix]
 
     def wrong(*arguments: object) -> object:
         run = write(*arguments)
         return lambda x: run(x) * 1.01
 
-    monkeypatch.setitem(export.WRITERS, suffix, wrong)
+    monkeypatch.setitem(exporters.WRITERS, suffix, wrong)
     before = set(trained.iterdir())
-    with pytest.raises(export.UserError, match="not written: its outputs would differ"):
-        export.export(checkpoint.load(trained), path)
+    with pytest.raises(UserError, match="not written: its outputs would differ"):
+        exporters.export(checkpoint.load(trained), path)
     assert set(trained.iterdir()) == before

@@ -59,7 +59,7 @@ class Source:
     )
     path: str | None = field(
         default=None,
-        metadata=option("Archive or folder with the images; for cifar10, cifar100 and folder.", name="PATH"),
+        metadata=option("Archive or folder with the images; mnist5k and digits need none.", name="PATH"),
     )
     image_size: int | None = field(
         default=None,

@@ -91,7 +91,9 @@ def _run(words: Sequence[str]) -> None:
         command = commands[words[0]]
         parser = Parser(f"{PROG} {command.name}", description="\n\n".join(map(_wrapped, command.help)))
         command.add_arguments(parser)
-        command.run(parser.parse_intermixed_args(words[1:]))
+        # Options may stand between arguments. `--` ends options, but not for parse_intermixed_args.
+        parse = parser.parse_args if "--" in words else parser.parse_intermixed_args
+        command.run(parse(words[1:]))
         return
     parser = Parser(PROG, usage=f"{PROG} [-h] [--version] COMMAND ...", description=_list(), epilog=HINTS)
     parser.add_argument("--version", action="store_true", help="print the versions of gconv and torch")

@@ -35,6 +35,7 @@ CIFAR = ("cifar10", "cifar100")
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of ``cardinality``."""
+    parser.usage = "%(prog)s [PATH] [options]"
     recipes = {name: preset.settings.recipe for name, preset in PRESETS.items()}
     options = {"": DEFAULT_OPTIONS}
     what = parser.add_argument_group("what is compared")

@@ -30,7 +30,7 @@ from resnext.model import VARIANTS
 from resnext.names import quoted, shown
 from resnext.world import World, join
 
-FILES = (
+RESULTS = (
     ("curves.png", "training curves"),
     ("confusion.png", "which classes were mistaken for which"),
     ("mistakes.png", "the held-out images that it got wrong, with its guesses"),
@@ -42,14 +42,15 @@ FILES = (
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of ``train``, in groups."""
+    parser.usage = "%(prog)s [PATH] [options]"
     settings = {data: defaults(data) for data in DATA_SETS}
     options = {"": DEFAULT_OPTIONS}
     data = parser.add_argument_group("data")
     add_fields(data, Source, defaults={"": Source()})
     add_fields(data, Options, "workers", "skip_corrupt", defaults=options)
     network = parser.add_argument_group("network")
-    text = "A named network; the options below change it."
-    network.add_argument("--network", help=text, **one_of(*VARIANTS))
+    text = f"A named network, which the options below change: {', '.join(VARIANTS)}."
+    network.add_argument("--network", help=text, **one_of(*VARIANTS) | {"metavar": "NAME"})
     add_fields(network, Network, defaults={data: each.network for data, each in settings.items()})
     recipe = parser.add_argument_group("recipe")
     add_fields(recipe, Recipe, defaults={data: each.recipe for data, each in settings.items()})
@@ -157,6 +158,6 @@ def _print_result(printer: Console, result: Evaluation, folder: Path, seconds: f
         f"{wrong:,} wrong, after {minutes} min {seconds} s"
     )
     printer.print(f"written to {shown(folder)}:", soft_wrap=True)
-    for name, what in FILES:
+    for name, what in RESULTS:
         text = what.format(run=quoted(folder), samples=quoted(folder / "samples"))
         printer.print(f"  {name:<14} {text}", soft_wrap=True)

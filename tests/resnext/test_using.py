@@ -123,6 +123,17 @@ def test_predict_says_what_the_network_thinks(run: Run, trained: Path, few: Data
         assert row[:2] == [paths[digit], str(int(order[0]))] and row[2] == f"{thought[0]:.1%}"
 
 
+def test_predict_takes_options_anywhere_and_any_name_after_a_double_dash(run: Run, trained: Path) -> None:
+    Path("-1.png").write_bytes((trained / "samples" / "1.png").read_bytes())
+    for words in (
+        ("runs/demo/samples/1.png", "--json", "runs/demo/samples/2.png"),
+        ("--json", "--", "-1.png"),
+    ):
+        code, out, err = run("predict", *words)
+        names = [word for word in words if word.endswith(".png")]
+        assert (code, err) == (0, "") and [entry["image"] for entry in json.loads(out)] == names
+
+
 def test_predict_skips_what_cannot_be_read_on_request(run: Run, trained: Path) -> None:
     (trained / "samples" / "4.png").write_text("no image")
     code, _, err = run("predict", "runs/demo/samples")

@@ -17,7 +17,7 @@ from rich.console import Console
 import gconv
 from resnext.config import Network, Recipe, Settings
 from resnext.data import load_data
-from resnext.train import train
+from resnext.loop import train
 from resnext.world import World
 
 

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 import gconv
 from benchmarks.layers import in_a_line
 from gconv import GroupConv2d
 from gconv.measure.problem import LAYOUTS, cudnn_precision
 from gconv.measure.timing import cudnn_searching, wall_time
+from resnext import measured
 from resnext.model import VARIANTS, ResNeXt
 
 TASKS = ("inference", "training")
@@ -268,26 +268,14 @@ def _grouped_share(step: Callable[[], Tensor], device: torch.device) -> float | 
 
     None if the profiler sees no time, for example because it may not trace the device.
     """
-    for _ in range(2):
-        step()
-    cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    # PyTorch 2.11 warns without acc_events
-    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
-        step()
-        torch.get_device_module(device).synchronize()
-    events = [event for event in profiler.events() if not event.is_user_annotation]
-    whole = sum(
-        event.self_device_time_total if cuda else event.self_cpu_time_total
-        for event in events
-        if event.device_type == (DeviceType.CUDA if cuda else DeviceType.CPU)
-    )
+    events = measured.profiled(step, device)
+    whole = measured.device_seconds(events, device)
     grouped = sum(
-        event.device_time_total if cuda else event.cpu_time_total
+        event.device_time_total if device.type == "cuda" else event.cpu_time_total
         for event in events
         if event.device_type == DeviceType.CPU and _is_grouped(event)
     )
-    return round(grouped / whole, 4) if whole else None
+    return round(grouped / 1e6 / whole, 4) if whole else None
 
 
 def _is_grouped(event: Any) -> bool:

@@ -57,7 +57,7 @@ RESULTS = {
         "python -m resnext cardinality", ("resnext.study", "resnext.data.embedded:load_digits")
     ),
     "cpu/demo": Result(
-        "make demo", ("resnext.train:train", "resnext.config:defaults", "resnext.data.embedded:load_mnist5k")
+        "make demo", ("resnext.loop:train", "resnext.config:defaults", "resnext.data.embedded:load_mnist5k")
     ),
     "cpu/fused": Result(
         "python -m benchmarks accuracy --out benchmarks/results/cpu/fused",

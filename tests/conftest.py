@@ -132,7 +132,7 @@ def _trained_once(few: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rich.console import Console
 
     from resnext.config import Network, Recipe, Settings
-    from resnext.train import train
+    from resnext.loop import train
     from resnext.world import World
 
     folder = tmp_path_factory.mktemp("trained") / "demo"

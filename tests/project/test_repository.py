@@ -72,7 +72,7 @@ def test_gconv_and_the_model_need_torch_alone() -> None:
     """Neither Triton nor anything of the ``train`` extra."""
     code = """
 import sys
-for name in ("triton", "rich", "typer", "matplotlib", "mlxtend", "sklearn", "PIL"):
+for name in ("triton", "rich", "matplotlib", "mlxtend", "sklearn", "PIL"):
     sys.modules[name] = None
 import torch, gconv, resnext, resnext.forms, resnext.complexity
 layer = gconv.GroupConv2d(8, 8, 3, groups=4)
@@ -84,10 +84,10 @@ print(layer(torch.randn(1, 8, 5, 5)).shape)
 
 
 def test_command_line_without_its_libraries_says_what_to_install() -> None:
-    code = "import sys; sys.modules['typer'] = None; from resnext.__main__ import main; main()"
+    code = "import sys; sys.modules['rich'] = None; from resnext.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr == "error: the command line needs typer: install gconv with its extra 'train'\n"
+    assert done.stderr == "error: the command line needs rich: install gconv with its extra 'train'\n"
 
 
 README = (ROOT / "README.md").read_text()

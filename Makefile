@@ -1,4 +1,4 @@
-# Everything runs in .venv, made and filled on first use. `make help` lists the targets.
+# Everything runs in .venv, which is created on first use. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -13,7 +13,7 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 	$(BIN)/python -m resnext train --overwrite
 	$(BIN)/python -m resnext evaluate
 	$(BIN)/python -m resnext predict runs/demo/samples/*.png
-	@echo "look at runs/demo/curves.png, confusion.png and mistakes.png; go on with: . .venv/bin/activate; resnext --help"
+	@echo "look at runs/demo/curves.png, confusion.png and mistakes.png; then: . .venv/bin/activate; resnext --help"
 
 examples: .venv/dev.installed  ## run examples/: a timm network in three lines, a RegNet, a ConvNeXt (1 minute)
 	for script in examples/*.py; do echo "== $$script"; $(BIN)/python tests/support/zoo.py $$script || exit 1; done
@@ -24,7 +24,7 @@ test: .venv/dev.installed  ## run the tests (3 minutes)
 long: .venv/dev.installed  ## run the tests that take longer: kernels in every type, every network of timm (8 minutes)
 	$(BIN)/python -m pytest -q -m long --numprocesses auto --dist worksteal --benchmark-disable
 
-matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons, and keep the tables (15 minutes)
+matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons; write the tables (15 minutes)
 	$(BIN)/python -m benchmarks.matrix --triton .venv/triton-3.6
 
 compat: .venv/dev.installed  ## test the oldest and the newest supported torch and Triton (7 minutes, 1.5 GB of downloads)
@@ -36,7 +36,7 @@ kernels: .venv/dev.installed  ## print registers, spills and instructions of eve
 gpu: .venv/dev.installed  ## test the kernels on the GPU of this machine (minutes; goes on where it was stopped)
 	$(BIN)/python tests/gpu/on_gpu.py --out runs/gpu.json
 
-measure: .venv/dev.installed  ## tune and measure on the GPU that is here (hours; goes on where it was stopped)
+measure: .venv/dev.installed  ## tune and measure on the GPU of this machine (hours; goes on where it was stopped)
 	GCONV_CACHE=gconv/kernels/measured $(BIN)/python -m gconv tune
 	$(BIN)/python -m benchmarks run
 	$(BIN)/python -m benchmarks networks
@@ -46,16 +46,17 @@ bench: .venv/dev.installed  ## time gconv beside F.conv2d and write benchmarks/r
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/cpu/bench.json
 	$(BIN)/python -m benchmarks.stamps cpu/bench.json
 
-lint: .venv/dev.installed  ## check style and formatting
+lint: .venv/dev.installed  ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy gconv resnext
 
-format: .venv/dev.installed  ## mend style and formatting where a machine can
+format: .venv/dev.installed  ## fix style and formatting where ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove .venv and what the tools left behind; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .benchmarks build *.egg-info
+clean:  ## remove .venv and the caches of the tools; keep runs/
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

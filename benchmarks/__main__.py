@@ -1,11 +1,11 @@
-"""``python -m benchmarks``: layers, networks, and a report of what was measured."""
+"""``python -m benchmarks``: measure layers and networks, and report the results."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -15,9 +15,9 @@ import torch
 
 from benchmarks import counters, first, layers, networks
 from benchmarks.peers import RUNNERS, Contender, applies, contenders
-from benchmarks.store import Store, is_wrong
-from benchmarks.summary import in_short, spread
-from gconv.commands.options import add_names, count, minutes
+from benchmarks.store import RESULTS_FOLDER, Store, TableRow, is_wrong
+from benchmarks.summary import spread, summary_table
+from gconv.commands.options import add_batch, add_names, count, minutes, new_parser
 from gconv.dispatch import this_device, why_not_triton
 from gconv.geometry import PASSES
 from gconv.kernels.choice import slug
@@ -28,22 +28,20 @@ from gconv.measure.terminal import STOPPED, fail, run_resumable, track
 from gconv.measure.timing import copy_speed
 from gconv.text import columns
 
-RESULTS = Path(__file__).parent / "results"
-
 DESCRIPTION = """\
-Measures gconv beside PyTorch's own convolution (cuDNN), torch.compile and the memory floor, and reports it.
+Measure gconv beside PyTorch's own convolution (cuDNN), torch.compile and the memory floor.
 
   run        single passes of the grouped layers of well-known networks
   networks   whole networks, inference and training steps
   accuracy   the digits' network trained fused and unfused, some seeds of each
-  pieces     what memory gives to programs that each move some bytes of a pixel
-  counters   what the hardware counts in our kernels, by Nsight Compute
+  pieces     the speed of memory for programs that each move a few bytes of a pixel
+  counters   the hardware's counters of our kernels, by Nsight Compute
   first      the first half hour on a GPU, in three steps: right or wrong, where time goes, tuned and timed
-  report     tables (report.md) and pictures (*.png) of what is in a folder of results
+  report     tables (report.md) and pictures (*.png) of a folder of results
 
-A run writes a line for each measurement as soon as it is made and can be stopped at any time; the same
-command goes on from there. No time is written for a wrong answer. Exit codes: 0 when all is done, 1 if an
-answer was wrong, 3 if --minutes were up before.
+A run writes each measurement as soon as it is made and can be stopped at any time; the same command goes on
+from there. Wrong answers get no time. Exit codes: 0 when all is done, 1 if an answer was wrong, 3 if
+--minutes were up before.
 
   python -m benchmarks run --suite resnext50_32x4d --dtypes bfloat16 --batch 256
   python -m benchmarks networks --batch 64 256
@@ -52,80 +50,86 @@ answer was wrong, 3 if --minutes were up before.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
+    """Run the command line."""
     parsed = _parser().parse_args(arguments)
     return run_resumable(lambda: parsed.command(parsed))
 
 
-def run(parsed: argparse.Namespace) -> int:
-    """Measures layers; 1 where an answer was wrong."""
+def run_layers(parsed: argparse.Namespace) -> int:
+    """Measure layers; 1 if an answer was wrong."""
     suites = {name: SUITES[name] for name in parsed.suite}
     cases = list(layers.cases(suites, parsed.batch, parsed.dtypes, parsed.passes))
     device, store = this_device(), _store(parsed)
     runners = contenders(parsed.contenders or _able(cases[0][1], device))
     bandwidth = store.environment["copy_gb_per_s"] * 1e9
-    done = store.settled("layers", layers.Row, (*layers.CASE, "runner", "layout"))
+    done = store.settled("layers", layers.LayerRow, (*layers.LAYER_CASE, "runner", "layout"))
 
     def left(name: tuple, problem: Problem) -> list[Contender]:
         able = [who for who in runners if applies(who, problem, device)]
         return [who for who in able if (*name, who.runner, who.layout) not in done]
 
-    def measure(case: tuple) -> list[dict[str, Any]]:
+    def measure(case: tuple) -> list[TableRow]:
         return [asdict(row) for row in layers.measure(*case, left(*case), device, bandwidth)]
 
     todo = [case for case in cases if left(*case)]
     code = _measure_all(todo, len(cases), measure, store, "layers", parsed.minutes)
-    print(columns(in_short(store.read("layers", layers.Row)), left=4, rule=True))
+    print(columns(summary_table(store.read("layers", layers.LayerRow)), left=4, rule=True))
     return code
 
 
 def run_networks(parsed: argparse.Namespace) -> int:
-    """Measures networks; 1 where an answer was wrong."""
+    """Measure networks; 1 if an answer was wrong."""
     device = this_device()
     modes = [mode for mode in parsed.modes if device.type == "cuda" or not mode.endswith("graphed")]
     if modes != parsed.modes:
-        print("no CUDA graphs without a GPU: those modes are left out", file=sys.stderr)
+        print("leaving out the modes with CUDA graphs: there is no GPU here", file=sys.stderr)
     if not modes:
-        fail("--modes: none is left")
+        fail("--modes: none of them runs without a GPU")
     store = _store(parsed)
     cases = list(networks.cases(parsed.network, parsed.tasks, modes, parsed.batch, parsed.image))
-    done = store.settled("networks", networks.Row, networks.CASE)
+    done = store.settled("networks", networks.NetworkRow, networks.NETWORK_CASE)
 
-    def measure(case: tuple) -> list[dict[str, Any]]:
+    def measure(case: tuple) -> list[TableRow]:
         return [asdict(networks.measure(*case, device))]
 
     todo = [case for case in cases if (*asdict(case[0]).values(), *case[1:]) not in done]
     code = _measure_all(todo, len(cases), measure, store, "networks", parsed.minutes)
-    table = [(*networks.CASE, "images/s", "grouped", "problem")]
-    for row in store.read("networks", networks.Row):
-        speed = "" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f} {spread(row)}"
-        share = "" if row["grouped_share"] is None else f"{row['grouped_share']:.0%}"
-        table.append((*(str(row[name]) for name in networks.CASE), speed, share, row["problem"] or ""))
-    print(columns(table, left=5, rule=True))
+    print(columns(_networks_table(store.read("networks", networks.NetworkRow)), left=5, rule=True))
     return code
 
 
+def _networks_table(rows: Iterable[TableRow]) -> list[tuple[str, ...]]:
+    table = [(*networks.NETWORK_CASE, "images/s", "grouped", "problem")]
+    for row in rows:
+        speed = "" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f} {spread(row)}"
+        share = "" if row["grouped_share"] is None else f"{row['grouped_share']:.0%}"
+        case = (str(row[name]) for name in networks.NETWORK_CASE)
+        table.append((*case, speed, share, row["problem"] or ""))
+    return table
+
+
 def run_accuracy(parsed: argparse.Namespace) -> int:
-    """Trains networks, and prints what they learnt."""
+    """Train networks and print their accuracy."""
     try:
         from benchmarks import accuracy
     except ModuleNotFoundError as error:
         fail(f"training needs {error.name}: install gconv with its extra 'train'")
     device, store = this_device(), _store(parsed)
-    all_ = list(accuracy.cases(parsed.seeds, parsed.epochs, parsed.backend))
-    done = store.settled("accuracy", accuracy.Row, accuracy.CASE)
+    cases = list(accuracy.cases(parsed.seeds, parsed.epochs, parsed.backend))
+    done = store.settled("accuracy", accuracy.AccuracyRow, accuracy.ACCURACY_CASE)
 
-    def measure(case: tuple) -> list[dict[str, Any]]:
+    def measure(case: tuple) -> list[TableRow]:
         return [asdict(accuracy.measure(*case, device))]
 
-    todo = [case for case in all_ if case not in done]
-    code = _measure_all(todo, len(all_), measure, store, "accuracy", parsed.minutes)
-    print(columns(accuracy.in_short(store.read("accuracy", accuracy.Row)), left=4, rule=True))
+    todo = [case for case in cases if case not in done]
+    code = _measure_all(todo, len(cases), measure, store, "accuracy", parsed.minutes)
+    rows = store.read("accuracy", accuracy.AccuracyRow)
+    print(columns(accuracy.accuracy_table(rows), left=4, rule=True))
     return code
 
 
 def run_pieces(parsed: argparse.Namespace) -> int:
-    """Measures what memory gives to pieces of pixels."""
+    """Measure how fast memory moves pieces of pixels."""
     from benchmarks import pieces  # imports Triton
 
     device = this_device()
@@ -134,8 +138,8 @@ def run_pieces(parsed: argparse.Namespace) -> int:
     store = _store(parsed)
     rows = [asdict(row) for row in pieces.measure(device)]
     store.append("pieces", rows)
-    told = [tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)]
-    print(columns(told, left=1, rule=True))
+    table = [tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)]
+    print(columns(table, left=1, rule=True))
     return 0
 
 
@@ -151,7 +155,7 @@ def run_counters(parsed: argparse.Namespace) -> int:
     suites = {name: SUITES[name] for name in parsed.suite}
     cases = list(layers.cases(suites, parsed.batch, parsed.dtypes, parsed.passes))
     store, metrics = _store(parsed), counters.available(profiler)
-    done = store.settled("counters", counters.Row, counters.CASE)
+    done = store.settled("counters", counters.CounterRow, layers.LAYER_CASE)
     todo = [case for case in cases if case[0] not in done]
     layers_todo, all_layers = (
         [list(of_layer) for _, of_layer in groupby(some, key=lambda case: case[0][:-1])]
@@ -159,7 +163,7 @@ def run_counters(parsed: argparse.Namespace) -> int:
     )
     failed = []
 
-    def measure(of_layer: list[tuple[tuple, Problem]]) -> list[dict[str, Any]]:
+    def measure(of_layer: list[tuple[tuple, Problem]]) -> list[TableRow]:
         rows = counters.measure(of_layer, profiler, metrics)
         failed.extend(row for row in rows if row.problem)
         return [asdict(row) for row in rows]
@@ -176,7 +180,7 @@ def run_first(parsed: argparse.Namespace) -> int:
     return first.run(parsed.step, folder, parsed.minutes)
 
 
-def report(parsed: argparse.Namespace) -> int:
+def run_report(parsed: argparse.Namespace) -> int:
     """Write tables and pictures."""
     from benchmarks.report import plots, write_report  # imports matplotlib
 
@@ -210,7 +214,7 @@ def _measure_all(todo: list, total: int, measure: Callable, store: Store, table:
 
 
 def _able(problem: Problem, device: torch.device) -> list[str]:
-    """The runners that can run here and are there to be fast."""
+    """Return the runners to compare: those that can run here, but the reference."""
     without = {"reference"} | (
         {"triton"} if why_not_triton(device, problem.dtype, problem.geometry) else set()
     )
@@ -225,81 +229,95 @@ def _store(parsed: argparse.Namespace) -> Store:
 
 
 def _default_folder(facts: dict[str, Any]) -> Path:
-    return RESULTS / slug(facts["gpu"] or "cpu")
+    return RESULTS_FOLDER / slug(facts["gpu"] or "cpu")
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m benchmarks", description=DESCRIPTION, formatter_class=raw)
+    """Return the parser of all commands."""
+    parser = new_parser("python -m benchmarks", DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable, help: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=help, formatter_class=raw)
-        made.set_defaults(command=function)
-        return made
+    def add(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, formatter_class=parser.formatter_class)
+        added.set_defaults(command=function)
+        return added
 
-    def common(made: argparse.ArgumentParser, batches: list[int]) -> None:
-        if batches:
-            told = " ".join(map(str, batches))
-            made.add_argument(
-                "--batch", type=count, nargs="+", default=batches, metavar="N", help=f"default: {told}"
-            )
-        made.add_argument(
-            "--out", type=Path, metavar="DIR", help="default: benchmarks/results/ and the GPU's name, or cpu"
-        )
-        made.add_argument(
-            "--overwrite", action="store_true", help="drop all that was measured into DIR before"
-        )
-        made.add_argument("--minutes", type=minutes, default=float("inf"), metavar="M", help="stop after M")
-
-    made = command("run", run, "Measure single passes of the grouped layers of well-known networks.")
-    add_names(made, "--suite", SUITES, REAL)
-    add_names(made, "--passes", PASSES)
-    add_names(made, "--dtypes", TYPES)
-    made.add_argument(
-        "--contenders", nargs="+", metavar="NAME", choices=list(RUNNERS),
-        help=f"of {', '.join(RUNNERS)}; default: all that can run here, but reference",
-    )  # fmt: skip
-    common(made, [256, 32, 1])
-
-    made = command("networks", run_networks, "Measure whole networks, with gconv and with F.conv2d.")
-    add_names(made, "--network", networks.NETWORKS, ["resnext50_32x4d", "resnext101_32x8d", "resnet50"])
-    add_names(made, "--tasks", networks.TASKS)
-    add_names(made, "--modes", networks.MODES)
-    made.add_argument("--image", type=_side, default=224, metavar="PIXELS", help="at least 32; default: 224")
-    common(made, [256, 64])
-
-    made = command("accuracy", run_accuracy, "Train the demo's network on its digits, unfused and fused.")
-    made.add_argument("--seeds", type=count, default=3, metavar="N", help="of each; default: 3")
-    made.add_argument("--epochs", type=count, default=6, metavar="N", help="default: 6")
-    made.add_argument(
-        "--backend", choices=("triton", "reference"), default="reference",
-        help="who runs the convolutions; on others nothing is fused. default: reference",
-    )  # fmt: skip
-    common(made, [])
-
-    made = command("pieces", run_pieces, "Measure copies and reads in pieces of a pixel's channels; seconds.")
-    common(made, [])
-
-    made = command(
-        "counters", run_counters, "Count what the hardware does in our kernels, by Nsight Compute."
+    _add_layers_options(add("run", run_layers, "Measure single passes of grouped layers of known networks."))
+    _add_networks_options(add("networks", run_networks, "Measure networks with gconv and with F.conv2d."))
+    _add_accuracy_options(add("accuracy", run_accuracy, "Train the demo's network unfused and fused."))
+    _add_folder_options(
+        add("pieces", run_pieces, "Measure copies and reads in pieces of a pixel's channels.")
     )
-    add_names(made, "--suite", SUITES, ["resnext50_32x4d"])
-    add_names(made, "--passes", PASSES)
-    add_names(made, "--dtypes", TYPES, ["bfloat16"])
-    common(made, [256])
-
-    made = command("first", run_first, first.DESCRIPTION)
-    made.add_argument("step", choices=list(first.STEPS), metavar="STEP", help=f"of {', '.join(first.STEPS)}")
-    made.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the GPU's name")
-    made.add_argument("--minutes", type=minutes, default=9.5, metavar="M", help="stop after M; default: 9.5")
-
-    made = command("report", report, "Write report.md and pictures of what a folder of results holds.")
-    made.add_argument(
+    _add_counters_options(add("counters", run_counters, "Count what the hardware does, by Nsight Compute."))
+    _add_first_options(add("first", run_first, first.FIRST_HALF_HOUR))
+    report = add("report", run_report, "Write report.md and pictures of what a folder of results holds.")
+    report.add_argument(
         "folder", type=Path, nargs="?", metavar="DIR",
         help="with environment.json and *.jsonl; default: that of this machine's runs",
     )  # fmt: skip
     return parser
+
+
+def _add_layers_options(parser: argparse.ArgumentParser) -> None:
+    add_names(parser, "--suite", SUITES, REAL)
+    add_names(parser, "--passes", PASSES)
+    add_names(parser, "--dtypes", TYPES)
+    parser.add_argument(
+        "--contenders", nargs="+", metavar="NAME", choices=list(RUNNERS),
+        help=f"of {', '.join(RUNNERS)}; default: all that can run here, but reference",
+    )  # fmt: skip
+    add_batch(parser, [256, 32, 1], "batch sizes")
+    _add_results_options(parser)
+
+
+def _add_networks_options(parser: argparse.ArgumentParser) -> None:
+    add_names(parser, "--network", networks.NETWORKS, ["resnext50_32x4d", "resnext101_32x8d", "resnet50"])
+    add_names(parser, "--tasks", networks.TASKS)
+    add_names(parser, "--modes", networks.MODES)
+    parser.add_argument(
+        "--image", type=_side, default=224, metavar="PIXELS", help="at least 32; default: 224"
+    )
+    add_batch(parser, [256, 64], "batch sizes")
+    _add_results_options(parser)
+
+
+def _add_accuracy_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="of each; default: 3")
+    parser.add_argument("--epochs", type=count, default=6, metavar="N", help="default: 6")
+    parser.add_argument(
+        "--backend", choices=("triton", "reference"), default="reference",
+        help="runs the convolutions; on other backends nothing is fused. default: reference",
+    )  # fmt: skip
+    _add_results_options(parser)
+
+
+def _add_counters_options(parser: argparse.ArgumentParser) -> None:
+    add_names(parser, "--suite", SUITES, ["resnext50_32x4d"])
+    add_names(parser, "--passes", PASSES)
+    add_names(parser, "--dtypes", TYPES, ["bfloat16"])
+    add_batch(parser, [256], "batch sizes")
+    _add_results_options(parser)
+
+
+def _add_first_options(parser: argparse.ArgumentParser) -> None:
+    steps = list(first.STEPS)
+    parser.add_argument("step", choices=steps, metavar="STEP", help=f"of {', '.join(steps)}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the GPU's name")
+    parser.add_argument(
+        "--minutes", type=minutes, default=9.5, metavar="M", help="stop after M; default: 9.5"
+    )
+
+
+def _add_results_options(parser: argparse.ArgumentParser) -> None:
+    _add_folder_options(parser)
+    parser.add_argument("--minutes", type=minutes, default=float("inf"), metavar="M", help="stop after M")
+
+
+def _add_folder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: benchmarks/results/ and the GPU's name, or cpu"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="drop earlier measurements in DIR")
 
 
 def _side(text: str) -> int:

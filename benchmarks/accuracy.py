@@ -1,4 +1,4 @@
-"""Whether a fused network learns what the unfused one does: on the digits of the demo, some seeds of each."""
+"""Train the demo's network fused and unfused, with several seeds each: both should learn the same."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rich.console import Console
 import gconv
 from resnext.config import Network, Recipe, Settings
 from resnext.data import load_data
-from resnext.train import train
+from resnext.loop import train
 from resnext.world import World
 
 
 @dataclass(frozen=True)
-class Row:
+class AccuracyRow:
     """One training.
 
     Args:
@@ -30,7 +30,7 @@ class Row:
         seed, epochs, backend: how it was trained.
         accuracy, loss: on the 1,000 held-out digits, percent and mean cross-entropy.
         seconds: that it took.
-        problem: none; other tables have some.
+        problem: always None; rows of other tables may have one.
     """
 
     fused: bool
@@ -43,17 +43,17 @@ class Row:
     problem: str | None = None
 
 
-CASE = ("fused", "seed", "epochs", "backend")
+ACCURACY_CASE = ("fused", "seed", "epochs", "backend")
 
 
 def cases(seeds: int, epochs: int, backend: str) -> Iterator[tuple[bool, int, int, str]]:
-    """Everything to be trained; what is compared is side by side."""
+    """Yield everything to train; what is compared follows one another."""
     for seed, fused in product(range(seeds), (False, True)):
         yield fused, seed, epochs, backend
 
 
-def measure(fused: bool, seed: int, epochs: int, backend: str, device: torch.device) -> Row:
-    """Trains the demo's network."""
+def measure(fused: bool, seed: int, epochs: int, backend: str, device: torch.device) -> AccuracyRow:
+    """Train the demo's network."""
     recipe = replace(Recipe(seed=seed).lasting(epochs), micro_batch=Recipe.batch_size)
     settings = Settings(network=Network(fused=fused), recipe=recipe)
     start = time.perf_counter()
@@ -61,11 +61,11 @@ def measure(fused: bool, seed: int, epochs: int, backend: str, device: torch.dev
         run, world = Path(folder) / "run", World(device)
         result = train(settings, load_data("mnist5k"), run, world, Console(quiet=True))
     accuracy, loss = round(result.accuracy, 2), round(result.loss, 4)
-    return Row(fused, seed, epochs, backend, accuracy, loss, round(time.perf_counter() - start, 1))
+    return AccuracyRow(fused, seed, epochs, backend, accuracy, loss, round(time.perf_counter() - start, 1))
 
 
-def in_short(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A line for each way to run it: the accuracy of each seed, their mean and deviation."""
+def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a line for each way to run it: the accuracy of each seed, their mean and deviation."""
     table = [("network", "backend", "epochs", "accuracy of each seed", "mean", "deviation", "loss")]
     ways = dict.fromkeys((row["backend"], row["epochs"], row["fused"]) for row in rows)
     for backend, epochs, fused in sorted(ways):

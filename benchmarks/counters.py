@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.sources import ROOT
 from gconv.geometry import ConvGeometry
 from gconv.measure.problem import Problem
 
@@ -48,7 +49,7 @@ ALWAYS_THERE = "launch__"  # metrics that Nsight Compute knows of a launch, and 
 
 
 @dataclass(frozen=True)
-class Row:
+class CounterRow:
     """What was counted of one kernel of a pass.
 
     Args:
@@ -66,9 +67,6 @@ class Row:
     kernel: str
     counts: dict[str, float]
     problem: str | None = None
-
-
-CASE = ("suite", "layer", "batch", "type", "pass_")
 
 
 def find_profiler() -> str | None:
@@ -90,7 +88,7 @@ def available(profiler: str) -> dict[str, tuple[str, float]]:
 
 def measure(
     cases: Sequence[tuple[tuple, Problem]], profiler: str, metrics: dict[str, tuple[str, float]]
-) -> list[Row]:
+) -> list[CounterRow]:
     """Count what the kernels of some passes do, in one run of the profiler."""
     with tempfile.TemporaryDirectory() as folder:
         started, counted = Path(folder, "started.json"), Path(folder, "counted.csv")
@@ -101,19 +99,22 @@ def measure(
             *("--metrics", ",".join(metric for metric, _ in metrics.values())),
             *(sys.executable, "-m", "benchmarks.counters", problems, str(started)),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode or not started.exists():
             log = counted.read_text() if counted.exists() else ""
             problem = complaint(done.stdout + done.stderr + log) or f"exit code {done.returncode}"
-            return [Row(*case, "", {}, problem) for case, _ in cases]
+            return [CounterRow(*case, "", {}, problem) for case, _ in cases]
         started_by = zip(cases, json.loads(started.read_text()), strict=True)
         kernels = [(case, name) for (case, _), names in started_by for name in names]
         rows = list(read_counts(counted.read_text().splitlines(), metrics))
         if [name for _, name in kernels] != [name for name, _ in rows]:
             return [
-                Row(*case, "", {}, "the profiler saw other kernels than were started") for case, _ in cases
+                CounterRow(*case, "", {}, "the profiler saw other kernels than were started")
+                for case, _ in cases
             ]
-        return [Row(*case, name, counts) for (case, name), (_, counts) in zip(kernels, rows, strict=True)]
+        return [
+            CounterRow(*case, name, counts) for (case, name), (_, counts) in zip(kernels, rows, strict=True)
+        ]
 
 
 def read_counts(

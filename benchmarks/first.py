@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sources import ROOT
+from benchmarks.store import is_committed, write_json
 from gconv.measure.environment import commit
 from gconv.measure.terminal import STOPPED
 from gconv.text import columns
 
-ROOT = Path(__file__).parent.parent
-DESCRIPTION = """\
+FIRST_HALF_HOUR = """\
 Spend the first half hour on a GPU: three steps of under ten minutes each, one command for each.
 
   right   the tests that need a GPU, compute-sanitizer, and python -m gconv
-  where   what memory gives to pieces of pixels, and Nsight Compute's counters of ResNeXt-50's layers
+  where   the speed of memory for pieces of pixels, and Nsight Compute's counters of ResNeXt-50's layers
   fast    ResNeXt-50's layers tuned, timed beside cuDNN, then the whole network, and a report
 
-Everything is written into one folder as it is found, and the same command goes on where it was stopped. The
-table of tiles that is tuned goes to DIR/tuned, where the other parts find it. Exit codes: 0 when all is done,
-3 if time was up before, 1 if something failed.
+All results go into one folder as they come, and the same command goes on where it was stopped. The tuned
+table of tiles goes to DIR/tuned, where the other parts find it. Exit codes: 0 when all is done, 3 if time was
+up before, 1 if something failed.
 
   python -m benchmarks first right && python -m benchmarks first where && python -m benchmarks first fast
 """
@@ -39,11 +40,11 @@ class Part:
     """One program of a step.
 
     Args:
-        name: in the record.
+        name: in ``first.json``.
         arguments: of Python; "{out}" stands for the folder.
-        share: of the minutes that are left when it starts; 0 for one that takes no --minutes.
-        output: the file in the folder that gets what it prints; None to show it.
-        once: not to be run again after it has succeeded; others know by themselves what is left.
+        share: of the minutes left when it starts, for its --minutes; 0 if it has no such option.
+        output: file in the folder for what the part prints; None to show it.
+        once: whether to skip the part once it has succeeded. Other parts find out what is left themselves.
     """
 
     name: str
@@ -83,18 +84,18 @@ def run(step: str, folder: Path, minutes: float) -> int:
 
     Args:
         step: a key of ``STEPS``.
-        folder: where everything is written; made if it is not there.
-        minutes: until the last part must have ended, about.
+        folder: where everything is written; made if it does not exist.
+        minutes: about when the last part must have ended.
 
     Returns:
         0 if all parts succeeded, ``STOPPED`` if time was up before, 1 if one failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = Record(folder / "first.json")
+    outcomes = Outcomes(folder / "first.json")
     end = time.monotonic() + 60 * minutes
     codes = []
     for part in STEPS[step]:
-        if part.once and record.succeeded(step, part.name):
+        if part.once and outcomes.succeeded(step, part.name):
             print(f"== {step}: {part.name} was done before", file=sys.stderr)
             continue
         left = (end - time.monotonic()) / 60
@@ -102,33 +103,32 @@ def run(step: str, folder: Path, minutes: float) -> int:
             codes.append(STOPPED)
             print(f"== {step}: no time left for {part.name}", file=sys.stderr)
             continue
-        codes.append(_run_part(part, step, folder, left, record))
-    print(columns([("step", "part", "exit code", "seconds"), *record.rows(step)], left=2, rule=True))
+        codes.append(_run_part(part, step, folder, left, outcomes))
+    print(columns([("step", "part", "exit code", "seconds"), *outcomes.rows(step)], left=2, rule=True))
     return 1 if set(codes) - {0, STOPPED} else max(codes, default=0)
 
 
-class Record:
-    """What became of each part, in a file; what is of another commit, or of none, is dropped."""
+class Outcomes:
+    """How each part ended, kept in a file. Parts of another commit, or of uncommitted code, are dropped."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.commit = path, commit() or "-dirty"
-        known = path.exists() and not self.commit.endswith("-dirty")
-        kept = json.loads(path.read_text()) if known else []
+        self.path, self.commit = path, commit()
+        kept = json.loads(path.read_text()) if path.exists() and is_committed(self.commit) else []
         self.parts: list[dict[str, Any]] = [part for part in kept if part["commit"] == self.commit]
 
     def add(self, step: str, part: str, code: int, seconds: float) -> None:
-        """Note how a part ended, in place of how it ended before."""
+        """Note how a part ended, instead of how it ended before."""
         self.parts = [p for p in self.parts if (p["step"], p["part"]) != (step, part)]
         fields = {"step": step, "part": part, "code": code, "seconds": round(seconds, 1)}
         self.parts.append({**fields, "commit": self.commit})
-        self.path.write_text(json.dumps(self.parts, indent=1) + "\n")
+        write_json(self.path, self.parts)
 
     def succeeded(self, step: str, part: str) -> bool:
-        """Whether a part ended well before."""
+        """Return whether a part has succeeded before."""
         return any((p["step"], p["part"], p["code"]) == (step, part, 0) for p in self.parts)
 
     def rows(self, step: str) -> list[tuple[str, ...]]:
-        """The parts of a step, as a table has them."""
+        """Return the parts of a step as rows of a table."""
         return [
             (p["step"], p["part"], str(p["code"]), f"{p['seconds']:.0f}")
             for p in self.parts
@@ -136,7 +136,7 @@ class Record:
         ]
 
 
-def _run_part(part: Part, step: str, folder: Path, minutes: float, record: Record) -> int:
+def _run_part(part: Part, step: str, folder: Path, minutes: float, outcomes: Outcomes) -> int:
     """Run a part in a process of its own, with the tuned table of the folder."""
     limit = ("--minutes", f"{part.share * minutes:.2f}") if part.share else ()
     command = [sys.executable, *(a.format(out=folder.resolve()) for a in part.arguments), *limit]
@@ -145,5 +145,5 @@ def _run_part(part: Part, step: str, folder: Path, minutes: float, record: Recor
     start = time.monotonic()
     with open(folder / part.output, "w") if part.output else nullcontext() as output:
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=output).returncode
-    record.add(step, part.name, code, time.monotonic() - start)
+    outcomes.add(step, part.name, code, time.monotonic() - start)
     return code

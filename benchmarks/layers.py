@@ -1,4 +1,4 @@
-"""One pass of one layer, by everyone: time, host time, memory, and whether the answer is right."""
+"""One pass of one layer, by each contender: time, host time, memory, and whether the answer is right."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gconv.measure.timing import (
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerRow:
     """What was measured of a contender; times in microseconds.
 
     Args:
@@ -58,13 +58,13 @@ class Row:
     problem: str | None = None
 
 
-CASE = ("suite", "layer", "batch", "type", "pass_")
+LAYER_CASE = ("suite", "layer", "batch", "type", "pass_")
 
 
 def cases(
     suites: dict[str, Sequence[Layer]], batches: Sequence[int], types: Sequence[str], passes: Sequence[str]
 ) -> Iterator[tuple[tuple, Problem]]:
-    """Each pass to be measured, and its name, as in ``CASE``."""
+    """Yield each pass to measure: its name, as in ``LAYER_CASE``, and the problem."""
     layers = [(suite, layer) for suite, of_suite in suites.items() for layer in of_suite]
     for type_, batch, (suite, layer), pass_ in product(types, batches, layers, passes):
         yield (suite, layer.name, batch, type_, pass_), Problem(pass_, layer.geometry(batch), type_)
@@ -72,10 +72,10 @@ def cases(
 
 def measure(
     case: tuple, problem: Problem, contenders: Iterable[Contender], device: torch.device, bandwidth: float
-) -> list[Row]:
-    """All contenders of a case, timed together on the same numbers; a time only beside a right answer.
+) -> list[LayerRow]:
+    """Time all contenders of a case together on the same numbers, except those with wrong answers.
 
-    ``bandwidth`` is that of a copy, in bytes a second, read plus written.
+    ``bandwidth`` is that of a copy, in bytes read plus written a second.
     """
     torch.compiler.reset()
     rows: dict[Contender, dict[str, Any]] = {}
@@ -91,15 +91,15 @@ def measure(
                 calls[contender] = [lambda run=run, operands=operands: run(operands) for operands in sets]
         for contender, times in _time(calls, device).items():
             rows[contender] |= times
-    named = dict(zip(CASE, case, strict=True))
+    named = dict(zip(LAYER_CASE, case, strict=True))
     named["floor"] = _microseconds(problem.bytes / bandwidth)
-    return [Row(**named, **asdict(contender), **row) for contender, row in rows.items()]
+    return [LayerRow(**named, **asdict(contender), **row) for contender, row in rows.items()]
 
 
 def _check(
     contender: Contender, problem: Problem, operands: Operands, truth: Tensor, device: torch.device
 ) -> tuple[Run | None, dict[str, Any]]:
-    """How the contender runs, and all of its row but the times."""
+    """Return how the contender runs, and its row without the times."""
     row: dict[str, Any] = {"ran": contender.runner, "problem": None}
     try:
         row["ran"] = who_runs(contender, problem, operands)
@@ -116,7 +116,7 @@ def _check(
 
 
 def _time(calls: dict[Contender, list[Call]], device: torch.device) -> dict[Contender, dict[str, Any]]:
-    """Everyone's times together; where that fails, for want of memory say, one by one, or what went wrong."""
+    """Time all contenders together; if that fails, such as for lack of memory, time them one by one."""
     if not calls:
         return {}
     with suppress(Exception):
@@ -135,7 +135,7 @@ def _quantiles(times: Times) -> dict[str, float]:
 
 
 def in_a_line(error: Exception) -> str:
-    """An error as a row tells it."""
+    """Return the first line of an error, for a row."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 

@@ -34,7 +34,7 @@ TABLES = {
 # With other Tritons than the installed one, what is compiled is less: its code is nearly the same.
 OLDER = ("sm_80", "sm_90")
 OLDER_OPTIONS = ("--dtypes", "float16", "--targets", *OLDER)
-COMMITTED = stamps.FOLDER / "compiled"
+COMMITTED = stamps.RESULTS_FOLDER / "compiled"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,30 +14,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 import gconv
 from benchmarks.layers import in_a_line
 from gconv import GroupConv2d
 from gconv.measure.problem import LAYOUTS, cudnn_precision
 from gconv.measure.timing import cudnn_searching, wall_time
+from resnext import measured
 from resnext.model import VARIANTS, ResNeXt
 
 TASKS = ("inference", "training")
 MODES = ("eager", "compiled", "graphed", "compiled-graphed")
 NETWORKS: dict[str, Callable[[], ResNeXt]] = {
     **VARIANTS,
-    # no real one: to try the harness in seconds
+    # not a real network: to try the harness in seconds
     "tiny": partial(ResNeXt, (1, 1, 0, 0), 4, 4, 10, stem="small", stem_width=16),
 }
 CHECKED = 16  # images that are computed in float32 too
 WARM_UP = 3  # steps before a CUDA graph is made
 # Of the norm of the logits, of that of all gradients: bfloat16, a hundred layers deep. Wrong ones are 1 off.
-TOLERANCES = {"inference": 5e-2, "training": 2.5e-1}
+NETWORK_TOLERANCES = {"inference": 5e-2, "training": 2.5e-1}
 
 
 @dataclass(frozen=True)
-class Contender:
+class NetworkContender:
     """A network, who runs its grouped convolutions, and in which layout.
 
     ``runner`` is "gconv" for ``auto``; "fused" for that with the batch norms in its kernels, in inference by
@@ -50,7 +50,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Row:
+class NetworkRow:
     """What was measured of a contender.
 
     Args:
@@ -82,29 +82,31 @@ class Row:
     problem: str | None = None
 
 
-CASE = ("network", "runner", "layout", "task", "mode", "batch", "image")
+NETWORK_CASE = ("network", "runner", "layout", "task", "mode", "batch", "image")
 
 
-def contenders(networks: list[str]) -> list[Contender]:
-    """Each network with gconv, fused, and with F.conv2d in both layouts; ResNet-50 with that alone."""
+def network_contenders(networks: list[str]) -> list[NetworkContender]:
+    """Return each network with gconv, fused, and with F.conv2d in both layouts; ResNet-50 only with that."""
     found = []
     for name in networks:
         ours = () if name == "resnet50" else ("gconv", "fused")
-        found += [Contender(name, runner, "channels_last") for runner in ours]
-        found += [Contender(name, "F.conv2d", layout) for layout in LAYOUTS]
+        found += [NetworkContender(name, runner, "channels_last") for runner in ours]
+        found += [NetworkContender(name, "F.conv2d", layout) for layout in LAYOUTS]
     return found
 
 
 def cases(
     networks: list[str], tasks: list[str], modes: list[str], batches: list[int], image: int
-) -> Iterator[tuple[Contender, str, str, int, int]]:
-    """Everything to be measured; what is compared is side by side."""
-    for task, batch, mode, contender in product(tasks, batches, modes, contenders(networks)):
+) -> Iterator[tuple[NetworkContender, str, str, int, int]]:
+    """Yield everything to measure; what is compared follows one another."""
+    for task, batch, mode, contender in product(tasks, batches, modes, network_contenders(networks)):
         yield contender, task, mode, batch, image
 
 
-def measure(contender: Contender, task: str, mode: str, batch: int, image: int, device: torch.device) -> Row:
-    """One contender in one mode: right first, then timed."""
+def measure(
+    contender: NetworkContender, task: str, mode: str, batch: int, image: int, device: torch.device
+) -> NetworkRow:
+    """Check a contender in one mode, then time it."""
     row: dict[str, Any] = {
         **asdict(contender), "task": task, "mode": mode, "batch": batch, "image": image
     }  # fmt: skip
@@ -115,18 +117,19 @@ def measure(contender: Contender, task: str, mode: str, batch: int, image: int, 
             row |= _measure(contender, task, mode, batch, image, device)
     except Exception as error:  # out of memory, say: a row that tells it, and the others go on
         row["problem"] = in_a_line(error)
-    return Row(**row)
+    return NetworkRow(**row)
 
 
 def _measure(
-    contender: Contender, task: str, mode: str, batch: int, image: int, device: torch.device
+    contender: NetworkContender, task: str, mode: str, batch: int, image: int, device: torch.device
 ) -> dict[str, Any]:
+    """Return what was measured, or the problem."""
     torch.manual_seed(0)
     model, exact = _build(contender, task, device)
     x = torch.randn(batch, 3, image, image, device=device).contiguous(memory_format=LAYOUTS[contender.layout])
     labels = torch.randint(0, model.fc.out_features, (batch,), device=device)
     error = _error(model, exact, x[:CHECKED], labels[:CHECKED], task)
-    if not error <= TOLERANCES[task]:  # NaN too
+    if not error <= NETWORK_TOLERANCES[task]:  # NaN too
         return {"error": error, "problem": f"wrong by {error:.1e}"}
     expected = _eager_result(model, x, labels, task)
     step = _step(torch.compile(model) if mode.startswith("compiled") else model, model, x, labels, task)
@@ -141,20 +144,21 @@ def _measure(
         step()
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     for difference in differences:
-        if not difference <= TOLERANCES["inference"]:
+        if not difference <= NETWORK_TOLERANCES["inference"]:
             return {"error": difference, "problem": f"wrong by {difference:.1e}, {mode} against eager"}
+    measured = {"peak_bytes": peak, "grouped_share": share, "error": float(f"{error:.2e}")}
+    return measured | _times(step, batch, device)
+
+
+def _times(step: Callable[[], object], batch: int, device: torch.device) -> dict[str, float]:
+    """Time a step: milliseconds, and images/s at the median."""
     times = wall_time(step, device)
-    return {
-        **{name: round(t * 1e3, 4) for name, t in times._asdict().items()},
-        "images_per_second": round(batch / times.p50, 1),
-        "peak_bytes": peak,
-        "grouped_share": share,
-        "error": float(f"{error:.2e}"),
-    }
+    milliseconds = {name: round(t * 1e3, 4) for name, t in times._asdict().items()}
+    return {**milliseconds, "images_per_second": round(batch / times.p50, 1)}
 
 
 def _eager_result(model: nn.Module, x: Tensor, labels: Tensor, task: str) -> Tensor:
-    """Of the first step; the model stays as it is."""
+    """Return the result of a first step, on a copy of the model."""
     plain = copy.deepcopy(model)
     return _step(plain, plain, x, labels, task)()
 
@@ -167,12 +171,12 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _difference(result: Tensor, expected: Tensor) -> float:
-    """As a part of the expected norm; NaN where there is one."""
+    """Return the difference relative to the expected norm; NaN if there is one."""
     return ((result.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-def _build(contender: Contender, task: str, device: torch.device) -> tuple[nn.Module, ResNeXt]:
-    """The contender's network and the same on F.conv2d, of the same weights for the same network."""
+def _build(contender: NetworkContender, task: str, device: torch.device) -> tuple[nn.Module, ResNeXt]:
+    """Return the contender's network, and the same network and weights on F.conv2d."""
     build = NETWORKS[contender.network]
     model = build().to(device, memory_format=LAYOUTS[contender.layout])
     exact = _on_conv2d(copy.deepcopy(model))
@@ -185,7 +189,7 @@ def _build(contender: Contender, task: str, device: torch.device) -> tuple[nn.Mo
 
 
 def _on_conv2d(model: ResNeXt) -> ResNeXt:
-    """The same network with nn.Conv2d where it had gconv's layers."""
+    """Turn gconv's layers of a network into nn.Conv2d."""
     for module in model.modules():
         if isinstance(module, GroupConv2d):
             module.__class__ = nn.Conv2d
@@ -193,7 +197,7 @@ def _on_conv2d(model: ResNeXt) -> ResNeXt:
 
 
 def _step(run: nn.Module, model: nn.Module, x: Tensor, labels: Tensor, task: str) -> Callable[[], Tensor]:
-    """One step in bfloat16 autocast: logits without gradients, or loss, gradients and SGD with momentum.
+    """Return a step in bfloat16 autocast: inference, or loss, gradients and SGD with momentum.
 
     ``run`` is ``model``, compiled or not.
     """
@@ -221,7 +225,7 @@ def _step(run: nn.Module, model: nn.Module, x: Tensor, labels: Tensor, task: str
 
 
 def _error(model: nn.Module, exact: ResNeXt, x: Tensor, labels: Tensor, task: str) -> float:
-    """Of the logits, or of all gradients together, in bfloat16 against full float32 on PyTorch's own.
+    """Return the error of the logits, or of all gradients, in bfloat16 against float32 on F.conv2d.
 
     With the batch norms' running statistics: with those of the batch, the gradients of deep networks are
     chaotic, as far from each other in bfloat16 and float32 as from any others.
@@ -241,7 +245,7 @@ def _error(model: nn.Module, exact: ResNeXt, x: Tensor, labels: Tensor, task: st
 
 
 def _graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """The step as one CUDA graph, replayed once, and where it leaves its result."""
+    """Return the step as one CUDA graph, which has run once, and the tensor with its result."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -260,34 +264,22 @@ def _graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
 
 
 def _grouped_share(step: Callable[[], Tensor], device: torch.device) -> float | None:
-    """Of the time that a step's operators take on the device, how much its grouped convolutions do.
+    """Return the share of the grouped convolutions in the time of a step's operators on the device.
 
-    None if the profiler sees no time, as where it is not allowed to trace the device.
+    None if the profiler sees no time, for example because it may not trace the device.
     """
-    for _ in range(2):
-        step()
-    cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    # PyTorch 2.11 warns without acc_events
-    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
-        step()
-        torch.get_device_module(device).synchronize()
-    events = [event for event in profiler.events() if not event.is_user_annotation]
-    whole = sum(
-        event.self_device_time_total if cuda else event.self_cpu_time_total
-        for event in events
-        if event.device_type == (DeviceType.CUDA if cuda else DeviceType.CPU)
-    )
+    events = measured.profiled(step, device)
+    whole = measured.device_seconds(events, device)
     grouped = sum(
-        event.device_time_total if cuda else event.cpu_time_total
+        event.device_time_total if device.type == "cuda" else event.cpu_time_total
         for event in events
         if event.device_type == DeviceType.CPU and _is_grouped(event)
     )
-    return round(grouped / whole, 4) if whole else None
+    return round(grouped / 1e6 / whole, 4) if whole else None
 
 
 def _is_grouped(event: Any) -> bool:
-    """Whether an operator is a grouped convolution or its gradient, and not inside another one."""
+    """Return whether an operator is a grouped convolution or its gradient, and not inside another one."""
     above = event.cpu_parent
     while above is not None:
         if above.name.startswith("gconv::"):

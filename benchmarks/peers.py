@@ -1,4 +1,4 @@
-"""Who runs a layer: gconv, and what it is compared with."""
+"""The runners of a layer: gconv, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Run = Callable[[Operands], Tensor]
 
 
 def _auto(problem: Problem) -> Run:
-    """What a call of ``gconv.group_conv2d`` runs, and its gradient."""
+    """Run what a call of ``gconv.group_conv2d`` and its gradients run."""
     g, alone = problem.geometry, {}
 
     def forward(operands: Operands) -> Tensor:
@@ -37,9 +37,9 @@ def _on(backend: str) -> Callable[[Problem], Run]:
 
 
 def _compiled(problem: Problem) -> Run:
-    """By torch.compile, which may choose among its own templates and PyTorch's kernels, in gradients too.
+    """Use torch.compile, which may choose among its own templates and PyTorch's kernels, also in gradients.
 
-    Its CUDA graphs are left out: what is timed runs in one already.
+    Without its CUDA graphs: calls are timed in one already.
     """
     from torch._inductor import config, list_mode_options  # takes a second
 
@@ -49,7 +49,7 @@ def _compiled(problem: Problem) -> Run:
 
 
 def _native_depthwise(problem: Problem) -> Run:
-    """By the depthwise kernels of PyTorch's own, also where F.conv2d takes cuDNN's."""
+    """Use PyTorch's own depthwise kernels, even where F.conv2d takes cuDNN's."""
 
     def run(operands: Operands) -> Tensor:
         before = torch._C._get_cudnn_enabled()
@@ -63,7 +63,7 @@ def _native_depthwise(problem: Problem) -> Run:
 
 
 def _cudnn_depthwise(problem: Problem) -> Run:
-    """By cuDNN, also where F.conv2d takes a kernel of PyTorch's own: mostly in contiguous layout."""
+    """Use cuDNN, even where F.conv2d takes a kernel of PyTorch's own: mostly in contiguous layout."""
     g, padding = problem.geometry, problem.geometry.padding[::2]
     settings = (g.stride, g.dilation, g.groups, True, False, problem.type == "tf32")
     beyond_last_tap = [
@@ -113,7 +113,7 @@ class Contender:
 
 
 def contenders(runners: list[str]) -> list[Contender]:
-    """Each runner in both layouts; the reference, which is not there to be fast, in one."""
+    """Return each runner in both layouts; the reference, which is not meant to be fast, in one."""
     return [
         Contender(runner, layout)
         for runner in runners
@@ -123,7 +123,7 @@ def contenders(runners: list[str]) -> list[Contender]:
 
 
 def applies(contender: Contender, problem: Problem, device: torch.device) -> bool:
-    """Whether a contender has a way to run a problem that F.conv2d may not have taken.
+    """Return whether a contender can run a problem in a way that F.conv2d may not have taken.
 
     PyTorch has kernels of its own for depthwise layers only. cuDNN's weight gradient cannot be asked for.
     """
@@ -138,7 +138,7 @@ def applies(contender: Contender, problem: Problem, device: torch.device) -> boo
 
 
 def who_runs(contender: Contender, problem: Problem, operands: Operands) -> str:
-    """What ``auto`` chose, or the kernel and tile that "triton" runs in; the runner itself for others."""
+    """Return what ``auto`` chose, or the kernel and tile of "triton"; the runner itself for others."""
     geometry = problem.geometry
     first = operands.x if problem.pass_ == "forward" else operands.dy
     backend = contender.runner

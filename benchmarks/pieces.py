@@ -1,4 +1,4 @@
-"""What memory gives to programs that each move a piece of a pixel's channels, as the kernels of strips do."""
+"""The speed of memory for programs that each move a piece of a pixel's channels, as strips do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH, SIDE, CHANNELS = 256, 56, 128
 
 
 @dataclass(frozen=True)
-class Row:
+class PieceRow:
     """What was measured of a way to move 2 BATCH SIDE^2 CHANNELS numbers of 16 bits.
 
     Args:
@@ -70,7 +70,7 @@ def move_kernel(
 
 
 def move(way: str, piece: int, stages: int, waves: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Starts the kernel; what it wrote."""
+    """Run the kernel and return what it wrote."""
     n, channels, side, _ = x.shape
     width = piece // x.itemsize
     warps, packs, last = max(1, piece // 64), channels // width, n * side * (side // COLUMNS)
@@ -86,8 +86,8 @@ def move(way: str, piece: int, stages: int, waves: int, x: torch.Tensor, y: torc
     return y if way == "copy" else sums
 
 
-def measure(device: torch.device, batch: int = BATCH) -> list[Row]:
-    """All ways, pieces, and numbers of stages and waves, in turns."""
+def measure(device: torch.device, batch: int = BATCH) -> list[PieceRow]:
+    """Time all ways, pieces, and numbers of stages and waves, in turns."""
     size, layout = (batch, CHANNELS, SIDE, SIDE), torch.channels_last
     moved = 2 * batch * CHANNELS * SIDE**2 * 2
 
@@ -102,4 +102,4 @@ def measure(device: torch.device, batch: int = BATCH) -> list[Row]:
     cases = list(product(WAYS, PIECES, (3, 5), (1, 2)))
     whole = moved / copy_speed(device)
     times = time_together({case: calls(case) for case in cases}, device)
-    return [Row(*case, round(t.p50 * 1e6, 2), round(whole / t.p50, 3)) for case, t in times.items()]
+    return [PieceRow(*case, round(t.p50 * 1e6, 2), round(whole / t.p50, 3)) for case, t in times.items()]

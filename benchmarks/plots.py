@@ -1,11 +1,10 @@
-"""The pictures of a report."""
+"""Pictures for a report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -17,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.peers import DEPTHWISE
-from benchmarks.summary import Case, Row
+from benchmarks.store import TableRow
+from benchmarks.summary import Comparison
 from gconv.dispatch import PASSES
 
 COLOURS = {
@@ -37,10 +37,10 @@ WHISKER = {"error_kw": {"elinewidth": 0.8, "ecolor": "black"}}
 DPI = 120
 
 
-def draw_layers(cases: Sequence[Case], folder: Path, where: str) -> list[Path]:
-    """Two pictures for each suite, batch and type: time beside floor and peers; fraction of the floor."""
+def draw_layers(cases: Sequence[Comparison], folder: Path, where: str) -> list[Path]:
+    """Draw two pictures for each suite, batch and type: times, and fractions of the floor's speed."""
 
-    def key(case: Case) -> tuple:
+    def key(case: Comparison) -> tuple:
         return case.suite, case.batch, case.type
 
     paths = []
@@ -52,8 +52,8 @@ def draw_layers(cases: Sequence[Case], folder: Path, where: str) -> list[Path]:
     return paths
 
 
-def _draw_times(cases: Sequence[Case], path: Path, title: str) -> Path:
-    """A panel for each pass, a cluster of bars for each layer, the floor as a line through it.
+def _draw_times(cases: Sequence[Comparison], path: Path, title: str) -> Path:
+    """Draw a panel for each pass, with a cluster of bars for each layer and a line for the floor.
 
     A thin line at the end of a bar reaches from p20 to p80. "tie" says that gconv's overlaps the best peer's.
     """
@@ -66,22 +66,7 @@ def _draw_times(cases: Sequence[Case], path: Path, title: str) -> Path:
     )
     for axes, pass_ in zip(panels[0], passes, strict=True):
         found = {case.layer: case for case in cases if case.pass_ == pass_}
-        of_pass = [found.get(layer) for layer in layers]
-        bars = _bars(of_pass)
-        for i, runner in enumerate(shown):
-            at = np.arange(len(layers)) + 0.78 * ((i + 0.5) / len(shown) - 0.5)
-            rows, height = bars[runner], 0.72 / len(shown)
-            lengths = [np.nan if row is None else row["p50"] for row in rows]
-            axes.barh(at, lengths, height, xerr=_errors(rows), color=COLOURS[runner], label=runner, **WHISKER)
-        for place, case in enumerate(of_pass):
-            if case is None:
-                continue
-            floor = next(iter(case.rows.values()))["floor"]
-            axes.plot([floor] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.5)
-            if case.speedup is not None and case.speedup.tie:
-                above = place + 0.39 * (1 / len(shown) - 1)  # gconv's bar is the first
-                axes.text(1.05 * case.ours["p80"], above, "tie", fontsize=7, verticalalignment="center")
-        axes.plot([], [], color="black", linewidth=1.5, label="memory floor")
+        _draw_pass(axes, [found.get(layer) for layer in layers], shown)
         axes.set(title=pass_, xlabel="microseconds, log scale", xscale="log")
         axes.margins(x=0.1)  # room for "tie"
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
@@ -95,20 +80,39 @@ def _draw_times(cases: Sequence[Case], path: Path, title: str) -> Path:
     return _save(figure, path, title)
 
 
-def _bars(cases: Sequence[Case | None]) -> dict[str, list[Row | None]]:
-    """Each case's row by who runs it."""
+def _draw_pass(axes: Axes, cases: Sequence[Comparison | None], shown: Sequence[str]) -> None:
+    """Draw the bars of the runners ``shown``, floors and ties; a case is None if it was not measured."""
+    bars = _bars(cases)
+    for i, runner in enumerate(shown):
+        at = np.arange(len(cases)) + 0.78 * ((i + 0.5) / len(shown) - 0.5)
+        rows, height = bars[runner], 0.72 / len(shown)
+        lengths = [np.nan if row is None else row["p50"] for row in rows]
+        axes.barh(at, lengths, height, xerr=_errors(rows), color=COLOURS[runner], label=runner, **WHISKER)
+    for place, case in enumerate(cases):
+        if case is None:
+            continue
+        floor = next(iter(case.rows.values()))["floor"]
+        axes.plot([floor] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.5)
+        if case.speedup is not None and case.speedup.tie:
+            above = place + 0.39 * (1 / len(shown) - 1)  # gconv's bar is the first
+            axes.text(1.05 * case.ours["p80"], above, "tie", fontsize=7, verticalalignment="center")
+    axes.plot([], [], color="black", linewidth=1.5, label="memory floor")
+
+
+def _bars(cases: Sequence[Comparison | None]) -> dict[str, list[TableRow | None]]:
+    """Return each case's row, by runner."""
     peers = {name: [case and case.best(runners) for case in cases] for name, runners in BARS.items()}
     return {"gconv": [case and case.ours for case in cases], **peers}
 
 
-def _errors(rows: Sequence[Row | None]) -> list[list[float]]:
-    """How far p20 and p80 are from the median, as matplotlib takes it."""
+def _errors(rows: Sequence[TableRow | None]) -> list[list[float]]:
+    """Return how far p20 and p80 are from the median, in matplotlib's format."""
     there = [row or dict.fromkeys(("p20", "p50", "p80"), np.nan) for row in rows]
     return [[row["p50"] - row["p20"] for row in there], [row["p80"] - row["p50"] for row in there]]
 
 
-def _draw_fractions(cases: Sequence[Case], path: Path, title: str) -> Path:
-    """How much of the floor's speed each layer reaches, the passes side by side."""
+def _draw_fractions(cases: Sequence[Comparison], path: Path, title: str) -> Path:
+    """Draw how much of the floor's speed each layer reaches, with the passes side by side."""
     passes = [p for p in PASSES if any(case.pass_ == p for case in cases)]
     layers = list(dict.fromkeys(case.layer for case in cases))
     figure, axes = plt.subplots(figsize=(8, 1.6 + 0.5 * len(layers)), layout="constrained")
@@ -123,17 +127,9 @@ def _draw_fractions(cases: Sequence[Case], path: Path, title: str) -> Path:
     return _save(figure, path, title)
 
 
-def draw_networks(rows: Sequence[dict[str, Any]], folder: Path, where: str) -> Path:
-    """Images a second of each network in its best mode: with gconv, fused, with F.conv2d, and ResNet-50's."""
-    best: dict[tuple, dict[tuple[str, str], dict[str, Any]]] = {}
-    for row in rows:
-        if row["images_per_second"] is not None:
-            of_panel = best.setdefault((row["task"], row["batch"], row["image"]), {})
-            name = row["network"], row["runner"]
-            if name not in of_panel or of_panel[name]["images_per_second"] < row["images_per_second"]:
-                of_panel[name] = row
-    if not best:
-        best["nothing", 0, 0] = {}
+def draw_networks(rows: Sequence[TableRow], folder: Path, where: str) -> Path:
+    """Draw images/s of each network in its best mode: with gconv, fused, with F.conv2d; and ResNet-50's."""
+    best = _best_modes(rows)
     figure, panels = plt.subplots(
         1, len(best), figsize=(1.5 + 3.8 * len(best), 3.6), layout="constrained", squeeze=False
     )
@@ -146,12 +142,24 @@ def draw_networks(rows: Sequence[dict[str, Any]], folder: Path, where: str) -> P
         reach = np.abs(np.array(ends) - speeds) if names else None
         bars = axes.barh(range(len(names)), speeds, xerr=reach, color=colours, **WHISKER)
         axes.bar_label(bars, [f"{found[n]['images_per_second']:,.0f}" for n in names], padding=3, fontsize=8)
-        told = [f"{n[0]}\n{n[1]}, {found[n]['mode']},\n{found[n]['layout']}" for n in names]
-        axes.set_yticks(range(len(names)), told, fontsize=8)
+        labels = [f"{n[0]}\n{n[1]}, {found[n]['mode']},\n{found[n]['layout']}" for n in names]
+        axes.set_yticks(range(len(names)), labels, fontsize=8)
         axes.set(title=f"{task}, batch {batch}, {image}x{image}", xlabel="images/s")
         axes.invert_yaxis()
         axes.margins(x=0.2)
     return _save(figure, folder / "networks.png", f"each in its best mode, {where}")
+
+
+def _best_modes(rows: Sequence[TableRow]) -> dict[tuple, dict[tuple[str, str], TableRow]]:
+    """Return, for each task, batch and image size, the fastest row of each network and runner."""
+    best: dict[tuple, dict[tuple[str, str], TableRow]] = {}
+    for row in rows:
+        if row["images_per_second"] is not None:
+            of_panel = best.setdefault((row["task"], row["batch"], row["image"]), {})
+            name = row["network"], row["runner"]
+            if name not in of_panel or of_panel[name]["images_per_second"] < row["images_per_second"]:
+                of_panel[name] = row
+    return best or {("nothing", 0, 0): {}}
 
 
 def _name_layers(axes: Axes, layers: Sequence[str]) -> None:

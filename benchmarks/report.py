@@ -1,27 +1,27 @@
-"""Tables and pictures of a folder of measurements, from its files alone."""
+"""Tables and pictures of a folder of measurements, made from its files alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.counters import Row as counters_row
-from benchmarks.layers import Row as layers_row
-from benchmarks.networks import Row as networks_row
-from benchmarks.store import read_environment, read_table
+from benchmarks.counters import CounterRow
+from benchmarks.layers import LayerRow
+from benchmarks.networks import NetworkRow
+from benchmarks.store import TableRow, read_environment, read_table
 from benchmarks.summary import (
-    Case,
+    Comparison,
     Gain,
-    cases,
+    comparisons,
     geometric_mean,
-    in_short,
     least,
     mean_gain,
     percent,
     spread,
+    summary_table,
     times,
     worst_gain,
 )
@@ -32,18 +32,19 @@ try:
 except ModuleNotFoundError:  # without matplotlib a report has tables alone
     plots = None
 
+Show = Callable[[float | None], str]
 HALF = ("bfloat16", "float16")
 READ_IDLE = ("clock_sm_mhz", "clock_memory_mhz")  # in results from before clocks were read under load
 ALONE = ("resnext50_32x4d", 256)  # the suite and the batch that the aims speak of
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write ``report.md`` into ``folder``, and its pictures if matplotlib is there; return their paths."""
+    """Write ``report.md`` into ``folder``, and pictures if matplotlib is installed; return their paths."""
     if not (folder / "environment.json").exists():
-        fail(f"{folder}: no results there, such as `python -m benchmarks run` writes")
+        fail(f"{folder}: no results there; `python -m benchmarks run` writes some")
     environment = read_environment(folder)
-    layers = cases(rows := read_table(folder / "layers.jsonl", layers_row))
-    networks = read_table(folder / "networks.jsonl", networks_row)
+    layers = comparisons(rows := read_table(folder / "layers.jsonl", LayerRow))
+    networks = read_table(folder / "networks.jsonl", NetworkRow)
     where = environment["gpu"] or environment["cpu"]
     pictures: list[Path] = []
     parts = [f"# {where}", _environment(environment), *_right_or_wrong(folder)]
@@ -52,14 +53,14 @@ def write_report(folder: Path) -> list[Path]:
     if layers:
         pictures += plots.draw_layers(layers, folder, where) if plots else []
         parts += [_picture(path) for path in pictures]
-        parts += ["## Layers in short", _SHORT, _table(in_short(rows), left=4)]
+        parts += ["## Layers in short", _SHORT, _table(summary_table(rows), left=4)]
     if networks:
         drawn = [plots.draw_networks(networks, folder, where)] if plots else []
         pictures += drawn
         parts += ["## Networks", _NETWORKS, *map(_picture, drawn), _table(_networks(networks), left=5)]
     if layers:
         parts += ["## Layers", _LAYERS, *_layers(layers)]
-    if counted := read_table(folder / "counters.jsonl", counters_row):
+    if counted := read_table(folder / "counters.jsonl", CounterRow):
         parts += ["## What the hardware counts", _COUNTERS, _table(_counters(counted), left=3)]
     path = folder / "report.md"
     path.write_text("\n\n".join(parts) + "\n")
@@ -88,13 +89,13 @@ above. Percentages are of what the hardware could do, "m" is millions."""
 
 
 def _right_or_wrong(folder: Path) -> list[str]:
-    """What the tests that ran on this GPU and ``python -m gconv`` said, a line each."""
+    """Return a line for the tests that ran on this GPU, and one for ``python -m gconv``."""
     lines = []
     if (path := folder / "tests.json").exists():
         tests = json.loads(path.read_text())
-        told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(tests["counts"].items()))
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(tests["counts"].items()))
         sanitizer = tests["sanitizer"].get("outcome", "did not run")
-        lines.append(f"Tests on this GPU: {told}; compute-sanitizer: {sanitizer}.")
+        lines.append(f"Tests on this GPU: {counts}; compute-sanitizer: {sanitizer}.")
     if (path := folder / "check.json").exists():
         found = json.loads(path.read_text())
         right = sum(answer["problem"] is None for answer in found["answers"])
@@ -104,8 +105,8 @@ def _right_or_wrong(folder: Path) -> list[str]:
     return ["## Right or wrong", *lines] if lines else []
 
 
-def _counters(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A row for each kernel, a column for each counter that any has."""
+def _counters(rows: Sequence[TableRow]) -> list[tuple[str, ...]]:
+    """Return a row for each kernel, with a column for each counter that any kernel has."""
     names = list(dict.fromkeys(name for row in rows for name in row["counts"]))
     table = [("layer", "pass", "kernel", *(name.replace("_", " ").replace("percent", "%") for name in names))]
     for row in rows:
@@ -123,79 +124,92 @@ def _environment(facts: dict[str, Any]) -> str:
     return _table([("measured on", ""), *((name, str(value)) for name, value in shown.items())], left=2)
 
 
-def _aims(layers: Sequence[Case], networks: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """What was aimed at beside what was measured; a dash where it was not."""
-    rows = [("aim", "measured", "met")]
+def _aims(layers: Sequence[Comparison], networks: Sequence[TableRow]) -> list[tuple[str, ...]]:
+    """Return the table of the aims beside what was measured; a dash if it was not."""
+    return [("aim", "measured", "met"), *_aims_of_layers(layers), *_aims_of_networks(networks)]
 
-    def add(aim: str, value: float | None, bound: float, show: Any, most: bool = False) -> None:
-        met = "-" if value is None else ("yes" if (value <= bound if most else value >= bound) else "no")
-        rows.append((aim, "-" if value is None else show(value), met))
 
-    def add_gain(aim: str, gain: Gain | None, bound: float) -> None:
-        add(aim, gain and gain.claim, bound, lambda _: str(gain))
-
+def _aims_of_layers(layers: Sequence[Comparison]) -> Iterator[tuple[str, ...]]:
     suite, batch = ALONE
-    for passes, floor, worst, faster in (
-        (("forward",), 0.85, 0.70, 4),
-        (("input_grad",), 0.85, 0.70, 4),
-        (("weight_grad",), 0.70, 0.50, 5),
+    for pass_, floor, worst, faster in (
+        ("forward", 0.85, 0.70, 4),
+        ("input_grad", 0.85, 0.70, 4),
+        ("weight_grad", 0.70, 0.50, 5),
     ):
-        chosen = [c for c in layers if (c.suite, c.batch) == ALONE and c.type in HALF and c.pass_ in passes]
-        name = f"{passes[0]}, {suite}, batch {batch}, 16 bits"
+        chosen = [c for c in layers if (c.suite, c.batch) == ALONE and c.type in HALF and c.pass_ == pass_]
+        name = f"{pass_}, {suite}, batch {batch}, 16 bits"
         fractions = [case.fraction for case in chosen]
-        add(f"{name}: of the floor, mean at least {floor:.0%}", geometric_mean(fractions), floor, percent)
-        add(f"{name}: of the floor, none under {worst:.0%}", least(fractions), worst, percent)
+        yield _at_least(
+            f"{name}: of the floor, mean at least {floor:.0%}", geometric_mean(fractions), floor, percent
+        )
+        yield _at_least(f"{name}: of the floor, none under {worst:.0%}", least(fractions), worst, percent)
         gain = mean_gain(case.speedup_over_conv2d for case in chosen)
-        add(f"{name}: over F.conv2d at its best, mean at least {faster}x", gain, faster, times)
+        yield _at_least(f"{name}: over F.conv2d at its best, mean at least {faster}x", gain, faster, times)
     slowest = worst_gain(case.least_gain for case in layers)
-    add_gain("`auto` over F.conv2d in the same layout, every row at least 0.98x", slowest, 0.98)
-    for passes, most in ((("forward", "input_grad"), 0), (("weight_grad",), 32 * 2**20)):
+    yield _gains("`auto` over F.conv2d in the same layout, every row at least 0.98x", slowest, 0.98)
+    for passes, limit, text in (
+        (("forward", "input_grad"), 0, "none"),
+        (("weight_grad",), 32 * 2**20, "at most 32 MiB"),
+    ):
         extra = [c.ours["extra_bytes"] for c in layers if c.ours and c.pass_ in passes]
-        worst_extra = max((e for e in extra if e is not None), default=None)
-        limit = "none" if most == 0 else "at most 32 MiB"
-        add(f"{', '.join(passes)}: extra memory, {limit}", worst_extra, most, _mebibytes, most=True)
+        most = max((e for e in extra if e is not None), default=None)
+        yield _at_most(f"{', '.join(passes)}: extra memory, {text}", most, limit, _mebibytes)
     host = geometric_mean(case.host_ratio for case in layers if case.pass_ == "forward")
-    add("forward: host time of an eager call over F.conv2d's, at most 1.3x", host, 1.3, times, most=True)
+    yield _at_most("forward: host time of an eager call over F.conv2d's, at most 1.3x", host, 1.3, times)
+
+
+def _aims_of_networks(networks: Sequence[TableRow]) -> Iterator[tuple[str, ...]]:
     for task, bound in (("training", 1.25), ("inference", 1.3)):
         for name, gain in network_gains(networks, task).items():
             what = f"{task} of {name}: over F.conv2d, each in its best mode"
-            add_gain(f"{what}, at least {bound}x", gain, bound)
+            yield _gains(f"{what}, at least {bound}x", gain, bound)
     for task, bound in (("inference", 1.5), ("training", 1.35)):
         for name, gain in fused_gains(networks, task).items():
             what = f"{task} of {name}: fused over F.conv2d with torch.compile"
-            add_gain(f"{what}, at least {bound}x", gain, bound)
+            yield _gains(f"{what}, at least {bound}x", gain, bound)
         for name, part in parts_of_resnet(networks, task).items():
-            add_gain(f"{task} of {name}: fused, of ResNet-50's images/s at least 0.9", part, 0.9)
-    return rows
+            yield _gains(f"{task} of {name}: fused, of ResNet-50's images/s at least 0.9", part, 0.9)
 
 
-def network_gains(networks: Sequence[dict[str, Any]], task: str) -> dict[str, Gain]:
-    """By network and batch: images/s with gconv over F.conv2d's, each in its best mode."""
+def _at_least(aim: str, value: float | None, bound: float, show: Show) -> tuple[str, str, str]:
+    return (aim, "-", "-") if value is None else (aim, show(value), "yes" if value >= bound else "no")
+
+
+def _at_most(aim: str, value: float | None, bound: float, show: Show) -> tuple[str, str, str]:
+    return (aim, "-", "-") if value is None else (aim, show(value), "yes" if value <= bound else "no")
+
+
+def _gains(aim: str, gain: Gain | None, bound: float) -> tuple[str, str, str]:
+    return _at_least(aim, gain and gain.claim, bound, lambda _: str(gain))
+
+
+def network_gains(networks: Sequence[TableRow], task: str) -> dict[str, Gain]:
+    """Return, by network and batch, images/s with gconv over F.conv2d's, each in its best mode."""
     best = fastest(row for row in networks if row["task"] == task)
     return _over(best, best, "gconv", lambda network: network)
 
 
-def fused_gains(networks: Sequence[dict[str, Any]], task: str) -> dict[str, Gain]:
-    """By network and batch: images/s fused over F.conv2d's compiled, each in its best mode and layout."""
+def fused_gains(networks: Sequence[TableRow], task: str) -> dict[str, Gain]:
+    """Return, by network and batch, images/s fused over F.conv2d's compiled, each in its best mode."""
     rows = [row for row in networks if row["task"] == task]
     compiled = fastest(row for row in rows if row["mode"].startswith("compiled"))
     return _over(fastest(rows), compiled, "fused", lambda network: network)
 
 
-def parts_of_resnet(networks: Sequence[dict[str, Any]], task: str) -> dict[str, Gain]:
-    """By batch: images/s of ResNeXt-50 fused over ResNet-50's, each in its best mode."""
+def parts_of_resnet(networks: Sequence[TableRow], task: str) -> dict[str, Gain]:
+    """Return, by batch, images/s of ResNeXt-50 fused over ResNet-50's, each in its best mode."""
     best = fastest(row for row in networks if row["task"] == task)
     ours = {key: row for key, row in best.items() if key[0] == "resnext50_32x4d"}
     return _over(ours, best, "fused", lambda _: "resnet50")
 
 
 def _over(
-    ours: dict[tuple[str, int, int, str], dict[str, Any]],
-    theirs: dict[tuple[str, int, int, str], dict[str, Any]],
+    ours: dict[tuple[str, int, int, str], TableRow],
+    theirs: dict[tuple[str, int, int, str], TableRow],
     runner: str,
     peer: Callable[[str], str],
 ) -> dict[str, Gain]:
-    """What ``runner`` gains over F.conv2d, of the network that is its ``peer``."""
+    """Return what ``runner`` gains over F.conv2d in the network that ``peer`` names."""
     gains = {}
     for (network, batch, image, who), row in ours.items():
         gain = Gain.over(theirs.get((peer(network), batch, image, "F.conv2d")), row)
@@ -204,9 +218,9 @@ def _over(
     return gains
 
 
-def fastest(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int, int, str], dict[str, Any]]:
-    """The row with the most images/s by network, batch, image and runner."""
-    best: dict[tuple[str, int, int, str], dict[str, Any]] = {}
+def fastest(rows: Iterable[TableRow]) -> dict[tuple[str, int, int, str], TableRow]:
+    """Return the fastest row by network, batch, image and runner."""
+    best: dict[tuple[str, int, int, str], TableRow] = {}
     for row in rows:
         key = row["network"], row["batch"], row["image"], row["runner"]
         if row["p50"] is not None and (key not in best or row["p50"] < best[key]["p50"]):
@@ -214,11 +228,11 @@ def fastest(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int, int, str], d
     return best
 
 
-def _layers(layers: Sequence[Case]) -> list[str]:
-    """A table for each suite, batch and type."""
+def _layers(layers: Sequence[Comparison]) -> list[str]:
+    """Return a table for each suite, batch and type."""
     parts = []
 
-    def key(case: Case) -> tuple:
+    def key(case: Comparison) -> tuple:
         return case.suite, case.type, case.batch
 
     for (suite, type_, batch), group in groupby(sorted(layers, key=key), key=key):
@@ -247,7 +261,7 @@ def _layers(layers: Sequence[Case]) -> list[str]:
     return parts
 
 
-def _networks(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+def _networks(rows: Sequence[TableRow]) -> list[tuple[str, ...]]:
     head = ("network", "runner", "layout", "task", "mode", "batch", "image", "images/s", "ms", "peak memory")
     table = [(*head, "grouped", "match")]
     for row in rows:
@@ -265,7 +279,7 @@ def _networks(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _table(rows: Sequence[Sequence[str]], left: int) -> str:
-    """In Markdown; ``left`` columns flush left, the others right."""
+    """Return a Markdown table with ``left`` columns flush left, the others right."""
     head, *body = rows
     rule = ["---" if i < left else "---:" for i in range(len(head))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
@@ -279,8 +293,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}"
 
 
-def _time(row: dict[str, Any]) -> str:
-    """Such as 112.3 ±1.2%: the median and its spread; nothing where there is no time."""
+def _time(row: TableRow) -> str:
+    """Return the median and its spread, such as 112.3 ±1.2%; nothing without a time."""
     return "" if row.get("p50") is None else f"{_number(row['p50'])} {spread(row)}"
 
 

@@ -24,10 +24,14 @@ SHOWS = (
     "gconv.measure.terminal",
     "resnext.announcement",
     "resnext.checkpoint",
+    "resnext.config:Option",
+    "resnext.config:option",
     "resnext.errors",
+    "resnext.files",
     "resnext.interruption",
     "resnext.logs",
     "resnext.plots",
+    "resnext.progress",
     "resnext.tables",
 )
 

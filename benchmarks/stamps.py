@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.sources import ROOT, at_commit, digests, resolve
+from benchmarks.store import RESULTS_FOLDER, is_committed, write_json
 from gconv.kernels import choice
 from gconv.measure.terminal import fail
 
-FOLDER = ROOT / "benchmarks" / "results"
-STAMPS = FOLDER / "stamps.json"
+STAMPS = RESULTS_FOLDER / "stamps.json"
 README = ROOT / "benchmarks" / "README.md"
 MARKS = ("<!-- stamps: `python -m benchmarks.stamps` writes this table -->\n", "<!-- end of stamps -->\n")
 NO_STAMP = {"commit": None, "files": None, "sources": {}}
@@ -57,7 +57,7 @@ RESULTS = {
         "python -m resnext cardinality", ("resnext.study", "resnext.data.embedded:load_digits")
     ),
     "cpu/demo": Result(
-        "make demo", ("resnext.train:train", "resnext.config:defaults", "resnext.data.embedded:load_mnist5k")
+        "make demo", ("resnext.loop:train", "resnext.config:defaults", "resnext.data.embedded:load_mnist5k")
     ),
     "cpu/fused": Result(
         "python -m benchmarks accuracy --out benchmarks/results/cpu/fused",
@@ -76,15 +76,17 @@ ON_A_GPU = Result(
 
 def results() -> dict[str, Result]:
     """Return all results by their path in ``results/``: those above, and a folder for each GPU."""
-    gpus = sorted({path.parent.name for path in FOLDER.glob("*/environment.json")} - {"cpu"})
+    gpus = sorted({path.parent.name for path in RESULTS_FOLDER.glob("*/environment.json")} - {"cpu"})
     return RESULTS | dict.fromkeys(gpus, ON_A_GPU)
 
 
 def digest_of_files(name: str) -> str:
     """Return a digest of a result's files."""
-    path = FOLDER / name
+    path = RESULTS_FOLDER / name
     files = sorted(file for file in [path, *path.rglob("*")] if file.is_file())
-    parts = (f"{file.relative_to(FOLDER).as_posix()}\n".encode() + file.read_bytes() for file in files)
+    parts = (
+        f"{file.relative_to(RESULTS_FOLDER).as_posix()}\n".encode() + file.read_bytes() for file in files
+    )
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
 
 
@@ -98,7 +100,7 @@ def stamp(name: str, commit: str | None) -> None:
     roots = results()[name].roots
     sources = digests(roots, at_commit(commit)) if commit else digests(roots)
     stamps = read_stamps() | {name: {"commit": commit, "files": digest_of_files(name), "sources": sources}}
-    STAMPS.write_text(json.dumps(dict(sorted(stamps.items())), indent=1) + "\n")
+    write_json(STAMPS, dict(sorted(stamps.items())))
 
 
 def changed(name: str) -> list[str]:
@@ -142,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     for name in parsed.results:
         if name not in results():
-            fail(f"no result {name!r} in {FOLDER}: choose from {', '.join(results())}")
+            fail(f"no result {name!r} in {RESULTS_FOLDER}: choose from {', '.join(results())}")
         said = parsed.commit or _commit_of(name)
         commit = resolve(said) or fail(f"no commit {said} in this repository: fetch it, or give --commit")
         stamp(name, commit)
@@ -155,11 +157,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _commit_of(name: str) -> str:
     """Return the commit that a result was made at; exit if its code was never committed."""
-    environment = FOLDER / name / "environment.json"
+    environment = RESULTS_FOLDER / name / "environment.json"
     if environment.exists():
-        commit = json.loads(environment.read_text())["commit"] or "unknown"
-        if not commit.isalnum():
-            fail(f"{name} was measured at {commit}, which nobody can look up: commit and measure again")
+        commit = json.loads(environment.read_text())["commit"]
+        if not is_committed(commit):
+            fail(
+                f"{name} was measured at {commit or 'an unknown commit'}, which nobody can look up: "
+                "commit and measure again"
+            )
         return commit
     roots = results()[name].roots
     if digests(roots) != digests(roots, at_commit("HEAD")):

@@ -1,4 +1,4 @@
-"""A folder of measurements: what they were made on, and a line of JSON for each, so that a run can go on."""
+"""A folder of measurements: their environment, and a line of JSON for each, so that a run can go on."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from typing import Any
 
 from gconv.measure.terminal import fail
 
-SAME = ("gpu", "cpu", "torch", "triton", "cudnn", "commit")  # what rows of one folder have in common
+RESULTS_FOLDER = Path(__file__).parent / "results"  # the committed results
+MUST_MATCH = ("gpu", "cpu", "torch", "triton", "cudnn", "commit")  # for all rows of a folder
+TableRow = dict[str, Any]  # a row as its file has it
 
 
 class Store:
-    """``environment.json`` and the tables, ``NAME.jsonl``, of a folder.
+    """A folder with ``environment.json`` and tables, ``NAME.jsonl``.
 
     Args:
-        folder: made if it is not there.
-        environment: of this run. One that differs in what counts from the folder's is refused.
-        overwrite: drop what is there instead.
+        folder: made if it does not exist.
+        environment: of this run. Must equal the folder's in ``MUST_MATCH``.
+        overwrite: drop what the folder holds instead.
 
     Attributes:
-        environment: the folder's, that of its first run.
+        environment: that of the folder's first run.
     """
 
     def __init__(self, folder: Path, environment: dict[str, Any], overwrite: bool = False) -> None:
         self.folder = folder
         path = folder / "environment.json"
         if folder.exists() and not folder.is_dir():
-            fail(f"{folder} is no folder")
+            fail(f"{folder} is not a folder: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and not overwrite:
             before = self.environment = read_environment(folder)
-            for name in SAME:
+            for name in MUST_MATCH:
                 if before.get(name) != environment.get(name):
                     fail(
                         f"{folder} was measured with {name} {before.get(name)}, now {environment.get(name)}: "
@@ -45,25 +47,25 @@ class Store:
         for table in folder.glob("*.jsonl"):
             print(f"dropped {table}", file=sys.stderr)
             table.unlink()
-        path.write_text(json.dumps(environment, indent=1) + "\n")
+        write_json(path, environment)
 
-    def read(self, table: str, row: type) -> list[dict[str, Any]]:
-        """The rows of a table, each such as ``row`` takes."""
+    def read(self, table: str, row: type) -> list[TableRow]:
+        """Return the rows of a table, with the fields of the dataclass ``row``."""
         return read_table(self.folder / f"{table}.jsonl", row)
 
     def settled(self, table: str, row: type, names: Sequence[str]) -> set[tuple]:
-        """Fields of the rows that were run, with a time or wrong. What could not be run is tried again."""
+        """Return the fields ``names`` of rows that ran, right or wrong; those that failed are tried again."""
         rows = self.read(table, row)
         return {tuple(r[name] for name in names) for r in rows if r["problem"] is None or is_wrong(r)}
 
-    def append(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Adds rows to a table, all or none of them in the file."""
+    def append(self, table: str, rows: Iterable[TableRow]) -> None:
+        """Add rows to a table."""
         with open(self.folder / f"{table}.jsonl", "a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """What a folder was measured on."""
+    """Return what a folder was measured on."""
     path = folder / "environment.json"
     try:
         facts = json.loads(path.read_text())
@@ -72,10 +74,10 @@ def read_environment(folder: Path) -> dict[str, Any]:
         fail(f"{path} is damaged: {error!r}")
 
 
-def read_table(path: Path, row: type) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, each such as ``row`` takes; none where it is not there.
+def read_table(path: Path, row: type) -> list[TableRow]:
+    """Return the rows of a file of JSON lines, with the fields of the dataclass ``row``; none without a file.
 
-    A last line that was cut off, as by a kill, is taken away.
+    Removes a last line that was cut off, as when the process was killed.
     """
     if not path.exists():
         return []
@@ -87,10 +89,22 @@ def read_table(path: Path, row: type) -> list[dict[str, Any]]:
         try:
             rows.append(asdict(row(**json.loads(line))))
         except (ValueError, TypeError) as error:
-            fail(f"{path}, line {number}, is no measurement: {error}")
+            fail(f"{path}, line {number}, is not a measurement: {error}")
     return rows
 
 
-def is_wrong(row: dict[str, Any]) -> bool:
+def write_json(path: Path, value: Any) -> None:
+    """Write a file of JSON, beside the old one and then over it, so that it is always whole."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.replace(path)
+
+
+def is_committed(commit: str | None) -> bool:
+    """Return whether results of this ``commit`` can be told from those of other code."""
+    return commit is not None and not commit.endswith("-dirty")
+
+
+def is_wrong(row: TableRow) -> bool:
     """Whether a measurement has no time because its answer was wrong."""
     return (row["problem"] or "").startswith("wrong")

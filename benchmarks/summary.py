@@ -1,4 +1,4 @@
-"""What rows of measurements come to: fractions of the floor, speedups and ties, the worst of them."""
+"""Summaries of measurements: fractions of the floor, speedups and ties, the worst of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks.layers import CASE
+from benchmarks.layers import LAYER_CASE
 from benchmarks.peers import PEERS
+from benchmarks.store import TableRow
 from gconv.measure.problem import LAYOUTS
 from gconv.measure.timing import Times
-
-Row = dict[str, Any]
-Rows = Sequence[Row]
 
 
 class Gain(NamedTuple):
@@ -22,14 +20,14 @@ class Gain(NamedTuple):
 
     Args:
         ratio: of the medians: above 1, the other row is faster.
-        tie: whether the times of both overlap, as :meth:`gconv.timing.Times.ties` has it.
+        tie: whether the times of both overlap, as :meth:`gconv.measure.timing.Times.ties` has it.
     """
 
     ratio: float
     tie: bool
 
     @classmethod
-    def over(cls, theirs: Row | None, ours: Row | None) -> Gain | None:
+    def over(cls, theirs: TableRow | None, ours: TableRow | None) -> Gain | None:
         """Return the gain of ``ours`` over ``theirs``, None where one of them is missing."""
         if theirs is None or ours is None:
             return None
@@ -44,19 +42,19 @@ class Gain(NamedTuple):
         return "tie" if self.tie else times(self.ratio)
 
 
-def quantiles(row: Row) -> Times:
+def quantiles(row: TableRow) -> Times:
     """Return a row's times, in its own unit."""
     return Times(row["p20"], row["p50"], row["p80"])
 
 
-def spread(row: Row) -> str:
-    """Return what to write behind a row's median, such as ±1.2%."""
+def spread(row: TableRow) -> str:
+    """Return the spread of a row's times, such as ±1.2%."""
     return f"±{100 * quantiles(row).spread:.1f}%"
 
 
 @dataclass(frozen=True)
-class Case:
-    """One pass of one layer, and everyone's row.
+class Comparison:
+    """One pass of one layer, and the row of each contender.
 
     Args:
         suite, layer, batch, type, pass_: what was run.
@@ -68,25 +66,25 @@ class Case:
     batch: int
     type: str
     pass_: str
-    rows: dict[tuple[str, str], Row]
+    rows: dict[tuple[str, str], TableRow]
 
     @property
-    def ours(self) -> Row | None:
+    def ours(self) -> TableRow | None:
         """``auto`` in channels_last, where it is right."""
         return self._right("auto", "channels_last")
 
     @property
-    def best_peer(self) -> Row | None:
+    def best_peer(self) -> TableRow | None:
         """The fastest of the peers that are right, in the layout that suits it."""
         return self.best(PEERS)
 
     @property
-    def best_peers(self) -> list[Row]:
+    def best_peers(self) -> list[TableRow]:
         """The best peer, and those that tie with it, the fastest first."""
         peers = self._ranked(PEERS)
         return [row for row in peers if quantiles(row).ties(quantiles(peers[0]))]
 
-    def best(self, runners: Iterable[str]) -> Row | None:
+    def best(self, runners: Iterable[str]) -> TableRow | None:
         """The fastest right one among ``runners``, in any layout."""
         return next(iter(self._ranked(runners)), None)
 
@@ -118,64 +116,64 @@ class Case:
             return None
         return self.ours["host"] / theirs["host"]
 
-    def _right(self, runner: str, layout: str) -> Row | None:
+    def _right(self, runner: str, layout: str) -> TableRow | None:
         row = self.rows.get((runner, layout))
         return row if row is not None and row["p50"] is not None else None
 
-    def _ranked(self, runners: Iterable[str]) -> list[Row]:
+    def _ranked(self, runners: Iterable[str]) -> list[TableRow]:
         """The right ones among ``runners`` in any layout, the fastest first."""
         found = [self._right(runner, layout) for runner in runners for layout in LAYOUTS]
         return sorted((row for row in found if row), key=lambda row: row["p50"])
 
 
-def cases(rows: Rows) -> list[Case]:
-    """The rows case by case, in their order; of a row that was measured again, the last."""
-    found: dict[tuple, dict[tuple[str, str], Row]] = {}
+def comparisons(rows: Sequence[TableRow]) -> list[Comparison]:
+    """Group rows by case, in their order; the last row counts where one was measured again."""
+    found: dict[tuple, dict[tuple[str, str], TableRow]] = {}
     for row in rows:
-        found.setdefault(tuple(row[name] for name in CASE), {})[row["runner"], row["layout"]] = row
-    return [Case(*key, of_case) for key, of_case in found.items()]
+        found.setdefault(tuple(row[name] for name in LAYER_CASE), {})[row["runner"], row["layout"]] = row
+    return [Comparison(*key, of_case) for key, of_case in found.items()]
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are there."""
+    """Return the mean of the values that are not None."""
     there = [value for value in values if value is not None]
     return math.exp(sum(map(math.log, there)) / len(there)) if there else None
 
 
 def mean_gain(gains: Iterable[Gain | None]) -> float | None:
-    """The geometric mean of those that are there; ties count as measured, as chance cancels out in a mean."""
+    """Return the geometric mean of gains; ties count as measured, as chance cancels out in a mean."""
     return geometric_mean(gain and gain.ratio for gain in gains)
 
 
 def least(values: Iterable[float | None]) -> float | None:
-    """Of those that are there."""
+    """Return the least of the values that are not None."""
     return min((value for value in values if value is not None), default=None)
 
 
 def worst_gain(gains: Iterable[Gain | None]) -> Gain | None:
-    """The least of those that are there; a tie counts as 1, so that it hides no loss."""
+    """Return the least gain; a tie counts as 1, so that it hides no loss."""
     there = [gain for gain in gains if gain is not None]
     return min(there, key=lambda gain: gain.claim, default=None)
 
 
 def faster_tie_slower(gains: Iterable[Gain | None]) -> str:
-    """Count the layers where ours is faster, ties and is slower, such as 5/1/1."""
+    """Count the layers where ours is faster, ties or is slower, such as 5/1/1."""
     there = [gain for gain in gains if gain is not None]
     ties = sum(gain.tie for gain in there)
     faster = sum(gain.ratio > 1 and not gain.tie for gain in there)
     return f"{faster}/{ties}/{len(there) - ties - faster}" if there else ""
 
 
-def in_short(rows: Rows) -> list[tuple[str, ...]]:
-    """A line for each suite, batch, type and pass, under a head."""
+def summary_table(rows: Sequence[TableRow]) -> list[tuple[str, ...]]:
+    """Return a line for each suite, batch, type and pass, under a head."""
 
-    def key(case: Case) -> tuple:
+    def key(case: Comparison) -> tuple:
         return case.suite, str(case.batch), case.type, case.pass_
 
     head = ("suite", "batch", "type", "pass", "layers", "of the floor", "least")
     head += ("over F.conv2d", "least", "over best peer", "least", "faster/tie/slower", "same layout, least")
     lines = [head]
-    for name, group in groupby(sorted(cases(rows), key=key), key=key):
+    for name, group in groupby(sorted(comparisons(rows), key=key), key=key):
         of_group = list(group)
         fractions = [case.fraction for case in of_group]
         over_conv2d = [case.speedup_over_conv2d for case in of_group]
@@ -202,10 +200,10 @@ def _or_nothing(gain: Gain | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Such as 87%, or 0.4%."""
+    """Format a fraction, such as 87% or 0.4%."""
     return "" if value is None else f"{100 * value:.0f}%" if value >= 0.1 else f"{100 * value:.1g}%"
 
 
 def times(value: float | None) -> str:
-    """Such as 4.02x."""
+    """Format a ratio, such as 4.02x."""
     return "" if value is None else f"{value:.2f}x"

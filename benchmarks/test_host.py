@@ -1,4 +1,4 @@
-"""Host time of an eager call: what the checks and the choice of backend add to ``F.conv2d``."""
+"""Host time of an eager call: what checks and the choice of a backend add to ``F.conv2d``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CALLS = {
 
 @pytest.fixture
 def operands() -> Iterator[tuple]:
-    """So small that the arithmetic costs next to nothing, on one thread."""
+    """Yield tensors so small that the arithmetic costs next to nothing, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.no_grad():
@@ -43,6 +43,12 @@ def operands() -> Iterator[tuple]:
             gconv.GroupConv2d(4, 4, 3, padding=1, groups=2, bias=False),
         )
     torch.set_num_threads(threads)
+
+
+def small_layer() -> tuple[torch.Tensor, torch.Tensor, ConvGeometry]:
+    """Return input, weight and geometry of a layer for the kernels, on a few pixels."""
+    x, w = (torch.randn(s).to(memory_format=torch.channels_last) for s in ((1, 16, 3, 3), (16, 4, 3, 3)))
+    return x, w, ConvGeometry.of(x.shape, w.shape, (1, 1), (1, 1, 1, 1), (1, 1), 4)
 
 
 @pytest.mark.benchmark(group="host time of a call")
@@ -56,14 +62,13 @@ def test_call(benchmark: BenchmarkFixture, operands: tuple, call: Callable) -> N
 def test_kernels_up_to_the_launch(
     benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, pass_: str
 ) -> None:
-    """All that a pass does but start its kernels: layouts, the plan, which is kept, the result's memory.
+    """Everything in a pass but the start of its kernels: layouts, the kept plan, memory of the result.
 
     And the whole call with backend="triton": checks, the choice, autograd.
     """
     monkeypatch.setattr(Launch, "__call__", lambda self, *tensors: None)
     monkeypatch.setattr(dispatch, "_device_problem", lambda device: None)
-    x, w = (torch.randn(s).to(memory_format=torch.channels_last) for s in ((1, 16, 3, 3), (16, 4, 3, 3)))
-    geometry = ConvGeometry.of(x.shape, w.shape, (1, 1), (1, 1, 1, 1), (1, 1), 4)
+    x, w, geometry = small_layer()
 
     def call() -> torch.Tensor:
         return gconv.group_conv2d(x, w, None, 1, 1, 1, 4, backend="triton")
@@ -83,10 +88,9 @@ def test_kernels_up_to_the_launch(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would keep what it compiles for the GPU here")
 @pytest.mark.parametrize("launcher", ["Triton's", "kept"])
 def test_launch(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
-    """What is added to a pass when its kernel is started, but for the driver's own part."""
+    """What the start of its kernel adds to a pass, without the driver's own part."""
     monkeypatch.setattr(stub_gpu.Launcher, "__call__", lambda self, *arguments: None)
-    x, w = (torch.randn(s).to(memory_format=torch.channels_last) for s in ((1, 16, 3, 3), (16, 4, 3, 3)))
-    geometry = ConvGeometry.of(x.shape, w.shape, (1, 1), (1, 1, 1, 1), (1, 1), 4)
+    x, w, geometry = small_layer()
     operands = OperandLayout(x.stride(), w.stride(), torch.float32, "tf32", Device("cuda", "none", 132))
     plan, y = plan_forward(geometry, operands), torch.empty_like(x)
     options, tensors = {**plan.arguments, **plan.tile.options}, (x, w, x, y, y, y, y)
@@ -110,7 +114,7 @@ def stub_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would keep what it compiles for the GPU here")
 @pytest.mark.parametrize("what", KERNELS_MOST)
 def test_kernels_cost_little_over_conv2d(benchmark: BenchmarkFixture, stub_driver: None, what: str) -> None:
-    """A converted layer beside the ``nn.Conv2d`` that it was, on so few pixels that these cost nothing."""
+    """A converted layer beside its original ``nn.Conv2d``, on so few pixels that they cost nothing."""
     plain = torch.nn.Conv2d(16, 16, 3, padding=1, groups=4, bias=False).to(memory_format=torch.channels_last)
     layer = copy.deepcopy(plain)
     gconv.convert(layer)
@@ -124,42 +128,37 @@ def test_kernels_cost_little_over_conv2d(benchmark: BenchmarkFixture, stub_drive
             torch.autograd.grad(y, (x, layer.weight), dy)
 
     with torch.set_grad_enabled(what != "no_grad"), gconv.backend("triton"):
-        ours, theirs = in_turn(lambda: run(layer), lambda: run(plain))
-        benchmark.extra_info["microseconds over F.conv2d"] = round((ours - theirs) * 1e6, 2)
+        over = fastest_over(in_turn(lambda: run(layer), lambda: run(plain)))
+        benchmark.extra_info["microseconds over F.conv2d"] = round(over * 1e6, 2)
         benchmark.pedantic(run, (layer,), rounds=100, iterations=10, warmup_rounds=10)
-    assert ours - theirs <= KERNELS_MOST[what], f"{(ours - theirs) * 1e6:.1f} us over F.conv2d"
+    assert over <= KERNELS_MOST[what], f"{over * 1e6:.1f} us over F.conv2d"
 
 
-def in_turn(ours: Callable, theirs: Callable, repeats: int = 300, rounds: int = 25) -> tuple[float, float]:
-    """Seconds of both, the fastest round of each: what else the machine does can only add to a round."""
+def in_turn(ours: Callable, theirs: Callable) -> list[tuple[float, float]]:
+    """Return the seconds of both calls in each of 25 rounds, one after the other."""
 
-    def seconds(call: Callable) -> float:
+    def seconds(call: Callable, repeats: int = 300) -> float:
         start = time.perf_counter()
         for _ in range(repeats):
             call()
         return (time.perf_counter() - start) / repeats
 
-    times = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
-    first, second = map(min, zip(*times, strict=True))
-    return first, second
+    return [(seconds(ours), seconds(theirs)) for _ in range(25)]
+
+
+def fastest_over(rounds: list[tuple[float, float]]) -> float:
+    """Return the fastest round of the first call over that of the second: other work only slows a round."""
+    ours, theirs = map(min, zip(*rounds, strict=True))
+    return ours - theirs
 
 
 @pytest.mark.benchmark(group="host time over F.conv2d")
 def test_auto_costs_little_over_conv2d(benchmark: BenchmarkFixture, operands: tuple) -> None:
-    """The two in turn, the fastest round of each: what else the machine does can only add to a round."""
-
-    def seconds(call: Callable, repeats: int = 300) -> float:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call(*operands)
-        return (time.perf_counter() - start) / repeats
-
-    rounds = [(seconds(CALLS["function"]), seconds(CALLS["F.conv2d"])) for _ in range(25)]
-    ours, theirs = map(min, zip(*rounds, strict=True))
-    differences = sorted(a - b for a, b in rounds)
+    rounds = in_turn(*(lambda call=CALLS[name]: call(*operands) for name in ("function", "F.conv2d")))
+    over, differences = fastest_over(rounds), sorted(a - b for a, b in rounds)
     benchmark.extra_info["microseconds over F.conv2d"] = {
-        "fastest rounds": round((ours - theirs) * 1e6, 2),
+        "fastest rounds": round(over * 1e6, 2),
         "quartiles of all rounds": [round(differences[i] * 1e6, 2) for i in (6, 12, 18)],
     }
     benchmark.pedantic(CALLS["function"], operands, rounds=100, iterations=10, warmup_rounds=10)
-    assert ours - theirs <= MOST, f"{(ours - theirs) * 1e6:.1f} us over F.conv2d"
+    assert over <= MOST, f"{over * 1e6:.1f} us over F.conv2d"

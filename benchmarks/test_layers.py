@@ -14,18 +14,18 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.layers import cases, measure
 from benchmarks.peers import RUNNERS, Contender
-from gconv.dispatch import PASSES
+from gconv.dispatch import PASSES, this_device
 from gconv.measure.problem import Problem
 from gconv.measure.suites import SUITES
 from gconv.measure.timing import copy_speed, cudnn_searching
 
 GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
-BATCH = 256 if GPU else 4
-TYPES = ("bfloat16", "tf32") if GPU else ("float32",)
+DEVICE = this_device()
+TIMED_BATCH = 256 if GPU else 4
+TIMED_TYPES = ("bfloat16", "tf32") if GPU else ("float32",)
 CONTENDERS = [Contender("auto", "channels_last"), Contender("F.conv2d", "channels_last")]
 CONTENDERS += [Contender("F.conv2d", "contiguous") if GPU else Contender("reference", "channels_last")]
-CASES = list(cases({"resnext50_32x4d": SUITES["resnext50_32x4d"]}, [BATCH], TYPES, PASSES))
+CASES = list(cases({"resnext50_32x4d": SUITES["resnext50_32x4d"]}, [TIMED_BATCH], TIMED_TYPES, PASSES))
 
 
 @pytest.mark.parametrize("contender", CONTENDERS, ids=str)

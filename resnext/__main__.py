@@ -6,15 +6,15 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line; says what to install where its libraries are missing."""
+    """Run the command line, or say what to install if its libraries are missing."""
     try:
         from resnext import cli
 
         cli.main()
     except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
         print(
-            f"error: the command line needs {error.name}: install gconv with its extra 'train'",
-            file=sys.stderr,
+            f"error: the command line needs {package}: install gconv with its extra 'train'", file=sys.stderr
         )
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What networks of equal complexity came to, and whether they differ by more than their seeds do."""
+"""The errors of networks of equal complexity, and whether they differ by more than their seeds do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNIFICANT = 0.05
 
 @dataclass
 class Compared:
-    """One pair, and what its trainings came to.
+    """A pair of cardinality and width, and the errors of its trainings.
 
     Attributes:
         cardinality, width: C and d.
@@ -30,23 +30,21 @@ class Compared:
 
     @property
     def mean(self) -> float:
-        """Of the errors."""
+        """Mean of the errors."""
         return statistics.mean(self.errors.values())
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of the errors, where there are two or more."""
+        """Standard deviation of the errors, None if there is only one."""
         return statistics.stdev(self.errors.values()) if len(self.errors) > 1 else None
 
 
 def verdict(compared: Sequence[Compared], images: int) -> str:
-    """What the errors say, and what they don't: whether the pairs differ by more than their seeds do.
-
-    By a one-way analysis of variance.
+    """Return in words whether the pairs differ by more than their seeds do, by a one-way ANOVA.
 
     Args:
-        compared: with as many errors each.
-        images: that they were tested on.
+        compared: pairs with the same number of errors each.
+        images: number of images that they were tested on.
     """
     groups = [list(pair.errors.values()) for pair in compared]
     best, worst = min(compared, key=lambda p: p.mean), max(compared, key=lambda p: p.mean)

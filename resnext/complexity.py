@@ -45,7 +45,7 @@ class Stage:
 
 
 def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stage]:
-    """The structure table of ``model``: what each stage puts out, holds and computes for one image.
+    """Return the structure table of ``model``: output, parameters and FLOPs of each stage for one image.
 
     Args:
         model: left as it is; the counting runs on a copy without data.
@@ -60,12 +60,13 @@ def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stag
         path.partition(".")[2]: sum(ops.values()) // 2 for path, ops in counter.get_flop_counts().items()
     }
 
-    rows = [("conv1", ("conv1", "bn1"), (_describe(model.conv1),), 1)]
-    for i in range(1, 5):
-        blocks = model.get_submodule(f"layer{i}")
+    rows: list[tuple[str, tuple[str, ...], tuple[str, ...], int]] = [
+        ("conv1", ("conv1", "bn1"), (_describe(model.conv1),), 1)
+    ]
+    for i, blocks in enumerate(model.stages, 1):
         if len(blocks):
-            # The last block: the first has the stride, the others have not.
-            layers = tuple(_describe(conv) for conv in (blocks[-1].conv1, blocks[-1].conv2, blocks[-1].conv3))
+            # The last block: only the first one has the stride.
+            layers = tuple(_describe(getattr(blocks[-1], f"conv{k}")) for k in (1, 2, 3))
             rows.append((f"conv{i + 1}", (f"layer{i}",), layers, len(blocks)))
     rows.append(("fc", ("fc",), ("global average pool", f"{model.fc.out_features}-d fc"), 1))
     return [
@@ -82,7 +83,7 @@ def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stag
 
 
 def output_sizes(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> dict[str, tuple[int, ...]]:
-    """The sizes, for one image, of what the modules of ``model`` put out, by qualified name.
+    """Return the output sizes of the modules of ``model`` for one image, by qualified name.
 
     Raises:
         ValueError: ``image_size`` is below 1.
@@ -103,9 +104,9 @@ def output_sizes(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> dic
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of activations, and of their gradients, that go from and to memory for one image.
+    """Bytes of activations, and of their gradients, that are read and written for one image.
 
-    What a step reads of the weights is not in it: a batch shares it.
+    Weights don't count: a batch shares them.
     """
 
     read: float = 0.0
@@ -125,14 +126,14 @@ class Traffic:
 
 @dataclass(frozen=True)
 class StageTraffic:
-    """What one stage moves, by the operators that PyTorch runs one by one, and fused.
+    """The memory traffic of one stage, with PyTorch's operators one by one, and fused.
 
     Attributes:
         name: "conv1" to "conv5", then "fc".
         inference: a forward pass in evaluation.
-        fused_inference: the same of what :func:`gconv.fuse` makes.
+        fused_inference: the same after :func:`gconv.fuse`.
         training: a forward and a backward pass.
-        fused_training: the same of ``ResNeXt(..., fused=True)``.
+        fused_training: the same with ``ResNeXt(..., fused=True)``.
     """
 
     name: str
@@ -143,13 +144,13 @@ class StageTraffic:
 
 
 def total_traffic(stages: Sequence[StageTraffic]) -> StageTraffic:
-    """The sum of all stages, as a stage called "total"."""
+    """Return the sum of all stages, as a stage called "total"."""
     forms = [field.name for field in fields(StageTraffic)[1:]]
     return StageTraffic("total", *(sum((getattr(s, form) for s in stages), Traffic()) for form in forms))
 
 
 def traffic(model: ResNeXt, image_size: int | tuple[int, int] = 224, itemsize: int = 2) -> list[StageTraffic]:
-    """The memory traffic of ``model`` by a model of its operators, stage by stage.
+    """Estimate the memory traffic of ``model``, stage by stage.
 
     Each operator reads its inputs once and writes its outputs once, and no cache keeps them for the next one;
     in training batch norm reads its input twice, for the statistics and to normalise. A bias that a batch
@@ -167,23 +168,21 @@ def traffic(model: ResNeXt, image_size: int | tuple[int, int] = 224, itemsize: i
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     image, stem, pooled = model.conv1.in_channels * height * width, size["conv1"], size["maxpool"]
     indices = _INDEX_BYTES // itemsize * pooled if isinstance(model.maxpool, nn.MaxPool2d) else 0
-    rows = [("conv1", *(_stem(image, stem, pooled, indices, training) for training, _ in _MODES))]
+    rows = {"conv1": [_stem(image, stem, pooled, indices, training) for training, _ in _MODES]}
     entering = pooled
-    for i in range(1, 5):
-        blocks = list(model.get_submodule(f"layer{i}").named_children())
+    for i, stage in enumerate(model.stages, 1):
         totals = [Traffic()] * len(_MODES)
-        for name, block in blocks:
-            tensors = [entering, *(size[f"layer{i}.{name}.conv{k}"] for k in (1, 2, 3))]
+        for name, block in stage.named_children():
+            z1, z2, y = (size[f"layer{i}.{name}.conv{k}"] for k in (1, 2, 3))
             projected = block.downsample is not None
-            totals = [
-                total + _block(*tensors, projected, *mode) for total, mode in zip(totals, _MODES, strict=True)
-            ]
-            entering = tensors[-1]
-        if blocks:
-            rows.append((f"conv{i + 1}", *totals))
+            moved = (_block(entering, z1, z2, y, projected, training, fused) for training, fused in _MODES)
+            totals = [total + block for total, block in zip(totals, moved, strict=True)]
+            entering = y
+        if len(stage):
+            rows[f"conv{i + 1}"] = totals
     ends = Traffic(entering, size["avgpool"]), Traffic(entering + size["avgpool"], entering + size["avgpool"])
-    rows.append(("fc", *(ends[training] for training, _ in _MODES)))
-    return [StageTraffic(name, *(moved * itemsize for moved in row)) for name, *row in rows]
+    rows["fc"] = [ends[training] for training, _ in _MODES]
+    return [StageTraffic(name, *(moved * itemsize for moved in row)) for name, row in rows.items()]
 
 
 _MODES = ((False, False), (False, True), (True, False), (True, True))  # training, fused
@@ -228,7 +227,7 @@ def _conv(x: int, y: int, training: bool, input_grad: bool = True) -> Traffic:
 
 
 def _norm(y: int, training: bool) -> Traffic:
-    """In evaluation what a bias costs, too: a norm that was folded away leaves one."""
+    """Return the traffic of a norm; in evaluation also of a bias, which a folded norm leaves behind."""
     if not training:
         return Traffic(y, y)
     return Traffic(2 * y, y) + Traffic(2 * y, 0) + Traffic(2 * y, y)
@@ -239,12 +238,12 @@ def _relu(y: int, training: bool) -> Traffic:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Learned numbers of ``module``."""
+    """Return the number of parameters of ``module``."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def block_complexity(cardinality: int, width: int) -> tuple[int, int]:
-    """Parameters and multiply-adds of a conv2 block's convolutions: 256 channels in and out, 56 x 56 pixels.
+    """Return parameters and multiply-adds of a conv2 block: 256 channels in and out, 56 x 56 pixels.
 
     C (256 d + 9 d^2 + 256 d) parameters in the paper, section 4.1; counted here on the block itself.
     """
@@ -258,7 +257,7 @@ def block_complexity(cardinality: int, width: int) -> tuple[int, int]:
 
 
 def matching_width(cardinality: int) -> int:
-    """The width d at which a conv2 block of ``cardinality`` C is as complex as ResNeXt's 32 x 4d.
+    """Return the width d at which a conv2 block of ``cardinality`` C is as complex as ResNeXt's 32 x 4d.
 
     The positive root of C (512 d + 9 d^2) = parameters of 32 x 4d, rounded.
 
@@ -273,7 +272,7 @@ def matching_width(cardinality: int) -> int:
 
 
 def _describe(conv: nn.Conv2d) -> str:
-    """Such as "7x7, 64, stride 2", or "3x3, 128, C=32"."""
+    """Return a description such as "7x7, 64, stride 2", or "3x3, 128, C=32"."""
     parts = ["x".join(map(str, conv.kernel_size)), str(conv.out_channels)]
     if conv.groups > 1:
         parts.append(f"C={conv.groups}")

@@ -1,12 +1,14 @@
-"""What is trained, on what and how: the settings of a run, and what they are for each data set."""
+"""The settings of a run, what they are for each data set, and how the command line offers them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
+from resnext.data import DATA_SETS
 from resnext.errors import UserError
 from resnext.model import VARIANTS, ResNeXt
 
@@ -16,19 +18,86 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 @dataclass(frozen=True)
-class Network:
-    """The arguments of :class:`resnext.ResNeXt`, but for those that follow from the data."""
+class Option:
+    """How the command line offers a field of the settings: ``cli/options.py`` makes options from these.
 
-    repeats: tuple[int, ...] = (1, 1, 1, 1)
-    cardinality: int = 8
-    base_width: int = 4
-    stem_width: int = 16
-    stem: str = "small"
-    fused: bool = False
+    Args:
+        help: one or two sentences.
+        name: the option, without dashes, or a positional argument in capitals. Defaults to the field's name.
+        least, most: the range of a number, both included.
+        choices: the allowed texts.
+        default: describes the default in help. Defaults to the field's value for each data set.
+    """
+
+    help: str
+    name: str | None = None
+    least: float = -math.inf
+    most: float = math.inf
+    choices: tuple[str, ...] = ()
+    default: str | None = None
+
+
+def option(help: str, **details: Any) -> dict[str, Option]:
+    """Return metadata for ``dataclasses.field``: the field is an option, with the details of ``Option``."""
+    return {"option": Option(help, **details)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images come from: the arguments of :func:`resnext.data.load_data`."""
+
+    name: str = field(
+        default="mnist5k",
+        metadata=option(
+            "Data set. mnist5k and digits: 5,000 and 1,797 handwritten digits that come with installed "
+            "packages. cifar10 and cifar100: PATH is the published archive (python or binary) or its folder. "
+            "folder: PATH has train/CLASS/*.jpg and val/CLASS/*.jpg.",
+            name="data",
+            choices=DATA_SETS,
+            default="mnist5k",
+        ),
+    )
+    path: str | None = field(
+        default=None,
+        metadata=option("Archive or folder with the images; mnist5k and digits need none.", name="PATH"),
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata=option(
+            "Height and width that images are scaled to; for folder only.",
+            least=8,
+            most=2**12,
+            default="224",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Network:
+    """The arguments of :class:`resnext.ResNeXt`, except those that follow from the data."""
+
+    repeats: tuple[int, ...] = field(
+        default=(1, 1, 1, 1), metadata=option("Number of blocks in each of the four stages.")
+    )
+    cardinality: int = field(
+        default=8, metadata=option("Number of groups in each 3x3 convolution.", least=1, most=4096)
+    )
+    base_width: int = field(
+        default=4, metadata=option("Channels of each group in the first stage.", least=1, most=4096)
+    )
+    stem_width: int = field(default=16, metadata=option("Channels of the stem.", least=1, most=4096))
+    stem: str = "small"  # follows from --network
+    fused: bool = field(
+        default=False,
+        metadata=option(
+            "Run the batch norms inside the kernels of the 3x3 convolutions: the same network with fewer "
+            "passes over memory."
+        ),
+    )
 
     @classmethod
     def of_variant(cls, name: str) -> Network:
-        """That of a named network, such as "resnext50_32x4d"."""
+        """Return the settings of a named network, such as "resnext50_32x4d"."""
         with torch.device("meta"):
             model = VARIANTS[name]()
         width = model.conv1.out_channels
@@ -37,97 +106,128 @@ class Network:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
+    """How a network is trained. ``milestones`` are fractions of the training; the rest explains itself."""
 
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images of one update of the weights, of all processes together.
-        micro_batch: images of one pass, which is what batch norm takes its statistics of; a batch is as many
-            passes as it takes, one after the other or in several processes.
-        optimizer: "adamw", or "sgd" with Nesterov's momentum of 0.9.
-        learning_rate: the highest.
-        weight_decay: of all parameters, as in the ResNeXt paper.
-        schedule: "cosine", or "step", a tenth from each of ``milestones`` on.
-        milestones: parts of the training.
-        warmup_epochs: over which the rate rises from 0.
-        label_smoothing: share of a target that goes to all classes alike.
-        mixup, cutmix: alphas, as in :class:`resnext.data.augment.Augmentation`.
-        ema: of the weights' moving average, what remains at each update; 0 is without one.
-        precision: of autocast.
-        sync_batch_norm: statistics of all processes' images, by ``nn.SyncBatchNorm``.
-        seed: of the weights, the order and the augmentation.
-    """
-
-    epochs: int = 8
-    batch_size: int = 64
-    micro_batch: int = 32
-    optimizer: str = "adamw"
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.05
-    schedule: str = "cosine"
+    epochs: int = field(default=8, metadata=option("Number of training epochs.", least=1))
+    batch_size: int = field(
+        default=64,
+        metadata=option(
+            "Images per update of the weights, over all processes. Images left over at the end of an epoch "
+            "are skipped, different ones each time.",
+            least=2,
+        ),
+    )
+    micro_batch: int = field(
+        default=32,
+        metadata=option(
+            "Most images per forward pass, and so what batch norm sees. A larger batch takes several passes "
+            "with accumulated gradients, or several processes.",
+            least=1,
+        ),
+    )
+    optimizer: str = field(
+        default="adamw",
+        metadata=option("Optimizer; sgd has Nesterov momentum of 0.9.", choices=OPTIMIZERS),
+    )
+    learning_rate: float = field(default=3e-3, metadata=option("Peak learning rate.", least=0))
+    weight_decay: float = field(
+        default=0.05, metadata=option("Weight decay, applied to all weights.", least=0)
+    )
+    schedule: str = field(
+        default="cosine",
+        metadata=option(
+            "How the learning rate falls: cosine, or step, to a tenth at two points.", choices=SCHEDULES
+        ),
+    )
     milestones: tuple[float, ...] = (1 / 2, 3 / 4)
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    ema: float = 0.0
-    precision: str = "float32"
-    sync_batch_norm: bool = False
-    seed: int = 0
+    warmup_epochs: float = field(
+        default=1.0, metadata=option("Epochs over which the learning rate rises from 0.", least=0)
+    )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata=option("Label smoothing, such as 0.1; 0 turns it off.", least=0, most=1),
+    )
+    mixup: float = field(
+        default=0.0, metadata=option("Alpha of mixup, such as 0.2; 0 turns it off.", least=0)
+    )
+    cutmix: float = field(
+        default=0.0, metadata=option("Alpha of cutmix, such as 1; 0 turns it off.", least=0)
+    )
+    ema: float = field(
+        default=0.0,
+        metadata=option(
+            "Decay of a moving average of the weights, such as 0.9999; the average is then tested and saved. "
+            "0 turns it off.",
+            least=0,
+            most=1,
+        ),
+    )
+    precision: str = field(
+        default="float32",
+        metadata=option("Precision of autocast; float16 comes with loss scaling.", choices=tuple(PRECISIONS)),
+    )
+    sync_batch_norm: bool = field(
+        default=False,
+        metadata=option("Compute batch norm statistics over the images of all GPUs (nn.SyncBatchNorm)."),
+    )
+    seed: int = field(
+        default=0,
+        metadata=option("Seed of the weights, the order and the augmentation.", least=0, most=2**31),
+    )
 
     def lasting(self, epochs: int) -> Recipe:
-        """The same of so many epochs; no more than a fifth of them to warm up."""
+        """Return the same recipe for another number of epochs, at most a fifth of them for warm-up."""
         return replace(self, epochs=epochs, warmup_epochs=min(self.warmup_epochs, epochs / 5))
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the images come from: the arguments of :func:`resnext.data.load_data`."""
-
-    name: str = "mnist5k"
-    path: str | None = None
-    image_size: int | None = None
-
-
-@dataclass(frozen=True)
 class Settings:
-    """All that decides what comes out of a run: kept with the network, and the same in a resumed run."""
+    """Everything that decides the result of a run: saved with the network and fixed when it is resumed."""
 
     source: Source = Source()
     network: Network = Network()
     recipe: Recipe = Recipe()
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is kept in files."""
+        """Return the settings as plain values, for files."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, kept: dict[str, dict[str, Any]]) -> Settings:
-        """Back from :meth:`to_dict`, from JSON as well."""
-        network, recipe = dict(kept["network"]), dict(kept["recipe"])
+    def from_dict(cls, saved: dict[str, dict[str, Any]]) -> Settings:
+        """Return the settings that :meth:`to_dict` gave, also after a detour through JSON."""
+        network, recipe = dict(saved["network"]), dict(saved["recipe"])
         network["repeats"], recipe["milestones"] = tuple(network["repeats"]), tuple(recipe["milestones"])
-        return cls(Source(**kept["source"]), Network(**network), Recipe(**recipe))
+        return cls(Source(**saved["source"]), Network(**network), Recipe(**recipe))
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out, which may change when it is resumed.
+    """How a run is carried out, which may change when it is resumed."""
 
-    Attributes:
-        workers: processes that decode images.
-        skip_corrupt: go on where an image cannot be read.
-        channels_last: the layout of weights and activations.
-        compile: by torch.compile.
-        checkpoint_steps: updates after which one is written, besides after each epoch; 0 for none.
-        tensorboard: write its event files too.
-    """
-
-    workers: int = 0
-    skip_corrupt: bool = False
-    channels_last: bool = True
-    compile: bool = False
-    checkpoint_steps: int = 0
-    tensorboard: bool = False
+    workers: int = field(
+        default=0,
+        metadata=option(
+            "Number of processes that decode images; 0 decodes in the main process.",
+            least=0,
+            default="one per core, at most 8, for images in files; otherwise 0",
+        ),
+    )
+    skip_corrupt: bool = field(
+        default=False, metadata=option("Skip and count images that cannot be read, instead of stopping.")
+    )
+    channels_last: bool = field(
+        default=True, metadata=option("Keep weights and activations in channels_last.", default="on")
+    )
+    compile: bool = field(default=False, metadata=option("Compile the network with torch.compile."))
+    checkpoint_steps: int = field(
+        default=0,
+        metadata=option(
+            "Write a checkpoint every so many updates, in addition to the one after each epoch; 0 for none.",
+            least=0,
+            default="1,000 for folder; otherwise 0",
+        ),
+    )
+    tensorboard: bool = field(default=False, metadata=option("Also write TensorBoard's event files."))
 
 
 DEFAULT_OPTIONS = Options()
@@ -151,13 +251,13 @@ _DEFAULTS = {
 
 
 def defaults(data: str) -> Settings:
-    """What holds for the data set ``data`` where nothing else is said."""
+    """Return the default settings for the data set ``data``."""
     settings = _DEFAULTS[data]
     return replace(settings, source=Source(data))
 
 
 def build(network: Network, num_classes: int, in_channels: int) -> ResNeXt:
-    """The network, untrained.
+    """Build the untrained network.
 
     Raises:
         UserError: its settings do not go together.
@@ -168,10 +268,10 @@ def build(network: Network, num_classes: int, in_channels: int) -> ResNeXt:
         raise UserError(f"--repeats {','.join(map(str, network.repeats))}: {error}") from None
 
 
-def difference(kept: Settings, wanted: Settings) -> str | None:
-    """The first setting in which two runs differ, in words, the place of their images aside."""
+def difference(saved: Settings, wanted: Settings) -> str | None:
+    """Return in words the first setting in which two runs differ, apart from the path of their images."""
     for part in ("source", "network", "recipe"):
-        there, here = (asdict(getattr(settings, part)) for settings in (kept, wanted))
+        there, here = (asdict(getattr(settings, part)) for settings in (saved, wanted))
         for name, value in there.items():
             if value != here[name] and name != "path":
                 return f"its {name.replace('_', ' ')} is {value}, not {here[name]}"

@@ -1,4 +1,4 @@
-"""What a person can mend."""
+"""Errors that a user can fix, each in one line."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from resnext.names import shown
 
 
 class UserError(Exception):
-    """One line that says what is wrong and how to mend it; the command line prints it and exits with 2."""
+    """One line that says what is wrong and how to fix it; the command line prints it and exits with 2."""
 
     def __str__(self) -> str:
         return shown(super().__str__())  # one line, whatever the names in it
 
 
 class ToldError(UserError):
-    """One that all processes end with, and that the first of them prints."""
+    """An error that all processes end with, and that the first of them prints."""
 
 
 def explained(error: Exception) -> str | None:
-    """Say in one line what the system refused and what helps; None where ``error`` is not of that kind."""
+    """Return in one line what the system refused and what helps; None if ``error`` is of another kind."""
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(str(error))):
-        return "out of memory: a smaller network, image size or --micro-batch needs less, fewer --workers too"
-    if _WORKER.match(str(error)):
-        # Of two errors the first one knows the signal.
-        how = _WORKER.match(str(error.__cause__)) or _WORKER.match(str(error))
+        return "out of memory: use a smaller network, image size or --micro-batch, or fewer --workers"
+    if ended := _WORKER.match(str(error)):
+        ended = _WORKER.match(str(error.__cause__)) or ended  # of two errors the first one knows the signal
         return (
-            f"a worker that reads images {how[1]}; the system ends one when memory, or the shared memory of "
-            "/dev/shm, runs out: use fewer --workers, or 0 for none"
+            f"a worker that reads images {ended[1]}; the system ends one when memory, or the shared memory "
+            "in /dev/shm, runs out: use fewer --workers, or 0 for none"
         )
     return None
 
@@ -52,7 +51,7 @@ def brief(error: Exception) -> str:
 
 @contextmanager
 def keeping(what: str, kept: str) -> Iterator[None]:
-    """End what fails inside in one line: ``what``, unless the error itself says it, and what is ``kept``."""
+    """Turn a failure inside into one line: ``what``, unless the error says it, and what is ``kept``."""
     try:
         yield
     except UserError as error:

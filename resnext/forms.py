@@ -4,11 +4,13 @@
     (b) EarlyConcatenation    C paths of 1x1 and 3x3; their outputs are concatenated, then one 1x1
     (c) resnext.Bottleneck    1x1, grouped 3x3, 1x1
 
-They compute the same function. :func:`split` and :func:`concatenate` carry a block of form (c), weights and
-batch-norm statistics included, into the other two; :func:`group` brings either back.
+They compute the same function. :func:`split` and :func:`concatenate` turn a block of form (c), weights and
+batch-norm statistics included, into the other two; :func:`group` turns either back.
 """
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from resnext.model import Bottleneck, shortcut
 
 
-class Path(nn.Module):
+class BlockPath(nn.Module):
     """One of the C paths: 1x1 down and 3x3, each with batch norm and ReLU; in form (a) a 1x1 up as well.
 
     Args:
@@ -47,7 +49,7 @@ class SplitTransformMerge(nn.Module):
         self, in_channels: int, out_channels: int, cardinality: int, group_width: int, stride: int = 1
     ) -> None:
         super().__init__()
-        paths = (Path(in_channels, group_width, stride, out_channels) for _ in range(cardinality))
+        paths = (BlockPath(in_channels, group_width, stride, out_channels) for _ in range(cardinality))
         self.paths = nn.ModuleList(paths)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = shortcut(in_channels, out_channels, stride)
@@ -65,7 +67,7 @@ class EarlyConcatenation(nn.Module):
         self, in_channels: int, out_channels: int, cardinality: int, group_width: int, stride: int = 1
     ) -> None:
         super().__init__()
-        self.paths = nn.ModuleList(Path(in_channels, group_width, stride) for _ in range(cardinality))
+        self.paths = nn.ModuleList(BlockPath(in_channels, group_width, stride) for _ in range(cardinality))
         self.conv3 = nn.Conv2d(cardinality * group_width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = shortcut(in_channels, out_channels, stride)
@@ -76,22 +78,26 @@ class EarlyConcatenation(nn.Module):
         return torch.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
+F = TypeVar("F", Bottleneck, SplitTransformMerge, EarlyConcatenation)
+
+
 def split(block: Bottleneck) -> SplitTransformMerge:
-    """Form (a) of ``block``, with copies of its weights."""
+    """Return form (a) of ``block``, with copies of its weights."""
     return _ungroup(block, SplitTransformMerge, {"conv1", "bn1", "conv2", "bn2", "conv3"})
 
 
 def concatenate(block: Bottleneck) -> EarlyConcatenation:
-    """Form (b) of ``block``, with copies of its weights."""
+    """Return form (b) of ``block``, with copies of its weights."""
     return _ungroup(block, EarlyConcatenation, {"conv1", "bn1", "conv2", "bn2"})
 
 
 def group(form: SplitTransformMerge | EarlyConcatenation) -> Bottleneck:
-    """Form (c) of ``form``, with copies of its weights."""
+    """Return form (c) of ``form``, with copies of its weights."""
     path = form.paths[0]
-    width, in_channels = path.conv1.weight.shape[:2]
+    assert isinstance(path, BlockPath)
+    conv = path.conv2
     block = Bottleneck(
-        in_channels, form.bn3.num_features, len(form.paths), width, stride=path.conv2.stride[0]
+        path.conv1.in_channels, form.bn3.num_features, len(form.paths), conv.in_channels, conv.stride[0]
     )
     state = {key: tensor for key, tensor in form.state_dict().items() if not key.startswith("paths.")}
     paths = [path.state_dict() for path in form.paths]
@@ -101,7 +107,7 @@ def group(form: SplitTransformMerge | EarlyConcatenation) -> Bottleneck:
     return _load(block, state, like=form)
 
 
-def _ungroup(block: Bottleneck, form: type[nn.Module], per_path: set[str]) -> nn.Module:
+def _ungroup(block: Bottleneck, form: type[F], per_path: set[str]) -> F:
     conv = block.conv2
     sizes = (block.conv1.in_channels, block.conv3.out_channels, conv.groups, conv.in_channels // conv.groups)
     state = {}
@@ -115,10 +121,10 @@ def _ungroup(block: Bottleneck, form: type[nn.Module], per_path: set[str]) -> nn
 
 
 def _group_dim(key: str) -> int:
-    """The dimension that holds the groups: the last 1x1 takes them in, all else puts them out."""
+    """Return the dimension of the groups: the last 1x1 has them as inputs, everything else as outputs."""
     return 1 if key.startswith("conv3.") else 0
 
 
-def _load(form: nn.Module, state: dict[str, Tensor], like: nn.Module) -> nn.Module:
-    form.to(like.bn3.weight).load_state_dict(state)
+def _load(form: F, state: dict[str, Tensor], like: nn.Module) -> F:
+    form.to(next(like.parameters())).load_state_dict(state)
     return form.train(like.training)

@@ -1,4 +1,4 @@
-"""Ctrl-C, and the SIGTERM that clusters send: a training ends its step and keeps it before it stops."""
+"""Ctrl-C, and the SIGTERM that clusters send: a training ends its step and saves before it stops."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class Interrupted(Exception):
-    """Training stopped because a signal asked for it; everything up to here is kept.
+    """Training stopped because of a signal; everything up to here is saved.
 
     Args:
         number: of the signal.
-        kept: what is kept, and how to go on, in a line.
+        kept: what is saved and how to continue, in one line.
     """
 
     def __init__(self, number: int, kept: str) -> None:
@@ -27,7 +28,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Processes that are started inside never hear of the signals; this one does when it leaves."""
+    """Block the signals in processes that are started inside; this process gets them when it leaves."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -39,11 +40,11 @@ def unheard() -> Iterator[None]:
 
 
 class Interruption:
-    """While it is entered, the first SIGINT or SIGTERM is noted in ``asked``; a second one acts at once."""
+    """Notes the first SIGINT or SIGTERM in ``asked``; a second one acts at once."""
 
     def __init__(self) -> None:
         self.asked = 0
-        self.before: dict[int, object] = {}
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():

@@ -1,27 +1,27 @@
-"""What a run writes down as it goes: a row for each step, a row for each epoch, TensorBoard's events."""
+"""The logs of a run: a row for each step, a row for each epoch, TensorBoard's events."""
 
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from resnext.errors import UserError
+from resnext.files import write_text
 
 STEPS, SUMMARY = "steps.csv", "summary.csv"
 FIELDS = ("step", "epoch", "loss", "learning_rate")
 
 
 class Logs:
-    """The logs in ``folder``; with ``tensorboard`` its event files too.
+    """The logs of a run.
 
     Args:
         folder: of the run.
-        steps: that the run has made; rows beyond them, of a process that died, are dropped.
-        tensorboard: needs the package of that name, as :func:`require_tensorboard` says.
+        steps: that the run has made. Later rows, from a process that died, are dropped.
+        tensorboard: whether to write TensorBoard's event files too; see :func:`require_tensorboard`.
     """
 
     def __init__(self, folder: Path, steps: int = 0, tensorboard: bool = False) -> None:
@@ -33,10 +33,10 @@ class Logs:
             self.events = SummaryWriter(str(folder), purge_step=steps + 1)
         path = folder / STEPS
         kept = path.read_text("utf-8").splitlines()[1 : steps + 1] if steps and path.exists() else []
-        _replace(path, [",".join(FIELDS), *kept])
+        _write(path, [",".join(FIELDS), *kept])
 
     def steps(self, rows: Sequence[tuple[int, int, float, float]]) -> None:
-        """Adds rows of ``FIELDS``."""
+        """Add rows of ``FIELDS``."""
         with (self.folder / STEPS).open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
         if self.events:
@@ -45,11 +45,9 @@ class Logs:
                 self.events.add_scalar("learning_rate", rate, step)
 
     def summary(self, rows: Sequence[dict[str, Any]], steps: int) -> None:
-        """Writes ``summary.csv`` anew: a row for each epoch; ``steps`` were made by then."""
+        """Write ``summary.csv`` again, with a row for each epoch, after ``steps`` steps."""
         cells = [{k: v if k == "epoch" else f"{v:.4f}" for k, v in row.items()} for row in rows]
-        _replace(
-            self.folder / SUMMARY, [",".join(cells[0]), *(",".join(map(str, c.values())) for c in cells)]
-        )
+        _write(self.folder / SUMMARY, [",".join(cells[0]), *(",".join(map(str, c.values())) for c in cells)])
         if self.events:
             for name, value in rows[-1].items():
                 kind, _, what = name.rpartition("_")
@@ -57,30 +55,28 @@ class Logs:
             self.events.flush()
 
     def close(self) -> None:
-        """Ends TensorBoard's file."""
+        """Close TensorBoard's file."""
         if self.events:
             self.events.close()
 
 
 def require_tensorboard(folder: Path) -> None:
-    """Before anything is written.
+    """Check that TensorBoard can write to ``folder``, before anything is written.
 
     Raises:
-        UserError: it is not installed, or cannot write to ``folder``.
+        UserError: it cannot, or it is not installed.
     """
     try:
         str(folder.absolute()).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"--tensorboard: it writes only to folders whose names are UTF-8, not to {folder}"
+            f"--tensorboard: TensorBoard writes only to folders whose names are UTF-8, not to {folder}"
         ) from None
     try:
         import_module("torch.utils.tensorboard")
     except ImportError:
-        raise UserError("--tensorboard: it is not installed; pip install tensorboard") from None
+        raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard") from None
 
 
-def _replace(path: Path, lines: Sequence[str]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text("\n".join(lines) + "\n", "utf-8")
-    os.replace(part, path)
+def _write(path: Path, lines: Sequence[str]) -> None:
+    write_text(path, "\n".join(lines) + "\n")

@@ -1,9 +1,10 @@
-"""What the stages of a network take on a GPU, by PyTorch's profiler: to stand beside the traffic model."""
+"""The time that the stages of a network take on a GPU, by PyTorch's profiler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,14 @@ from torch.profiler import ProfilerActivity, profile
 
 import gconv
 from resnext.model import ResNeXt
+from resnext.torch_internals import place
 
 WARM_UP = 3  # calls before the one that is profiled: kernels are compiled, cuDNN chooses
 
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds of the device's time for one image.
+    """Seconds of device time for one image.
 
     Attributes:
         name: "conv1" to "conv5", then "fc".
@@ -35,17 +37,15 @@ class StageTimes:
 def measure(
     build: Callable[..., ResNeXt], batch: int, image_size: int, device: torch.device
 ) -> list[StageTimes]:
-    """Profiles each stage by itself, in bfloat16 autocast and channels_last, unfused and fused.
+    """Profile each stage by itself, in bfloat16 autocast and channels_last, unfused and fused.
 
     Args:
-        build: the network; called with ``fused`` False and True.
+        build: makes the network; called with ``fused`` False and True.
         batch: images in a call.
         image_size: their height and width.
         device: where to run; on a CPU the times are those of its operators.
     """
-    plain, fused = (
-        build(fused=fused).to(device, memory_format=torch.channels_last) for fused in (False, True)
-    )
+    plain, fused = (place(build(fused=fused), device, torch.channels_last) for fused in (False, True))
     x = torch.randn(batch, plain.conv1.in_channels, image_size, image_size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
     rows = []
@@ -66,10 +66,9 @@ def measure(
 
 def _stages(model: ResNeXt) -> Iterator[tuple[str, nn.Module]]:
     yield "conv1", nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
-    for i in range(1, 5):
-        stage = model.get_submodule(f"layer{i}")
+    for i, stage in enumerate(model.stages, 2):
         if len(stage):
-            yield f"conv{i + 1}", stage
+            yield f"conv{i}", stage
     yield "fc", nn.Sequential(model.avgpool, nn.Flatten(), model.fc)
 
 
@@ -79,7 +78,7 @@ def _infer(stage: nn.Module, x: Tensor, device: torch.device) -> float:
         with torch.autocast(device.type, torch.bfloat16):
             stage(x)
 
-    return device_seconds(step, device)
+    return device_seconds(profiled(step, device), device)
 
 
 def _train(stage: nn.Module, x: Tensor, first: bool, device: torch.device) -> float:
@@ -94,19 +93,24 @@ def _train(stage: nn.Module, x: Tensor, first: bool, device: torch.device) -> fl
             y = stage(x)
         y.backward(grad)
 
-    return device_seconds(step, device)
+    return device_seconds(profiled(step, device), device)
 
 
-def device_seconds(call: Callable[[], None], device: torch.device) -> float:
-    """The time that the kernels of one call take together; on a CPU, its operators."""
+def profiled(call: Callable[[], Any], device: torch.device) -> list[Any]:
+    """Call a few times, then once under PyTorch's profiler; return its events, without annotations."""
     for _ in range(WARM_UP):
         call()
-    cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities, acc_events=True) as profiler:  # or PyTorch 2.11 warns
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    # PyTorch 2.11 warns without acc_events
+    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
         call()
         torch.get_device_module(device).synchronize()
+    return [event for event in profiler.events() if not event.is_user_annotation]
+
+
+def device_seconds(events: Iterable[Any], device: torch.device) -> float:
+    """Return the time that the kernels among ``events`` took together; on a CPU, its operators."""
+    cuda = device.type == "cuda"
     kind = DeviceType.CUDA if cuda else DeviceType.CPU
-    events = [e for e in profiler.events() if e.device_type == kind and not e.is_user_annotation]
-    microseconds = sum(e.self_device_time_total if cuda else e.self_cpu_time_total for e in events)
-    return microseconds / 1e6
+    on_device = (event for event in events if event.device_type == kind)
+    return sum(e.self_device_time_total if cuda else e.self_cpu_time_total for e in on_device) / 1e6

@@ -66,7 +66,7 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """A projection where the block changes the shape, else None: the identity."""
+    """Return a projection if the block changes the shape, otherwise None for the identity."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(
@@ -94,6 +94,11 @@ class ResNeXt(nn.Module):
     Raises:
         ValueError: ``repeats`` has not four entries, or a number is too small, or an unknown ``stem``.
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(
         self,
@@ -162,10 +167,15 @@ class ResNeXt(nn.Module):
             elif isinstance(module, Bottleneck) and zero_init_residual:
                 nn.init.zeros_(module.bn3.weight)
 
+    @property
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        """The four stages; trailing ones may be empty."""
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> the last stage's (N, channels, H', W')."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for stage in self.stages:
             x = stage(x)
         return x
 
@@ -199,7 +209,7 @@ def _variant(
     weights: Weights | None,
     **options: Any,
 ) -> ResNeXt:
-    """A named network: with ``weights``, as many classes as they have unless ``num_classes`` is given."""
+    """Build a named network. It has as many classes as ``weights``, unless ``num_classes`` is given."""
     if weights is None:
         return ResNeXt(repeats, cardinality, base_width, **options)
     state = read_weights(weights, name)
@@ -231,7 +241,7 @@ def resnext50_32x4d(*, weights: Weights | None = None, **options: Any) -> ResNeX
         options: as in :class:`ResNeXt`.
 
     Raises:
-        OSError, ImportError, ValueError: the weights cannot be had or do not fit; in one line.
+        OSError, ImportError, ValueError: the weights cannot be loaded or do not fit; in one line.
     """
     return _variant("resnext50_32x4d", (3, 4, 6, 3), 32, 4, weights, **options)
 

@@ -1,10 +1,11 @@
-"""The pictures of a training run, of an evaluation, and of the study of cardinality."""
+"""The pictures of a run, of an evaluation, and of the study of cardinality."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -22,11 +23,11 @@ from resnext.names import escape
 
 ACROSS, DOWN = 1.2, 1.6  # from one mistaken image to the next, in sides of an image
 MOST_NAMES = 30  # classes whose names fit beside a confusion matrix
-LITERAL = {"parse_math": False, "usetex": False}  # a name may hold dollars
+LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}  # a name may hold dollars
 
 
 def training_curves(path: Path, rows: Sequence[dict[str, float]], title: str) -> None:
-    """Loss and accuracy, epoch by epoch, of training and held-out images; ``rows`` as in ``summary.csv``."""
+    """Draw loss and accuracy of training and held-out images by epoch; ``rows`` as in ``summary.csv``."""
     epochs = [row["epoch"] for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for kind, label in (("train", "training, augmented"), ("test", "held out")):
@@ -50,7 +51,7 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], title: str) ->
 
 
 def mistakes(path: Path, result: Evaluation, data: Data) -> None:
-    """The held-out images that a network got wrong, what each is and what it thought, the surest first."""
+    """Draw the held-out images that a network got wrong, with class and guess, the surest first."""
     columns, most = 8, 64
     wrong = (~result.correct).nonzero().squeeze(1)
     order = wrong[result.confidence[wrong].argsort(descending=True)][:most]
@@ -74,21 +75,21 @@ def mistakes(path: Path, result: Evaluation, data: Data) -> None:
 
 
 def _short(name: str, most: int = 12) -> str:
-    """The start of ``name``; what the font that matplotlib is set to does not have, as an escape."""
+    """Return the start of ``name``, with escapes for characters that matplotlib's font lacks."""
     text = "".join(c if ord(c) in _characters() else escape(c) for c in name)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 @cache
 def _characters() -> frozenset[int]:
-    """The code points that the fonts have which matplotlib is set to, ``font.family`` in its matplotlibrc."""
+    """Return the code points of matplotlib's fonts: ``font.family`` in its matplotlibrc."""
     families = matplotlib.rcParams["font.family"]
     fonts = (get_font(findfont(FontProperties(family=[family]))) for family in families)
     return frozenset().union(*(font.get_charmap() for font in fonts))
 
 
 def confusion(path: Path, result: Evaluation, classes: Sequence[str]) -> None:
-    """For each class, a row, the share of its images that was taken for each other one."""
+    """Draw for each class, a row, the share of its images that was taken for each other class."""
     counts = result.confusion(len(classes))
     shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     named = len(classes) <= MOST_NAMES
@@ -106,14 +107,14 @@ def confusion(path: Path, result: Evaluation, classes: Sequence[str]) -> None:
         for row, column in counts.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.3 else "black"
             axes.text(
-                column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=7
+                column, row, str(int(counts[row, column])), ha="center", va="center", color=colour, fontsize=7
             )
     axes.set_title(f"{result.accuracy:.2f}% of {len(result.labels):,} images right")
     _write(figure, path)
 
 
 def cardinality(path: Path, compared: Sequence[Compared], data: str) -> None:
-    """The errors of each pair, a point a seed, their mean and deviation, beside the paper's on ImageNet."""
+    """Draw the errors of each pair, a point per seed, mean and deviation, next to the paper's."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     places = range(len(compared))
     for place, pair in zip(places, compared, strict=True):

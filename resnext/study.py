@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from resnext import checkpoint, complexity
+from resnext import checkpoint, complexity, files
 from resnext.comparison import Compared
 from resnext.config import (
     DEFAULT_OPTIONS,
@@ -29,8 +26,8 @@ from resnext.config import (
 from resnext.data import Data
 from resnext.errors import UserError
 from resnext.interruption import Interrupted
+from resnext.loop import train
 from resnext.names import shown
-from resnext.train import train
 from resnext.world import World
 
 
@@ -80,21 +77,21 @@ def study(
     options: Options = DEFAULT_OPTIONS,
     finished: Callable[[str, float], None] = lambda name, error: None,
 ) -> list[Compared]:
-    """Trains each pair with each seed; what ``folder`` has already is not trained again, but gone on with.
+    """Train each pair with each seed. Trainings in ``folder`` are not repeated, but continued if unfinished.
 
     Args:
         preset: what is compared.
-        data: what its settings name.
-        seeds: trainings of each pair, with seeds from 0 on.
+        data: the images that its settings name.
+        seeds: number of trainings of each pair, with seeds from 0 on.
         folder: gets a run for each training, and ``study.csv``.
         world: the processes that train together.
-        console: of the trainings.
+        console: where the trainings print.
         progress: shows the whole study and the training that runs.
-        options: how each is carried out.
+        options: how each training is carried out.
         finished: called after each training with its name and its error.
 
     Raises:
-        UserError, Interrupted: as :func:`resnext.train.train`; what is done is kept.
+        UserError, Interrupted: as :func:`resnext.loop.train`; finished trainings are kept.
     """
     compared = [_compared(preset, data, c, d) for c, d in preset.pairs]
     whole = progress.add_task("", total=seeds * len(compared), status="")
@@ -107,7 +104,7 @@ def study(
             try:
                 pair.errors[seed] = _error(settings, data, folder / name, world, console, progress, options)
             except Interrupted as interrupted:
-                kept = f"{shown(folder)} keeps all up to {name}; the same command goes on from there"
+                kept = f"{shown(folder)} keeps everything up to {name}; the same command continues from there"
                 raise Interrupted(interrupted.number, kept) from None
             world.first_does(lambda: _write(folder / "study.csv", compared))
             finished(name, pair.errors[seed])
@@ -138,7 +135,7 @@ def _error(
     progress: Progress,
     options: Options,
 ) -> float:
-    """The top-1 error of one training, percent; from its checkpoint where it is finished."""
+    """Return the top-1 error of one training in percent, from its checkpoint if it is finished."""
     path = folder / checkpoint.FILE_NAME
     exists = world.first_does(path.exists)
     saved = world.each_does(lambda: checkpoint.load(path)) if exists else None
@@ -154,15 +151,17 @@ def _error(
 
 
 def _write(path: Path, compared: Sequence[Compared]) -> None:
-    """A row for each training, as precise as it is known."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("cardinality", "width", "parameters", "flops", "seed", "error"))
-    for pair in compared:
-        for seed, error in pair.errors.items():
-            writer.writerow(
-                (pair.cardinality, pair.width, pair.parameters, pair.flops, seed, round(error, 4))
-            )
-    part = path.with_suffix(".part")
-    part.write_text(text.getvalue(), "utf-8")
-    os.replace(part, path)
+    """Write a row for each training, with all the precision there is."""
+    rows = [
+        {
+            "cardinality": pair.cardinality,
+            "width": pair.width,
+            "parameters": pair.parameters,
+            "flops": pair.flops,
+            "seed": seed,
+            "error": round(error, 4),
+        }
+        for pair in compared
+        for seed, error in pair.errors.items()
+    ]
+    files.write_csv(path, rows)

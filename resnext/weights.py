@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resnext.torch_internals import COMPILED
+
 Weights = str | PathLike[str] | Any  # the last is a member of torchvision's WeightsEnum
 FILES = (".pth", ".pt", ".bin", ".safetensors")
 _TORCHVISION = re.compile(r"(?:(\w+)_Weights\.)?([A-Z][A-Z0-9_]*)")
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")  # DistributedDataParallel's and torch.compile's
+_WRAPPERS = re.compile(rf"^(?:module\.|{re.escape(COMPILED)})+")  # "module." is DistributedDataParallel's
 
 
 def read_weights(weights: Weights, variant: str) -> dict[str, Tensor]:
-    """The state dict that ``weights`` names.
+    """Return the state dict that ``weights`` names.
 
     Args:
         weights: one of
@@ -34,12 +36,12 @@ def read_weights(weights: Weights, variant: str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: ``weights`` is neither.
+        TypeError: ``weights`` is none of these.
         ImportError: the library that publishes the name is not installed or does not load.
-        OSError: the library could not load them, say without a network.
+        OSError: the library could not load them, for instance without internet access.
         ValueError: the file is damaged or holds no weights; no such name is published for ``variant``.
     """
-    if hasattr(weights, "get_state_dict"):
+    if not isinstance(weights, str | PathLike) and hasattr(weights, "get_state_dict"):
         weights = f"{type(weights).__name__}.{weights.name}"
     if not isinstance(weights, str | PathLike):
         hint = "; load_state_dict takes a state dict" if isinstance(weights, Mapping) else ""
@@ -53,16 +55,16 @@ def read_weights(weights: Weights, variant: str) -> dict[str, Tensor]:
 
 
 def number_of_classes(state: Mapping[str, Tensor]) -> int | None:
-    """Of the classifier in ``state``, None where there is none."""
+    """Return the number of classes of the classifier in ``state``, None if it has no classifier."""
     weight = state.get("fc.weight")
     return None if weight is None or weight.ndim != 2 else len(weight)
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], source: Weights) -> None:
-    """Loads ``state`` strictly, but for a classifier of another size, which stays as it was initialised.
+    """Load ``state`` strictly, except for a classifier of another size, which stays untrained.
 
     Raises:
-        ValueError: keys or sizes do not fit, and the first of them is named; ``model`` is on meta.
+        ValueError: a key or size does not fit, and the first is named; or ``model`` is on meta.
     """
     own = model.state_dict()
     if any(tensor.is_meta for tensor in own.values()):
@@ -115,7 +117,7 @@ def _from_torchvision(weights: str, of: str | None, name: str, variant: str) -> 
 
 
 def _published(library: str, weights: Weights, load: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What a library loads, or one error for all that can happen between it and where it keeps them."""
+    """Return what a library loads; raise one kind of error for everything that can go wrong there."""
     try:
         return dict(load())
     except Exception as error:

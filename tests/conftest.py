@@ -132,7 +132,7 @@ def _trained_once(few: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rich.console import Console
 
     from resnext.config import Network, Recipe, Settings
-    from resnext.train import train
+    from resnext.loop import train
     from resnext.world import World
 
     folder = tmp_path_factory.mktemp("trained") / "demo"
@@ -190,6 +190,15 @@ def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     choice.forget()
     yield
     choice.forget()
+
+
+@pytest.fixture
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Time each call of a benchmark in two rounds."""
+    monkeypatch.setattr("gconv.measure.timing.LEAST_ROUNDS", 2)
+    monkeypatch.setattr("gconv.measure.timing.SECONDS", 0)
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture

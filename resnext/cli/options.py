@@ -1,112 +1,227 @@
-"""What several commands take, and how they print."""
+"""Options of the command line: made from the fields of the settings, and read back into settings."""
 
 from __future__ import annotations
 
+import argparse
+import math
+import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Any, NoReturn, Protocol, get_type_hints
 
-import torch
-import typer
-from rich.console import Console
-from rich.table import Table
-
-import gconv
 from resnext.checkpoint import Checkpoint
-from resnext.config import Source
-from resnext.data import DATA_SETS, Data, load_data
+from resnext.config import Network, Option, Options, Recipe, Settings, Source, difference
+from resnext.data import Data, ImageFiles
 from resnext.errors import UserError
-from resnext.world import local_rank
-
-# No markup, no codes of emoji: a name may hold brackets and colons.
-console = Console(highlight=False, markup=False, emoji=False)
+from resnext.world import local_size
 
 RUNS = Path("runs")
 DEMO = RUNS / "demo"
-
-Backend = StrEnum("Backend", ["auto", "triton", "aten", "reference"])
-DataName = StrEnum("DataName", list(DATA_SETS))
-
-DeviceOption = Annotated[
-    str, typer.Option(help="Where to run: auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")
-]
-BackendOption = Annotated[
-    Backend,
-    typer.Option(
-        help="Who runs the grouped convolutions: the fastest, Triton kernels, PyTorch, or readable PyTorch."
-    ),
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(min=0, help="Processes that decode images. By default one a core, 8 at most, for files."),
-]
-SkipCorruptOption = Annotated[
-    bool, typer.Option("--skip-corrupt", help="Count images that cannot be read, and go on without them.")
-]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A checkpoint, or the folder of a run.")]
+BACKENDS = ("auto", "triton", "aten", "reference")
+MOST_WORKERS = 8
+FOLDER_CHECKPOINT_STEPS = 1000
 
 
-def device_of(name: str) -> torch.device:
-    """The device of that name, "auto" for an accelerator where there is one; of GPUs, this process's own."""
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        name = accelerator.type if accelerator else "cpu"
-    name = f"cuda:{local_rank()}" if name == "cuda" else name
+class Parser(argparse.ArgumentParser):
+    """A parser that reports a wrong command line as a ``UserError``: one line, with a hint to the help."""
+
+    def __init__(self, prog: str, **details: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, allow_abbrev=False, formatter_class=formatter, **details)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``message``, which may be argparse's own "argument --epochs: must be ..."."""
+        message = re.sub(r"^argument (\S+): (?=must )", r"\1 ", message).removeprefix("argument ")
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+class Group(Protocol):
+    """A parser, or a titled group of its options."""
+
+    def add_argument(self, *names: str, **details: Any) -> Any:
+        """Add an option or an argument."""
+
+
+def number(
+    kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf
+) -> Callable[[str], int | float]:
+    """Return a function for argparse that reads an integer or a finite number from ``least`` to ``most``."""
+    what = "an integer" if kind is int else "a finite number"
+    if most < math.inf:
+        what += f" from {least:g} to {most:.0f}"
+    elif kind is int and least == 1:
+        what = "a positive integer"
+    elif least > -math.inf:
+        what += f" of at least {least:g}"
+
+    def read(text: str) -> int | float:
+        try:
+            value: int | float = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (least <= value <= most and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"must be {what}, got {text}")
+        return value
+
+    return read
+
+
+def one_of(*choices: str) -> dict[str, Any]:
+    """Return the arguments of ``add_argument`` for an option that takes one of ``choices``."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}, got {text}")
+        return text
+
+    return {"type": read, "metavar": f"{{{','.join(choices)}}}"}
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Read integers with commas between, for argparse."""
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = re.split(r"\n|\. ", str(error))[0]
-        raise UserError(f"--device {name}: {reason}; try --device auto") from None
-    return device
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be integers separated by commas, such as 1,1,1,1, got {text}"
+        ) from None
 
 
-@contextmanager
-def backend_of(name: str, device: torch.device) -> Iterator[None]:
-    """``gconv.backend(name)``, once it is known to run on ``device``: shown on a batch of no images.
+def add_fields(group: Group, settings: type, *names: str, defaults: Mapping[str, Any]) -> None:
+    """Add an option for each field of a dataclass that declares one.
 
-    Of the convolutions that are cuDNN's, each takes the fastest algorithm: their shapes stay the same.
+    Options that are not on the command line leave nothing in the parsed arguments; see :func:`given`.
+
+    Args:
+        group: gets the options.
+        settings: a dataclass of ``resnext.config``.
+        names: fields to add. Defaults to all.
+        defaults: instances of ``settings`` whose values help shows, by the name of what they are for.
     """
-    images, weight = torch.zeros(0, 2, 3, 3, device=device), torch.zeros(2, 1, 3, 3, device=device)
-    try:
-        gconv.group_conv2d(images, weight, groups=2, backend=name)
-    except RuntimeError as error:
-        raise UserError(f"--backend {name}: {str(error).partition(': ')[2]}") from None
-    with gconv.backend(name), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        yield
+    types = get_type_hints(settings)
+    for field, declared in _declared(settings):
+        if names and field.name not in names:
+            continue
+        details = _reading(types[field.name], field, declared)
+        default = declared.default or default_of(defaults, field.name)
+        text = f"{declared.help} [default: {default}]" if default else declared.help
+        name = _name(field, declared)
+        flag = name if name.isupper() else f"--{name.replace('_', '-')}"
+        if name.isupper():
+            flag, details = name.lower(), {"nargs": "?", "metavar": name}
+        group.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **details)
 
 
-def data_of(source: Source) -> Data:
-    """The data set that ``source`` names."""
-    return load_data(source.name, Path(source.path) if source.path else None, source.image_size)
+def given(arguments: argparse.Namespace, settings: type) -> dict[str, Any]:
+    """Return the fields of a dataclass that were on the command line."""
+    values = vars(arguments)
+    found = ((field.name, _name(field, declared).lower()) for field, declared in _declared(settings))
+    return {field: values[name] for field, name in found if name in values}
 
 
-def data_of_run(saved: Checkpoint, path: Path | None) -> Data:
-    """What a run was trained on, at ``path`` if it has moved.
+def _declared(settings: type) -> Iterator[tuple[Field[Any], Option]]:
+    for field in fields(settings):
+        if "option" in field.metadata:
+            yield field, field.metadata["option"]
+
+
+def _name(field: Field[Any], declared: Option) -> str:
+    return declared.name or field.name
+
+
+def _reading(kind: Any, field: Field[Any], declared: Option) -> dict[str, Any]:
+    """Return the arguments of ``add_argument`` that read a field of type ``kind``."""
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction if field.default else "store_true"}
+    if declared.choices:
+        return one_of(*declared.choices)
+    if kind == tuple[int, ...]:
+        return {"type": integers, "metavar": "N,N,N,N"}
+    if kind in (int, int | None):
+        return {"type": number(int, declared.least, declared.most), "metavar": "N"}
+    if kind is float:
+        return {"type": number(float, declared.least, declared.most), "metavar": "X"}
+    return {}
+
+
+def default_of(defaults: Mapping[str, Any], field: str) -> str:
+    """Return the default of a field in words: "8 for mnist5k; 30 for digits", or "8" if all have the same.
+
+    Args:
+        defaults: settings by the name of what they are for.
+        field: of the settings.
+    """
+    holders: dict[str, list[str]] = {}
+    for name, settings in defaults.items():
+        holders.setdefault(_in_words(getattr(settings, field)), []).append(name)
+    if len(holders) == 1:
+        return next(iter(holders))
+    return "; ".join(f"{value} for {', '.join(names)}" for value, names in holders.items())
+
+
+def _in_words(value: Any) -> str:
+    if value is None or value is False:  # what the help of such an option says anyway
+        return ""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def add_device(group: Group) -> None:
+    """Add ``--device``."""
+    text = "Where to run: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps. [default: auto]"
+    group.add_argument("--device", default="auto", help=text)
+
+
+def add_machine(group: Group) -> None:
+    """Add ``--device`` and ``--backend``."""
+    add_device(group)
+    text = (
+        "Who runs the grouped convolutions: the fastest (auto), gconv's Triton kernels, PyTorch (aten), or "
+        "plain readable PyTorch (reference). [default: auto]"
+    )
+    group.add_argument("--backend", default="auto", help=text, **one_of(*BACKENDS))
+
+
+def add_run(parser: Parser) -> None:
+    """Add the argument RUN."""
+    text = f"A checkpoint, or the folder of a run. [default: {DEMO}]"
+    parser.add_argument("run", nargs="?", type=Path, default=DEMO, metavar="RUN", help=text)
+
+
+def settings_of(arguments: argparse.Namespace, base: Settings, resumed: Checkpoint | None = None) -> Settings:
+    """Return the settings ``base`` with what is on the command line in their place.
+
+    Args:
+        arguments: the command line.
+        base: the defaults, or the settings of the run that is resumed.
+        resumed: the checkpoint of that run.
 
     Raises:
-        UserError: it is not there, or has other classes.
+        UserError: the resumed run has other settings.
     """
-    source = saved.settings.source
-    kept = Path(source.path) if source.path else None
-    try:
-        data = load_data(source.name, path or kept, source.image_size)
-    except UserError as error:
-        if path is None and kept is not None and not kept.exists():
-            raise UserError(
-                f"{kept}: the images of this run are no longer there; --path says where"
-            ) from None
-        raise error
-    if data.classes != saved.classes:
-        raise UserError(f"{path or kept}: other classes than the network's {len(saved.classes)}")
-    return data
+    source, recipe = given(arguments, Source), given(arguments, Recipe)
+    variant = getattr(arguments, "network", None)
+    if "path" in source:
+        source["path"] = str(Path(source["path"]).expanduser().absolute())
+    network = Network.of_variant(variant) if variant else base.network
+    lasting = base.recipe.lasting(recipe["epochs"]) if "epochs" in recipe and not resumed else base.recipe
+    settings = Settings(
+        replace(base.source, **source),
+        replace(network, **given(arguments, Network)),
+        replace(lasting, **recipe),
+    )
+    if resumed and (differs := difference(resumed.settings, settings)):
+        raise UserError(f"{resumed.path}: a resumed run keeps its settings: {differs}; choose another --name")
+    return settings
 
 
-def print_table(table: Table) -> None:
-    """On a narrow terminal, and in a file, numbers and paths go on in the next line rather than be cut."""
-    for column in table.columns:
-        column.overflow = "fold"
-    console.print(table)
+def options_of(arguments: argparse.Namespace, data: Data) -> Options:
+    """Return the options on the command line, with the defaults that depend on the data."""
+    in_files = isinstance(data.train, ImageFiles)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(MOST_WORKERS, max(1, cores // local_size())) if in_files else 0
+    steps = FOLDER_CHECKPOINT_STEPS if data.name == "folder" else 0
+    return Options(**{"workers": workers, "checkpoint_steps": steps, **given(arguments, Options)})

@@ -17,15 +17,15 @@ __all__ = ["DATA_SETS", "Data", "ImageFiles", "ImageFormat", "Images", "load_dat
 
 
 def load_data(name: str, path: Path | None = None, image_size: int | None = None) -> Data:
-    """The data set ``name``, one of ``DATA_SETS``.
+    """Load the data set ``name``, one of ``DATA_SETS``.
 
     Args:
-        name: "mnist5k" and "digits" come with installed packages; the others lie at ``path``.
-        path: an archive of CIFAR, or its folder; a folder of images.
-        image_size: of "folder" alone: what its images are scaled to, by default 224.
+        name: "mnist5k" and "digits" come with installed packages; the others are read from ``path``.
+        path: an archive of CIFAR or its folder, or a folder of images.
+        image_size: for "folder" only: height and width that images are scaled to. Defaults to 224.
 
     Raises:
-        UserError: nothing is at ``path``, or it is damaged; or an argument does not go with ``name``.
+        UserError: nothing is at ``path``, or it is damaged, or an argument does not go with ``name``.
     """
     if name in ("mnist5k", "digits") and path is not None:
         raise UserError(f"{path}: --data {name} comes with gconv and takes no path; choose another --data")

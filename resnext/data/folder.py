@@ -19,11 +19,11 @@ IMAGE_SIZE = 224
 
 
 def load_folder(path: Path | None, image_size: int = IMAGE_SIZE) -> Data:
-    """The images in ``path``: a folder to train on and one to test on, with a folder for each class in both.
+    """Load the images in ``path``, which has a folder for training and one for testing, by class.
 
     Args:
         path: has ``train``, and one of ``val``, ``valid``, ``validation``, ``test``.
-        image_size: what each image is scaled to.
+        image_size: height and width that each image is scaled to.
 
     Raises:
         UserError: a folder is missing, or a class has no image in one of them; it is named.
@@ -52,12 +52,12 @@ def load_folder(path: Path | None, image_size: int = IMAGE_SIZE) -> Data:
 
 
 def _folders(folder: Path) -> list[str]:
-    """The names of the folders in ``folder``, in order."""
+    """Return the names of the folders in ``folder``, in order."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether files and folders of that name are ignored: ``.ipynb_checkpoints``, macOS's ``__MACOSX``."""
+    """Return whether files and folders of that name are ignored, such as ``__MACOSX``."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -73,7 +73,7 @@ def _files(folder: Path, names: list[str], form: ImageFormat) -> ImageFiles:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images in ``folder`` and in the folders in it, in order; what is hidden is left out."""
+    """Return the images in ``folder`` and in its folders, in order, without hidden ones."""
     found = []
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not is_hidden(name))

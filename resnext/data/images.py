@@ -1,4 +1,4 @@
-"""Image files and pixels: reading, scaling, what a network takes of them."""
+"""Image files and pixels: reading, scaling, and the format that a network takes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CENTRE = 224 / 256
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What a network takes.
+    """The images that a network takes.
 
     Attributes:
         channels: 1, grey, or 3, red, green and blue.
         size: pixels of a side.
         mean, std: of each channel over the training images, for pixels from 0 to 1.
-        photographs: images of any size, of which the middle is scaled; else they have ``size`` already.
+        photographs: whether images have any size, and their middle is scaled; otherwise they have ``size``.
     """
 
     channels: int
@@ -37,27 +37,27 @@ class ImageFormat:
     photographs: bool = False
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8, or float from 0 to 1 (N, C, H, W), as the network takes it: float32, mean 0, deviation 1."""
+        """Turn uint8 images, or float ones from 0 to 1 (N, C, H, W), into float32 of mean 0, deviation 1."""
         mean, std = (_of_channels(values, images.device) for values in (self.mean, self.std))
         return (unit(images) - mean) / std
 
 
 @cache
 def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Kept: a GPU would be waited for while they are copied to it."""
+    """Return ``values`` (C, 1, 1), cached, since the host waits for a GPU while they are copied to it."""
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def unit(images: Tensor) -> Tensor:
-    """uint8 images as float32 from 0 to 1; float ones as they are."""
+    """Return uint8 images as float32 from 0 to 1, and float ones as they are."""
     return images if images.is_floating_point() else images.float() / 255
 
 
 def open_image(path: Path, channels: int, ground: str = "black") -> Image.Image:
-    """An image file in 8 bits a channel, on the colour ``ground`` where it is transparent.
+    """Open an image file in 8 bits per channel, with the colour ``ground`` where it is transparent.
 
     Raises:
-        UserError: no such file, or no image that can be read to its end.
+        UserError: there is no such file, or no image that can be read to its end.
     """
     try:
         with warnings.catch_warnings(), Image.open(path) as file:
@@ -81,36 +81,35 @@ def _convert(file: Image.Image, mode: str, ground: str) -> Image.Image:
 
 
 def centre(image: Image.Image, size: int) -> Image.Image:
-    """The middle of ``image``, scaled to ``size`` x ``size``."""
+    """Return the middle of ``image``, scaled to ``size`` x ``size``."""
     side = min(image.size) * CENTRE
     left, top = ((length - side) / 2 for length in image.size)
     return cut(image, (left, top, left + side, top + side), size)
 
 
 def cut(image: Image.Image, box: tuple[float, float, float, float], size: int) -> Image.Image:
-    """What is inside ``box`` (left, top, right, bottom), scaled to ``size`` x ``size``, antialiased."""
+    """Return the part in ``box`` (left, top, right, bottom), scaled to ``size`` x ``size``, antialiased."""
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """(C, H, W), uint8."""
+    """Return the pixels (C, H, W), uint8."""
     pixels = torch.from_numpy(np.array(image))
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def read_image(path: Path, form: ImageFormat, *, resize: bool = False, invert: bool = False) -> Tensor:
-    """An image file as the network takes it but for normalising: (C, H, W), uint8.
+    """Read an image file as the network takes it, except for normalising: (C, H, W), uint8.
 
     Args:
         path: any format that Pillow reads.
         form: what the network takes.
-        resize: scale the image, with black beside what is not square; else it must have that size, unless the
-            network takes photographs.
-        invert: turn light to dark: for dark digits on a light ground, where the network knows light ones on a
-            dark one.
+        resize: whether to scale the whole image, with black bars if it isn't square. Otherwise it must have
+            the network's size, unless the network takes photographs.
+        invert: whether to swap light and dark, for dark digits on a light background.
 
     Raises:
-        UserError: no such file, no image, or the wrong size.
+        UserError: there is no such file, it is no image, or it has the wrong size.
     """
     image = open_image(path, form.channels, ground="white" if invert else "black")
     size = (form.size, form.size)
@@ -127,6 +126,6 @@ def read_image(path: Path, form: ImageFormat, *, resize: bool = False, invert: b
 
 
 def write_image(path: Path, image: Tensor) -> None:
-    """Writes a uint8 image (1 or 3, H, W) as a PNG."""
+    """Write a uint8 image (1 or 3, H, W) as a PNG."""
     pixels = image.squeeze(0) if len(image) == 1 else image.permute(1, 2, 0)
     Image.fromarray(pixels.contiguous().numpy()).save(path)

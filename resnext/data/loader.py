@@ -1,4 +1,4 @@
-"""Batches, read in workers where images are decoded; the same however many processes share them."""
+"""Batches, the same for any number of processes; workers decode the images of files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from resnext.interruption import unheard
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what is known of them.
+    """Images with their labels.
 
     Attributes:
         indices: (n,), of the images in their set.
         images: (n, C, H, W), uint8.
         labels: (n,), int64.
-        seed: of what is drawn for the batch.
+        seed: of the random draws for the batch.
         unreadable: a line for each image that could not be read.
     """
 
@@ -36,7 +36,7 @@ class Batch:
     unreadable: tuple[str, ...] = ()
 
     def pin_memory(self) -> Batch:
-        """In memory that a GPU reads while the CPU goes on."""
+        """Return the batch in memory that a GPU can read while the CPU goes on."""
         return Batch(
             self.indices, self.images.pin_memory(), self.labels.pin_memory(), self.seed, self.unreadable
         )
@@ -44,19 +44,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A batch to be read: which images, and the seed of what is drawn for it."""
+    """A batch to be read: which images, and the seed of its random draws."""
 
     indices: Sequence[int]
     seed: int
 
 
 class _Reader(Dataset):
-    """Reads whole batches: what runs in a worker.
+    """Reads whole batches, in a worker.
 
     Args:
         source: the images.
-        random: whether photographs are cut at random, as in training, else in the middle.
-        replace: whether an image that cannot be read makes way for the next one that can.
+        random: whether photographs are cropped at random, as in training; otherwise in the middle.
+        replace: whether the next readable image takes the place of an unreadable one.
     """
 
     def __init__(self, source: Images | ImageFiles, random: bool, replace: bool) -> None:
@@ -95,10 +95,10 @@ class _Reader(Dataset):
 
 
 def micro_batch(batch_size: int, largest: int, processes: int) -> int:
-    """Images of one pass: as many as ``largest``, or fewer, so that ``processes`` share a batch evenly.
+    """Return the images per pass: at most ``largest``, so that ``processes`` share a batch evenly.
 
     Raises:
-        UserError: they cannot, or batch norm would see one image at a time.
+        UserError: they cannot share it, or batch norm would see one image at a time.
     """
     if batch_size % processes:
         raise UserError(f"--batch-size {batch_size}: {processes} processes cannot share it evenly")
@@ -113,20 +113,20 @@ def micro_batch(batch_size: int, largest: int, processes: int) -> int:
 
 
 class TrainLoader:
-    """The steps of an epoch, each as the passes of one process.
+    """Loads the batches of an epoch, step by step, those of one process.
 
-    An epoch's order depends on the seed and the epoch; a pass's draws on those and its place. Which process
-    makes a pass, and where an epoch is taken up again, changes neither.
+    The order of an epoch depends on the seed and the epoch, the random draws of a pass also on its place.
+    Which process makes a pass, and where an epoch is resumed, changes neither.
 
     Args:
         source: the images.
-        batch_size: images of a step, of all processes; what is over at an epoch's end is left out.
-        micro: images of a pass.
-        seed: of orders and draws.
-        rank, processes: which of how many this is.
-        workers: processes that read, 0 for none.
-        skip_corrupt: whether an image that cannot be read makes way for another.
-        pin: for a GPU.
+        batch_size: images of a step, of all processes; those left over at the end of an epoch are skipped.
+        micro: images per pass.
+        seed: of the order and the random draws.
+        rank, processes: the number of this process, and of how many.
+        workers: processes that read; 0 reads in this one.
+        skip_corrupt: whether another image takes the place of an unreadable one.
+        pin: whether to use pinned memory, for a GPU.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class TrainLoader:
         self.load = partial(_load, reader, workers=workers, pin=pin)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[list[Batch]]:
-        """The steps of epoch ``number`` from step ``start`` on: the passes that this process makes."""
+        """Yield the steps of epoch ``number`` from ``start`` on: a batch for each pass of this process."""
         order = np.random.default_rng(seed_of(self.seed, number)).permutation(self.size)
         wanted = [
             _Wanted(
@@ -172,7 +172,7 @@ def held_out_batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """The batches to test on that are this process's, in order; images that cannot be read are missing."""
+    """Yield this process's batches to test on, in order, without the images that cannot be read."""
     batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
     wanted = [_Wanted(list(indices), 0) for indices in batches[rank::processes]]
     yield from _load(_Reader(source, random=False, replace=False), wanted, workers=workers, pin=pin)

@@ -24,7 +24,7 @@ class Images:
         return len(self.labels)
 
     def read(self, index: int) -> Tensor:
-        """(C, H, W), uint8."""
+        """Return an image (C, H, W), uint8."""
         return self.images[index]
 
 
@@ -40,10 +40,10 @@ class ImageFiles:
         return len(self.labels)
 
     def read(self, index: int, scale: Callable[[Image.Image, int], Image.Image] = centre) -> Tensor:
-        """(C, size, size), uint8: the part that ``scale`` takes, the middle by default.
+        """Return the part of an image that ``scale`` takes, by default the middle (C, size, size), uint8.
 
         Raises:
-            UserError: it cannot be read; its path is named.
+            UserError: the image cannot be read; the error has its path.
         """
         image = open_image(self.paths[index], self.format.channels)
         return to_tensor(scale(image, self.format.size))
@@ -51,13 +51,13 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class Data:
-    """What to train on and what to test on.
+    """Images to train on and to test on.
 
     Attributes:
         name: as the command line calls it.
         classes: a name for each label, as :func:`resnext.names.shown` puts it.
-        format: what a network takes of the images.
-        train, test: no image is in both.
+        format: what a network takes.
+        train, test: the images; none is in both.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Data:
 
     @property
     def fingerprint(self) -> dict[str, int]:
-        """What must not change between a run and its resumption."""
+        """Numbers that must not change between a run and its resumption."""
         return {
             "training images": len(self.train),
             "held-out images": len(self.test),

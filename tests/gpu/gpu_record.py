@@ -1,9 +1,8 @@
-"""What ``tests/gpu/on_gpu.py`` knows of the tests: printed and written as it comes, read by the next run."""
+"""The results of ``tests/gpu/on_gpu.py``: printed and written as they come, read by the next run."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any
 
 from shard import Finished
 
-SAME = ("commit", "gpu", "torch", "triton")  # with which a test passed that need not run again
+MUST_MATCH = ("commit", "gpu", "torch", "triton")  # for a test that has passed not to run again
 INTERVAL = 10  # seconds between lines of progress
 LINES = 6  # of a failure that are printed
 KEPT = 4000  # characters of a failure that are written
@@ -20,7 +19,7 @@ KEPT = 4000  # characters of a failure that are written
 
 @cache
 def environment() -> dict[str, Any]:
-    """Return what the results depend on, as :func:`gconv.environment.environment` tells it."""
+    """Return what the results depend on: see :func:`gconv.measure.environment.environment`."""
     import torch  # late: the processes import it in the meantime
 
     from gconv.measure.environment import environment
@@ -32,13 +31,13 @@ class Record:
     """The results, printed and written to ``path`` as they come.
 
     Args:
-        path: a file of JSON; what an earlier run has passed is taken from it. None: the results are not kept.
+        path: a file of JSON, with the results of an earlier run if it exists; None not to keep the results.
 
     Attributes:
-        tests: outcome, seconds and message of each test, or module that was not collected, by its node id.
+        tests: outcome, seconds and message by node id, of tests and of modules that could not be collected.
         problems: what went wrong outside of tests.
         sanitizer: outcome, seconds and message of compute-sanitizer.
-        stopped: why not everything has run, None where it has.
+        stopped: why not everything has run; None if it has.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -52,14 +51,15 @@ class Record:
             try:
                 self._read(json.loads(path.read_text()))
             except (ValueError, LookupError, TypeError):
-                sys.exit(
-                    f"error: {path} does not hold results of these tests: choose another --out, or remove it"
-                )
+                from gconv.measure.terminal import fail
+
+                fail(f"{path} does not hold results of these tests: choose another --out, or remove it")
 
     def _read(self, earlier: dict[str, Any]) -> None:
+        from benchmarks.store import is_committed
+
         facts, before = environment(), earlier["environment"]
-        commit = facts["commit"] or "-dirty"
-        if commit.endswith("-dirty") or any(facts[name] != before.get(name) for name in SAME):
+        if not is_committed(facts["commit"]) or any(facts[name] != before.get(name) for name in MUST_MATCH):
             print(f"{self.path} is of other code or another machine: everything runs again", flush=True)
             return
         self.tests = {name: test for name, test in earlier["tests"].items() if test["outcome"] == "passed"}
@@ -69,7 +69,7 @@ class Record:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many tests have which outcome."""
+        """The number of tests by outcome."""
         return Counter(test["outcome"] for test in self.tests.values())
 
     def take(self, result: Finished) -> None:
@@ -82,12 +82,12 @@ class Record:
             lines = lines or result.message.splitlines()[-LINES:]
             print(f"FAILED {result.test}", *lines[:LINES], sep="\n", flush=True)
 
-    def take_sanitizer(self, code: int, said: str, seconds: float) -> None:
-        """Keep compute-sanitizer's exit code and what it ``said``, and print that if it found something."""
+    def take_sanitizer(self, code: int, output: str, seconds: float) -> None:
+        """Keep compute-sanitizer's result, and print its ``output`` if it found something."""
         outcome = "failed" if code else "passed"
-        self.sanitizer = {"outcome": outcome, "seconds": round(seconds, 1), "message": said[-KEPT:]}
+        self.sanitizer = {"outcome": outcome, "seconds": round(seconds, 1), "message": output[-KEPT:]}
         if code:
-            print(f"FAILED compute-sanitizer\n{said[-KEPT:]}", flush=True)
+            print(f"FAILED compute-sanitizer\n{output[-KEPT:]}", flush=True)
 
     def add_problem(self, problem: str) -> None:
         """Keep and print what went wrong outside of tests."""
@@ -95,7 +95,7 @@ class Record:
         print(problem[-KEPT:], flush=True)
 
     def show_progress(self, left: int) -> None:
-        """Print and write how far the tests are, every ``INTERVAL`` seconds; ``left`` are still to do."""
+        """Print and write the progress, every ``INTERVAL`` seconds; ``left`` tests are still to do."""
         if time.monotonic() < self.shown + INTERVAL:
             return
         self.shown = time.monotonic()
@@ -105,9 +105,11 @@ class Record:
         self.write()
 
     def write(self) -> None:
-        """Write everything that is known."""
+        """Write all results."""
         if self.path is None:
             return
+        from benchmarks.store import write_json
+
         known = {
             "environment": environment(),
             "seconds": round(time.monotonic() - self.start, 1),
@@ -118,19 +120,17 @@ class Record:
             "tests": self.tests,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(json.dumps(known, indent=1) + "\n")
-        part.replace(self.path)
+        write_json(self.path, known)
 
     def conclude(self) -> int:
-        """Print what it came to, and return the exit code."""
+        """Print a summary and return the exit code."""
         reasons = Counter(t["message"] for t in self.tests.values() if t["outcome"] == "skipped")
         for reason, count in reasons.items():
             print(f"skipped {count}: {reason}")
         counts, seconds = self.counts, time.monotonic() - self.start
-        told = ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped"))
+        results = ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped"))
         sanitizer = self.sanitizer.get("outcome", "not started")
-        print(f"{told}; compute-sanitizer: {sanitizer}; {self.stopped or 'complete'}; {seconds:.0f} s")
+        print(f"{results}; compute-sanitizer: {sanitizer}; {self.stopped or 'complete'}; {seconds:.0f} s")
         if counts["failed"] or self.problems or sanitizer == "failed":
             return 1
         if self.stopped:

@@ -1,9 +1,10 @@
-"""``make gpu``: all tests that need a GPU, in many processes, and the kernels under compute-sanitizer."""
+"""``make gpu``: run all tests that need a GPU in many processes, and the kernels under compute-sanitizer."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,15 +23,15 @@ from shard import Collected, Finished, Share, Started, run_share
 
 TESTS = Path(__file__).parents[1]
 DESCRIPTION = """\
-Runs the tests that are marked `gpu` on the GPU of this machine, in three steps:
+Run the tests that are marked `gpu` on the GPU of this machine, in three steps:
 
-  1. all but those marked `timing`, shared out over processes: compiling the kernels takes most of the time
+  1. all but those marked `timing`, divided among processes: most of the time goes into compiling kernels
   2. those marked `timing`, one after the other, with nothing beside them
-  3. tests/gpu/sanitize.py, which starts every kernel, under compute-sanitizer if that is on PATH
+  3. tests/gpu/sanitize.py, which starts every kernel, under compute-sanitizer if that is on the PATH
 
-It needs torch, Triton, NumPy and pytest. Tests that need more are skipped and name the package. Failures are
-printed as they come. --out keeps the result of each test in a file. The same command then goes on where it
-was stopped: what has passed with the same commit, GPU, torch and Triton does not run again, unless files
+Needs torch, Triton, NumPy and pytest. Tests that need more are skipped and name the missing package. Failures
+are printed as they come. --out keeps the results in a file, and the same command then goes on where it was
+stopped: tests that have passed with the same commit, GPU, torch and Triton do not run again, unless files
 differ from the commit.
 
   python3 tests/gpu/on_gpu.py --out runs/gpu.json
@@ -44,6 +45,7 @@ ENVIRONMENT = {
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # there are enough processes
 }
 DAY = 24 * 60  # minutes
+MARKED = re.compile(r"^(pytestmark = \[?\s*|@)pytest\.mark\.gpu\b", re.MULTILINE)
 ENDED = (0, 1, 5)  # pytest's exit codes after all tests: passed, some failed, there were none
 
 
@@ -91,16 +93,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def marked_files() -> list[Path]:
-    """Return the files with tests marked `gpu`: collecting the others would take seconds in each process."""
-    return [path for path in sorted(TESTS.rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
+    """Return the files with tests marked `gpu`: each process would need seconds to collect the others."""
+    return [path for path in sorted(TESTS.rglob("test_*.py")) if MARKED.search(path.read_text())]
 
 
 class Shard:
-    """A process that runs a share of the tests, from this side.
+    """A process that runs a share of the tests, as seen from this one.
 
     Attributes:
-        connection: where its messages come from.
-        todo: tests that it has still to run.
+        connection: brings its messages.
+        todo: the tests it has not run yet.
     """
 
     def __init__(self, share: Share, record: Record, log: Path) -> None:
@@ -119,7 +121,7 @@ class Shard:
         end.close()  # the process holds the only one, which closes with it
 
     def listen(self) -> bool:
-        """Handle a message; False once there will be no more."""
+        """Handle a message; return False if there will be no more."""
         try:
             message = self.connection.recv()
         except EOFError:
@@ -141,14 +143,14 @@ class Shard:
         self.record.take(result)
 
     def _goes_on(self) -> bool:
-        """Start another process if the last one has ended before its last test, and got somewhere."""
+        """Start another process if this one ended before its last test but finished some."""
         self.process.join()
         self.connection.close()
-        said = f"pytest ended with exit code {self.process.exitcode}\n{self.log.read_text()}"
+        message = f"pytest ended with exit code {self.process.exitcode}\n{self.log.read_text()}"
         if self.running is not None:
-            self._settle(Finished(self.running, "failed", 0.0, said))
+            self._settle(Finished(self.running, "failed", 0.0, message))
         elif self.process.exitcode not in ENDED or (self.todo and not self.progressed):
-            self.record.add_problem(said)
+            self.record.add_problem(message)
         if not self.progressed:
             self.todo.clear()
         if self.todo:
@@ -156,15 +158,15 @@ class Shard:
         return bool(self.todo)
 
     def stop(self) -> None:
-        """End the process and those that it has started, whatever they do."""
-        with suppress(ProcessLookupError):  # it may not have got as far as to lead a group
+        """Kill the process and those that it has started."""
+        with suppress(ProcessLookupError):  # it may not lead a group yet
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
 
 
 def run_tests(share: Share, record: Record, deadline: float) -> None:
-    """Run each of the ``share.count`` shares in a process of its own; TimeoutError at ``deadline``."""
+    """Run each of the ``share.count`` shares in its own process; raise TimeoutError at ``deadline``."""
     passed = frozenset(name for name, test in record.tests.items() if test["outcome"] == "passed")
     with tempfile.TemporaryDirectory() as folder:
         shards = [
@@ -183,7 +185,7 @@ def run_tests(share: Share, record: Record, deadline: float) -> None:
 
 
 def sanitize(record: Record, deadline: float) -> None:
-    """Run ``sanitize.py`` under compute-sanitizer, if that is installed; TimeoutExpired at ``deadline``."""
+    """Run ``sanitize.py`` under compute-sanitizer, if installed; raise TimeoutExpired at ``deadline``."""
     program = shutil.which("compute-sanitizer")
     if record.sanitizer.get("outcome") == "passed":
         return

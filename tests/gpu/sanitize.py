@@ -1,4 +1,4 @@
-"""Starts every kernel on a few small layers, for compute-sanitizer to watch their memory. From the checkout:
+"""Start every kernel on a few small layers, for compute-sanitizer to watch their memory. In the checkout:
 
     export PYTHONPATH=. PYTORCH_NO_CUDA_MEMORY_CACHING=1
     compute-sanitizer --error-exitcode 1 python3 tests/gpu/sanitize.py
@@ -11,13 +11,13 @@ of most networks do: kernels take wider loads there. Nothing is compared: the ot
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
 
 from gconv import kernels
 from gconv.geometry import ConvGeometry
 from gconv.measure.problem import Problem
+from gconv.measure.terminal import fail
 
 ONE, SAME, DOWN = (1, 1), (1, 1, 1, 1), (2, 2)
 LAYERS = {
@@ -50,7 +50,7 @@ def start_kernels(geometry: ConvGeometry, type_: str, device: torch.device) -> N
 def main() -> None:
     """Start all kernels on the GPU."""
     if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") != "1":
-        sys.exit("error: PYTORCH_NO_CUDA_MEMORY_CACHING is not 1: the sanitizer would see nothing")
+        fail("PYTORCH_NO_CUDA_MEMORY_CACHING must be 1, or the sanitizer sees nothing")
     for name, geometry in LAYERS.items():
         for type_ in TYPES:
             start_kernels(geometry, type_, torch.device("cuda"))

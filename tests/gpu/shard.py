@@ -1,4 +1,4 @@
-"""A process of ``on_gpu.py``: pytest on its share of the tests, which sends each result as it comes."""
+"""A process of ``on_gpu.py``: runs pytest on its share of the tests and sends each result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Collected(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A test begins."""
+    """A test has begun."""
 
     test: str
 
@@ -42,12 +42,12 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """The tests that one process runs: every ``count``-th, from the one at ``number`` on.
+    """The tests that one process runs: every ``count``-th test, starting with test ``number``.
 
     Args:
         paths: files and folders of tests.
         marks: an expression of marks that selects among them.
-        number, count: of this share, of all shares.
+        number, count: number of this share, and of shares.
         passed: tests that no share runs.
         settled: tests of this share that an earlier process has run.
     """
@@ -71,7 +71,7 @@ def run_share(share: Share, connection: Connection, log: Path) -> None:
 
 
 class Sender:
-    """A plugin of pytest that leaves the tests of ``share`` and sends what becomes of them."""
+    """A plugin for pytest that selects the tests of ``share`` and sends their results."""
 
     def __init__(self, share: Share, connection: Connection) -> None:
         self.share = share
@@ -97,23 +97,23 @@ class Sender:
         self.reports.append(report)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        told = next((report for report in self.reports if report.failed), None)
-        told = told or next((report for report in self.reports if report.skipped), self.reports[0])
+        shown = next((report for report in self.reports if report.failed), None)
+        shown = shown or next((report for report in self.reports if report.skipped), self.reports[0])
         seconds = sum(report.duration for report in self.reports)
-        self.send(Finished(nodeid, told.outcome, round(seconds, 2), _message(told)))
-        if told.failed and _gpu_is_lost():
+        self.send(Finished(nodeid, shown.outcome, round(seconds, 2), _message(shown)))
+        if shown.failed and _gpu_is_lost():
             os._exit(1)  # every test after this one would fail, and PyTorch cannot even end
 
 
 def _message(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """Why it failed, or the reason why it was skipped."""
+    """Return why a test failed or was skipped."""
     if report.skipped and isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     return report.longreprtext
 
 
 def _gpu_is_lost() -> bool:
-    """Whether a kernel has left CUDA unusable for this process, as an access out of bounds does."""
+    """Return whether CUDA is unusable in this process, as after an access out of bounds."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return False

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from commands import SMALL, Run
+from engines import NETWORK, SGD, losses
 from marks import needs_gpu
-from training_steps import SGD, steps
-from training_steps import SMALL as NETWORK
 
 from resnext import checkpoint
 from resnext.config import Options, Settings, Source
 from resnext.data import Data
-from resnext.training import Training
+from resnext.engine import Engine
 from resnext.world import World
 
 pytestmark = [pytest.mark.gpu, needs_gpu, pytest.mark.usefixtures("however_small", "no_tables")]
@@ -26,14 +25,13 @@ DEVICE = "cuda"
 @pytest.mark.parametrize(("precision", "bound"), [("float32", 0.01), ("bfloat16", 0.05), ("float16", 0.02)])
 def test_a_gpu_trains_as_the_cpu_does(digits: Data, precision: str, bound: float, fused: bool) -> None:
     settings = Settings(Source("digits"), replace(NETWORK, fused=fused), replace(SGD, ema=0.9))
-    expected = steps(Training(settings, digits, World(torch.device("cpu")), Options()), 4)
+    expected = losses(Engine(settings, digits, World(torch.device("cpu")), Options()), 4)
     settings = replace(settings, recipe=replace(settings.recipe, precision=precision))
-    made = Training(settings, digits, World(torch.device(DEVICE)), Options())
-    found = steps(made, 2)
-    again = Training(settings, digits, World(torch.device(DEVICE)), Options())
+    made = Engine(settings, digits, World(torch.device(DEVICE)), Options())
+    found = losses(made, 2)
+    again = Engine(settings, digits, World(torch.device(DEVICE)), Options())
     again.load_state_dict(made.state_dict())
-    batches = again.loader.epoch(0, 2)
-    found += [float(total / seen) for total, _, seen in (again.step(next(batches)) for _ in range(2))]
+    found += losses(again, 2)
     assert max(abs(a - b) for a, b in zip(expected, found, strict=True)) < bound, (expected, found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -158,6 +159,15 @@ def test_a_module_that_cannot_be_collected_is_one_failure(capsys: pytest.Capture
     assert capsys.readouterr().out.count("FAILED") == 1
 
 
+def test_it_finds_the_files_with_marked_tests_and_starts_anywhere(tmp_path: Path) -> None:
+    names = [path.name for path in on_gpu.marked_files()]
+    assert names == [f"test_gpu_{what}.py" for what in ("fusion", "kernels", "measuring", "training")]
+    command = [sys.executable, str(Path(on_gpu.__file__)), "--help"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0 and done.stdout.startswith("usage: on_gpu.py"), done.stderr
+
+
 def test_no_test_and_no_pytest_are_failures() -> None:
     assert run(empty="")[0] == 1
     code = on_gpu.main(["--processes", "1", "--out", "results.json", "nowhere.py"])
@@ -183,10 +193,11 @@ def has_ended(process: int) -> bool:
     return False
 
 
-def test_a_file_of_something_else_is_left_as_it_is() -> None:
+def test_a_file_of_something_else_is_left_as_it_is(capsys: pytest.CaptureFixture) -> None:
     Path("results.json").write_text("[1, 2]")
-    with pytest.raises(SystemExit, match=r"error: results.json does not hold results"):
+    with pytest.raises(SystemExit, match="2"):
         run(six=SIX)
+    assert capsys.readouterr().err.startswith("error: results.json does not hold results")
     assert Path("results.json").read_text() == "[1, 2]"
 
 

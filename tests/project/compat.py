@@ -1,8 +1,8 @@
 """``make compat``: a short selection of the tests with the oldest and the newest supported torch and Triton.
 
-The pairs stand in pyproject.toml under ``[tool.gconv.compat]``. Each package is installed into a folder of
-its own, without dependencies, and comes before those of this Python. Where pip finds no such torch, the
-pair's Triton is tested with the torch that is here, and the table says so.
+The pairs are in pyproject.toml under ``[tool.gconv.compat]``. Each package is installed without dependencies
+into its own folder, which precedes the packages of this Python. If pip finds no such torch, the pair's Triton
+is tested with the installed torch, and the table says so.
 """
 
 from __future__ import annotations
@@ -20,21 +20,26 @@ from cuda_stubs import stub_cuda
 from gconv.text import columns
 
 ROOT = Path(__file__).parents[2]
-# What pytest runs for each, without what is marked `long` or `matrix`.
+# What pytest runs for each check, without tests marked `long`.
 CHECKS = {
     "kernels, interpreted": ["tests/kernels/test_kernels.py", "-k", "every_family and float16"],
     "norms, interpreted": ["tests/kernels/test_fused_kernels.py", "-k", "before_and_after"],
     "compile for sm_90": ["tests/measure/test_compiled.py", "-k", "a_sample_comes_out"],
     "launch": ["tests/kernels/test_launch.py"],
     "autograd": [
-        "tests/gconv/test_triton.py",
+        "tests/gconv/test_triton_backend.py",
         "tests/gconv/test_autograd.py",
         "-k",
         "gradients or step or autocast",
     ],
-    "operators": ["tests/gconv/test_triton.py", "tests/gconv/test_ops.py", "-k", "opcheck or each_pass"],
+    "operators": [
+        "tests/gconv/test_triton_backend.py",
+        "tests/gconv/test_ops.py",
+        "-k",
+        "opcheck or each_pass",
+    ],
     "torch.compile": [
-        "tests/gconv/test_triton.py",
+        "tests/gconv/test_triton_backend.py",
         "tests/gconv/test_compile.py",
         "-k",
         "compiled_graph or (gives_the_same and static)",
@@ -45,7 +50,7 @@ VERSIONS = "import torch, triton, numpy; print(torch.__version__, triton.__versi
 
 
 def main() -> int:
-    """Test each pair, installing into the folder that the command line names; 1 where a check failed."""
+    """Test each pair, installing into the folder that the command line names; return 1 if a check failed."""
     rows, notes = [("pair", "torch", "triton", "numpy", "check", "result", "seconds")], []
     pairs = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["gconv"]["compat"]
     for pair, versions in pairs.items():
@@ -66,7 +71,7 @@ def main() -> int:
 
 
 def install(package: str, version: str, root: Path) -> tuple[Path | None, str]:
-    """The folder that holds a package, installed into ``root`` unless it is there, or why there is none."""
+    """Install a package into ``root`` unless it is there; return its folder, or why there is none."""
     folder = root / f"{package}-{version}"
     if folder.exists():
         return folder, ""
@@ -84,7 +89,7 @@ def install(package: str, version: str, root: Path) -> tuple[Path | None, str]:
 
 
 def run(arguments: list[str], environment: dict[str, str]) -> tuple[str, float, str]:
-    """What pytest counted, seconds, and the end of what it printed where something failed or nothing ran."""
+    """Return pytest's counts, the seconds, and the end of its output if something failed or nothing ran."""
     start = time.perf_counter()
     done = _python(["-m", "pytest", "-q", "--tb=short", *arguments], environment)
     counted = (done.stdout.strip().splitlines() or [""])[-1].partition(" in ")[0].strip("= ")

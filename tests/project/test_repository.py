@@ -1,4 +1,4 @@
-"""The house: what may import what, what the core needs, and that the README tells the truth."""
+"""The repository: imports between packages, needs of the core, documents that tell the truth, CI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import zoo
 from gconv.kernels.launch import NEWEST_TRITON
 
 ROOT = Path(__file__).parents[2]
-# What each package may import of the others. The files that open a command may import all.
+# What each package may import from the others. Files that start a command may import everything.
 MAY_IMPORT = {
     "gconv.commands": ("gconv.measure", "gconv", "gconv.kernels"),
     "gconv.measure": ("gconv", "gconv.kernels"),
@@ -34,7 +34,7 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of the project that ``path`` imports."""
+    """Return the modules of the project that ``path`` imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -47,12 +47,12 @@ def imports(path: Path) -> set[str]:
 
 
 def package_of(module: str) -> str:
-    """The package of a module of gconv, or the module itself if it is one."""
+    """Return the package of a module of gconv; a package is its own."""
     return module if module in MAY_IMPORT else module.rpartition(".")[0]
 
 
 def test_gconv_imports_go_one_way() -> None:
-    """The runtime needs no tool, and no two modules need each other."""
+    """The runtime does not import the tools, and there are no cycles."""
     files = {module_name(path): path for path in (ROOT / "gconv").rglob("*.py")}
     needs = {name: imports(path) for name, path in files.items()}
     for name in needs.keys() - set(DOORS):
@@ -72,7 +72,7 @@ def test_gconv_and_the_model_need_torch_alone() -> None:
     """Neither Triton nor anything of the ``train`` extra."""
     code = """
 import sys
-for name in ("triton", "rich", "typer", "matplotlib", "mlxtend", "sklearn", "PIL"):
+for name in ("triton", "rich", "matplotlib", "mlxtend", "sklearn", "PIL"):
     sys.modules[name] = None
 import torch, gconv, resnext, resnext.forms, resnext.complexity
 layer = gconv.GroupConv2d(8, 8, 3, groups=4)
@@ -84,16 +84,16 @@ print(layer(torch.randn(1, 8, 5, 5)).shape)
 
 
 def test_command_line_without_its_libraries_says_what_to_install() -> None:
-    code = "import sys; sys.modules['typer'] = None; from resnext.__main__ import main; main()"
+    code = "import sys; sys.modules['rich'] = None; from resnext.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr == "error: the command line needs typer: install gconv with its extra 'train'\n"
+    assert done.stderr == "error: the command line needs rich: install gconv with its extra 'train'\n"
 
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 OUTPUTS = [block.splitlines() for language, block in BLOCKS if not language]
-MEASURED = "  floor "  # the line of what is printed that moves with the machine
+MEASURED = "  floor "  # a printed line that differs between machines
 
 
 @pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
@@ -133,10 +133,40 @@ def test_the_tested_versions_are_those_that_are_asked_for() -> None:
     assert pairs["newest"]["triton"].startswith(f"{NEWEST_TRITON}.")
 
 
+def test_ci_runs_the_python_versions_that_the_package_claims() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    prefix = "Programming Language :: Python :: 3."
+    claimed = [f"3.{name.removeprefix(prefix)}" for name in project["classifiers"] if name.startswith(prefix)]
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    tested = re.search(r"python-version: \[(.*)\]", workflow)[1]
+    assert [version.strip(' "') for version in tested.split(",")] == claimed
+    assert project["requires-python"] == f">={claimed[0]}"
+
+
+def test_pre_commit_runs_what_make_lint_runs() -> None:
+    """With the tools of .venv, so that constraints.txt alone pins their versions."""
+    rules = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    commands = [line.strip().replace("$(BIN)", ".venv/bin").removesuffix(" .") for line in rules.splitlines()]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"entry: (.*)", hooks) == commands
+
+
+def test_no_test_imports_another() -> None:
+    """What test files share is in tests/support."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+        assert not re.search(r"\btest_", " ".join(modules)), path
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("check", compat.CHECKS)
 def test_each_check_of_other_versions_selects_tests(check: str) -> None:
-    """A test that was renamed would be left out of `make compat` otherwise."""
+    """Otherwise `make compat` would silently leave out a renamed test."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *compat.CHECKS[check]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-300:]

@@ -21,15 +21,13 @@ from resnext.checkpoint import FILE_NAME, PREVIOUS, Checkpoint
 from resnext.config import Options, Settings
 from resnext.data import Data, Images
 from resnext.errors import UserError
-from resnext.train import train
+from resnext.files import part_of
+from resnext.loop import train
 from resnext.world import World
 
 
 def save_again(saved: Checkpoint, path: Path, **changed: object) -> None:
-    new = replace(saved, **changed)
-    checkpoint.save(
-        path, new.settings, new.classes, new.format, new.weights, new.epochs, training=new.training
-    )
+    checkpoint.save(replace(saved, path=path, **changed))
 
 
 @contextmanager
@@ -65,7 +63,7 @@ def test_a_full_disk_leaves_the_last_good_one(trained: Path) -> None:
         assert error.value.errno in (errno.EFBIG, errno.ENOSPC)
         assert error.value.filename == str(trained / FILE_NAME)
         assert before == {name: (trained / name).read_bytes() for name in before}
-        assert not (trained / checkpoint.PART).exists(), "what is half written takes room on a full disk"
+        assert not part_of(trained / FILE_NAME).exists(), "what is half written takes room on a full disk"
 
 
 def test_training_on_a_full_disk_ends_in_a_line_that_says_what_is_kept(
@@ -74,10 +72,10 @@ def test_training_on_a_full_disk_ends_in_a_line_that_says_what_is_kept(
     """The third checkpoint, in the middle of the second epoch, does not fit."""
     calls, save = [], checkpoint.save
 
-    def filling(path: Path, *rest: object) -> None:
-        calls.append(path)
+    def filling(saved: Checkpoint) -> None:
+        calls.append(saved)
         with files_of_at_most(20_000 if len(calls) == 3 else 2**30):
-            save(path, *rest)
+            save(saved)
 
     monkeypatch.setattr(checkpoint, "save", filling)
     settings = checkpoint.load(trained).settings
@@ -85,7 +83,7 @@ def test_training_on_a_full_disk_ends_in_a_line_that_says_what_is_kept(
     with pytest.raises(UserError) as error:
         train(settings, few, folder, world, quiet, options=Options(checkpoint_steps=10))
     assert str(error.value).startswith(f"{folder / FILE_NAME}: ") and "\n" not in str(error.value)
-    assert "checkpoint.pt is whole (1 epochs), and --resume goes on from it" in str(error.value)
+    assert "checkpoint.pt is whole (1 epochs), and --resume continues from it" in str(error.value)
     assert checkpoint.load(folder).epochs == 1.0
 
 
@@ -96,7 +94,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(few: Data, tmp_path: Path, 
     (tmp_path / name / "x").touch()
     with pytest.raises(UserError, match=str(tmp_path)) as error:
         train(Settings(), few, tmp_path, World(torch.device("cpu")), Console(quiet=True))
-    assert "nothing is kept yet" in str(error.value) and "\n" not in str(error.value)
+    assert "nothing has been saved yet" in str(error.value) and "\n" not in str(error.value)
 
 
 def damage(path: Path, how: str) -> None:
@@ -172,9 +170,8 @@ def test_it_is_on_the_disk_before_it_has_its_name(trained: Path, monkeypatch: py
     monkeypatch.setattr(os, "fsync", noting_sync)
     monkeypatch.setattr(Path, "replace", noting_move)
     save_again(checkpoint.load(trained), trained / FILE_NAME)
-    assert done == [
-        checkpoint.PART, (f"{PREVIOUS}.part", PREVIOUS), (checkpoint.PART, FILE_NAME), trained.name
-    ]  # fmt: skip
+    part, other = part_of(Path(FILE_NAME)).name, part_of(Path(PREVIOUS)).name
+    assert done == [part, (other, PREVIOUS), (part, FILE_NAME), trained.name]
 
 
 def test_a_run_goes_on_with_its_own_data_alone(few: Data, trained: Path) -> None:

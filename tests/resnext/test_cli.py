@@ -13,7 +13,6 @@ from commands import SMALL, Run, cells, one_line, rows
 from PIL import Image
 
 from resnext import checkpoint
-from resnext.cli.settings import default_of
 from resnext.config import Network
 
 
@@ -109,7 +108,8 @@ def test_a_run_is_not_overwritten_unasked(run: Run, trained: Path) -> None:
     code, _, err = run("train", *SMALL)
     assert code == 2
     one_line(
-        err, "runs/demo: exists already; go on with --resume, choose another --name, or pass --overwrite"
+        err,
+        "runs/demo: already exists; continue it with --resume, choose another --name, or pass --overwrite",
     )
     for bad in (
         ("--repeats", "1,1"), ("--device", "abacus"), ("--seed", "-1"), ("--resume",),
@@ -156,7 +156,7 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, trained: P
     new = ("train", "--name", "x")
     cases = [
         ((*new, "--repeats", "1,1,1"), "--repeats 1,1,1", "four entries", "got 3"),
-        ((*new, "--repeats", "1,a,1,1"), "--repeats 1,a,1,1: not whole numbers"),
+        ((*new, "--repeats", "1,a,1,1"), "--repeats must be integers separated by commas", "got 1,a,1,1"),
         ((*new, "--device", "cuda"), "--device cuda", "try --device auto"),
         ((*new, "--device", "abacus"), "--device abacus", "try --device auto"),
         ((*new, "--out", "text.png"), "text.png"),
@@ -165,7 +165,7 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, trained: P
         ((*new, "--data", "folder", "empty"), "empty/train: no such folder"),
         ((*new, "--image-size", "32"), "--image-size"),
         ((*new, "--batch-size", "1000"), "--batch-size 1000: there are 300 training images"),
-        ((*new, "--mixup", "inf"), "--mixup inf: must be a finite number"),
+        ((*new, "--mixup", "inf"), "--mixup must be a finite number of at least 0, got inf"),
         ((*new, "--learning-rate", "1e30", *SMALL), "diverged", "a lower --learning-rate"),
         (("evaluate", "runs/none"), "runs/none: no such checkpoint", "resnext train"),
         (("evaluate", "text.png"), "text.png: cut short, damaged, or no checkpoint"),
@@ -191,9 +191,6 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, trained: P
         code, _, err = run(*arguments)
         assert code == 2, arguments
         one_line(err, *parts)
-    for arguments in (("train", "--epochs", "0"), ("train", "--backend", "cudnn"), ("predict",), ("fly",)):
-        code, out, err = run(*arguments)
-        assert code == 2 and "Traceback" not in out + err
 
 
 def test_what_one_process_alone_meets_it_says(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,24 +237,6 @@ def test_traffic_prints_bytes_fused_and_unfused(run: Run) -> None:
     code, out, _ = run("traffic", "resnext50_32x4d", "--device", "cpu")
     assert code == 0 and "no GPU here: nothing was measured" in out
     assert ["total", "202.8", "180.7", "11%", "602.0", "507.9", "16%"] in cells(out)
-
-
-COMMANDS = ("train", "evaluate", "predict", "export", "cardinality", "summary", "complexity", "traffic")
-
-
-def test_help_names_every_command(run: Run) -> None:
-    code, out, _ = run("--help")
-    assert code == 0
-    for command in COMMANDS:
-        assert command in out
-        code, text, _ = run(command, "--help")
-        assert code == 0 and "Usage" in text
-
-
-def test_help_tells_the_defaults_of_each_data_set() -> None:
-    assert default_of("recipe", "epochs") == "[8: mnist5k; 30: digits; 300: cifar10, cifar100; 90: folder]"
-    assert default_of("network", "repeats").endswith("3,3,3,0: cifar10, cifar100; 3,4,6,3: folder]")
-    assert default_of("recipe", "micro_batch") == "[32]"
 
 
 def test_the_named_networks_are_those_of_the_package() -> None:

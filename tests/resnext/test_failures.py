@@ -19,14 +19,14 @@ from torch.utils.data import get_worker_info
 from resnext import checkpoint, plots
 from resnext.config import Network, Options, Recipe, Settings, Source, build
 from resnext.data import Data, ImageFiles, ImageFormat
+from resnext.engine import Engine
 from resnext.errors import UserError
-from resnext.training import Training
 from resnext.world import World
 
 CPU = World(torch.device("cpu"))
 ONE_BY_ONE = Network((1, 1, 1, 1), 2, 2, 4)  # what 8 x 8 pixels become
 LARGER = replace(ONE_BY_ONE, repeats=(1, 1, 0, 0))  # 4 x 4
-KEPT = "checkpoint.pt is whole (2 epochs), and --resume goes on from it"
+KEPT = "checkpoint.pt is whole (2 epochs), and --resume continues from it"
 
 
 def fails(error: Exception) -> Callable[..., None]:
@@ -64,7 +64,7 @@ def test_a_training_is_refused_exactly_where_a_step_would_fail(
 
     def refused(images: int) -> bool:
         try:
-            Training(Settings(Source("digits"), network, Recipe(1, 4, images)), data, CPU, Options())
+            Engine(Settings(Source("digits"), network, Recipe(1, 4, images)), data, CPU, Options())
         except UserError:
             return True
         return False
@@ -107,7 +107,7 @@ def test_a_training_that_cannot_work_is_refused_before_anything_is_written(run: 
 def test_processes_that_get_one_image_each_are_refused(digits: Data) -> None:
     settings = Settings(Source("digits"), ONE_BY_ONE, Recipe(1, 2, 2))
     with pytest.raises(UserError, match=r"^--batch-size 2, --micro-batch 2, 2 processes: "):
-        Training(settings, digits, replace(CPU, size=2), Options())
+        Engine(settings, digits, replace(CPU, size=2), Options())
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
@@ -120,7 +120,7 @@ def test_what_fails_after_training_costs_only_itself(
         "resnext.plots.training_curves": "curves.png",
         "resnext.plots.mistakes": "mistakes.png",
         "resnext.plots.confusion": "confusion.png",
-        "resnext.train.write_image": "samples",
+        "resnext.run.write_image": "samples",
     }
     for place, name in places.items():
         for path in trained.glob("*.png"):
@@ -151,10 +151,10 @@ def test_the_network_is_kept_before_it_is_drawn_or_tested(
     assert checkpoint.load(Path("runs/demo")).epochs == 2
     for error in FAILURES[0], FAILURES[3]:
         with monkeypatch.context() as broken:
-            broken.setattr("resnext.train.evaluate", fails(error))
+            broken.setattr("resnext.run.evaluate", fails(error))
             code, _, err = run("train", *SMALL, "--overwrite")
         assert code == 2
-        one_line(err, "testing", "checkpoint.pt is whole (1 epochs), and --resume goes on from it")
+        one_line(err, "testing", "checkpoint.pt is whole (1 epochs), and --resume continues from it")
         assert checkpoint.load(Path("runs/demo")).epochs == 1
     code, _, err = run("train", "--resume")
     assert (code, err) == (0, "") and len(rows(Path("runs/demo/summary.csv"))) == 2
@@ -210,7 +210,7 @@ def test_a_worker_that_the_system_ends_is_one_line(
         return reading
 
     for after, says in (
-        (False, "nothing is kept yet"),
+        (False, "nothing has been saved yet"),
         (True, "checkpoint.pt is whole (1 epochs), and --res"),
     ):
         monkeypatch.setattr(ImageFiles, "read", ended(after))
@@ -235,8 +235,13 @@ def test_memory_that_runs_out_is_one_line(
 ) -> None:
     """While a network is made, trained or used."""
     for arguments, place, *parts in (
-        (("train", "--name", "x"), "resnext.training._optimizer", "--micro-batch"),
-        (("train", "--name", "x"), "resnext.training.Training.step", "--micro-batch", "nothing is kept yet"),
+        (("train", "--name", "x"), "resnext.engine._optimizer", "--micro-batch"),
+        (
+            ("train", "--name", "x"),
+            "resnext.engine.Engine.step",
+            "--micro-batch",
+            "nothing has been saved yet",
+        ),
         (("evaluate",), "resnext.evaluation._judge", "network"),
         (("predict", "runs/demo/samples"), "resnext.model.ResNeXt.forward", "network"),
     ):
@@ -254,4 +259,4 @@ def test_a_worker_without_memory_is_one_line(run: Run, monkeypatch: pytest.Monke
     for workers in ("0", "1"):
         code, _, err = run("train", *photos, *SMALL, "--workers", workers, "--overwrite")
         assert code == 2
-        one_line(err, "out of memory", "nothing is kept yet")
+        one_line(err, "out of memory", "nothing has been saved yet")

@@ -192,15 +192,8 @@ def texts_of(figure: Figure) -> list[Text]:
 def test_a_network_is_exported_under_any_name(run: Run, trained: Path, name: str) -> None:
     saved = checkpoint.load(trained)
     classes = (*list(map(shown, KINDS.values()))[-9:], "z")
-    checkpoint.save(
-        trained / "checkpoint.pt",
-        replace(saved.settings, source=replace(saved.settings.source, path=ODD)),
-        classes,
-        saved.format,
-        saved.weights,
-        saved.epochs,
-        saved.training,
-    )
+    settings = replace(saved.settings, source=replace(saved.settings.source, path=ODD))
+    checkpoint.save(replace(saved, settings=settings, classes=classes))
     Path(ODD).mkdir()
     path = Path(ODD, name)
     code, out, err = run("export", "-o", str(path))

@@ -18,6 +18,7 @@ import torch
 
 from resnext import checkpoint
 from resnext.__main__ import main
+from resnext.files import part_of
 
 # Ten images a step, 20 steps an epoch, on a network with something to write.
 SMALL = (
@@ -107,7 +108,7 @@ def assert_the_same_run(folder: Path, name: str) -> None:
 @pytest.mark.long
 def test_killed_at_ten_random_moments_it_goes_on_to_the_bit(uninterrupted: Path) -> None:
     folder, moments = uninterrupted / "runs" / "killed", random.Random(0)
-    part, while_writing, positions = folder / checkpoint.PART, 0, set()
+    part, while_writing, positions = part_of(folder / checkpoint.FILE_NAME), 0, set()
     for kill in range(10):
         part.unlink(missing_ok=True)  # the one before left it
         process = start(uninterrupted, "killed", "--resume")
@@ -136,7 +137,7 @@ def test_a_signal_ends_the_step_and_keeps_it(uninterrupted: Path, number: signal
     os.kill(process.pid, number)
     code, printed = ended(process, folder, name)
     assert code == 128 + number, printed
-    assert f"interrupted: runs/{name}/checkpoint.pt is whole" in printed and "--resume goes on" in printed
+    assert f"interrupted: runs/{name}/checkpoint.pt is whole" in printed and "--resume continues" in printed
     assert 0 < checkpoint.load(folder / "runs" / name).epochs < 3
     code, printed = ended(start(folder, name, "--resume"), folder, name)
     assert code == 0, printed

@@ -92,7 +92,7 @@ def test_a_study_that_was_stopped_goes_on(
 
     monkeypatch.setattr(studying, "train", interrupted_third)
     code, out, _ = run(*STUDY)
-    assert code == 130 and "keeps all up to 1x4d-seed1; the same command goes on" in out
+    assert code == 130 and "keeps everything up to 1x4d-seed1; the same command continues" in out
     assert len(rows(tmp_path / "runs" / "cardinality-small" / "study.csv")) == 2
     assert run(*STUDY)[0] == 0
     assert calls == ["1x4d-seed0", "8x1d-seed0", "1x4d-seed1", "1x4d-seed1", "8x1d-seed1"]

@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import gconv
-from resnext import checkpoint, evaluation, export
+from resnext import checkpoint, evaluation, exporters
 from resnext.config import Network, Recipe, Settings, Source, build
 from resnext.data import Data, load_data
 from resnext.data.images import read_image
+from resnext.errors import UserError
 from resnext.evaluation import Evaluation, evaluate, standard_error
+from resnext.loop import train
 from resnext.plots import confusion
-from resnext.train import train
 from resnext.world import World
 
 CPU = World(torch.device("cpu"))
@@ -120,6 +121,17 @@ def test_predict_says_what_the_network_thinks(run: Run, trained: Path, few: Data
         sure = [guess["probability"] for guess in entry["guesses"]]
         assert sure == pytest.approx(thought[:3].tolist(), abs=2e-6)
         assert row[:2] == [paths[digit], str(int(order[0]))] and row[2] == f"{thought[0]:.1%}"
+
+
+def test_predict_takes_options_anywhere_and_any_name_after_a_double_dash(run: Run, trained: Path) -> None:
+    Path("-1.png").write_bytes((trained / "samples" / "1.png").read_bytes())
+    for words in (
+        ("runs/demo/samples/1.png", "--json", "runs/demo/samples/2.png"),
+        ("--json", "--", "-1.png"),
+    ):
+        code, out, err = run("predict", *words)
+        names = [word for word in words if word.endswith(".png")]
+        assert (code, err) == (0, "") and [entry["image"] for entry in json.loads(out)] == names
 
 
 def test_predict_skips_what_cannot_be_read_on_request(run: Run, trained: Path) -> None:
@@ -245,14 +257,14 @@ def test_an_export_gives_what_the_network_gives(run: Run, trained: Path, few: Da
 def test_an_export_that_differs_is_not_written(
     trained: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    path, write = trained / f"network{suffix}", export.WRITERS[suffix]
+    path, write = trained / f"network{suffix}", exporters.WRITERS[suffix]
 
     def wrong(*arguments: object) -> object:
         run = write(*arguments)
         return lambda x: run(x) * 1.01
 
-    monkeypatch.setitem(export.WRITERS, suffix, wrong)
+    monkeypatch.setitem(exporters.WRITERS, suffix, wrong)
     before = set(trained.iterdir())
-    with pytest.raises(export.UserError, match="not written: its outputs would differ"):
-        export.export(checkpoint.load(trained), path)
+    with pytest.raises(UserError, match="not written: its outputs would differ"):
+        exporters.export(checkpoint.load(trained), path)
     assert set(trained.iterdir()) == before

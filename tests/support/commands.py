@@ -1,4 +1,4 @@
-"""What tests of the command line look at: tables, and errors of one line."""
+"""Helpers for tests of the command line: tables, errors of one line, CSV files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SMALL = ("--epochs", "2", "--repeats", "1,1,0,0", "--cardinality", "2", "--base-
 
 
 def cells(out: str) -> list[list[str]]:
-    """The rows of the tables in ``out``."""
+    """Return the cells of the tables in ``out``, row by row."""
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
 
 
 def one_line(err: str, *parts: str) -> None:
-    """Asserts that ``err`` is an error of one line with all ``parts`` in it."""
+    """Assert that ``err`` is an error of one line with all ``parts`` in it."""
     assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err, err
     for part in parts:
         assert part in err, err
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    """Of a CSV file."""
+    """Return the rows of a CSV file."""
     return list(csv.DictReader(path.read_text().splitlines()))

@@ -1,10 +1,10 @@
-"""What changes while a network is trained, and one step of it."""
+"""One step of training, and all that it changes."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,9 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resnext.config import PRECISIONS, Options, Recipe, Settings, build
 from resnext.data import Data
@@ -22,11 +21,14 @@ from resnext.data.augment import Augmentation
 from resnext.data.loader import Batch, TrainLoader, micro_batch
 from resnext.errors import UserError
 from resnext.model import ResNeXt
+from resnext.torch_internals import copy_all, keep_buffers, place
 from resnext.world import World
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The rate of update ``step``, counted from 0."""
+    """Return the learning rate of update ``step``, counted from 0."""
     steps, warmup = recipe.epochs * steps_per_epoch, recipe.warmup_epochs * steps_per_epoch
     if step < warmup:
         return recipe.learning_rate * (step + 1) / (warmup + 1)
@@ -36,49 +38,50 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 
 class RunningStatistics:
-    """Moves the running statistics of batch norms once a step, towards the mean of all its passes.
+    """Moves the running statistics of batch norms once per step, to the mean over all its passes.
 
-    PyTorch's move with each forward pass, and each process has its own. Moved like this they are the same in
-    all, and the same however the passes of a step are spread over processes.
+    PyTorch moves them in each forward pass, in each process by itself. Moved once per step they are the same
+    in all processes, however the passes are spread over them.
     """
 
     def __init__(self, model: nn.Module, world: World, passes: int) -> None:
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        self.moving = [t for norm in norms for t in (norm.running_mean, norm.running_var)]
-        self.counts = [norm.num_batches_tracked for norm in norms]
+        norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+        pairs = ((norm.running_mean, norm.running_var) for norm in norms)
+        self.moving = [tensor for pair in pairs for tensor in pair if tensor is not None]
+        self.counts = [n for norm in norms if (n := norm.num_batches_tracked) is not None]
         self.world, self.passes = world, passes
 
     def begin(self) -> None:
-        """Before the first pass."""
+        """Remember the statistics, before the first pass."""
         self.before = torch.cat(self.moving)  # all in one: a launch for each norm would take a GPU's time
         self.sums = torch.zeros_like(self.before)
         self.counts_before = torch.stack(self.counts)
 
     def after_pass(self) -> None:
-        """After each pass of this process."""
+        """Add what a pass of this process made of them, and put them back."""
         self.sums += torch.cat(self.moving)
         self._move(self.before)
 
     def end(self) -> None:
-        """After the last."""
+        """Move them, after the last pass."""
         self._move(self.world.sum(self.sums) / self.passes)
-        torch._foreach_copy_(self.counts, list(self.counts_before + 1))
+        copy_all(self.counts, list(self.counts_before + 1))
 
     def _move(self, to: Tensor) -> None:
-        torch._foreach_copy_(self.moving, list(to.split([t.numel() for t in self.moving])))
+        copy_all(self.moving, to.split([t.numel() for t in self.moving]))
 
 
-class Training:
-    """A network, what moves it, and how far it has come.
+class Engine:
+    """One step of training: a network, what changes it, and how far it has come.
 
     Args:
         settings: of the run.
-        data: what it is trained on.
+        data: what the network is trained on.
         world: the processes that share the work.
-        options: how it is carried out.
+        options: how the run is carried out.
 
     Raises:
-        UserError: settings that do not go together, or not with the device or the number of processes.
+        UserError: the settings do not go together, or not with the device or the number of processes.
     """
 
     def __init__(self, settings: Settings, data: Data, world: World, options: Options) -> None:
@@ -87,7 +90,7 @@ class Training:
         self.network, self.recipe, self.world, self.options = settings.network, recipe, world, options
         self.micro = micro_batch(recipe.batch_size, recipe.micro_batch, world.size)
         self.passes = recipe.batch_size // self.micro
-        self.grouped_input = self._tried_out(data)
+        self.grouped_input = self._try_out(data)
         self.loader = TrainLoader(
             data.train,
             recipe.batch_size,
@@ -103,31 +106,32 @@ class Training:
             data.name, data.format, len(data.classes), recipe.mixup, recipe.cutmix
         )
         _seed(recipe.seed)
-        model = build(settings.network, len(data.classes), data.format.channels)
-        if recipe.sync_batch_norm:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
-        self.model: ResNeXt = model.to(world.device, memory_format=self.layout)
+        self.model = place(_model(settings, data), world.device, self.layout)
         self.average = AveragedModel(self.model, use_buffers=True) if recipe.ema else None
         self.optimizer = _optimizer(self.model, recipe)
         scaled = recipe.precision == "float16"
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=scaled)
         self.statistics = RunningStatistics(self.model, world, self.passes)
-        self.forward = self._forward()
+        self.parallel = _parallel(self.model, world) if world.size > 1 else None
+        called = self.model if self.parallel is None else self.parallel
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(called) if options.compile else called
         self.epoch, self.step_of_epoch = 0, 0
         self.unreadable: set[str] = set()
 
-    def _tried_out(self, data: Data) -> torch.Size:
-        """The shape of what the first grouped convolution gets in a pass, tried on meta tensors.
+    def _try_out(self, data: Data) -> torch.Size:
+        """Return the shape of what the first grouped convolution gets in a pass, found with meta tensors.
 
         Raises:
             UserError: batch norm would get a single value of a channel, which has no variance.
         """
-        recipe, processes, form, shapes = self.recipe, self.world.size, data.format, []
+        recipe, processes, form = self.recipe, self.world.size, data.format
         seen = self.micro * (processes if recipe.sync_batch_norm else 1)
+        shapes: list[torch.Size] = []
         with torch.device("meta"):
             twin = build(self.network, len(data.classes), form.channels)
-            twin.layer1[0].conv2.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+            conv = twin.get_submodule("layer1.0.conv2")
+            conv.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
             try:
                 twin(torch.empty(seen, form.channels, form.size, form.size))
             except ValueError as error:
@@ -140,19 +144,6 @@ class Training:
                     "in this network: choose both so that it sees at least 2"
                 ) from error
         return torch.Size((self.micro, *shapes[0][1:]))
-
-    def _forward(self) -> nn.Module:
-        """What is called in training: the model, in DistributedDataParallel, compiled."""
-        forward, device = self.model, self.world.device
-        if self.world.size > 1:
-            # RunningStatistics sees to the buffers. Newer versions of PyTorch have another name for it.
-            names = inspect.signature(DistributedDataParallel).parameters
-            buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-            device_ids = [device.index] if device.type == "cuda" else None
-            forward = DistributedDataParallel(
-                forward, device_ids, gradient_as_bucket_view=True, **{buffers: False}
-            )
-        return torch.compile(forward) if self.options.compile else forward
 
     @property
     def steps_per_epoch(self) -> int:
@@ -170,16 +161,31 @@ class Training:
         return self.epoch + self.step_of_epoch / self.steps_per_epoch
 
     @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next update."""
+        return learning_rate(self.recipe, self.step_number, self.steps_per_epoch)
+
+    @property
     def tested(self) -> nn.Module:
-        """The network that is tested and kept: the moving average, where there is one."""
+        """The network that is tested and saved: the moving average, if there is one."""
         return self.average.module if self.average else self.model
 
+    def batches(self) -> Iterator[list[Batch]]:
+        """Return the batches of the steps that are left of the epoch, this process's share of each."""
+        return self.loader.epoch(self.epoch, self.step_of_epoch)
+
     def step(self, batches: list[Batch]) -> Tensor:
-        """One update by this process's passes: their (sum of losses, number right, number) (3,)."""
+        """Update the weights once.
+
+        Args:
+            batches: one for each pass of this process.
+
+        Returns:
+            (3,): sum of losses, number of images classified correctly, number of images; of this process.
+        """
         self.model.train()
-        rate = learning_rate(self.recipe, self.step_number, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.learning_rate
         self.optimizer.zero_grad()
         self.statistics.begin()
         counts = torch.zeros(3, device=self.world.device)
@@ -195,9 +201,9 @@ class Training:
         return counts
 
     def _pass(self, batch: Batch, share: float, last: bool) -> Tensor:
-        """Adds the gradient of ``share`` of the mean loss; the last pass adds the other processes' too."""
+        """Add the gradient of ``share`` of the mean loss; the last pass adds the other processes' too."""
         if batch.unreadable and not self.options.skip_corrupt:
-            raise UserError(f"{batch.unreadable[0]}, or go on without it: --resume --skip-corrupt")
+            raise UserError(f"{batch.unreadable[0]}, or skip it: --resume --skip-corrupt")
         if not len(batch.labels):
             raise UserError(f"no training image could be read; the first: {batch.unreadable[0]}")
         self.unreadable.update(batch.unreadable)
@@ -206,8 +212,7 @@ class Training:
         images = batch.images.to(device, non_blocking=True)
         images, targets = self.augmentation(images, labels, batch.seed)
         precision = PRECISIONS[self.recipe.precision]
-        alone = self.world.size == 1 or last
-        with nullcontext() if alone else self._ddp().no_sync():
+        with self.parallel.no_sync() if self.parallel and not last else nullcontext():
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 logits = self.forward(images.contiguous(memory_format=self.layout))
                 loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
@@ -217,29 +222,27 @@ class Training:
         return torch.stack((loss.detach() * n, right.float(), loss.new_full((), n)))
 
     def _move_average(self, average: AveragedModel) -> None:
-        """Moves the average towards the network: far at first, or a short training would be its start.
+        """Move the average towards the network: far at first, or a short training would average its start.
 
         ``update_parameters`` does the same, and makes the host wait for the GPU.
         """
         decay = min(self.recipe.ema, (1 + self.step_number) / (10 + self.step_number))
         pairs = list(zip(average.module.state_dict().values(), self.model.state_dict().values(), strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - decay if average.n_averaged else 1.0)
+        averages, weights = ([pair[i] for pair in floats] for i in (0, 1))
+        get_ema_multi_avg_fn(decay if average.n_averaged else 0.0)(averages, weights, None)
         for count, of_model in (pair for pair in pairs if not pair[0].is_floating_point()):
             count.copy_(of_model)
         average.n_averaged += 1
 
     @property
     def is_finite(self) -> bool:
-        """Whether every number of the network is one."""
+        """Whether no number of the network is infinite or NaN."""
         state = [t for t in self.model.state_dict().values() if t.is_floating_point()]
-        return bool(torch.stack(torch._foreach_norm(state)).isfinite().all())
-
-    def _ddp(self) -> DistributedDataParallel:
-        return getattr(self.forward, "_orig_mod", self.forward)
+        return bool(nn.utils.get_total_norm(state).isfinite())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that :meth:`load_state_dict` needs to go on to the bit."""
+        """Return everything that :meth:`load_state_dict` needs to continue to the bit."""
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -252,7 +255,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to where :meth:`state_dict` was called."""
+        """Go back to where :meth:`state_dict` was called."""
         self.model.load_state_dict(state["model"])
         if self.average:
             self.average.load_state_dict(state["average"])
@@ -268,16 +271,27 @@ def _check(recipe: Recipe, data: Data, world: World) -> None:
         raise UserError(f"--batch-size {recipe.batch_size}: there are {len(data.train):,} training images")
     if recipe.warmup_epochs > recipe.epochs:
         raise UserError(f"--warmup-epochs {recipe.warmup_epochs:g}: there are {recipe.epochs} --epochs")
-    for name in ("learning_rate", "weight_decay", "warmup_epochs", "mixup", "cutmix"):
-        if not math.isfinite(getattr(recipe, name)):
-            raise UserError(f"--{name.replace('_', '-')} {getattr(recipe, name)}: must be a finite number")
     if recipe.ema == 1:
         raise UserError("--ema 1: the average would never move; 0.9999 is usual")
     if recipe.sync_batch_norm and world.size > 1 and world.device.type == "cpu":
         raise UserError(
-            "--sync-batch-norm: PyTorch's SyncBatchNorm runs on GPUs alone; on CPUs --micro-batch says how "
+            "--sync-batch-norm: PyTorch's SyncBatchNorm runs only on GPUs; on CPUs --micro-batch sets how "
             "many images batch norm sees, whatever the number of processes"
         )
+
+
+def _model(settings: Settings, data: Data) -> ResNeXt:
+    model = build(settings.network, len(data.classes), data.format.channels)
+    if settings.recipe.sync_batch_norm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces what is inside
+    return model
+
+
+def _parallel(model: nn.Module, world: World) -> DistributedDataParallel:
+    """Wrap ``model`` so that processes share gradients; :class:`RunningStatistics` takes care of buffers."""
+    device_ids = [world.device.index] if world.device.type == "cuda" else None
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, **keep_buffers()}
+    return DistributedDataParallel(model, device_ids, **options)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -288,7 +302,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _seed(seed: int) -> None:
-    """Every generator that something in a network may draw from."""
+    """Seed every generator that something in a network may draw from."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -313,7 +327,7 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists: a checkpoint holds what can be read without running code."""
+    """Return arrays as lists: a checkpoint holds what can be read without running code."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.tolist() if isinstance(value, np.ndarray) else value

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from importlib import import_module
 from io import BytesIO, StringIO
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import gconv
 from resnext.checkpoint import Checkpoint
 from resnext.errors import UserError
+from resnext.files import replacing
 from resnext.names import to_json
 
 # Of the largest output: other libraries sum in another order.
@@ -26,18 +27,18 @@ BATCHES = (1, 3)
 
 
 def export(saved: Checkpoint, path: Path) -> float:
-    """Writes the network to ``path``, in the format of its suffix: .pt2, .onnx or .safetensors.
+    """Write the network to ``path``, in the format of its suffix: .pt2, .onnx or .safetensors.
 
-    It takes normalised images (N, C, H, W), any number of them; what they are normalised by, the names of the
-    classes and the size stand in the file, as JSON under "resnext".
+    The file takes any number of normalised images (N, C, H, W). The mean and deviation to normalise by, the
+    names of the classes and the size stand in the file, as JSON under "resnext".
 
     Returns:
-        The largest difference between what the file and the network put out for random images, relative to
-        the largest output.
+        The largest difference between the outputs of the file and of the network for random images, relative
+        to the largest output.
 
     Raises:
-        UserError: an unknown suffix, a library is missing, or the file would not do what the network does;
-            nothing is written.
+        UserError: the suffix is unknown, a library is missing, or the file would give other outputs than the
+            network; nothing is written.
         OSError: the file cannot be written.
     """
     if path.suffix not in WRITERS:
@@ -50,9 +51,9 @@ def export(saved: Checkpoint, path: Path) -> float:
     about = to_json(
         {"classes": saved.classes, "images": asdict(saved.format), "settings": saved.settings.to_dict()}
     )
-    part = path.with_name(f".{os.getpid()}.part{path.suffix}")  # the name may be as long as any can be
-    try:
-        # PyTorch's own operators, so that the file loads where gconv is not installed.
+    part = path.with_name(f".{os.getpid()}.part")  # the name of the file may be as long as any can be
+    with replacing(path, part=part):
+        # PyTorch's own operators, so that the file loads without gconv.
         with gconv.backend("aten"), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the libraries, about each other
             run = WRITERS[path.suffix](model, _images(saved, 2), about, part)
@@ -63,10 +64,6 @@ def export(saved: Checkpoint, path: Path) -> float:
                 f"{path}: not written: its outputs would differ from the network's by {difference:.1e} of "
                 f"the largest, more than {TOLERANCE:.0e}"
             )
-        os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
     return difference
 
 
@@ -105,6 +102,7 @@ def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
+    assert program is not None  # it is with dynamo
     written = program.model_proto
     onnx.helper.set_model_props(written, {"resnext": about})
     onnx.save(written, path)

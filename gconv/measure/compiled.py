@@ -27,7 +27,7 @@ from gconv.kernels.epilogue import plan_merge
 from gconv.kernels.forward import parts_of, plan_forward
 from gconv.kernels.input_grad import plan_input_grad
 from gconv.kernels.launch import PARTIALS, PLAIN, Fusion, Launch, OperandLayout
-from gconv.kernels.strips import plan_pack
+from gconv.kernels.plans import plan_pack
 from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import plan_reduce, plan_weight_grad
 from gconv.measure.candidates import candidates

@@ -144,7 +144,7 @@ def who_runs(contender: Contender, problem: Problem, operands: Operands) -> str:
     backend = contender.runner
     if backend == "auto":
         x = operands.x
-        decided = dispatch.decide_call("auto", x.device, dispatch.layout_of(x), problem.dtype, geometry)
+        decided = dispatch.explain_call("auto", x.device, dispatch.layout_of(x), problem.dtype, geometry)
         backend = decided[problem.pass_].backend
     if backend != "triton":
         return backend

@@ -1,7 +1,7 @@
 """What a backend is: a module with the functions of :class:`Backend`.
 
-Arguments keep one order from :func:`gconv.group_conv2d` to the kernels: tensors, then the geometry, which
-stands for stride, padding, dilation and groups, then options. :mod:`gconv.functional` has checked them all.
+Arguments keep the order of :func:`gconv.group_conv2d`, with a geometry in place of stride, padding, dilation
+and groups. :mod:`gconv.functional` has checked them all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Which backend runs a pass, and why. The choice is made here alone.
 
-:func:`aten_alone` asks once for a call whether ``F.conv2d`` itself can take it. If not, each pass asks
+:func:`aten_alone` decides once for a call whether ``F.conv2d`` itself can take it. If not, each pass asks
 :func:`backend_for` when it runs: a gradient may have another layout than the input, and run elsewhere.
+:func:`explain_call` says the same in advance, with reasons, for reports.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BACKENDS = ("auto", *IMPLEMENTATIONS)
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_INSTALLED = find_spec("triton") is not None
-MOST_PIXELS = 2**31 - 2**10  # kernels number pixels and weights with 32 bits, whole tiles of them
+MOST_ITEMS = 2**31 - 2**10  # kernels number pixels and weights with 32 bits, whole tiles of them
 # Microseconds that a pass must be known to take on the device before an eager call takes the kernels, which
 # keep the host some tens of them longer than F.conv2d (benchmarks/README.md). Where a convolution is shorter,
 # so is what is around it in a network: the device waits for the host, and no kernel makes it faster.
@@ -120,7 +121,7 @@ def decide_by_auto(
     return Decision("triton" if pays else "aten", reason, least)
 
 
-def decide_call(
+def explain_call(
     name: str,
     device: torch.device,
     layout: str,
@@ -194,12 +195,12 @@ def _load(backend: str) -> Backend:
 
 
 def _kernels() -> ModuleType:
-    """gconv's kernels, which say more than a backend does."""
+    """The module of the kernels, which also says whether they pay."""
     return import_module(IMPLEMENTATIONS["triton"])
 
 
 def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> bool:
-    """Whether :func:`decide_call` takes "triton" for some pass that may follow, without its words.
+    """Whether :func:`explain_call` takes "triton" for some pass that may follow, without its words.
 
     While Dynamo traces, which has no numbers to look up, only whether it might.
     """
@@ -238,8 +239,8 @@ def why_not_triton(device: torch.device, dtype: torch.dtype, geometry: ConvGeome
         return problem
     if dtype not in TRITON_DTYPES:
         return f"the kernels take float16, bfloat16 and float32, got {dtype}"
-    if geometry.most_items > MOST_PIXELS:
-        return f"the kernels take at most {MOST_PIXELS} pixels and weights, got input {geometry.input_size}"
+    if geometry.most_items > MOST_ITEMS:
+        return f"the kernels take at most {MOST_ITEMS} pixels or weights, got {geometry.most_items}"
     return None
 
 

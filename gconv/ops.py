@@ -4,9 +4,9 @@ As operators they stay whole in a compiled or exported graph. Each has a fake ke
 without data) and a FLOP formula for PyTorch's flop counter; :mod:`gconv.autograd` gives them their gradients.
 Where "aten" runs every pass, :func:`gconv.group_conv2d` calls ``F.conv2d`` instead, and none of this is used.
 
-Arguments keep one order everywhere: tensors, then sizes and settings, then options, then the backend. Here
-and in :mod:`gconv.backends` sizes and settings are one :class:`~gconv.geometry.ConvGeometry`; the operators
-spell them out, as ``F.conv2d`` does, with ``padding`` as (top, bottom, left, right).
+Arguments keep the order of :func:`gconv.group_conv2d`. Here and in :mod:`gconv.backends` one
+:class:`~gconv.geometry.ConvGeometry` stands for sizes and settings; the operators spell them out, with
+``padding`` as (top, bottom, left, right).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Operator:
         """Run the pass, through its operator only if something is watching operators.
 
         An operator written in Python costs the host 25 us a call. Every tensor of every pass comes through
-        here, so that none reaches a kernel unless its numbers are what its memory holds.
+        here, so that no tensor reaches a kernel that is lazily conjugated, batched or wrapped.
         """
         count = len(self.tensors)
         tensors, geometry, options = arguments[:count], arguments[count], arguments[count + 1 :]
@@ -178,7 +178,7 @@ def _ordinary_keys(device: torch.device) -> frozenset[int]:
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """What PyTorch's ``suggest_memory_format`` says, which takes 8 us, where one look does not tell."""
+    """Whether PyTorch's ``suggest_memory_format`` says so; it takes 8 us, so strides that tell go first."""
     channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
     if channels_last != tensor.is_contiguous():
         return channels_last
@@ -194,6 +194,7 @@ def _layout(first: Tensor, second: Tensor) -> torch.memory_format:
 def _arrange(tensor: Tensor, layout: torch.memory_format) -> Tensor:
     """``tensor`` in ``layout``, with that layout's strides along axes of length 1 too, where any would do."""
     whole = tensor.contiguous(memory_format=layout)
+    # An operator's result must not be a part of another tensor: the fake kernel's has offset 0.
     tensor = whole.clone(memory_format=layout) if whole.storage_offset() else whole
     _, c, h, w = tensor.shape
     strides = (c * h * w, 1, w * c, c) if layout == torch.channels_last else (c * h * w, h * w, w, 1)

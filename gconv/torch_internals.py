@@ -1,7 +1,8 @@
 """The private names of PyTorch that gconv uses: all of them, with what each is for.
 
-Checked with PyTorch 2.11 to 2.15. If a later PyTorch lacks one, importing gconv says which, unless there is a
-public way that is only slower; then that is taken.
+Checked with PyTorch 2.11 to 2.15. If a later PyTorch lacks one, an ImportError says so: when gconv is
+imported or, for what only tools need, when it is first used. Where there is a public way that is only slower,
+that is taken instead.
 """
 
 from __future__ import annotations
@@ -20,16 +21,31 @@ TESTED = "2.11 to 2.15"
 
 
 def _required(module: Any, path: str) -> Any:
-    """Look up ``path`` in ``module``, or say which PyTorch is needed."""
-    found = module
-    for name in path.split("."):
-        if not hasattr(found, name):
-            raise ImportError(
-                f"gconv needs {module.__name__}.{path}, which PyTorch {torch.__version__} lacks: "
-                f"install a PyTorch that gconv is tested with, {TESTED}, or a newer gconv"
-            )
-        found = getattr(found, name)
+    """Look up ``path`` in a module or another object, or say which PyTorch is needed.
+
+    Args:
+        module: the object, or the name of a module to import.
+        path: a name, or several with dots between.
+    """
+    name = module if isinstance(module, str) else getattr(module, "__name__", type(module).__name__)
+    try:
+        found = import_module(module) if isinstance(module, str) else module
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        raise ImportError(
+            f"gconv needs {name}.{path}, which PyTorch {torch.__version__} lacks: "
+            f"install a PyTorch that gconv is tested with, {TESTED}, or a newer gconv"
+        ) from None
     return found
+
+
+def _optional(module: str, name: str) -> Any:
+    """Look up ``name`` in a module; None if either is missing."""
+    try:
+        return _required(module, name)
+    except ImportError:
+        return None
 
 
 # State that decides whether a call must go through PyTorch's dispatcher.
@@ -44,12 +60,10 @@ below_autograd: Callable[[], AbstractContextManager[None]] = _required(
 without_autocast: Callable[[], AbstractContextManager[None]] = _required(torch._C, "_DisableAutocast")
 
 suggest_memory_format: Callable[[Tensor], torch.memory_format] = _required(
-    import_module("torch._prims_common"), "suggest_memory_format"
+    "torch._prims_common", "suggest_memory_format"
 )
-tree_leaves: Callable[[Any], list[Any]] = _required(import_module("torch.utils._pytree"), "tree_leaves")
-has_global_hooks: Callable[[], bool] = _required(
-    import_module("torch.nn.modules.module"), "_has_any_global_hook"
-)
+tree_leaves: Callable[[Any], list[Any]] = _required("torch.utils._pytree", "tree_leaves")
+has_global_hooks: Callable[[], bool] = _required("torch.nn.modules.module", "_has_any_global_hook")
 _required(nn.modules.batchnorm, "_BatchNorm")
 BatchNormBase: TypeAlias = nn.modules.batchnorm._BatchNorm  # of BatchNorm1d to 3d and SyncBatchNorm
 fx_assert: Callable[[bool, str], None] = _required(torch, "_assert")  # a node that fx graphs may call
@@ -59,12 +73,11 @@ _layer = nn.Conv2d(1, 1, 1)
 for _name in (*HOOKS, "_parameters", "_buffers", "_reversed_padding_repeated_twice"):
     _required(_layer, _name)
 _required(forward_ad, "_current_level")
-_eager_transforms = import_module("torch._functorch.eager_transforms")
-_required(_eager_transforms, "JVP_NESTING")
+_required("torch._functorch.eager_transforms", "JVP_NESTING")
 
 # Faster than torch.cuda.current_device(), by 1 us a call.
 current_cuda_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
-_unwrap_dead_wrappers = getattr(import_module("torch._functorch.utils"), "unwrap_dead_wrappers", None)
+_unwrap_dead_wrappers = _optional("torch._functorch.utils", "unwrap_dead_wrappers")
 
 
 def dispatch_keys(tensor: Tensor) -> int:
@@ -79,7 +92,7 @@ def forward_mode_active() -> bool:
 
 def jvp_nesting() -> int:
     """Return how many levels of ``torch.func.jvp`` are nested here."""
-    return _eager_transforms.JVP_NESTING
+    return torch._functorch.eager_transforms.JVP_NESTING
 
 
 def apply_function(function: type[Function], *args: Any) -> Any:

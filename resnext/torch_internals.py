@@ -1,6 +1,6 @@
 """What the trainer uses of PyTorch that is private, untyped, or has another name in another version.
 
-Checked on PyTorch 2.11 to 2.15.
+Checked with PyTorch 2.11 to 2.15.
 """
 
 from __future__ import annotations

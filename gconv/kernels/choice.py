@@ -81,13 +81,16 @@ class Entry:
 
 
 def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
-    """The tile that a pass runs in."""
+    """The tile of a pass: of the nearest layer that was measured, else by rule."""
     entry = nearest(pass_, geometry, dtype, precision, device)
     return tile_by_rule(pass_, geometry, dtype, precision, device) if entry is None else entry.tile
 
 
 def fused_tile_of(pass_: str, geometry: ConvGeometry, operands: OperandLayout, fusion: Fusion) -> Tile:
-    """The tile that a pass runs in with ``fusion`` inside its kernel."""
+    """The tile that a pass runs in with ``fusion`` inside its kernel.
+
+    With a batch norm always by rule: only plain passes are measured.
+    """
     with_norm = fusion.prologue or fusion.epilogue in PARTIALS
     tile = (norm_tile if with_norm else tile_of)(pass_, geometry, *operands.kind)
     if fusion.epilogue == "residual" and tile.kernel == "slide" and tile.warps == 1:
@@ -199,7 +202,7 @@ def type_name(dtype: torch.dtype, precision: str) -> str:
 
 
 def forget() -> None:
-    """Drop what was read from tables, and what was decided by it: they are read again."""
+    """Read tables anew from here on, and decide anew; plans of launches that were made keep their tiles."""
     for kept in (table, nearest, verdict, pays_for_a_call):
         kept.cache_clear()
 

@@ -22,7 +22,7 @@ from gconv.kernels.launch import (
     empty_channels_last,
 )
 from gconv.kernels.plans import plan_correlation, plan_pack
-from gconv.kernels.tiles import Tile
+from gconv.kernels.tiles import Tile, blocks_of
 
 
 def forward(
@@ -76,10 +76,10 @@ def run_forward(
     x = channels_last(input)
     y = empty_channels_last(geometry.output_size, x)
     if not y.numel():
-        return y, torch.empty((0, 3, geometry.weight_size[0]), device=x.device)
+        return y, room_for_parts(fusion, None, geometry.weight_size[0], x.device)
     plan = plan_forward(geometry, OperandLayout.of(x, weight), fusion, tile)
-    parts = empty_parts(plan, y)
-    bias, side = None if bias is None else bias.contiguous(), beside(side, y)
+    parts = room_for_parts(fusion, plan, geometry.weight_size[0], x.device)
+    bias, side = None if bias is None else bias.contiguous(), in_layout_of(y, side)
     if plan.tile.depthwise:
         plan(x, weight, bias, y, side)
     else:
@@ -97,27 +97,30 @@ def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: Tile)
         tile: that of the kernel.
     """
     plan, size = plan_pack(geometry, transposed, weight.stride(), tile)
-    packed = torch.empty(size, dtype=weight.dtype, device=weight.device)
-    plan(weight, packed)
-    return packed
+    buffer = torch.empty(size, dtype=weight.dtype, device=weight.device)
+    plan(weight, buffer)
+    return buffer
 
 
-def empty_parts(plan: Launch, like: Tensor) -> Tensor | None:
-    """Room for what the programs of ``plan`` gather, where ``like`` is; None if they gather nothing."""
-    numbers = PARTIALS.get(plan.arguments["EPILOGUE"])
+def room_for_parts(fusion: Fusion, plan: Launch | None, channels: int, device: torch.device) -> Tensor | None:
+    """Room for what the programs of ``plan`` gather of each channel; None if they gather nothing.
+
+    Without a plan, of an empty batch, there are no parts: (0, 3 or 2, channels).
+    """
+    numbers = PARTIALS.get(fusion.epilogue)
     if numbers is None:
         return None
-    channels = plan.arguments["groups"] * plan.arguments["CO"]
-    return torch.empty((parts_of(plan), numbers, channels), dtype=torch.float32, device=like.device)
+    count = 0 if plan is None else parts_of(plan)
+    return torch.empty((count, numbers, channels), dtype=torch.float32, device=device)
 
 
 def parts_of(plan: Launch) -> int:
     """How many programs of ``plan`` share a channel, each with another part of its pixels."""
-    blocks = -(-plan.tile.groups * plan.arguments["CO"] // plan.tile.outputs)
+    blocks = blocks_of(plan.tile, plan.arguments["CO"])
     return plan.programs // (plan.arguments["packs"] * blocks)
 
 
-def beside(side: Tensor | None, y: Tensor) -> Tensor | None:
+def in_layout_of(y: Tensor, side: Tensor | None) -> Tensor | None:
     """``side`` in the layout of y, as kernels read it: copied only if it has another."""
     if side is None or side.stride() == y.stride():
         return side

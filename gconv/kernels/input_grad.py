@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels.choice import fused_tile_of
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.epilogue import merge
-from gconv.kernels.forward import beside, empty_parts, packed
+from gconv.kernels.forward import in_layout_of, packed, room_for_parts
 from gconv.kernels.launch import (
     PLAIN,
     PLANS_KEPT,
@@ -67,9 +66,10 @@ def run_input_grad(
     dy = channels_last(grad_output)
     dx = empty_channels_last(geometry.input_size, dy)
     if not dx.numel():
-        return dx, torch.empty((0, 2, dx.shape[1]), device=dx.device)
+        return dx, room_for_parts(fusion, None, dx.shape[1], dx.device)
     plan = plan_input_grad(geometry, OperandLayout.of(dy, weight), fusion, tile)
-    parts, side, kernel = empty_parts(plan, dx), beside(side, dx), plan.tile.kernel
+    parts = room_for_parts(fusion, plan, dx.shape[1], dx.device)
+    side, kernel = in_layout_of(dx, side), plan.tile.kernel
     weights = packed(weight, geometry, True, plan.tile) if kernel in ("strips", "pairs") else weight
     if plan.tile.depthwise:
         plan(dy, weights, None, dx, side)

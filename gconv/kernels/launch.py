@@ -147,15 +147,17 @@ class Launch:
 
     def _start(self, device: torch.device, tensors: tuple[Tensor | None, ...]) -> None:
         addresses = 0
-        binary: list[Any] = [device.index]
+        kinds: list[Any] = [device.index]  # what Triton compiles for, beside the plan's own arguments
         for tensor in tensors:
-            if tensor is not None:
+            if tensor is None:
+                kinds.append(None)
+            else:
                 addresses |= tensor.data_ptr()
-                binary.append(tensor.dtype)
+                kinds.append(tensor.dtype)
         if addresses % ALIGNMENT:
             self._start_through_triton(tensors)
             return
-        start = self._started.get(key := tuple(binary))
+        start = self._started.get(key := tuple(kinds))
         if start is not None:
             return start(tensors)
         compiled = self._start_through_triton(tensors)

@@ -1,7 +1,7 @@
 """Plan the launches of all kernels: grid and arguments, from a geometry and a tile.
 
-:func:`plan_correlation` plans forward passes and input gradients, :func:`plan_sums` weight gradients. Each
-kernel has a planner. The arguments that many kernels take come first.
+:func:`plan_correlation` plans forward passes and input gradients, :func:`plan_weight_sums` weight gradients.
+Each kernel has a planner. The arguments that many kernels take come first.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ def plan_correlation(c: Correlation, tile: Tile, operands: OperandLayout, fusion
     return CORRELATIONS[tile.kernel](c, tile, operands, fusion)
 
 
-def plan_sums(
-    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, numbers: int
+def plan_weight_sums(
+    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, sums_a_split: int
 ) -> tuple[Launch, int]:
     """Plan the partial sums of a weight gradient in ``tile``.
 
     Args:
-        numbers: how many a split leaves, each of four bytes.
+        sums_a_split: float32 numbers that each split writes.
 
     Returns:
         The launch, and how many splits it makes.
     """
     tile = tiles.with_whole_packs(tile, geometry.groups, *geometry.channels_per_group)
-    return SUMS[tile.kernel](geometry, tile, operands, fusion, 4 * numbers)
+    return WEIGHT_SUMS[tile.kernel](geometry, tile, operands, fusion, 4 * sums_a_split)
 
 
 def correlation_arguments(
@@ -139,10 +139,10 @@ def pair_arguments(name: str, pair: tuple[int, int]) -> dict[str, int]:
 
 
 def plan_strips(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan a correlation of stride 1 or 2."""
+    """Plan ``strips_kernel``: 3x3, stride 1 or 2."""
     (n, h, _), (p, q), stride = c.size, c.output, c.step[0]
     shared = correlation_arguments(c, tile, operands, fusion)
-    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs)
+    programs = shared["packs"] * tiles.blocks_of(tile, c.outputs)
     begins = int(stride == 1 and c.top > 0 and p + 1 - c.top >= h)
     turns = p + (2 if stride == 1 else 1) - begins
     walk = Walk.of(n, -(-q // tile.columns), turns, programs, 0, tile, operands.device)
@@ -159,12 +159,12 @@ def plan_strips(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fus
 
 
 def plan_pairs(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan an input gradient at stride 2."""
+    """Plan ``pairs_kernel``: the input gradient of 3x3 at stride 2."""
     (n, h, _), (_, q) = c.size, c.output
     shared = correlation_arguments(c, tile, operands, fusion)
     above, pairs_h = pairs_of(c.output[0], c.top)
     begins = int(above < 0 and above + pairs_h >= h)
-    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs)
+    programs = shared["packs"] * tiles.blocks_of(tile, c.outputs)
     strips, turns = -(-q // (2 * tile.columns)), pairs_h + 1 - begins
     walk = Walk.of(n, strips, turns, programs, 0, tile, operands.device)
     own = {"above": above, "begins": begins, "quad": QUAD, "ODD": c.left % 2, "STAGES": tile.stages}
@@ -173,7 +173,7 @@ def plan_pairs(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusi
 
 
 def plan_slide(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan a correlation of vertical stride 1 or 2."""
+    """Plan ``slide_kernel``: 3x3, vertical stride 1 or 2."""
     columns = c.size[0] * c.output[1]
     shared = correlation_arguments(c, tile, operands, fusion)
     packed_tiles = shared["packs"] * -(-columns // tile.pixels)
@@ -194,7 +194,7 @@ def plan_slide(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusi
 
 
 def plan_residue(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan an input gradient at stride 2."""
+    """Plan ``residue_kernel``: the input gradient of 3x3 at stride 2."""
     above, pairs_h = pairs_of(c.output[0], c.top)
     before, pairs_w = pairs_of(c.output[1], c.left)
     columns = c.size[0] * pairs_w
@@ -217,7 +217,7 @@ def plan_residue(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fu
 
 
 def plan_taps(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan a correlation of any geometry."""
+    """Plan ``taps_kernel``: any geometry."""
     columns = c.size[0] * c.output[0] * c.output[1]
     shared = correlation_arguments(c, tile, operands, fusion)
     own = {
@@ -232,12 +232,18 @@ def plan_taps(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusio
         "PRECISION": operands.precision,
     }
     weights = pack_arguments(c.inputs, c.outputs, tile) | weight_arguments(c, operands.second)
-    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs) * -(-columns // tile.pixels)
+    programs = shared["packs"] * tiles.blocks_of(tile, c.outputs) * -(-columns // tile.pixels)
     return Launch.of(taps_kernel, programs, shared | own | weights, tile, fusion.absent)
 
 
 def plan_depthwise(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan a correlation in either kernel."""
+    """Plan ``depthwise_kernel`` or the sliding one, which know no batch norm.
+
+    Raises:
+        ValueError: ``fusion`` has one.
+    """
+    if fusion.has_norm:
+        raise ValueError("kernels of one channel a group have no batch norm inside")
     slides, columns = tile.kernel == "depthwise-slide", c.size[0] * c.output[1]
     shared = correlation_arguments(c, tile, operands, fusion)
     packed_tiles = shared["packs"] * -(-columns // tile.pixels)
@@ -259,21 +265,20 @@ def plan_depthwise(c: Correlation, tile: Tile, operands: OperandLayout, fusion: 
 def plan_strips_weight(
     geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
 ) -> tuple[Launch, int]:
-    """Plan a weight gradient of stride 1 or 2, and return how many splits it makes."""
+    """Plan ``strips_weight_kernel``: 3x3, stride 1 or 2. Return how many splits it makes, too."""
     cg, kg = geometry.channels_per_group
     programs = tiles.programs_a_split(tile, geometry.groups, cg, kg)
     walk = Walk.of_weights(geometry, tile, programs, bytes_a_split, operands.device)
     own = {"STRIDE": geometry.stride[0], "PROLOGUE": fusion.prologue, "PRECISION": operands.precision}
     shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
     arguments, splits = shared | own | walk_arguments(walk, tile), walk.parts * walk.splits
-    absent = () if fusion.prologue else ("p_norm",)
-    return Launch.of(strips_weight_kernel, programs * splits, arguments, tile, absent), splits
+    return Launch.of(strips_weight_kernel, programs * splits, arguments, tile, _no_norm(fusion)), splits
 
 
 def plan_slide_weight(
     geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
 ) -> tuple[Launch, int]:
-    """Plan a weight gradient of vertical stride 1 or 2, and return how many splits it makes."""
+    """Plan ``slide_weight_kernel``: 3x3, vertical stride 1 or 2. Return how many splits it makes, too."""
     cg, kg = geometry.channels_per_group
     n, _, p, q = geometry.output_size
     programs = tiles.programs_a_split(tile, geometry.groups, cg, kg)
@@ -289,14 +294,13 @@ def plan_slide_weight(
         "PRECISION": operands.precision,
     }
     shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
-    absent = () if fusion.prologue else ("p_norm",)
-    return Launch.of(slide_weight_kernel, programs * splits, shared | own, tile, absent), splits
+    return Launch.of(slide_weight_kernel, programs * splits, shared | own, tile, _no_norm(fusion)), splits
 
 
 def plan_taps_weight(
     geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
 ) -> tuple[Launch, int]:
-    """Plan a weight gradient of any geometry, and return how many splits it makes."""
+    """Plan ``taps_weight_kernel``: any geometry. Return how many splits it makes, too."""
     cg, kg = geometry.channels_per_group
     n, _, p, q = geometry.output_size
     _, _, r, s = geometry.weight_size
@@ -314,14 +318,13 @@ def plan_taps_weight(
         "PRECISION": operands.precision,
     }
     shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
-    absent = () if fusion.prologue else ("p_norm",)
-    return Launch.of(taps_weight_kernel, programs * splits, shared | own, tile, absent), splits
+    return Launch.of(taps_weight_kernel, programs * splits, shared | own, tile, _no_norm(fusion)), splits
 
 
 def plan_depthwise_weight(
     geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
 ) -> tuple[Launch, int]:
-    """Plan a weight gradient in either kernel, and return how many splits it makes."""
+    """Plan ``depthwise_weight_kernel`` or the sliding one. Return how many splits it makes, too."""
     slides, (n, _, p, q), (_, _, r, s) = (
         tile.kernel == "depthwise-slide",
         geometry.output_size,
@@ -350,8 +353,13 @@ def plan_pack(
     c = (Correlation.input_grad if transposed else Correlation.forward)(geometry)
     values = weight_arguments(c, strides) | pack_arguments(c.inputs, c.outputs, tile)
     values |= {"groups": c.groups, "BO": tile.outputs}
-    programs = -(-c.groups // tile.groups) * -(-tile.groups * c.outputs // tile.outputs) * 9
+    programs = -(-c.groups // tile.groups) * tiles.blocks_of(tile, c.outputs) * 9
     return Launch.of(pack_kernel, programs, values, PACKING), programs * tile.inputs * tile.outputs
+
+
+def _no_norm(fusion: Fusion) -> tuple[str, ...]:
+    """The tensors that kernels of weight gradients get None for."""
+    return () if fusion.prologue else ("p_norm",)
 
 
 CORRELATIONS = {
@@ -363,7 +371,7 @@ CORRELATIONS = {
     "depthwise-slide": plan_depthwise,
     "depthwise": plan_depthwise,
 }
-SUMS = {
+WEIGHT_SUMS = {
     "strips": plan_strips_weight,
     "slide": plan_slide_weight,
     "taps": plan_taps_weight,

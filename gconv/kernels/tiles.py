@@ -106,10 +106,15 @@ def packs_of(tile: Tile, groups: int) -> int:
     return -(-groups // (tile.outputs if tile.depthwise else tile.groups * tile.packs))
 
 
+def blocks_of(tile: Tile, outputs: int) -> int:
+    """How many blocks of a tile's outputs a pack has, of ``outputs`` channels in each group."""
+    return -(-tile.groups * outputs // tile.outputs)
+
+
 def programs_a_split(tile: Tile, groups: int, inputs: int, outputs: int) -> int:
     """Programs that the weight gradient takes for all channels: packs, by blocks of outputs and of inputs."""
-    blocks = -(-tile.groups * outputs // tile.outputs) * -(-tile.groups * inputs // tile.inputs)
-    return packs_of(tile, groups) * blocks
+    of_inputs = -(-tile.groups * inputs // tile.inputs)
+    return packs_of(tile, groups) * blocks_of(tile, outputs) * of_inputs
 
 
 def all_registers(device: Device) -> int | None:

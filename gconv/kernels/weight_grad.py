@@ -12,7 +12,7 @@ from torch import Tensor
 from gconv.geometry import ConvGeometry
 from gconv.kernels.choice import fused_tile_of
 from gconv.kernels.launch import PLAIN, PLANS_KEPT, Fusion, Launch, OperandLayout, channels_last
-from gconv.kernels.plans import plan_sums
+from gconv.kernels.plans import plan_weight_sums
 from gconv.kernels.tiles import Tile
 
 
@@ -106,7 +106,7 @@ def plan_weight_grad(
     tile = tile or fused_tile_of("weight_grad", geometry, operands, fusion)
     k, cg, r, s = geometry.weight_size
     size = k * (cg * r * s + fusion.bias)
-    launch, splits = plan_sums(geometry, tile, operands, fusion, size)
+    launch, splits = plan_weight_sums(geometry, tile, operands, fusion, size)
     return launch, splits, size
 
 

@@ -297,6 +297,6 @@ def _time(problem: Problem, layer: str, device: torch.device) -> TimedPass:
         times = time_together(calls, device)
     in_us = {name: Times(*(round(1e6 * seconds, 2) for seconds in of_one)) for name, of_one in times.items()}
     passes = PASSES[:1] if problem.pass_ == "forward" else PASSES
-    decided = dispatch.decide_call("auto", device, "channels_last", problem.dtype, problem.geometry, passes)
+    decided = dispatch.explain_call("auto", device, "channels_last", problem.dtype, problem.geometry, passes)
     floor = round(1e6 * problem.bytes / copy_speed(device), 2)
     return TimedPass(layer, problem.pass_, floor, **in_us, auto=decided[problem.pass_].backend)

@@ -99,7 +99,7 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
     )
     name = dispatch.requested(backend)
     layout, passes = dispatch.layout_of(padded), dispatch.passes_needed()
-    decisions = dispatch.decide_call(name, padded.device, layout, dtype, geometry, passes)
+    decisions = dispatch.explain_call(name, padded.device, layout, dtype, geometry, passes)
     by_kernels = [pass_ for pass_, decision in decisions.items() if decision.backend == "triton"]
     tiles = {pass_: _tile(pass_, dtype, padded.device, geometry) for pass_ in by_kernels}
     return Explanation(

@@ -260,7 +260,7 @@ def _decide(call: RecordedCall) -> dict[str, tuple[str, str]]:
     """Return the backend that "auto" takes for each pass, and why."""
     if call.geometry.groups == 1:
         return dict.fromkeys(call.passes, ("aten", "dense"))
-    decided = dispatch.decide_call("auto", call.device, call.layout, call.dtype, call.geometry, call.passes)
+    decided = dispatch.explain_call("auto", call.device, call.layout, call.dtype, call.geometry, call.passes)
     return {pass_: decision[:2] for pass_, decision in decided.items()}
 
 

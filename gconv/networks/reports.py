@@ -161,7 +161,7 @@ def _who_runs(call: ConvGeometry) -> tuple[str, str]:
     device, reasons = this_device(), []
     types_by_passes: dict[str, list[str]] = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        decisions = dispatch.decide_call("auto", device, "channels_last", dtype, call)
+        decisions = dispatch.explain_call("auto", device, "channels_last", dtype, call)
         passes = [pass_ for pass_, decision in decisions.items() if decision.backend == "triton"]
         if passes:
             suffix = "" if len(passes) == len(PASSES) else f" {', '.join(passes)}"

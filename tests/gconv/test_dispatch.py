@@ -124,7 +124,7 @@ def test_auto_leaves_small_eager_calls_to_pytorch(
     set_device(monkeypatch, "cuda", bandwidth=4e12)
     tensor, geometry, dtype = on_gpu(), geometry_of_batch(batch), torch.bfloat16
     assert dispatch.aten_alone("auto", tensor, dtype, geometry) != taken
-    found = dispatch.decide_call("auto", tensor.device, "channels_last", dtype, geometry)
+    found = dispatch.explain_call("auto", tensor.device, "channels_last", dtype, geometry)
     assert {decision.backend for decision in found.values()} == {"triton" if taken else "aten"}
     assert taken or all("too small to gain in an eager call" in d.reason for d in found.values())
     in_a_graph = [
@@ -132,7 +132,7 @@ def test_auto_leaves_small_eager_calls_to_pytorch(
         for pass_ in ALL
     ]
     assert in_a_graph == ["triton"] * 3, "a compiled graph holds the call already"
-    asked_for = dispatch.decide_call("triton", tensor.device, "channels_last", dtype, geometry)
+    asked_for = dispatch.explain_call("triton", tensor.device, "channels_last", dtype, geometry)
     assert {decision.backend for decision in asked_for.values()} == {"triton"}
 
 

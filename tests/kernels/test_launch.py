@@ -16,8 +16,10 @@ from marks import interpreted
 from oracle import Case
 
 import gconv
+from gconv.geometry import ConvGeometry
 from gconv.kernels import launch
 from gconv.kernels.batch_norm import normalise_kernel
+from gconv.kernels.forward import norm_forward
 from gconv.kernels.launch import Launch
 from gconv.kernels.tiles import Tile
 
@@ -197,6 +199,14 @@ def test_a_launch_takes_what_its_kernel_knows_and_nothing_else() -> None:
     for wrong in (arguments | {"rows": 1}, {name: arguments[name] for name in list(arguments)[1:]}):
         with pytest.raises(TypeError, match=r"takes .*missing or unknown: \[.(rows|pixels)"):
             Launch.of(normalise_kernel, 2, wrong, tile)
+
+
+def test_depthwise_kernels_refuse_a_norm_that_they_would_leave_out() -> None:
+    x, weight, norm = torch.ones(1, 16, 4, 4), torch.ones(16, 1, 3, 3), torch.ones(3, 16)
+    geometry = ConvGeometry.of(x.shape, weight.shape, (1, 1), (1, 1, 1, 1), (1, 1), 16)
+    tile = Tile("depthwise-slide", 1, 4, 16, 16, warps=1)
+    with pytest.raises(ValueError, match="one channel a group have no batch norm"):
+        norm_forward(x, norm, weight, None, geometry, tile=tile)
 
 
 def test_kernels_read_every_argument() -> None:

@@ -48,13 +48,13 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(functions, "wall_time", wall_time)
     monkeypatch.setitem(functions, "copy_speed", lambda device: 1e9)
 
-    def decide_call(name: str, device: torch.device, *rest: Any) -> dict[str, Decision]:
+    def explain_call(name: str, device: torch.device, *rest: Any) -> dict[str, Decision]:
         layout, dtype, geometry, passes = rest
         assert (name, dtype) == ("auto", torch.float32) and layout in ("contiguous", "channels_last")
         fast = {p: geometry.groups == 4 and p != "weight_grad" for p in passes}
         return {p: Decision(*(("triton", "fast") if fast[p] else ("aten", "slow here"))) for p in passes}
 
-    monkeypatch.setattr(dispatch, "decide_call", decide_call)
+    monkeypatch.setattr(dispatch, "explain_call", explain_call)
 
 
 def test_profile_tells_every_convolution_and_the_gain(fixed: None) -> None:

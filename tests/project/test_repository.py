@@ -15,6 +15,7 @@ import pytest
 import zoo
 
 from gconv.kernels.launch import NEWEST_TRITON
+from gconv.torch_internals import TESTED
 
 ROOT = Path(__file__).parents[2]
 # What each package may import from the others. Files that start a command may import everything.
@@ -131,6 +132,10 @@ def test_the_tested_versions_are_those_that_are_asked_for() -> None:
         bound = next(need for need in needs if need.startswith(package)).partition(";")[0]
         assert f"{bound}.0" == f"{package}>={pairs['oldest'][package]}"
     assert pairs["newest"]["triton"].startswith(f"{NEWEST_TRITON}.")
+    oldest, newest = (pairs[pair]["torch"].rpartition(".")[0] for pair in ("oldest", "newest"))
+    assert f"{oldest} to {newest}" == TESTED
+    for package in ("gconv", "resnext"):
+        assert f"hecked with PyTorch {TESTED}" in (ROOT / package / "torch_internals.py").read_text()
 
 
 def test_ci_runs_the_python_versions_that_the_package_claims() -> None:

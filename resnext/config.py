@@ -235,7 +235,16 @@ _DIGITS = Settings()
 _CIFAR = Settings(
     network=Network((3, 3, 3, 0), 8, 64, 64),
     # Section 5.3 of the ResNeXt paper: 300 epochs, a tenth from the 150th and the 225th on.
-    recipe=Recipe(300, 128, 32, "sgd", 0.1, 5e-4, "step", warmup_epochs=0.0),
+    recipe=Recipe(
+        epochs=300,
+        batch_size=128,
+        micro_batch=32,
+        optimizer="sgd",
+        learning_rate=0.1,
+        weight_decay=5e-4,
+        schedule="step",
+        warmup_epochs=0.0,
+    ),
 )
 _DEFAULTS = {
     "mnist5k": _DIGITS,
@@ -245,7 +254,17 @@ _DEFAULTS = {
     "folder": Settings(
         network=Network((3, 4, 6, 3), 32, 4, 64, "imagenet"),
         # Section 4 of the paper, which takes the schedule of fb.resnet.torch; 32 images on each of 8 GPUs.
-        recipe=Recipe(90, 256, 32, "sgd", 0.1, 1e-4, "step", (1 / 3, 2 / 3), warmup_epochs=0.0),
+        recipe=Recipe(
+            epochs=90,
+            batch_size=256,
+            micro_batch=32,
+            optimizer="sgd",
+            learning_rate=0.1,
+            weight_decay=1e-4,
+            schedule="step",
+            milestones=(1 / 3, 2 / 3),
+            warmup_epochs=0.0,
+        ),
     ),
 }
 

@@ -56,7 +56,8 @@ def train(
 
     Raises:
         UserError: the loss is infinite or NaN; an image cannot be read; a file cannot be written; memory runs
-            out, or the system ends a worker; testing or drawing fails. It says what has been saved.
+            out, or the system ends a worker; testing or drawing fails. The message says what to do, and
+            what has been saved if that helps.
         Interrupted: by Ctrl-C or SIGTERM; the step was ended and a checkpoint written.
     """
     bar = nullcontext(progress) if progress else progress_bar(console)

@@ -7,6 +7,8 @@ import platform
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,15 @@ class Meter:
     def __init__(self, sums: list[float] | None = None, seconds: float = 0.0) -> None:
         self.loss, self.right, self.images = sums or (0.0, 0.0, 0.0)
         self.before, self.since = seconds, time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock inside: saving and testing take no time of the steps."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.since += time.perf_counter() - start
 
     def add(self, loss: float, right: float, images: float) -> None:
         """Add a step."""
@@ -172,7 +183,7 @@ class Run:
         self.bars.update(self.bar, completed=engine.step_number)
 
     def log(self, asked: int) -> int:
-        """Read and write the losses of the last steps.
+        """Read and write the losses of the last steps, and agree on whether to stop.
 
         Args:
             asked: the signal that asked this process to stop, 0 if none did.
@@ -183,7 +194,7 @@ class Run:
         Raises:
             UserError: a loss is infinite or NaN.
         """
-        counts = [step.counts for step in self.pending] or [torch.zeros(3, device=self.world.device)]
+        counts = [step.counts for step in self.pending]
         signals = torch.zeros_like(counts[0])
         signals[0] = asked
         *values, (asked_of_any, _, _) = self.world.sum(torch.stack([*counts, signals])).tolist()
@@ -203,7 +214,7 @@ class Run:
     def test(self, what: str) -> Evaluation:
         """Test the network on the held-out images, with a bar called ``what``."""
         bar = self.bars.add_task(what, total=len(self.data.test), status="")
-        with keeping("testing failed", self.kept):
+        with keeping("testing failed", self.kept), self.meter.paused():
             result = evaluate(
                 self.engine.tested,
                 self.data.test,
@@ -247,26 +258,26 @@ class Run:
         """
         engine = self.engine
         if not engine.is_finite:
-            raise self.world.agreed(_diverged(f"step {engine.step_number} left weights of nan"))
-        engine.unreadable = set().union(*self.world.gather(engine.unreadable))
-        state = {
-            "state": engine.state_dict(),
-            "data": self.data.fingerprint,
-            "rows": self.rows,
-            "sums": self.meter.sums,
-            "seconds": self.meter.seconds,
-        }
-        path = self.folder / checkpoint.FILE_NAME
-        saved = Checkpoint(
-            path,
-            self.settings,
-            self.data.classes,
-            self.data.format,
-            engine.tested.state_dict(),
-            engine.epochs,
-            state,
-        )
-        self.world.first_does(lambda: checkpoint.save(saved))
+            raise self.world.agreed(_diverged(f"step {engine.step_number} made weights infinite or NaN"))
+        seconds = self.meter.seconds
+        with self.meter.paused():
+            engine.unreadable = set().union(*self.world.gather(engine.unreadable))
+            saved = Checkpoint(
+                self.folder / checkpoint.FILE_NAME,
+                self.settings,
+                self.data.classes,
+                self.data.format,
+                engine.tested.state_dict(),
+                engine.epochs,
+                {
+                    "state": engine.state_dict(),
+                    "data": self.data.fingerprint,
+                    "rows": self.rows,
+                    "sums": self.meter.sums,
+                    "seconds": seconds,
+                },
+            )
+            self.world.first_does(lambda: checkpoint.save(saved))
         self.kept = self._kept()
 
     def _kept(self) -> str:

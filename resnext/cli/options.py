@@ -141,9 +141,11 @@ def _reading(kind: Any, field: Field[Any], declared: Option) -> dict[str, Any]:
         return {"type": integers, "metavar": "N,N,N,N"}
     if kind in (int, int | None):
         return {"type": number(int, declared.least, declared.most), "metavar": "N"}
-    if kind is float:
+    if kind in (float, float | None):
         return {"type": number(float, declared.least, declared.most), "metavar": "X"}
-    return {}
+    if kind in (str, str | None):
+        return {}
+    raise TypeError(f"{field.name}: no option reads a {kind}")
 
 
 def default_of(defaults: Mapping[str, Any], field: str) -> str:

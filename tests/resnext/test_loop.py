@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -53,7 +55,7 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_the_last_good_network(
         return counts
 
     monkeypatch.setattr(Engine, "step", ruined)
-    with pytest.raises(UserError, match="diverged, step 4 left weights of nan"):
+    with pytest.raises(UserError, match="diverged, step 4 made weights infinite or NaN"):
         train(settings, data, tmp_path / "c", CPU, QUIET)
     kept = checkpoint.load(tmp_path / "c")
     assert kept.epochs == 1 and all(t.isfinite().all() for t in kept.weights.values())
@@ -73,6 +75,25 @@ def test_a_signal_while_it_draws_still_ends_what_comes_after(
     with pytest.raises(Interrupted, match=r"checkpoint.pt is whole \(2 epochs\)") as stopped:
         train(settings, few_of(digits), tmp_path, CPU, QUIET)
     assert stopped.value.number == signal.SIGTERM and (tmp_path / "samples").is_dir()
+
+
+@pytest.mark.parametrize("what", ["resnext.run.evaluate", "resnext.checkpoint.save"])
+def test_the_time_of_an_epoch_is_that_of_its_steps(
+    what: str, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Testing and saving, which take an hour here, don't count."""
+    clock, hours = time.perf_counter, [0]
+    module, _, name = what.rpartition(".")
+    original = getattr(sys.modules[module], name)
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        hours[0] += 1
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(what, slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 3600 * hours[0])
+    train(Settings(Source("digits"), NETWORK, SGD), few_of(digits), tmp_path, CPU, QUIET)
+    assert hours[0] >= 2 and all(float(row["seconds"]) < 3600 for row in rows(tmp_path / "summary.csv"))
 
 
 def test_training_learns(digits: Data, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ in float32, in float64 where the tensors are. With it, and da the gradient of a,
     a  = max(scale x + shift, 0)                                normalise
     dz = da where scale x + shift > 0, else 0                   through_relu
     sum of dz, and of dz (x - mean), over a channel's pixels    grad_sums
-    dx = scale dz + slope[0] (x - mean) + slope[1]              input_grad
+    dx = scale dz + slope[0] (x - mean) + slope[1]              through_norm
 
 The slope is what x does through mean and variance, where they are the batch's: see :func:`slope`.
 """
@@ -65,7 +65,7 @@ def grad_sums(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
     return torch.stack([grad.sum((0, 2, 3)), (grad * apart).sum((0, 2, 3))])
 
 
-def input_grad(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
+def through_norm(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
     """dx (N, C, H, W) from ``grad``, of a, and slope (2, C)."""
     scale, _, mean = norm.view(3, -1, 1, 1)
     by_distance, constant = slope.view(2, -1, 1, 1)

@@ -61,10 +61,7 @@ def group_conv2d(
     tensors = (input, weight, bias, residual)
     watched = has_torch_function_variadic(*tensors)
     if torch.jit.is_tracing() or (watched and any(map(_has_its_own_convolution, tensors))):
-        # The tracer's sizes are tensors, and its program knows no other convolution.
-        output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        output = output if residual is None else output + residual
-        return output if activation is None else ACTIVATIONS[activation](output)
+        return _trace(input, weight, bias, (stride, padding, dilation, groups), activation, residual)
     if watched:
         return handle_torch_function(
             group_conv2d, tensors, input, weight, bias, stride, padding, dilation, groups,
@@ -79,6 +76,15 @@ def group_conv2d(
         return finish(output, residual, activation)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     return _run_operators(input.to(dtype), weight, bias, geometry, activation, residual, name)
+
+
+def _trace(
+    input: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple, activation: str | None, residual: Any
+) -> Tensor:
+    """:func:`group_conv2d` by PyTorch's functions, for a tracer whose sizes are tensors, or another class."""
+    output = F.conv2d(input, weight, bias, *settings)
+    output = output if residual is None else output + residual
+    return output if activation is None else ACTIVATIONS[activation](output)
 
 
 def _run_operators(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ tree_leaves: Callable[[Any], list[Any]] = _required(import_module("torch.utils._
 has_global_hooks: Callable[[], bool] = _required(
     import_module("torch.nn.modules.module"), "_has_any_global_hook"
 )
-BatchNormBase: type[nn.Module] = _required(nn.modules.batchnorm, "_BatchNorm")
+_required(nn.modules.batchnorm, "_BatchNorm")
+BatchNormBase: TypeAlias = nn.modules.batchnorm._BatchNorm  # of BatchNorm1d to 3d and SyncBatchNorm
 fx_assert: Callable[[bool, str], None] = _required(torch, "_assert")  # a node that fx graphs may call
 _required(nn.Conv2d, "_conv_forward")  # GroupConv2d overrides it
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -1,8 +1,8 @@
 """``python -m gconv.tune``, another name of ``python -m gconv tune``."""
 
+import runpy
 import sys
 
-from gconv.commands.tune import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.argv.insert(1, "tune")
+    runpy.run_module("gconv", run_name="__main__")

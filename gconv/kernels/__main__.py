@@ -1,8 +1,8 @@
 """``python -m gconv.kernels``, another name of ``python -m gconv kernels``."""
 
+import runpy
 import sys
 
-from gconv.commands.kernels import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.argv.insert(1, "kernels")
+    runpy.run_module("gconv", run_name="__main__")

@@ -45,7 +45,7 @@ def normalise_kernel(p_x, p_norm, p_y, pixels, channels, blocks, BM: tl.constexp
 
 
 @triton.jit(do_not_specialize=["pixels"])
-def input_grad_kernel(
+def through_norm_kernel(
     p_dy, p_x, p_norm, p_slope, p_dx, pixels, channels, blocks, BM: tl.constexpr, BC: tl.constexpr
 ):
     """dx = scale dz + slope[0] (x - mean) + slope[1], dz being dy where the ReLU let x through.
@@ -110,11 +110,11 @@ def grad_sums(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
     return _gather(_dense(x), _dense(grad), norm, "gradient")
 
 
-def input_grad(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
+def through_norm(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
     """dx (N, C, H, W) from ``grad``, of the output, and slope (2, C)."""
     grad, x = _dense(grad), _dense(x)
     dx = torch.empty_like(x)
-    plan_norm(input_grad_kernel, x.numel() // x.shape[1], x.shape[1])(grad, x, norm, slope, dx)
+    plan_norm(through_norm_kernel, x.numel() // x.shape[1], x.shape[1])(grad, x, norm, slope, dx)
     return dx
 
 

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
-from gconv.geometry import ConvGeometry
-from gconv.kernels import tiles
-from gconv.kernels.arguments import (
-    COUNTS,
-    STRIDES,
-    WEIGHTS,
-    correlation_arguments,
-    pair_arguments,
-    weight_arguments,
-    weight_grad_arguments,
-)
-from gconv.kernels.correlation import Correlation
 from gconv.kernels.epilogue import Sink, emit, load_bias
-from gconv.kernels.launch import Fusion, Launch, OperandLayout
-from gconv.kernels.packing import load_tile, locate_columns
-from gconv.kernels.tiles import Tile
+from gconv.kernels.packing import COUNTS, STRIDES, WEIGHTS, load_tile, locate_columns
 
 OWN_WEIGHTS = [name for name in WEIGHTS if name not in ("w_i", "w_o")]  # there is one input and one output
 FORWARD = [*COUNTS, *STRIDES, *OWN_WEIGHTS, "columns", "rows", "y_w"]
@@ -282,47 +266,3 @@ def depthwise_weight_kernel(
     tl.store(p_sums + (tap * groups)[:, None], tl.sum(sums, 0), m_sums)
     if BIAS:
         tl.store(p_sums + R * S * groups, tl.sum(bias, 0), m_c)
-
-
-def plan_depthwise(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan a correlation in either kernel."""
-    slides, columns = tile.kernel == "depthwise-slide", c.size[0] * c.output[1]
-    shared = correlation_arguments(c, tile, operands, fusion)
-    packed_tiles = shared["packs"] * -(-columns // tile.pixels)
-    rows = tiles.rows_in_chunk(c.output[0], packed_tiles, tile, operands.device)
-    own: dict[str, Any] = {"columns": columns, "rows": rows, "R": c.kernel[0], "S": c.kernel[1]}
-    if slides:
-        own |= {"step_w": c.step[1], "tap_w": c.dilation[1]}
-    else:
-        own |= pair_arguments("STEP", c.step) | pair_arguments("DIVISOR", c.divisor)
-        own |= pair_arguments("TAP", c.dilation)
-    strides = weight_arguments(c, operands.second)
-    own |= {name: strides[name] for name in OWN_WEIGHTS}
-    own |= {"ACTIVATION": fusion.activation or ""}
-    kernel = depthwise_slide_kernel if slides else depthwise_kernel
-    programs = packed_tiles * -(-c.output[0] // rows)
-    return Launch.of(kernel, programs, shared | own, tile, fusion.absent)
-
-
-def plan_depthwise_weight(
-    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
-) -> tuple[Launch, int]:
-    """Plan a weight gradient in either kernel, and return how many splits it makes."""
-    slides, (n, _, p, q), (_, _, r, s) = (
-        tile.kernel == "depthwise-slide",
-        geometry.output_size,
-        geometry.weight_size,
-    )
-    shared = weight_grad_arguments(geometry, tile, operands, fusion)
-    column_tiles, programs = -(-n * q // tile.pixels), shared["packs"]
-    rows = tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
-    items = column_tiles * -(-p // rows)
-    splits = tiles.splits_of(items, programs, bytes_a_split, tile, operands.device)
-    own = {"columns": n * q, "rows": rows, "splits": splits, "R": r, "S": s}
-    if slides:
-        own |= {"step_w": geometry.stride[1], "tap_w": geometry.dilation[1]}
-    else:
-        own |= pair_arguments("STEP", geometry.stride) | pair_arguments("TAP", geometry.dilation)
-        own |= {"BT": tiles.power_of_two(r * s)}
-    kernel = depthwise_slide_weight_kernel if slides else depthwise_weight_kernel
-    return Launch.of(kernel, programs * splits, shared | own, tile), splits

@@ -1,4 +1,4 @@
-"""The forward pass: its launcher, and the plans that the input gradient shares with it."""
+"""The forward pass: choose a tile, plan a launch, launch it. The input gradient shares most of it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from gconv.geometry import ConvGeometry
-from gconv.kernels import tiles
 from gconv.kernels.choice import fused_tile_of
 from gconv.kernels.correlation import Correlation
-from gconv.kernels.depthwise import plan_depthwise
 from gconv.kernels.epilogue import merge
 from gconv.kernels.launch import (
     PARTIALS,
@@ -23,21 +21,8 @@ from gconv.kernels.launch import (
     channels_last,
     empty_channels_last,
 )
-from gconv.kernels.pairs import plan_pairs
-from gconv.kernels.slide import plan_residue, plan_slide
-from gconv.kernels.strips import packed, plan_strips
-from gconv.kernels.taps import plan_taps
+from gconv.kernels.plans import plan_correlation, plan_pack
 from gconv.kernels.tiles import Tile
-
-PLANNERS = {
-    "strips": plan_strips,
-    "pairs": plan_pairs,
-    "slide": plan_slide,
-    "residue": plan_residue,
-    "taps": plan_taps,
-    "depthwise-slide": plan_depthwise,
-    "depthwise": plan_depthwise,
-}
 
 
 def forward(
@@ -103,6 +88,20 @@ def run_forward(
     return y, parts
 
 
+def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: Tile) -> Tensor:
+    """``weight`` (K, C / groups, 3, 3) as the kernels of strips read it in ``tile``.
+
+    Args:
+        weight, geometry: of the convolution.
+        transposed: for the input gradient.
+        tile: that of the kernel.
+    """
+    plan, size = plan_pack(geometry, transposed, weight.stride(), tile)
+    packed = torch.empty(size, dtype=weight.dtype, device=weight.device)
+    plan(weight, packed)
+    return packed
+
+
 def empty_parts(plan: Launch, like: Tensor) -> Tensor | None:
     """Room for what the programs of ``plan`` gather, where ``like`` is; None if they gather nothing."""
     numbers = PARTIALS.get(plan.arguments["EPILOGUE"])
@@ -136,9 +135,3 @@ def plan_forward(
     """
     tile = tile or fused_tile_of("forward", geometry, operands, fusion)
     return plan_correlation(Correlation.forward(geometry), tile, operands, fusion)
-
-
-def plan_correlation(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan a correlation in ``tile``: kernel, grid and arguments."""
-    tile = tiles.with_whole_packs(tile, c.groups, c.inputs, c.outputs)
-    return PLANNERS[tile.kernel](c, tile, operands, fusion)

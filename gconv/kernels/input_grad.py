@@ -11,7 +11,7 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels.choice import fused_tile_of
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.epilogue import merge
-from gconv.kernels.forward import beside, empty_parts, plan_correlation
+from gconv.kernels.forward import beside, empty_parts, packed
 from gconv.kernels.launch import (
     PLAIN,
     PLANS_KEPT,
@@ -21,7 +21,7 @@ from gconv.kernels.launch import (
     channels_last,
     empty_channels_last,
 )
-from gconv.kernels.strips import packed
+from gconv.kernels.plans import plan_correlation
 from gconv.kernels.tiles import Tile
 
 

@@ -14,6 +14,13 @@ from triton import knobs
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
+# Plain counts, whose divisibility tells the compiler nothing: one binary serves them all.
+COUNTS = ["packs", "groups", "H", "W", "P", "Q", "top", "left"]
+STRIDES = ["x_n", "x_h", "x_w"]
+WEIGHTS = ["w_0", "w_g", "w_i", "w_o", "w_r", "w_s"]
+WALK = ["images", "strips", "group", "parts", "turns", "rows"]
+
+
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b, in float32; PRECISION ("tf32" or "ieee") is how float32 operands are multiplied."""
@@ -34,6 +41,16 @@ def locate_columns(i_m, columns, Q, BM: tl.constexpr, WIDE: tl.constexpr):
     if WIDE:
         image = image.to(tl.int64)
     return first.to(tl.int64), image, m % Q, m < columns
+
+
+@triton.jit
+def locate_strips(i_part, group, strips, BM: tl.constexpr, WIDE: tl.constexpr):
+    """A tile of a group's strips: the image of the group, the strip of the image, the mask  # [BM]"""
+    m = i_part * BM + tl.arange(0, BM)
+    image = m // strips
+    if WIDE:
+        image = image.to(tl.int64)
+    return image, m % strips, m < group * strips
 
 
 @triton.jit

@@ -5,22 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gconv.kernels.arguments import (
-    COUNTS,
-    STRIDES,
-    WALK,
-    correlation_arguments,
-    pack_arguments,
-    walk_arguments,
-)
-from gconv.kernels.correlation import Correlation, pairs_of
 from gconv.kernels.epilogue import Sink, mask_sink, store_sums
-from gconv.kernels.launch import Fusion, Launch, OperandLayout
-from gconv.kernels.packing import dot, locate_channels
+from gconv.kernels.packing import COUNTS, STRIDES, WALK, dot, locate_channels, locate_strips
 from gconv.kernels.prologue import load_norm
-from gconv.kernels.strips import QUAD, Source, join_packs, load_strip, load_taps
-from gconv.kernels.tiles import Tile
-from gconv.kernels.walk import Walk, locate_strips
+from gconv.kernels.strips import Source, join_packs, load_strip, load_taps
 
 
 @triton.jit
@@ -159,17 +147,3 @@ def pairs_kernel(
         left_over -= tl.where(ends, group, 0)
         turn = tl.where(ends, begins, turn + 1)
     store_sums(p_sums, i_tile, sums, m_k, groups * CO, k, m_k, EPILOGUE)
-
-
-def plan_pairs(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan an input gradient at stride 2."""
-    (n, h, _), (_, q) = c.size, c.output
-    shared = correlation_arguments(c, tile, operands, fusion)
-    above, pairs_h = pairs_of(c.output[0], c.top)
-    begins = int(above < 0 and above + pairs_h >= h)
-    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs)
-    strips, turns = -(-q // (2 * tile.columns)), pairs_h + 1 - begins
-    walk = Walk.of(n, strips, turns, programs, 0, tile, operands.device)
-    own = {"above": above, "begins": begins, "quad": QUAD, "ODD": c.left % 2, "STAGES": tile.stages}
-    arguments = shared | own | pack_arguments(c.inputs, c.outputs, tile) | walk_arguments(walk, tile)
-    return Launch.of(pairs_kernel, programs * walk.parts * walk.splits, arguments, tile, fusion.absent)

@@ -9,21 +9,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gconv.geometry import ConvGeometry
-from gconv.kernels import tiles
-from gconv.kernels.arguments import (
+from gconv.kernels.epilogue import Sink, emit, load_bias, store_sums
+from gconv.kernels.packing import (
     COUNTS,
     STRIDES,
     WEIGHTS,
-    correlation_arguments,
-    pack_arguments,
-    weight_arguments,
-    weight_grad_arguments,
-)
-from gconv.kernels.correlation import Correlation, pairs_of
-from gconv.kernels.epilogue import Sink, emit, load_bias, store_sums
-from gconv.kernels.launch import Fusion, Launch, OperandLayout
-from gconv.kernels.packing import (
     Weights,
     as_mask,
     dot,
@@ -37,7 +27,6 @@ from gconv.kernels.packing import (
     mask_columns,
 )
 from gconv.kernels.prologue import load_norm, normalise_row
-from gconv.kernels.tiles import Tile
 
 
 @triton.jit(do_not_specialize=[*COUNTS, *STRIDES, *WEIGHTS, "columns", "rows", "y_w"])
@@ -307,70 +296,3 @@ def slide_weight_kernel(
     store_row(p_sums + 6 * size, o_sums, size, sums2, m_sums)
     if BIAS:
         tl.store(p_sums + 9 * size + k, tl.sum(bias, 0), as_mask(m_k & (i_i == 0)))
-
-
-def plan_slide(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan a correlation of vertical stride 1 or 2."""
-    columns = c.size[0] * c.output[1]
-    shared = correlation_arguments(c, tile, operands, fusion)
-    packed_tiles = shared["packs"] * -(-columns // tile.pixels)
-    rows = tiles.rows_in_chunk(c.output[0], packed_tiles, tile, operands.device)
-    own = {
-        "columns": columns,
-        "rows": rows,
-        "step_w": c.step[1],
-        "tap_w": c.dilation[1],
-        "STRIDE": c.step[0],
-        "ACTIVATION": fusion.activation or "",
-        "PROLOGUE": fusion.prologue,
-        "PRECISION": operands.precision,
-    }
-    weights = pack_arguments(c.inputs, c.outputs, tile) | weight_arguments(c, operands.second)
-    programs = packed_tiles * -(-c.output[0] // rows)
-    return Launch.of(slide_kernel, programs, shared | own | weights, tile, fusion.absent)
-
-
-def plan_residue(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan an input gradient at stride 2."""
-    above, pairs_h = pairs_of(c.output[0], c.top)
-    before, pairs_w = pairs_of(c.output[1], c.left)
-    columns = c.size[0] * pairs_w
-    shared = correlation_arguments(c, tile, operands, fusion)
-    packed_tiles = shared["packs"] * -(-columns // tile.pixels)
-    rows = tiles.rows_in_chunk(pairs_h, packed_tiles, tile, operands.device)
-    own = {
-        "columns": columns,
-        "rows": rows,
-        "above": above,
-        "pairs_h": pairs_h,
-        "before": before,
-        "pairs_w": pairs_w,
-        "ACTIVATION": fusion.activation or "",
-        "PRECISION": operands.precision,
-    }
-    weights = pack_arguments(c.inputs, c.outputs, tile) | weight_arguments(c, operands.second)
-    programs = packed_tiles * -(-pairs_h // rows)
-    return Launch.of(residue_kernel, programs, shared | own | weights, tile, fusion.absent)
-
-
-def plan_slide_weight(
-    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
-) -> tuple[Launch, int]:
-    """Plan a weight gradient of vertical stride 1 or 2, and return how many splits it makes."""
-    cg, kg = geometry.channels_per_group
-    n, _, p, q = geometry.output_size
-    programs = tiles.programs_a_split(tile, geometry.groups, cg, kg)
-    all_rows = -(-n * q // tile.pixels) * p
-    rows, splits = tiles.rows_of_split(all_rows, programs, bytes_a_split, tile, operands.device)
-    own = {
-        "columns": n * q,
-        "rows": rows,
-        "step_w": geometry.stride[1],
-        "tap_w": geometry.dilation[1],
-        "STRIDE": geometry.stride[0],
-        "PROLOGUE": fusion.prologue,
-        "PRECISION": operands.precision,
-    }
-    shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
-    absent = () if fusion.prologue else ("p_norm",)
-    return Launch.of(slide_weight_kernel, programs * splits, shared | own, tile, absent), splits

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
-from gconv.kernels.arguments import (
-    COUNTS,
-    STRIDES,
-    WALK,
-    WEIGHTS,
-    correlation_arguments,
-    pack_arguments,
-    walk_arguments,
-    weight_arguments,
-)
-from gconv.kernels.correlation import Correlation
 from gconv.kernels.epilogue import (
     Sink,
     add_apart,
@@ -34,16 +19,19 @@ from gconv.kernels.epilogue import (
     store_sums,
     through_relu,
 )
-from gconv.kernels.launch import PLANS_KEPT, Fusion, Launch, OperandLayout
 from gconv.kernels.packing import (
+    COUNTS,
+    STRIDES,
+    WALK,
+    WEIGHTS,
     Weights,
     dot,
     load_tile,
     locate_channels,
+    locate_strips,
     locate_weights,
 )
 from gconv.kernels.prologue import as_sums, load_norm, normalise_operand
-from gconv.kernels.walk import Walk, locate_strips
 
 PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=4)
 QUAD = 4  # threads that share a row of a product's operand
@@ -308,49 +296,3 @@ def strips_kernel(
     if EPILOGUE == "moments":
         sums = mean_and_squares(sums, counts)
     store_sums(p_sums, i_tile, sums, counts, groups * CO, k, m_k, EPILOGUE)
-
-
-def plan_strips(c: Correlation, tile: tiles.Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan a correlation of stride 1 or 2."""
-    (n, h, _), (p, q), stride = c.size, c.output, c.step[0]
-    shared = correlation_arguments(c, tile, operands, fusion)
-    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs)
-    begins = int(stride == 1 and c.top > 0 and p + 1 - c.top >= h)
-    turns = p + (2 if stride == 1 else 1) - begins
-    walk = Walk.of(n, -(-q // tile.columns), turns, programs, 0, tile, operands.device)
-    own = {
-        "begins": begins,
-        "quad": QUAD,
-        "STRIDE": stride,
-        "ACTIVATION": fusion.activation or "",
-        "PROLOGUE": fusion.prologue,
-        "PRECISION": operands.precision,
-    }
-    arguments = shared | own | pack_arguments(c.inputs, c.outputs, tile) | walk_arguments(walk, tile)
-    return Launch.of(strips_kernel, programs * walk.parts * walk.splits, arguments, tile, fusion.absent)
-
-
-def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: tiles.Tile) -> Tensor:
-    """``weight`` (K, C / groups, 3, 3) as the strips kernel reads it in ``tile``.
-
-    Args:
-        weight, geometry: of the convolution.
-        transposed: for the input gradient.
-        tile: that of the kernel.
-    """
-    plan, size = plan_pack(geometry, transposed, weight.stride(), tile)
-    packed = torch.empty(size, dtype=weight.dtype, device=weight.device)
-    plan(weight, packed)
-    return packed
-
-
-@lru_cache(PLANS_KEPT)
-def plan_pack(
-    geometry: ConvGeometry, transposed: bool, strides: tuple[int, ...], tile: tiles.Tile
-) -> tuple[Launch, int]:
-    """How weights of ``strides`` are packed, and how many numbers that makes."""
-    c = (Correlation.input_grad if transposed else Correlation.forward)(geometry)
-    values = weight_arguments(c, strides) | pack_arguments(c.inputs, c.outputs, tile)
-    values |= {"groups": c.groups, "BO": tile.outputs}
-    programs = -(-c.groups // tile.groups) * -(-tile.groups * c.outputs // tile.outputs) * 9
-    return Launch.of(pack_kernel, programs, values, PACKING), programs * tile.inputs * tile.outputs

@@ -7,21 +7,17 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from gconv.geometry import ConvGeometry
-from gconv.kernels.arguments import (
+from gconv.kernels.packing import (
     COUNTS,
     STRIDES,
     WALK,
-    pack_arguments,
-    walk_arguments,
-    weight_grad_arguments,
+    as_mask,
+    dot,
+    load_tile,
+    locate_channels,
+    locate_strips,
 )
-from gconv.kernels.device import Device
-from gconv.kernels.launch import Fusion, Launch, OperandLayout
-from gconv.kernels.packing import as_mask, dot, load_tile, locate_channels
 from gconv.kernels.prologue import load_norm, normalise
-from gconv.kernels.tiles import Tile, programs_a_split
-from gconv.kernels.walk import Walk, locate_strips
 
 
 class Row(NamedTuple):
@@ -229,28 +225,3 @@ def strips_weight_kernel(
     store_taps(p_sums + 6 * size, size, sums2, offset, mask, B, BI, BO)
     if BIAS:
         tl.store(p_sums + 9 * size + k, tl.sum(bias, 1), as_mask(own_o & (i_i == 0)))
-
-
-def plan_strips_weight(
-    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
-) -> tuple[Launch, int]:
-    """Plan a weight gradient of stride 1 or 2, and return how many splits it makes."""
-    cg, kg = geometry.channels_per_group
-    programs = programs_a_split(tile, geometry.groups, cg, kg)
-    walk = walk_of_weights(geometry, tile, programs, bytes_a_split, operands.device)
-    own = {"STRIDE": geometry.stride[0], "PROLOGUE": fusion.prologue, "PRECISION": operands.precision}
-    shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
-    arguments, splits = shared | own | walk_arguments(walk, tile), walk.parts * walk.splits
-    absent = () if fusion.prologue else ("p_norm",)
-    return Launch.of(strips_weight_kernel, programs * splits, arguments, tile, absent), splits
-
-
-def walk_of_weights(
-    geometry: ConvGeometry, tile: Tile, programs: int, bytes_a_split: int, device: Device
-) -> Walk:
-    """The walk of the weight gradient, of which each tile of strips takes ``programs``."""
-    (n, _, h, _), (_, _, p, q), stride = geometry.input_size, geometry.output_size, geometry.stride[0]
-    turns = p + (2 if stride == 1 else 1)
-    if geometry.padding.top > 0 and (turns - 1) * stride - geometry.padding.top >= h:
-        turns -= 1  # its row of x is zero, as the first one of the next image is
-    return Walk.of(n, -(-q // tile.columns), turns, programs, bytes_a_split, tile, device)

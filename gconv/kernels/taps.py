@@ -5,21 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gconv.geometry import ConvGeometry
-from gconv.kernels import tiles
-from gconv.kernels.arguments import (
+from gconv.kernels.epilogue import Sink, emit, load_bias, store_sums
+from gconv.kernels.packing import (
     COUNTS,
     STRIDES,
-    correlation_arguments,
-    pack_arguments,
-    pair_arguments,
-    weight_arguments,
-    weight_grad_arguments,
-)
-from gconv.kernels.correlation import Correlation
-from gconv.kernels.epilogue import Sink, emit, load_bias, store_sums
-from gconv.kernels.launch import Fusion, Launch, OperandLayout
-from gconv.kernels.packing import (
     Weights,
     as_mask,
     dot,
@@ -30,7 +19,6 @@ from gconv.kernels.packing import (
     locate_weights,
 )
 from gconv.kernels.prologue import load_norm, normalise
-from gconv.kernels.tiles import Tile
 
 
 @triton.jit(do_not_specialize=[*COUNTS, *STRIDES, "columns", "y_w"])
@@ -158,48 +146,3 @@ def taps_weight_kernel(
             o_dy = ((image * dy_n + p * dy_h + q * dy_w) * DY_UNIT)[:, None] + k[None, :]
             bias += tl.sum(load_tile(p_dy + n * dy_n * DY_UNIT, o_dy, m_pixel, m_k, FULL).to(tl.float32), 0)
         tl.store(p_sums + R * S * size + k, bias, as_mask(m_k & (i_i == 0) & (i_tap == 0)))
-
-
-def plan_taps(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan a correlation of any geometry."""
-    columns = c.size[0] * c.output[0] * c.output[1]
-    shared = correlation_arguments(c, tile, operands, fusion)
-    own = {
-        "columns": columns,
-        "R": c.kernel[0],
-        "S": c.kernel[1],
-        **pair_arguments("STEP", c.step),
-        **pair_arguments("DIVISOR", c.divisor),
-        **pair_arguments("TAP", c.dilation),
-        "ACTIVATION": fusion.activation or "",
-        "PROLOGUE": fusion.prologue,
-        "PRECISION": operands.precision,
-    }
-    weights = pack_arguments(c.inputs, c.outputs, tile) | weight_arguments(c, operands.second)
-    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs) * -(-columns // tile.pixels)
-    return Launch.of(taps_kernel, programs, shared | own | weights, tile, fusion.absent)
-
-
-def plan_taps_weight(
-    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
-) -> tuple[Launch, int]:
-    """Plan a weight gradient of any geometry, and return how many splits it makes."""
-    cg, kg = geometry.channels_per_group
-    n, _, p, q = geometry.output_size
-    _, _, r, s = geometry.weight_size
-    programs = tiles.programs_a_split(tile, geometry.groups, cg, kg) * r * s
-    items = -(-n * p * q // tile.pixels)
-    splits = tiles.splits_of(items, programs, bytes_a_split, tile, operands.device)
-    own = {
-        "columns": n * p * q,
-        "splits": splits,
-        "R": r,
-        "S": s,
-        **pair_arguments("STEP", geometry.stride),
-        **pair_arguments("TAP", geometry.dilation),
-        "PROLOGUE": fusion.prologue,
-        "PRECISION": operands.precision,
-    }
-    shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
-    absent = () if fusion.prologue else ("p_norm",)
-    return Launch.of(taps_weight_kernel, programs * splits, shared | own, tile, absent), splits

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import triton
-import triton.language as tl
-
+from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
 from gconv.kernels.device import Device
 
@@ -67,6 +65,17 @@ class Walk(NamedTuple):
         rows, splits = tiles.rows_of_split(all_turns, programs * parts, bytes_a_split * parts, tile, device)
         return cls(images, strips, group, parts, turns, rows, splits)
 
+    @classmethod
+    def of_weights(
+        cls, geometry: ConvGeometry, tile: tiles.Tile, programs: int, bytes_a_split: int, device: Device
+    ) -> Walk:
+        """The walk of a weight gradient, of which each tile of strips takes ``programs``."""
+        (n, _, h, _), (_, _, p, q), stride = geometry.input_size, geometry.output_size, geometry.stride[0]
+        turns = p + (2 if stride == 1 else 1)
+        if geometry.padding.top > 0 and (turns - 1) * stride - geometry.padding.top >= h:
+            turns -= 1  # its row of x is zero, as the first one of the next image is
+        return cls.of(n, -(-q // tile.columns), turns, programs, bytes_a_split, tile, device)
+
 
 def images_in_group(images: int, strips: int, pixels: int, most: int) -> int:
     """How many images fill tiles of ``pixels`` strips best: the fewest that take the fewest tiles.
@@ -79,13 +88,3 @@ def images_in_group(images: int, strips: int, pixels: int, most: int) -> int:
 
     groups = [g for g in range(1, min(images, pixels) + 1) if parts(g) <= max(most, parts(1))]
     return min(groups, key=lambda group: (-(-images // group) * parts(group), group))
-
-
-@triton.jit
-def locate_strips(i_part, group, strips, BM: tl.constexpr, WIDE: tl.constexpr):
-    """A tile of a group's strips: the image of the group, the strip of the image, the mask  # [BM]"""
-    m = i_part * BM + tl.arange(0, BM)
-    image = m // strips
-    if WIDE:
-        image = image.to(tl.int64)
-    return image, m % strips, m < group * strips

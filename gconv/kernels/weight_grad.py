@@ -10,22 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from gconv.geometry import ConvGeometry
-from gconv.kernels import tiles
 from gconv.kernels.choice import fused_tile_of
-from gconv.kernels.depthwise import plan_depthwise_weight
 from gconv.kernels.launch import PLAIN, PLANS_KEPT, Fusion, Launch, OperandLayout, channels_last
-from gconv.kernels.slide import plan_slide_weight
-from gconv.kernels.strips_weight import plan_strips_weight
-from gconv.kernels.taps import plan_taps_weight
+from gconv.kernels.plans import plan_sums
 from gconv.kernels.tiles import Tile
-
-WEIGHT_PLANNERS = {
-    "strips": plan_strips_weight,
-    "slide": plan_slide_weight,
-    "taps": plan_taps_weight,
-    "depthwise-slide": plan_depthwise_weight,
-    "depthwise": plan_depthwise_weight,
-}
 
 
 @triton.jit(do_not_specialize=["splits", "size", "weights", "K", "CI", "S", "dw_k", "dw_c", "dw_r", "dw_s"])
@@ -51,7 +39,7 @@ def reduce_kernel(
         tl.store(p_db + (e - weights), total, (e >= weights) & (e < size))
 
 
-REDUCTION = tiles.Tile("reduce", groups=1, pixels=16, inputs=64, outputs=64, warps=4)
+REDUCTION = Tile("reduce", groups=1, pixels=16, inputs=64, outputs=64, warps=4)
 
 
 def weight_grad(
@@ -116,10 +104,9 @@ def plan_weight_grad(
         The launch; how many partial sums there are of each number; how many numbers.
     """
     tile = tile or fused_tile_of("weight_grad", geometry, operands, fusion)
-    tile = tiles.with_whole_packs(tile, geometry.groups, *geometry.channels_per_group)
     k, cg, r, s = geometry.weight_size
     size = k * (cg * r * s + fusion.bias)
-    launch, splits = WEIGHT_PLANNERS[tile.kernel](geometry, tile, operands, fusion, 4 * size)
+    launch, splits = plan_sums(geometry, tile, operands, fusion, size)
     return launch, splits, size
 
 

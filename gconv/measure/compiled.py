@@ -21,13 +21,13 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from gconv.geometry import PASSES, ConvGeometry
-from gconv.kernels.batch_norm import input_grad_kernel, normalise_kernel, plan_gather, plan_norm
+from gconv.kernels.batch_norm import normalise_kernel, plan_gather, plan_norm, through_norm_kernel
 from gconv.kernels.device import Device
 from gconv.kernels.epilogue import plan_merge
 from gconv.kernels.forward import parts_of, plan_forward
 from gconv.kernels.input_grad import plan_input_grad
 from gconv.kernels.launch import PARTIALS, PLAIN, Fusion, Launch, OperandLayout
-from gconv.kernels.strips import plan_pack
+from gconv.kernels.plans import plan_pack
 from gconv.kernels.tiles import Tile
 from gconv.kernels.weight_grad import plan_reduce, plan_weight_grad
 from gconv.measure.candidates import candidates
@@ -300,7 +300,7 @@ def _launches(
     if fusion.epilogue not in PARTIALS:
         return launches
     # The norms' own kernels: the moments of x and the norm of y forward, the gradient through it backward.
-    kernel, tensor = (normalise_kernel, x) if pass_ == "forward" else (input_grad_kernel, y)
+    kernel, tensor = (normalise_kernel, x) if pass_ == "forward" else (through_norm_kernel, y)
     pixels = math.prod(tensor) // tensor[1]
     alone = [plan_norm(kernel, pixels, tensor[1]), plan_gather(pixels, tensor[1], fusion.epilogue, device)]
     return [*launches, plan_merge(parts_of(launch), channels, fusion.epilogue), *alone]

@@ -15,6 +15,7 @@ from torch import Tensor
 from gconv import aten
 from gconv.geometry import ConvGeometry
 from gconv.measure.timing import sets_of_operands
+from gconv.torch_internals import set_cudnn_tf32
 
 # The dtype of the tensors by name, and how a GPU multiplies float32.
 TYPES = {
@@ -39,11 +40,11 @@ def cudnn_precision(precision: str) -> Iterator[None]:
     """
     cudnn: Any = torch.backends.cudnn  # PyTorch's annotations leave out its settings by kind of layer
     before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
-    torch._C._set_cudnn_allow_tf32(precision == "tf32")
+    set_cudnn_tf32(precision == "tf32")
     try:
         yield
     finally:
-        torch._C._set_cudnn_allow_tf32(before[0] == "tf32")
+        set_cudnn_tf32(before[0] == "tf32")
         cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from gconv import dispatch
 from gconv.measure.problem import TYPES, Operands, Problem
@@ -19,6 +18,7 @@ from gconv.measure.recorder import RecordedCall, record
 from gconv.measure.terminal import track
 from gconv.measure.timing import copy_speed, time_together, wall_time
 from gconv.text import columns
+from gconv.torch_internals import own_buffers, tree_leaves, uncompiled
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("what a TorchScript module calls cannot be seen: profile before torch.jit.script")
-    model = getattr(model, "_orig_mod", model)  # of torch.compile, in whose graphs no call is seen
+    model = uncompiled(model)  # in compiled graphs no call is seen
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise ValueError("the model has lazy layers that have seen no input: run it once before")
@@ -230,14 +230,14 @@ def _step(model: nn.Module, arguments: tuple[Any, ...]) -> None:
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
     """Restore the values of buffers, such as a batch norm's running statistics, after the block."""
-    modules = [(module, dict(module._buffers)) for module in model.modules()]
+    modules = [(module, dict(own_buffers(module))) for module in model.modules()]
     buffers = [buffer for _, named in modules for buffer in named.values() if buffer is not None]
     values = [buffer.detach().clone() for buffer in buffers]
     try:
         yield
     finally:
         for module, named in modules:
-            module._buffers.update(named)
+            own_buffers(module).update(named)
         with torch.no_grad():
             for buffer, value in zip(buffers, values, strict=True):
                 if not buffer.is_meta and not torch.equal(buffer, value):

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from gconv.torch_internals import cudnn_search, sleep_on_gpu
 
 Call = Callable[[], Tensor]
 Name = TypeVar("Name")
@@ -57,20 +59,16 @@ def cudnn_searching(limit: int = 0) -> Iterator[None]:
     Args:
         limit: how many plans it tries. Defaults to 0, all of them, which takes a second or more per call.
     """
-    # Not through torch.backends, which PyTorch's own tests freeze.
-    settings: dict[Callable[[], Any], tuple[Callable[[Any], None], Any]]
-    settings = {torch._C._get_cudnn_benchmark: (torch._C._set_cudnn_benchmark, True)}
-    if torch.backends.cudnn.is_available():
-        read_limit = torch._C._cuda_get_cudnn_benchmark_limit
-        settings[read_limit] = (torch._C._cuda_set_cudnn_benchmark_limit, limit)
-    before = [(write, read()) for read, (write, _) in settings.items()]
-    for write, value in settings.values():
-        write(value)
+    settings = cudnn_search()
+    before = {name: read() for name, (read, _) in settings.items()}
+    for name, value in {"benchmark": True, "limit": limit}.items():
+        if name in settings:
+            settings[name][1](value)
     try:
         yield
     finally:
-        for write, value in before:
-            write(value)
+        for name, value in before.items():
+            settings[name][1](value)
 
 
 def sets_of_operands(bytes_of_one: int, device: torch.device) -> int:
@@ -252,7 +250,7 @@ class _GraphRun:
     def __call__(self) -> Callable[[], float]:
         """Replay the graph; return a function that waits for it and returns the time of one call."""
         with torch.cuda.device(self.memory.device):
-            torch.cuda._sleep(self.pause)
+            sleep_on_gpu(self.pause)
             start, end = self._launch()
 
         def read() -> float:

@@ -193,7 +193,7 @@ class _Convolution(Function):
         weights: tuple[Tensor | None, ...] = (None, None)
         if any(ctx.needs_input_grad[:3]):
             grad_norm, sums = ops.norm_input_grad(grad, weight, input, norm, geometry, backend)
-            through = _through_norm(ctx, grad_norm, input, gamma, norm, variance, sums)
+            through = _norm_gradients(ctx, grad_norm, input, gamma, norm, variance, sums)
         if any(ctx.needs_input_grad[3:5]):
             with_bias = ctx.needs_input_grad[4]
             weights = ops.norm_weight_grad(grad, input, norm, geometry, with_bias, backend)
@@ -226,10 +226,10 @@ class _Normalisation(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, gamma, norm, variance = ctx.saved_tensors
         sums = _run("grad_sums", ctx.backend, grad, y, norm)
-        return *_through_norm(ctx, grad, y, gamma, norm, variance, sums), *(None,) * 5
+        return *_norm_gradients(ctx, grad, y, gamma, norm, variance, sums), *(None,) * 5
 
 
-def _through_norm(
+def _norm_gradients(
     ctx: Any, grad: Tensor, x: Tensor, gamma: Tensor, norm: Tensor, variance: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, gamma and beta from that of relu(norm(x)) and its two sums."""
@@ -237,6 +237,6 @@ def _through_norm(
     slope = (
         batch_norm.slope(sums, norm, variance, ctx.eps, pixels) if ctx.of_batch else torch.zeros_like(sums)
     )
-    grad_x = _run("input_grad", ctx.backend, grad, x, norm, slope)
+    grad_x = _run("through_norm", ctx.backend, grad, x, norm, slope)
     grad_gamma = sums[1] * torch.rsqrt(variance + ctx.eps)
     return grad_x, grad_gamma.to(gamma.dtype), sums[0].to(gamma.dtype)

@@ -6,13 +6,13 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from gconv.module import is_watched
 from gconv.networks.convert import check_model, convert
 from gconv.networks.reports import FusionReport
 from gconv.networks.rewrite import GraphFusion
 from gconv.networks.trace import build, trace
+from gconv.torch_internals import tree_leaves
 
 
 def fuse(

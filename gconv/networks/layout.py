@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from gconv.torch_internals import own_parameters
+
 _MOVED = "_moved_by_gconv"  # a mark in a module's __dict__, so that it is copied and pickled with it
 
 
@@ -52,7 +54,7 @@ def restore(modules: Iterable[nn.Module]) -> None:
 
 def _weight(module: nn.Module) -> nn.Parameter | None:
     """Return the weight of a module, None if it is not a parameter of its own."""
-    return module._parameters.get("weight")
+    return own_parameters(module).get("weight")
 
 
 def _movable_weight(module: nn.Module) -> nn.Parameter | None:

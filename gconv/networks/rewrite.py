@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, Node
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from gconv import ops
 from gconv.functional import common_dtype, group_conv2d
 from gconv.module import GroupConv2d, is_watched, pad_input
 from gconv.networks import subclasses
 from gconv.networks.reports import FusedLayer, FusionReport, geometry_in_words
+from gconv.torch_internals import BatchNormBase
 
 _MODULES: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
 _FUNCTIONS: dict[Any, str] = {
@@ -169,7 +169,7 @@ class GraphFusion:
         else:
             self.root.set_submodule(layer.norm, activation)
 
-    def _why_not_fold(self, conv: nn.Conv2d, norm: _BatchNorm) -> str:
+    def _why_not_fold(self, conv: nn.Conv2d, norm: BatchNormBase) -> str:
         """Return why a batch norm must not be folded, "" if it may."""
         if not subclasses.is_a_convolution(conv):
             return f"its class {type(conv).__name__} does more than convolve with its weight"
@@ -235,7 +235,7 @@ class GraphFusion:
         return next(layer.reason for layer in self.report.layers if layer.name == before.target)
 
 
-def fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
+def fold(conv: nn.Conv2d, norm: BatchNormBase) -> None:
     """Fold a batch norm with its running statistics into the convolution before it, in place.
 
     With scale = weight / sqrt(variance + eps) of the norm:
@@ -260,9 +260,9 @@ def fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
         conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
 
 
-def is_norm(module: nn.Module | None) -> TypeGuard[_BatchNorm]:
+def is_norm(module: nn.Module | None) -> TypeGuard[BatchNormBase]:
     """Whether a module is a batch norm of any class."""
-    return isinstance(module, _BatchNorm)
+    return isinstance(module, BatchNormBase)
 
 
 def _target(node: Node) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gconv.functional import group_conv2d
 from gconv.module import GroupConv2d
+from gconv.torch_internals import own_parameters
 
 _GROUPED: dict[type[nn.Conv2d], type[GroupConv2d]] = {nn.Conv2d: GroupConv2d}  # the classes made so far
 
@@ -89,7 +90,7 @@ def _make_grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
 
 def is_a_convolution(layer: nn.Conv2d) -> bool:
     """Whether ``layer`` computes conv(input, weight) + bias and nothing else, with its own parameters."""
-    own = {"weight", "bias"} <= layer._parameters.keys()
+    own = {"weight", "bias"} <= own_parameters(layer).keys()
     return own and _convolves_plainly(layer) and _activation(layer) is None
 
 

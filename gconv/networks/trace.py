@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 
 from gconv.module import is_watched
+from gconv.torch_internals import BatchNormBase, fx_assert, graph_root
 
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
@@ -90,7 +91,7 @@ class _Tracer(Tracer):
         return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = (nn.Conv2d, nn.modules.batchnorm._BatchNorm, *self.opaque)
+        whole = (nn.Conv2d, BatchNormBase, *self.opaque)
         return isinstance(m, whole) or is_watched(m) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: Node) -> Proxy:
@@ -130,7 +131,7 @@ def _declare_inputs(graph: Graph, signature: inspect.Signature, defaults: dict[s
 
 def _name_in_order(graph: Graph, parameters: Iterable[inspect.Parameter], nodes: dict[str, Node]) -> Node:
     """Name the inputs as ``parameters`` are named, in their order; return the last of them."""
-    last = graph._root
+    last = graph_root(graph)
     for parameter in parameters:
         node = nodes[parameter.name]
         if node.all_input_nodes:
@@ -147,7 +148,7 @@ def _check_default(graph: Graph, node: Node, default: Any, after: Node) -> Node:
         is_default = graph.call_function(operator.eq, (node, default))
     message = f"{node.target} must be {default!r}, with which the network was fused"
     with graph.inserting_after(is_default):
-        return graph.call_function(torch._assert, (is_default, message))
+        return graph.call_function(fx_assert, (is_default, message))
 
 
 def _erase_users(graph: Graph, node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -196,6 +197,18 @@ def test_a_launch_takes_what_its_kernel_knows_and_nothing_else() -> None:
     for wrong in (arguments | {"rows": 1}, {name: arguments[name] for name in list(arguments)[1:]}):
         with pytest.raises(TypeError, match=r"takes .*missing or unknown: \[.(rows|pixels)"):
             Launch.of(normalise_kernel, 2, wrong, tile)
+
+
+def test_kernels_read_every_argument() -> None:
+    for path in sorted((ROOT / "gconv" / "kernels").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and "triton.jit" in map(ast.unparse, decorators(node)):
+                read = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+                assert not {argument.arg for argument in node.args.args} - read, f"{path.name}: {node.name}"
+
+
+def decorators(node: ast.FunctionDef) -> list[ast.expr]:
+    return [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
 
 
 @pytest.fixture

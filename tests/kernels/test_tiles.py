@@ -28,9 +28,8 @@ from torch import Tensor
 from gconv import kernels
 from gconv.activation import ACTIVATIONS
 from gconv.kernels import launch, tiles
-from gconv.kernels.forward import plan_forward
+from gconv.kernels.forward import packed, plan_forward
 from gconv.kernels.input_grad import plan_input_grad
-from gconv.kernels.strips import packed
 from gconv.kernels.tiles import Tile
 from gconv.kernels.walk import images_in_group
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "gconv": (),
     "gconv.kernels": ("gconv",),
 }
-DOORS = ("gconv", "gconv.__main__", "gconv.tune", "gconv.kernels.__main__")
+DOORS = ("gconv", "gconv.__main__")
 
 
 def module_name(path: Path) -> str:

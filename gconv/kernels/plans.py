@@ -1,0 +1,372 @@
+"""Plan the launches of all kernels: grid and arguments, from a geometry and a tile.
+
+:func:`plan_correlation` plans forward passes and input gradients, :func:`plan_sums` weight gradients. Each
+kernel has a planner. The arguments that many kernels take come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels import tiles
+from gconv.kernels.correlation import Correlation, pairs_of
+from gconv.kernels.depthwise import (
+    OWN_WEIGHTS,
+    depthwise_kernel,
+    depthwise_slide_kernel,
+    depthwise_slide_weight_kernel,
+    depthwise_weight_kernel,
+)
+from gconv.kernels.launch import PLANS_KEPT, Fusion, Launch, OperandLayout
+from gconv.kernels.packing import WALK, WEIGHTS
+from gconv.kernels.pairs import pairs_kernel
+from gconv.kernels.slide import residue_kernel, slide_kernel, slide_weight_kernel
+from gconv.kernels.strips import PACKING, QUAD, pack_kernel, strips_kernel
+from gconv.kernels.strips_weight import strips_weight_kernel
+from gconv.kernels.taps import taps_kernel, taps_weight_kernel
+from gconv.kernels.tiles import Tile
+from gconv.kernels.walk import Walk
+
+
+def plan_correlation(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
+    """Plan a forward pass or an input gradient in ``tile``."""
+    tile = tiles.with_whole_packs(tile, c.groups, c.inputs, c.outputs)
+    return CORRELATIONS[tile.kernel](c, tile, operands, fusion)
+
+
+def plan_sums(
+    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, numbers: int
+) -> tuple[Launch, int]:
+    """Plan the partial sums of a weight gradient in ``tile``.
+
+    Args:
+        numbers: how many a split leaves, each of four bytes.
+
+    Returns:
+        The launch, and how many splits it makes.
+    """
+    tile = tiles.with_whole_packs(tile, geometry.groups, *geometry.channels_per_group)
+    return SUMS[tile.kernel](geometry, tile, operands, fusion, 4 * numbers)
+
+
+def correlation_arguments(
+    c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion
+) -> dict[str, Any]:
+    """Return what every kernel of forward pass and input gradient takes: sizes, strides, sides of tiles."""
+    (_, h, w), (p, q), channels = c.size, c.output, c.groups * c.outputs
+    x_n, _, x_h, x_w = operands.first
+    x_unit = tiles.common_unit(tile.load, operands.dtype, x_n, x_h, x_w)
+    y_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, channels)
+    strips = -(-q // tile.columns)
+    return {
+        "packs": tiles.packs_of(tile, c.groups),
+        "groups": c.groups,
+        "H": h,
+        "W": w,
+        "P": p,
+        "Q": q,
+        "top": c.top,
+        "left": c.left,
+        "x_n": x_n // x_unit,
+        "x_h": x_h // x_unit,
+        "x_w": x_w // x_unit,
+        "y_w": channels // y_unit,
+        "EPILOGUE": fusion.epilogue,
+        "FULL": tiles.fills(tile, c.groups, c.inputs, c.outputs),
+        "WIDE": tiles.is_wide(tile, strips, (x_n, p * q * channels), (h * x_h, w * x_w)),
+        "X_UNIT": x_unit,
+        "Y_UNIT": y_unit,
+        "BM": tile.pixels,
+        "BO": tile.outputs,
+    }
+
+
+def weight_grad_arguments(
+    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion
+) -> dict[str, Any]:
+    """Return what every kernel of a weight gradient takes: sizes, strides, sides of tiles."""
+    (_, _, h, w), (_, _, p, q) = geometry.input_size, geometry.output_size
+    (dy_n, _, dy_h, dy_w), (x_n, _, x_h, x_w) = operands.first, operands.second
+    dy_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, dy_n, dy_h, dy_w)
+    x_unit = tiles.common_unit(tile.load, operands.dtype, x_n, x_h, x_w)
+    sides, strips = geometry.channels_per_group, -(-q // tile.columns)
+    return {
+        "packs": tiles.packs_of(tile, geometry.groups),
+        "groups": geometry.groups,
+        "H": h,
+        "W": w,
+        "P": p,
+        "Q": q,
+        "top": geometry.padding.top,
+        "left": geometry.padding.left,
+        "dy_n": dy_n // dy_unit,
+        "dy_h": dy_h // dy_unit,
+        "dy_w": dy_w // dy_unit,
+        "x_n": x_n // x_unit,
+        "x_h": x_h // x_unit,
+        "x_w": x_w // x_unit,
+        "BIAS": fusion.bias,
+        "FULL": tiles.fills(tile, geometry.groups, *sides) or tiles.overlaps(tile, *sides),
+        "WIDE": tiles.is_wide(tile, strips, (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)),
+        "X_UNIT": x_unit,
+        "DY_UNIT": dy_unit,
+        "BM": tile.pixels,
+        "BO": tile.outputs,
+    }
+
+
+def pack_arguments(inputs: int, outputs: int, tile: Tile) -> dict[str, int]:
+    """Return how a pack's groups lie in a tile, for kernels that multiply matrices."""
+    return {"CI": inputs, "CO": outputs, "G": tile.groups, "BI": tile.inputs}
+
+
+def weight_arguments(c: Correlation, strides: Sequence[int]) -> dict[str, int]:
+    """Return where weight[g, i, o, r, s] stands in a tensor of ``strides``."""
+    return dict(zip(WEIGHTS, c.weight_strides(strides), strict=True))
+
+
+def walk_arguments(walk: Walk, tile: Tile) -> dict[str, int]:
+    """Return how strips share the rows of all images."""
+    return {name: getattr(walk, name) for name in WALK} | {"T": tile.columns, "B": tile.packs}
+
+
+def pair_arguments(name: str, pair: tuple[int, int]) -> dict[str, int]:
+    """Return a (vertical, horizontal) pair as two arguments, such as STEP_H and STEP_W."""
+    return {f"{name}_H": pair[0], f"{name}_W": pair[1]}
+
+
+def plan_strips(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
+    """Plan a correlation of stride 1 or 2."""
+    (n, h, _), (p, q), stride = c.size, c.output, c.step[0]
+    shared = correlation_arguments(c, tile, operands, fusion)
+    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs)
+    begins = int(stride == 1 and c.top > 0 and p + 1 - c.top >= h)
+    turns = p + (2 if stride == 1 else 1) - begins
+    walk = Walk.of(n, -(-q // tile.columns), turns, programs, 0, tile, operands.device)
+    own = {
+        "begins": begins,
+        "quad": QUAD,
+        "STRIDE": stride,
+        "ACTIVATION": fusion.activation or "",
+        "PROLOGUE": fusion.prologue,
+        "PRECISION": operands.precision,
+    }
+    arguments = shared | own | pack_arguments(c.inputs, c.outputs, tile) | walk_arguments(walk, tile)
+    return Launch.of(strips_kernel, programs * walk.parts * walk.splits, arguments, tile, fusion.absent)
+
+
+def plan_pairs(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
+    """Plan an input gradient at stride 2."""
+    (n, h, _), (_, q) = c.size, c.output
+    shared = correlation_arguments(c, tile, operands, fusion)
+    above, pairs_h = pairs_of(c.output[0], c.top)
+    begins = int(above < 0 and above + pairs_h >= h)
+    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs)
+    strips, turns = -(-q // (2 * tile.columns)), pairs_h + 1 - begins
+    walk = Walk.of(n, strips, turns, programs, 0, tile, operands.device)
+    own = {"above": above, "begins": begins, "quad": QUAD, "ODD": c.left % 2, "STAGES": tile.stages}
+    arguments = shared | own | pack_arguments(c.inputs, c.outputs, tile) | walk_arguments(walk, tile)
+    return Launch.of(pairs_kernel, programs * walk.parts * walk.splits, arguments, tile, fusion.absent)
+
+
+def plan_slide(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
+    """Plan a correlation of vertical stride 1 or 2."""
+    columns = c.size[0] * c.output[1]
+    shared = correlation_arguments(c, tile, operands, fusion)
+    packed_tiles = shared["packs"] * -(-columns // tile.pixels)
+    rows = tiles.rows_in_chunk(c.output[0], packed_tiles, tile, operands.device)
+    own = {
+        "columns": columns,
+        "rows": rows,
+        "step_w": c.step[1],
+        "tap_w": c.dilation[1],
+        "STRIDE": c.step[0],
+        "ACTIVATION": fusion.activation or "",
+        "PROLOGUE": fusion.prologue,
+        "PRECISION": operands.precision,
+    }
+    weights = pack_arguments(c.inputs, c.outputs, tile) | weight_arguments(c, operands.second)
+    programs = packed_tiles * -(-c.output[0] // rows)
+    return Launch.of(slide_kernel, programs, shared | own | weights, tile, fusion.absent)
+
+
+def plan_residue(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
+    """Plan an input gradient at stride 2."""
+    above, pairs_h = pairs_of(c.output[0], c.top)
+    before, pairs_w = pairs_of(c.output[1], c.left)
+    columns = c.size[0] * pairs_w
+    shared = correlation_arguments(c, tile, operands, fusion)
+    packed_tiles = shared["packs"] * -(-columns // tile.pixels)
+    rows = tiles.rows_in_chunk(pairs_h, packed_tiles, tile, operands.device)
+    own = {
+        "columns": columns,
+        "rows": rows,
+        "above": above,
+        "pairs_h": pairs_h,
+        "before": before,
+        "pairs_w": pairs_w,
+        "ACTIVATION": fusion.activation or "",
+        "PRECISION": operands.precision,
+    }
+    weights = pack_arguments(c.inputs, c.outputs, tile) | weight_arguments(c, operands.second)
+    programs = packed_tiles * -(-pairs_h // rows)
+    return Launch.of(residue_kernel, programs, shared | own | weights, tile, fusion.absent)
+
+
+def plan_taps(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
+    """Plan a correlation of any geometry."""
+    columns = c.size[0] * c.output[0] * c.output[1]
+    shared = correlation_arguments(c, tile, operands, fusion)
+    own = {
+        "columns": columns,
+        "R": c.kernel[0],
+        "S": c.kernel[1],
+        **pair_arguments("STEP", c.step),
+        **pair_arguments("DIVISOR", c.divisor),
+        **pair_arguments("TAP", c.dilation),
+        "ACTIVATION": fusion.activation or "",
+        "PROLOGUE": fusion.prologue,
+        "PRECISION": operands.precision,
+    }
+    weights = pack_arguments(c.inputs, c.outputs, tile) | weight_arguments(c, operands.second)
+    programs = shared["packs"] * -(-tile.groups * c.outputs // tile.outputs) * -(-columns // tile.pixels)
+    return Launch.of(taps_kernel, programs, shared | own | weights, tile, fusion.absent)
+
+
+def plan_depthwise(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
+    """Plan a correlation in either kernel."""
+    slides, columns = tile.kernel == "depthwise-slide", c.size[0] * c.output[1]
+    shared = correlation_arguments(c, tile, operands, fusion)
+    packed_tiles = shared["packs"] * -(-columns // tile.pixels)
+    rows = tiles.rows_in_chunk(c.output[0], packed_tiles, tile, operands.device)
+    own: dict[str, Any] = {"columns": columns, "rows": rows, "R": c.kernel[0], "S": c.kernel[1]}
+    if slides:
+        own |= {"step_w": c.step[1], "tap_w": c.dilation[1]}
+    else:
+        own |= pair_arguments("STEP", c.step) | pair_arguments("DIVISOR", c.divisor)
+        own |= pair_arguments("TAP", c.dilation)
+    strides = weight_arguments(c, operands.second)
+    own |= {name: strides[name] for name in OWN_WEIGHTS}
+    own |= {"ACTIVATION": fusion.activation or ""}
+    kernel = depthwise_slide_kernel if slides else depthwise_kernel
+    programs = packed_tiles * -(-c.output[0] // rows)
+    return Launch.of(kernel, programs, shared | own, tile, fusion.absent)
+
+
+def plan_strips_weight(
+    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
+) -> tuple[Launch, int]:
+    """Plan a weight gradient of stride 1 or 2, and return how many splits it makes."""
+    cg, kg = geometry.channels_per_group
+    programs = tiles.programs_a_split(tile, geometry.groups, cg, kg)
+    walk = Walk.of_weights(geometry, tile, programs, bytes_a_split, operands.device)
+    own = {"STRIDE": geometry.stride[0], "PROLOGUE": fusion.prologue, "PRECISION": operands.precision}
+    shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
+    arguments, splits = shared | own | walk_arguments(walk, tile), walk.parts * walk.splits
+    absent = () if fusion.prologue else ("p_norm",)
+    return Launch.of(strips_weight_kernel, programs * splits, arguments, tile, absent), splits
+
+
+def plan_slide_weight(
+    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
+) -> tuple[Launch, int]:
+    """Plan a weight gradient of vertical stride 1 or 2, and return how many splits it makes."""
+    cg, kg = geometry.channels_per_group
+    n, _, p, q = geometry.output_size
+    programs = tiles.programs_a_split(tile, geometry.groups, cg, kg)
+    all_rows = -(-n * q // tile.pixels) * p
+    rows, splits = tiles.rows_of_split(all_rows, programs, bytes_a_split, tile, operands.device)
+    own = {
+        "columns": n * q,
+        "rows": rows,
+        "step_w": geometry.stride[1],
+        "tap_w": geometry.dilation[1],
+        "STRIDE": geometry.stride[0],
+        "PROLOGUE": fusion.prologue,
+        "PRECISION": operands.precision,
+    }
+    shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
+    absent = () if fusion.prologue else ("p_norm",)
+    return Launch.of(slide_weight_kernel, programs * splits, shared | own, tile, absent), splits
+
+
+def plan_taps_weight(
+    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
+) -> tuple[Launch, int]:
+    """Plan a weight gradient of any geometry, and return how many splits it makes."""
+    cg, kg = geometry.channels_per_group
+    n, _, p, q = geometry.output_size
+    _, _, r, s = geometry.weight_size
+    programs = tiles.programs_a_split(tile, geometry.groups, cg, kg) * r * s
+    items = -(-n * p * q // tile.pixels)
+    splits = tiles.splits_of(items, programs, bytes_a_split, tile, operands.device)
+    own = {
+        "columns": n * p * q,
+        "splits": splits,
+        "R": r,
+        "S": s,
+        **pair_arguments("STEP", geometry.stride),
+        **pair_arguments("TAP", geometry.dilation),
+        "PROLOGUE": fusion.prologue,
+        "PRECISION": operands.precision,
+    }
+    shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
+    absent = () if fusion.prologue else ("p_norm",)
+    return Launch.of(taps_weight_kernel, programs * splits, shared | own, tile, absent), splits
+
+
+def plan_depthwise_weight(
+    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
+) -> tuple[Launch, int]:
+    """Plan a weight gradient in either kernel, and return how many splits it makes."""
+    slides, (n, _, p, q), (_, _, r, s) = (
+        tile.kernel == "depthwise-slide",
+        geometry.output_size,
+        geometry.weight_size,
+    )
+    shared = weight_grad_arguments(geometry, tile, operands, fusion)
+    column_tiles, programs = -(-n * q // tile.pixels), shared["packs"]
+    rows = tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
+    items = column_tiles * -(-p // rows)
+    splits = tiles.splits_of(items, programs, bytes_a_split, tile, operands.device)
+    own = {"columns": n * q, "rows": rows, "splits": splits, "R": r, "S": s}
+    if slides:
+        own |= {"step_w": geometry.stride[1], "tap_w": geometry.dilation[1]}
+    else:
+        own |= pair_arguments("STEP", geometry.stride) | pair_arguments("TAP", geometry.dilation)
+        own |= {"BT": tiles.power_of_two(r * s)}
+    kernel = depthwise_slide_weight_kernel if slides else depthwise_weight_kernel
+    return Launch.of(kernel, programs * splits, shared | own, tile), splits
+
+
+@lru_cache(PLANS_KEPT)
+def plan_pack(
+    geometry: ConvGeometry, transposed: bool, strides: tuple[int, ...], tile: Tile
+) -> tuple[Launch, int]:
+    """How weights of ``strides`` are packed, and how many numbers that makes."""
+    c = (Correlation.input_grad if transposed else Correlation.forward)(geometry)
+    values = weight_arguments(c, strides) | pack_arguments(c.inputs, c.outputs, tile)
+    values |= {"groups": c.groups, "BO": tile.outputs}
+    programs = -(-c.groups // tile.groups) * -(-tile.groups * c.outputs // tile.outputs) * 9
+    return Launch.of(pack_kernel, programs, values, PACKING), programs * tile.inputs * tile.outputs
+
+
+CORRELATIONS = {
+    "strips": plan_strips,
+    "pairs": plan_pairs,
+    "slide": plan_slide,
+    "residue": plan_residue,
+    "taps": plan_taps,
+    "depthwise-slide": plan_depthwise,
+    "depthwise": plan_depthwise,
+}
+SUMS = {
+    "strips": plan_strips_weight,
+    "slide": plan_slide_weight,
+    "taps": plan_taps_weight,
+    "depthwise-slide": plan_depthwise_weight,
+    "depthwise": plan_depthwise_weight,
+}

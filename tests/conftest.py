@@ -16,8 +16,8 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 # A second thread gains nothing on small tensors, and waits for a core that another test uses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start
-# Inductor's C++ without vectors compiles in half the time, and needs neither programs that find out about the
-# processor, nor headers compiled beforehand, nor processes that wait for kernels of a GPU.
+# Inductor's C++ compiles in half the time without vectors. It then needs no programs that examine the
+# processor, no precompiled headers, and no processes that wait for kernels of a GPU.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
 os.environ.setdefault("TORCH_WARM_POOL", "0")
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
     from resnext.data import Data
 
-# What the trainer needs is imported where it is used: the kernels' tests run without it.
+# Fixtures import what the trainer needs themselves: the tests of the kernels run without it.
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
     if os.environ["TRITON_INTERPRET"] == "1" and find_spec("triton"):
-        interpreter.hasten()
+        interpreter.speed_up()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the test that takes minutes first: the others run beside it."""
+    """Start the test that takes minutes first, so that the others run beside it."""
     items.sort(key=lambda item: item.name != "test_every_grouped_convolution_of_timm_is_swapped")
 
 
@@ -149,7 +149,7 @@ def trained(run: Run, _trained_once: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def boolean_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuses the masks that Triton 3.9's interpreter refuses, whichever Triton is installed."""
+    """Refuse the masks that Triton 3.9's interpreter refuses, whichever Triton is installed."""
     from triton.runtime.interpreter import InterpreterBuilder
 
     def checking(access: Callable, place: int) -> Callable:
@@ -165,7 +165,7 @@ def boolean_masks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has ``auto`` take the kernels for small images, too, which it leaves to PyTorch for the host's sake."""
+    """Let ``auto`` take the kernels for small images too, which it leaves to PyTorch to save host time."""
     from gconv import dispatch
 
     monkeypatch.setattr(dispatch, "HOST", 0.0)
@@ -182,7 +182,7 @@ def full_float32() -> Iterator[None]:
 
 @pytest.fixture
 def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Has ``auto`` go by rule: neither gconv nor the user has measured anything."""
+    """Let ``auto`` decide by rule, as if neither gconv nor the user had measured anything."""
     from gconv.kernels import choice
 
     monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
@@ -203,7 +203,7 @@ def few_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def nothing_is_zero_by_chance() -> Iterator[None]:
-    """Fills what ``torch.empty`` returns with NaN."""
+    """Fill what ``torch.empty`` returns with NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -211,7 +211,7 @@ def nothing_is_zero_by_chance() -> Iterator[None]:
 
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Notes each fused forward pass."""
+    """Return a list that grows with each fused forward pass."""
     calls, run = [], ops.norm_forward
 
     def noting(*args: object) -> object:
@@ -224,7 +224,7 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def processors(monkeypatch: pytest.MonkeyPatch) -> Processors:
-    """Make the interpreter a device of so many processors."""
+    """Return a function that sets the number of processors of the interpreter."""
     from gconv.kernels import launch
     from gconv.kernels.device import Device
 

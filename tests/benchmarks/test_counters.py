@@ -69,7 +69,7 @@ def test_counters_are_those_of_the_kernels_that_were_started(profiler: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ("SEEN = 'reduce_kernel'\n" + COUNTS, "the profiler saw other kernels than were started"),
         (
@@ -79,11 +79,11 @@ def test_counters_are_those_of_the_kernels_that_were_started(profiler: Path) -> 
         ("sys.exit(9)", "exit code 9"),
     ],
 )
-def test_a_profiler_that_fails_is_a_row_that_says_why(profiler: Path, body: str, told: str) -> None:
+def test_a_profiler_that_fails_is_a_row_that_says_why(profiler: Path, body: str, message: str) -> None:
     profiler.write_text(PROFILER.replace("{body}", body))
     metrics = {name: counters.METRICS[name] for name in ("microseconds", "dram_read_mb")}
     rows = counters.measure(CASES, counters.find_profiler(), metrics)
-    assert len(rows) == 2 and all(told in row.problem and row.counts == {} for row in rows)
+    assert len(rows) == 2 and all(message in row.problem and row.counts == {} for row in rows)
 
 
 def test_a_layer_that_could_not_be_counted_is_tried_again(

@@ -26,10 +26,10 @@ pytestmark = pytest.mark.usefixtures("few_rounds")
 def test_torch_compile_is_a_peer_that_gives_the_same(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, compile = [], torch.compile
+    seen, compile = [], torch.compile
 
     def noting(function: Callable, options: dict, dynamic: bool) -> Callable:
-        told.append(options)
+        seen.append(options)
         chosen = {"options": options} if backend == "inductor" else {"backend": backend}
         return compile(function, dynamic=dynamic, **chosen)
 
@@ -37,8 +37,8 @@ def test_torch_compile_is_a_peer_that_gives_the_same(
     options = ["--passes", "forward", "weight_grad", "--contenders", "torch.compile", "--out", str(tmp_path)]
     assert command.main([*RUN, *options]) == 0
     assert all(row["problem"] is None for row in read_table(tmp_path / "layers.jsonl", layers.LayerRow))
-    assert told and all(options["max_autotune"] for options in told)
-    assert not any(options.get("triton.cudagraphs") for options in told)
+    assert seen and all(options["max_autotune"] for options in seen)
+    assert not any(options.get("triton.cudagraphs") for options in seen)
 
 
 def test_torch_compile_may_use_templates_in_all_passes_where_it_has_them(

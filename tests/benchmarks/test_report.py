@@ -47,9 +47,9 @@ def test_networks_whose_times_overlap_tie() -> None:
     ours = network_row("resnext50_32x4d", "gconv", "eager", 2000.0) | {"p20": 127.0, "p80": 131.0}
     slower = network_row("resnext50_32x4d", "F.conv2d", "eager", 1900.0)
     theirs = network_row("resnext50_32x4d", "F.conv2d", "graphed", 1960.0)
-    for p20, told in ((130.0, "tie"), (131.5, "1.02x")):
+    for p20, shown in ((130.0, "tie"), (131.5, "1.02x")):
         (gain,) = report.network_gains([ours, slower, theirs | {"p20": p20}], "training").values()
-        assert str(gain) == told
+        assert str(gain) == shown
 
 
 def test_a_tie_meets_no_aim_of_a_speedup() -> None:

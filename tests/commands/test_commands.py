@@ -17,14 +17,14 @@ def test_help_names_the_other_commands_and_they_run(capsys: pytest.CaptureFixtur
         with pytest.raises(SystemExit, match="0"):
             main([name, "--help"])
         assert capsys.readouterr().out.startswith(f"usage: python -m gconv {name} ")
-    for wrong, told in (
+    for wrong, message in (
         (["profiel"], "invalid choice: 'profiel'"),
         (["--json", "tune"], "options of tune go behind it: python -m gconv tune ..."),
         (["--batch", "0"], "argument --batch: must be a positive integer, got '0'"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(wrong)
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_kernels_need_triton_and_an_interruption_is_one_line(

@@ -35,7 +35,7 @@ def test_a_network_is_profiled(options: list[str], capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         ("gconv", "gconv must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d"),
         ("no.such:net", "no.such:net: No module named 'no'"),
@@ -46,9 +46,9 @@ def test_a_network_is_profiled(options: list[str], capsys: pytest.CaptureFixture
     ],
 )
 def test_what_is_no_network_fails_with_a_line(
-    model: str, told: str, capsys: pytest.CaptureFixture[str]
+    model: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["profile", model])
     err = capsys.readouterr().err
-    assert told in err and err.startswith("error: ") and err.count("\n") == 1
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1

@@ -170,7 +170,7 @@ def test_gradients(name: str, form: str) -> None:
     )
 
 
-# What each operator takes beside its tensors: sizes, which it is told, and options.
+# The arguments of each operator besides its tensors: sizes and options.
 OPERATORS: dict[str, tuple[tuple, tuple]] = {
     "forward": ((), ("silu",)),
     "input_grad": ((GEOMETRY.input_size,), ()),

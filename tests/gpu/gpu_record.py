@@ -11,7 +11,7 @@ from typing import Any
 
 from shard import Finished
 
-MUST_MATCH = ("commit", "gpu", "torch", "triton")  # for a test that has passed not to run again
+TO_RESUME = ("commit", "gpu", "torch", "triton")  # must match for a passed test not to run again
 INTERVAL = 10  # seconds between lines of progress
 LINES = 6  # of a failure that are printed
 KEPT = 4000  # characters of a failure that are written
@@ -59,7 +59,7 @@ class Record:
         from benchmarks.store import is_committed
 
         facts, before = environment(), earlier["environment"]
-        if not is_committed(facts["commit"]) or any(facts[name] != before.get(name) for name in MUST_MATCH):
+        if not is_committed(facts["commit"]) or any(facts[name] != before.get(name) for name in TO_RESUME):
             print(f"{self.path} is of other code or another machine: everything runs again", flush=True)
             return
         self.tests = {name: test for name, test in earlier["tests"].items() if test["outcome"] == "passed"}

@@ -78,15 +78,15 @@ def test_profile_measures_both_backends() -> None:
     for name, module in model.named_modules():
         module.register_forward_pre_hook(partial(note_layout, layouts, name))
     with torch.autocast("cuda", torch.bfloat16):
-        told = gconv.profile(model, x)
-    grouped = [c for c in told.convolutions if c.grouped]
+        result = gconv.profile(model, x)
+    grouped = [c for c in result.convolutions if c.grouped]
     assert [c.call.name for c in grouped] == [f"layer{i}.0.conv2" for i in (1, 2, 3, 4)]
-    lines = {line.split(" ")[0]: line for line in str(told).splitlines()}
+    lines = {line.split(" ")[0]: line for line in str(result).splitlines()}
     for c in grouped:
         assert all(backend in lines[c.call.name] for backend, _ in c.converted.backends.values())
         assert (c.call.dtype, c.call.layout) == (torch.bfloat16, layouts[c.call.name])
         assert all(times.keys() == {"aten", "triton"} for times in c.seconds.values())
-    assert told.network > told.total("aten") > told.total("floor") > 0 and told.network_with_gconv > 0
+    assert result.network > result.total("aten") > result.total("floor") > 0 and result.network_with_gconv > 0
     assert "triton" in lines["layer"]
 
 

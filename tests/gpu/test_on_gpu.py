@@ -142,15 +142,15 @@ def test_a_crash_fails_its_test_and_the_others_run() -> None:
     code, results = run("--processes", "1", a=SIX, b=CRASHING, c=SIX)
     assert code == 1 and results["counts"] == {"passed": 12, "failed": 1}
     assert outcomes(results)["test_b.py::test_crashes"] == "failed"
-    (told,) = [test["message"] for test in results["tests"].values() if test["outcome"] == "failed"]
-    assert "exit code 7" in told
+    (message,) = [test["message"] for test in results["tests"].values() if test["outcome"] == "failed"]
+    assert "exit code 7" in message
 
 
 def test_a_process_that_has_lost_the_gpu_runs_no_other_test() -> None:
     code, results = run("--processes", "1", a=LOSING, b=SIX)
     assert code == 1 and results["counts"] == {"passed": 6, "failed": 1} and results["problems"] == []
-    (told,) = [test["message"] for test in results["tests"].values() if test["outcome"] == "failed"]
-    assert "wrong numbers" in told and len({process for process, _ in ran()}) == 2
+    (message,) = [test["message"] for test in results["tests"].values() if test["outcome"] == "failed"]
+    assert "wrong numbers" in message and len({process for process, _ in ran()}) == 2
 
 
 def test_a_module_that_cannot_be_collected_is_one_failure(capsys: pytest.CaptureFixture) -> None:

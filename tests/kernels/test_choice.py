@@ -139,12 +139,12 @@ def test_a_dense_convolution_is_pytorchs_whatever_was_measured_for_groups_of_its
 
 def test_reasons_tell_what_was_measured(folders: tuple) -> None:
     write(folders[0], entry(LAYER.geometry(32), 64, 96.25, 410.0))
-    told = [
+    reasons = [
         choice.verdict("forward", LAYER.geometry(batch), *HALF[:2], "channels_last", GPU)[1]
         for batch in (32, 40)
     ]
-    assert told[0] == "96.25 us against 410 of PyTorch's own, measured"
-    assert told[1] == f"{told[0]} for 32 images of 56 x 56 in 32 groups, the nearest"
+    assert reasons[0] == "96.25 us against 410 of PyTorch's own, measured"
+    assert reasons[1] == f"{reasons[0]} for 32 images of 56 x 56 in 32 groups, the nearest"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"kernels": {}, "entries": [{"kind": ["forward"]}]}'])

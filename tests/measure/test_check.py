@@ -52,10 +52,10 @@ def test_without_a_gpu_it_says_that_there_is_nothing_to_gain_and_why(
     )
 
     assert main(["--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["environment"]["torch"] == torch.__version__ and told["timings"] == []
-    assert len(told["answers"]) == 12 and all(a["error"] < 1e-5 for a in told["answers"])
-    assert told["verdict"].startswith("Nothing to gain here")
+    report = json.loads(capsys.readouterr().out)
+    assert report["environment"]["torch"] == torch.__version__ and report["timings"] == []
+    assert len(report["answers"]) == 12 and all(a["error"] < 1e-5 for a in report["answers"])
+    assert report["verdict"].startswith("Nothing to gain here")
 
 
 def test_a_wrong_result_is_named_and_fails_the_command(
@@ -80,8 +80,8 @@ def test_a_wrong_result_is_named_and_fails_the_command(
     assert "  1024/32, 7x7, weight_grad, float32: WRONG, it holds NaN or infinity\n" in out
     assert "3 of 6 results are WRONG" in out and "report" in out
     assert main(["--json"]) == 1
-    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert [a["error"] is None for a in told["answers"]] == [False, True, False, False, False, True]
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [a["error"] is None for a in report["answers"]] == [False, True, False, False, False, True]
 
 
 def test_the_table_of_a_gpu_and_its_verdict() -> None:
@@ -100,31 +100,31 @@ def test_the_table_of_a_gpu_and_its_verdict() -> None:
 
 
 def test_the_verdict_counts_what_auto_takes_and_how_often_a_layer_comes() -> None:
-    told = found("aten")
-    assert told.verdict.startswith("Nothing to gain for ResNeXt-50") and "tune" in told.verdict
-    first = replace(told.timings[0], auto="triton")  # 3 of the 16 forward passes take half as long
-    told = replace(told, timings=(first, *told.timings[1:]))
+    report = found("aten")
+    assert report.verdict.startswith("Nothing to gain for ResNeXt-50") and "tune" in report.verdict
+    first = replace(report.timings[0], auto="triton")  # 3 of the 16 forward passes take half as long
+    report = replace(report, timings=(first, *report.timings[1:]))
     inference, training = 1600 / (3 * 50 + 13 * 100), 4800 / (3 * 50 + 45 * 100)
-    assert f"{training:.2f}x as fast in training and {inference:.2f}x in inference" in told.verdict
-    row = next(line for line in str(told).splitlines() if line.startswith("1024/32, 7x7"))
+    assert f"{training:.2f}x as fast in training and {inference:.2f}x in inference" in report.verdict
+    row = next(line for line in str(report).splitlines() if line.startswith("1024/32, 7x7"))
     assert row.endswith("2.00x     cuDNN") or row.split()[-1] == "cuDNN"
 
 
 def test_a_tie_is_one_with_the_better_layout() -> None:
-    told = found()
+    report = found()
     for contiguous, speedup in ((400, "tie"), (50, "0.50x")):
-        row = replace(told.timings[0], gconv=times(99.5), contiguous=times(contiguous))
-        table = str(replace(told, timings=(row,))).splitlines()
+        row = replace(report.timings[0], gconv=times(99.5), contiguous=times(contiguous))
+        table = str(replace(report, timings=(row,))).splitlines()
         assert next(line for line in table if line.startswith("128/32")).split()[-2] == speedup
 
 
 def test_kernels_that_auto_takes_though_they_are_slower_are_told() -> None:
-    told = found()
-    assert "slower here" not in str(told)
+    report = found()
+    assert "slower here" not in str(report)
     slow = [
-        replace(told.timings[0], gconv=times(t), auto=auto) for t, auto in ((103, "triton"), (200, "aten"))
+        replace(report.timings[0], gconv=times(t), auto=auto) for t, auto in ((103, "triton"), (200, "aten"))
     ]
-    assert "slower here in 1 passes" in str(replace(told, timings=(*slow, *told.timings[2:])))
+    assert "slower here in 1 passes" in str(replace(report, timings=(*slow, *report.timings[2:])))
 
 
 def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,13 +132,15 @@ def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
     answer = CheckedPass(
         "triton", "tf32", "forward", "128/32, 56x56", "no memory", message="it does not fit this GPU"
     )
-    told = found()
-    told = replace(told, answers=(answer,), timings=told.timings[3:], untimed=("128/32, 56x56, forward",))
-    assert not told.wrong
-    assert "  128/32, 56x56, forward, tf32: NO MEMORY, it does not fit this GPU" in str(told)
-    assert "too large for this GPU's memory: 128/32, 56x56, forward" in str(told)
-    assert told.verdict.startswith("gconv.convert(model) makes those of its layers that fit 2.00x")
-    assert "Try a smaller --batch" in replace(told, timings=()).verdict
+    report = found()
+    report = replace(
+        report, answers=(answer,), timings=report.timings[3:], untimed=("128/32, 56x56, forward",)
+    )
+    assert not report.wrong
+    assert "  128/32, 56x56, forward, tf32: NO MEMORY, it does not fit this GPU" in str(report)
+    assert "too large for this GPU's memory: 128/32, 56x56, forward" in str(report)
+    assert report.verdict.startswith("gconv.convert(model) makes those of its layers that fit 2.00x")
+    assert "Try a smaller --batch" in replace(report, timings=()).verdict
 
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -149,5 +151,5 @@ def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_wrong_kernels_have_no_gain() -> None:
-    told = found(wrong="off by 5.0e-01 of the largest number")
-    assert told.verdict.startswith("1 of 2 results are WRONG: do not use gconv here")
+    report = found(wrong="off by 5.0e-01 of the largest number")
+    assert report.verdict.startswith("1 of 2 results are WRONG: do not use gconv here")

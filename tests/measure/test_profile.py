@@ -58,23 +58,23 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_profile_tells_every_convolution_and_the_gain(fixed: None) -> None:
-    told = gconv.profile(Net().eval(), torch.randn(2, 3, 8, 8))
-    assert [c.call.name for c in told.convolutions] == ["stem", "body.0", "body.0", ""]
-    assert [c.call.geometry.output_size for c in told.convolutions] == [
+    result = gconv.profile(Net().eval(), torch.randn(2, 3, 8, 8))
+    assert [c.call.name for c in result.convolutions] == ["stem", "body.0", "body.0", ""]
+    assert [c.call.geometry.output_size for c in result.convolutions] == [
         (2, 8, 8, 8),
         (2, 8, 4, 4),
         (2, 8, 2, 2),
         (2, 8, 2, 2),
     ]
-    assert told.convolutions[1].call.geometry.padding == Padding(1, 1, 1, 1)
-    assert all(c.call.passes == ("forward",) and c.call.layout == "contiguous" for c in told.convolutions)
-    assert not told.training
-    assert told.total("aten") == pytest.approx(480e-6) and told.total("auto") == pytest.approx(280e-6)
-    assert told.total("aten", grouped=True) == pytest.approx(440e-6)
-    assert told.network_with_gconv == pytest.approx(2e-3 - 200e-6)
+    assert result.convolutions[1].call.geometry.padding == Padding(1, 1, 1, 1)
+    assert all(c.call.passes == ("forward",) and c.call.layout == "contiguous" for c in result.convolutions)
+    assert not result.training
+    assert result.total("aten") == pytest.approx(480e-6) and result.total("auto") == pytest.approx(280e-6)
+    assert result.total("aten", grouped=True) == pytest.approx(440e-6)
+    assert result.network_with_gconv == pytest.approx(2e-3 - 200e-6)
     stem_bytes = 4 * (2 * 3 * 64 + 8 * 3 + 2 * 8 * 64)
-    assert told.convolutions[0].floor == pytest.approx(stem_bytes / 1e9)
-    assert str(told).splitlines() == [
+    assert result.convolutions[0].floor == pytest.approx(stem_bytes / 1e9)
+    assert str(result).splitlines() == [
         "4 convolutions in a forward pass, torch.float32 on cpu, in us",
         "layer        convolution                          auto    floor  aten  triton",
         "-----------  -----------------------------------  ------  -----  ----  ------",
@@ -98,13 +98,13 @@ def test_profile_of_a_training_step(fixed: None) -> None:
     gradients: list[Tensor] = []
     model.stem.weight.register_hook(gradients.append)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    told = gconv.profile(model, (torch.randn(2, 3, 8, 8), 2.0))
-    assert told.training
-    assert [c.call.passes for c in told.convolutions] == [("forward", "weight_grad"), *[PASSES] * 3]
-    assert told.convolutions[1].total("auto") == pytest.approx(400e-6)
-    assert told.convolutions[1].floor == pytest.approx(3 * 5696e-9)
+    result = gconv.profile(model, (torch.randn(2, 3, 8, 8), 2.0))
+    assert result.training
+    assert [c.call.passes for c in result.convolutions] == [("forward", "weight_grad"), *[PASSES] * 3]
+    assert result.convolutions[1].total("auto") == pytest.approx(400e-6)
+    assert result.convolutions[1].floor == pytest.approx(3 * 5696e-9)
     assert len(gradients) == 1 and gradients[0].any()
-    assert "triton/triton/aten" in str(told) and "in a training step" in str(told)
+    assert "triton/triton/aten" in str(result) and "in a training step" in str(result)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -123,12 +123,12 @@ def test_a_contiguous_network_on_a_gpu_is_measured_in_both_layouts(
         ("channels_last", True): {"aten": 400e-6, "triton": 100e-6},
     }
     monkeypatch.setitem(functions, "_time", lambda call, pass_: times[call.layout, call.geometry.groups == 4])
-    told = gconv.profile(Net().eval(), torch.randn(2, 3, 8, 8))
-    assert [c.in_channels_last.call.layout for c in told.convolutions] == ["channels_last"] * 4
-    assert told.total("aten") == pytest.approx(800e-6)
-    assert told.total_converted() == pytest.approx(70e-6 + 2 * 100e-6 + 70e-6)
-    assert told.network_with_gconv == pytest.approx(2e-3 - 800e-6 + 340e-6)
-    assert str(told).splitlines()[1:6] == [
+    result = gconv.profile(Net().eval(), torch.randn(2, 3, 8, 8))
+    assert [c.in_channels_last.call.layout for c in result.convolutions] == ["channels_last"] * 4
+    assert result.total("aten") == pytest.approx(800e-6)
+    assert result.total_converted() == pytest.approx(70e-6 + 2 * 100e-6 + 70e-6)
+    assert result.network_with_gconv == pytest.approx(2e-3 - 800e-6 + 340e-6)
+    assert str(result).splitlines()[1:6] == [
         "cl: in channels_last, as after gconv.convert",
         "layer        convolution                          auto    floor  aten  triton  aten cl  triton cl",
         "-----------  -----------------------------------  ------  -----  ----  ------  -------  ---------",
@@ -146,33 +146,33 @@ def test_profile_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Net().eval().to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     for wrapped in (model, torch.compile(model)):
-        told = gconv.profile(wrapped, x)
-        assert [c.call.name for c in told.convolutions] == ["stem", "body.0", "body.0", ""]
-        assert [c.call.layout for c in told.convolutions] == ["channels_last"] * 4
-        assert all(c.seconds["forward"]["aten"] > 0 and c.floor > 0 for c in told.convolutions)
-        assert told.network > 0 and told.network_with_gconv == told.network
+        result = gconv.profile(wrapped, x)
+        assert [c.call.name for c in result.convolutions] == ["stem", "body.0", "body.0", ""]
+        assert [c.call.layout for c in result.convolutions] == ["channels_last"] * 4
+        assert all(c.seconds["forward"]["aten"] > 0 and c.floor > 0 for c in result.convolutions)
+        assert result.network > 0 and result.network_with_gconv == result.network
         gconv.convert(model)
     with torch.autocast("cpu", torch.bfloat16):
-        told = gconv.profile(model, x)
-    assert {c.call.dtype for c in told.convolutions} == {torch.bfloat16}
-    assert "torch.bfloat16 on cpu" in str(told) and "gconv has no kernels for cpu" in str(told)
+        result = gconv.profile(model, x)
+    assert {c.call.dtype for c in result.convolutions} == {torch.bfloat16}
+    assert "torch.bfloat16 on cpu" in str(result) and "gconv has no kernels for cpu" in str(result)
 
 
 def test_what_cannot_be_measured_is_left_blank() -> None:
-    told = gconv.profile(Net().eval().double(), torch.randn(2, 3, 8, 8).double())
-    assert told.total("aten") is None and told.network_with_gconv is None and told.network > 0
-    assert "not timed one by one: torch.float64" in str(told)
+    result = gconv.profile(Net().eval().double(), torch.randn(2, 3, 8, 8).double())
+    assert result.total("aten") is None and result.network_with_gconv is None and result.network > 0
+    assert "not timed one by one: torch.float64" in str(result)
     with torch.device("meta"):
-        told = gconv.profile(Net().train(), torch.empty(2, 3, 8, 8))
-    assert told.network is None and told.total("floor") is None and len(told.convolutions) == 4
-    assert "2 x 8/4 x 8 x 8 -> 8, 3x3, stride 2" in str(told)
+        result = gconv.profile(Net().train(), torch.empty(2, 3, 8, 8))
+    assert result.network is None and result.total("floor") is None and len(result.convolutions) == 4
+    assert "2 x 8/4 x 8 x 8 -> 8, 3x3, stride 2" in str(result)
 
 
 def test_networks_without_anything_to_gain() -> None:
-    told = str(gconv.profile(nn.Linear(2, 2).eval(), torch.randn(1, 2)))
-    assert told.startswith("no call of F.conv2d or group_conv2d in a forward pass")
-    told = str(gconv.profile(nn.Conv2d(2, 2, 1).eval(), torch.randn(1, 2, 4, 4)))
-    assert told.endswith("none of them is grouped: there is nothing to gain")
+    result = str(gconv.profile(nn.Linear(2, 2).eval(), torch.randn(1, 2)))
+    assert result.startswith("no call of F.conv2d or group_conv2d in a forward pass")
+    result = str(gconv.profile(nn.Conv2d(2, 2, 1).eval(), torch.randn(1, 2, 4, 4)))
+    assert result.endswith("none of them is grouped: there is nothing to gain")
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
         gconv.profile(lambda x: x, torch.randn(1))
     with pytest.warns(DeprecationWarning):
@@ -205,8 +205,8 @@ class Guarded(nn.Module):
 
 
 def test_names_are_those_of_the_innermost_module_that_runs() -> None:
-    told = gconv.profile(Guarded().eval(), torch.randn(1, 2, 5, 5))
-    assert [c.call.name for c in told.convolutions] == ["inner", "inner", ""]
+    result = gconv.profile(Guarded().eval(), torch.randn(1, 2, 5, 5))
+    assert [c.call.name for c in result.convolutions] == ["inner", "inner", ""]
 
 
 def test_training_step_without_an_output_to_start_from() -> None:
@@ -221,8 +221,8 @@ def test_training_step_without_an_output_to_start_from() -> None:
     with pytest.raises(TypeError, match="in training mode the model must return a tensor with a gradient"):
         gconv.profile(Boxed().train(), torch.randn(1, 2, 4, 4))
     with torch.inference_mode():
-        told = gconv.profile(Boxed().train(), torch.randn(1, 2, 4, 4))
-    assert not told.training and told.convolutions[0].call.passes == ("forward",)
+        result = gconv.profile(Boxed().train(), torch.randn(1, 2, 4, 4))
+    assert not result.training and result.convolutions[0].call.passes == ("forward",)
 
 
 def test_frozen_networks_complex_outputs_and_replaced_buffers() -> None:
@@ -238,11 +238,11 @@ def test_frozen_networks_complex_outputs_and_replaced_buffers() -> None:
             return torch.fft.fft2(self.conv(x))
 
     model = Fancy().train()
-    told = gconv.profile(model, torch.randn(1, 2, 4, 4, requires_grad=True))
-    assert told.convolutions[0].call.passes == ("forward", "input_grad")
+    result = gconv.profile(model, torch.randn(1, 2, 4, 4, requires_grad=True))
+    assert result.convolutions[0].call.passes == ("forward", "input_grad")
     assert model.average == 0
-    told = gconv.profile(model, torch.randn(1, 2, 4, 4))
-    assert told.convolutions[0].call.passes == ("forward",)
+    result = gconv.profile(model, torch.randn(1, 2, 4, 4))
+    assert result.convolutions[0].call.passes == ("forward",)
 
 
 def test_lazy_networks_are_to_be_run_once_before() -> None:

@@ -63,12 +63,12 @@ def test_the_pause_before_a_graph_is_twice_as_long_as_the_longest_launch() -> No
 
 
 @pytest.mark.parametrize(
-    ("told", "clock"), [({"clock_rate": 1_980_000}, 1.98e9), ({}, 3.5e9), ({"clock_rate": 1}, 3.5e9)]
+    ("reported", "clock"), [({"clock_rate": 1_980_000}, 1.98e9), ({}, 3.5e9), ({"clock_rate": 1}, 3.5e9)]
 )
 def test_the_clock_of_a_pause_is_the_highest(
-    told: dict, clock: float, monkeypatch: pytest.MonkeyPatch
+    reported: dict, clock: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**told))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**reported))
     assert timing.highest_clock(torch.device("cuda")) == clock
 
 

@@ -1,4 +1,4 @@
-"""Stand-ins for the CUDA libraries of a torch that was installed without them, so that it imports on a CPU.
+"""Replace the CUDA libraries of a torch that was installed without them, so that it imports on a CPU.
 
 PyPI's wheels of torch are half a gigabyte and load 2 GB of CUDA libraries at import, none of which a machine
 without a GPU ever calls. Needs binutils and a C compiler, which Triton needs anyway.
@@ -17,7 +17,7 @@ NO_DEVICE = 100  # cudaErrorNoDevice; elsewhere just an error
 
 
 def stub_cuda(libraries: Path) -> list[str]:
-    """Write into ``libraries``, torch's own, each CUDA library that they need: every function fails.
+    """Write each CUDA library that torch needs into ``libraries``, its own; every function returns an error.
 
     Returns:
         The names of the libraries, none for a CPU build.
@@ -31,9 +31,9 @@ def stub_cuda(libraries: Path) -> list[str]:
 
 
 def _undefined(ours: list[Path], needed: set[str]) -> tuple[dict[str, set[str]], dict[str, str]]:
-    """The functions that each needed library must have, and the version that they are looked up under.
+    """Return the functions that each needed library must have, and the version they are looked up under.
 
-    Those of libraries without versions may stand in any library; they come into CUDA's runtime.
+    Functions without a version may be in any library; CUDA's runtime gets them.
     """
     listings = [_output("nm", "-D", "--defined-only", path).split() for path in ours]
     defined = {word.partition("@")[0] for listing in listings for word in listing}

@@ -1,4 +1,4 @@
-"""Geometries at the edges of tiles, and what kernels make of them in tiles that are given."""
+"""Geometries at the edges of tiles, and comparisons of kernels in given tiles with float64."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def layer(
     images: int = 2,
     **settings: Any,
 ) -> Case:
-    """3x3, padding 1; ``size`` is that of the images, ``inputs`` and ``outputs`` are channels of a group."""
+    """Return a 3x3 layer with padding 1; ``inputs`` and ``outputs`` are channels of a group."""
     weight = (groups * outputs, inputs, 3, 3)
     return Case("", (images, groups * inputs, *size), weight, {"padding": 1, "groups": groups, **settings})
 
 
 def strips(case: Case, transposed: bool = False, **changes: int) -> Tile:
-    """A tile for a pass of ``case``: strips of one column or pair, one pack, but for ``changes``."""
+    """Return a tile for a pass of ``case``: strips of one column or pair, one pack, but for ``changes``."""
     make = Correlation.input_grad if transposed else Correlation.forward
     c = make(geometry_of(case))
     kernel = "strips" if c.divisor == (1, 1) else "pairs"
@@ -72,13 +72,13 @@ def check_weight_grad(case: Case, tile: Tile, dtype: torch.dtype = HALF) -> None
 
 
 def seven_rows(images: int, stride: int, padding: int) -> Case:
-    """Images of 7 x 6 outputs, whatever the padding."""
+    """Return a layer with outputs of 7 x 6 pixels, whatever the padding."""
     height, width = (stride * outputs + 2 - 2 * padding for outputs in (7, 6))
     return layer((height, width), images=images, padding=padding, stride=stride)
 
 
 def rows_of(turns: int, count: int) -> int:
-    """The turns of a program where ``count`` programs share those of two groups of images."""
+    """Return the turns of a program if ``count`` programs share those of two groups of images."""
     return max(4, -(-2 * turns // count))
 
 

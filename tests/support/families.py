@@ -1,6 +1,6 @@
-"""Geometries for every kernel, and what the kernels make of them beside float64.
+"""Geometries for every kernel, and comparisons of the kernels' results with float64.
 
-Operands lie inside NaN, so that a read outside them shows.
+NaN surrounds the operands, so that a read outside them shows.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def geometry_of(case: Case) -> ConvGeometry:
 
 
 def inside_nan(tensor: Tensor, channels: int = 1) -> Tensor:
-    """The same numbers, channels_last, as a window of a larger tensor of NaN.
+    """Copy a tensor to a channels_last window of a larger tensor of NaN.
 
-    With a margin of one channel a window begins at an odd number, where no load can be wide.
+    With a margin of one channel the window begins at an odd number, where no load can be wide.
     """
     margins = (1, channels, 1, 1)
     sizes = [size + 2 * margin for size, margin in zip(tensor.shape, margins, strict=True)]
@@ -96,12 +96,12 @@ def inside_nan(tensor: Tensor, channels: int = 1) -> Tensor:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The same at a multiple of 16 bytes, as tensors of users are; so are its pixels, if eight divides C."""
+    """Copy a tensor inside NaN to a multiple of 16 bytes, like users' tensors; pixels too if 8 divides C."""
     return inside_nan(tensor, channels=8)
 
 
 def every_other(tensor: Tensor) -> Tensor:
-    """The same numbers with a NaN after each."""
+    """Return the same numbers, in memory with a NaN after each."""
     return torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)[..., 0]
 
 

@@ -1,8 +1,8 @@
-"""Triton's interpreter at three times its speed, for tests.
+"""Make Triton's interpreter three times as fast, for tests.
 
-It patches ``triton.language`` before each call of a function inside a kernel, though the patch of the first
-call holds until the launch ends. And it computes each sum and product of integers a second time, to see
-whether it overflows, which it tells in debug mode alone. Here it does neither.
+The interpreter patches ``triton.language`` before each call of a function inside a kernel, although the patch
+of the first call lasts until the launch ends. It also computes each sum and product of integers twice, to
+check for overflows, which it reports in debug mode only. Here it does neither.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 
-def hasten() -> None:
+def speed_up() -> None:
     """Change the interpreter for the rest of the process."""
     from triton.runtime import interpreter
 

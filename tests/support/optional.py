@@ -1,4 +1,4 @@
-"""Tests that need an optional package are skipped where it is not installed, and say which it is."""
+"""Skip tests that need an optional package which is not installed, and name the package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OptionalModule(pytest.Module):
 
 @contextmanager
 def skipping(what: str) -> Iterator[None]:
-    """Skip ``what`` if it fails to import a package of gconv's extras; any other failure goes on."""
+    """Skip ``what`` if it fails to import a package of gconv's extras; other failures are raised."""
     try:
         yield
     except (ModuleNotFoundError, pytest.Collector.CollectError) as error:
@@ -55,11 +55,11 @@ def package_of(module: str) -> str | None:
 
 
 def optional_packages() -> list[str]:
-    """Return what the extras in pyproject.toml name, as pip knows it."""
+    """Return the packages that the extras in pyproject.toml name, as pip names them."""
     extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]
     needs = (need for extra in extras.values() for need in extra)
     return [re.match(r"[\w-]+", need)[0] for need in needs if not need.startswith("gconv[")]
 
 
-# Found out before any test hides a module.
+# Determined before any test hides a module.
 MISSING = {name for name in optional_packages() if find_spec(IMPORTED_AS.get(name, name)) is None}

@@ -1,4 +1,4 @@
-"""What is right, and how far from it a result may be: float64 ``F.conv2d``, and a bound from the dtype."""
+"""Expected results, from float64 ``F.conv2d``, and tolerances, from dtype and reduction length."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Case:
     def tensors(
         self, dtype: torch.dtype = torch.float64, seed: int = 0
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Input, weight and bias with gradients, their values exact in ``dtype``."""
+        """Return input, weight and bias that require gradients; their values are exact in ``dtype``."""
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*size: int) -> Tensor:
@@ -47,7 +47,7 @@ PATHS = ("aten", "reference", "aten operators")
 
 
 def run(path: str, input: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
-    """``group_conv2d`` on one of ``PATHS``."""
+    """Call ``group_conv2d`` on one of ``PATHS``."""
     if path != "aten operators":
         return gconv.group_conv2d(input, weight, bias, **settings, backend=path)
     activation = settings.pop("activation", None)
@@ -62,7 +62,7 @@ def run(path: str, input: Tensor, weight: Tensor, bias: Tensor | None = None, **
 def expected(
     case: Case, tensors: tuple[Tensor | None, ...], grad: Tensor, relu: bool = False
 ) -> list[Tensor]:
-    """Output and gradients of ``F.conv2d`` in float64."""
+    """Return output and gradients of ``F.conv2d`` in float64."""
     wide = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
     output = F.conv2d(*wide, **case.settings)
     output = output.relu() if relu else output
@@ -70,7 +70,7 @@ def expected(
 
 
 def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """How far output and gradients may be from the truth, element by element, for data of deviation 1.
+    """Return the tolerance of each element of output and gradients, for data of deviation 1.
 
     The result is rounded once to ``dtype``: half an epsilon of its own size, one epsilon here. Before that it
     is a sum of ``length`` products of deviation 1, held in float32 or wider: each partial sum, of size

@@ -1,7 +1,7 @@
-"""torchvision and timm, whose networks the tests convert.
+"""Import torchvision and timm, whose networks the tests convert.
 
-``python tests/support/zoo.py SCRIPT ...`` runs a script that needs them, also where torchvision's
-operators don't load.
+``python tests/support/zoo.py SCRIPT ...`` runs a script that needs them, even if torchvision's operators
+don't load.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _operators: list[torch.library.Library] = []
 
 
 def load(name: str) -> ModuleType:
-    """Imports "timm" or "torchvision", or a module of theirs.
+    """Import "timm" or "torchvision", or a module of theirs.
 
-    torchvision's compiled operators don't load beside a CPU torch, and it declares meta kernels for them:
-    they are defined here, without kernels, where they are missing. No network of the tests calls one.
+    torchvision's compiled operators don't load with a CPU build of torch, but it declares meta kernels for
+    them. Define missing operators here, without kernels; no network in the tests calls one.
     """
     try:
         return importlib.import_module(name)

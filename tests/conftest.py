@@ -183,13 +183,15 @@ def full_float32() -> Iterator[None]:
 @pytest.fixture
 def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Let ``auto`` decide by rule, as if neither gconv nor the user had measured anything."""
+    import tables
+
     from gconv.kernels import choice
 
     monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setenv("GCONV_CACHE", str(tmp_path / "own"))
-    choice.forget()
+    tables.forget()
     yield
-    choice.forget()
+    tables.forget()
 
 
 @pytest.fixture

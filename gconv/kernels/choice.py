@@ -201,12 +201,6 @@ def type_name(dtype: torch.dtype, precision: str) -> str:
     return "tf32" if dtype == torch.float32 and precision == "tf32" else str(dtype).removeprefix("torch.")
 
 
-def forget() -> None:
-    """Read tables anew from here on, and decide anew; plans of launches that were made keep their tiles."""
-    for kept in (table, nearest, verdict, pays_for_a_call):
-        kept.cache_clear()
-
-
 @cache
 def table(device_name: str) -> dict[tuple, list[Entry]]:
     """All entries for a GPU by kind; the user's alone for a kind of which there are any."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tables
 import torch
 from marks import needs_gpu
 
@@ -18,7 +19,6 @@ from benchmarks.store import read_table
 from gconv import dispatch
 from gconv.commands import tune
 from gconv.geometry import PASSES, ConvGeometry
-from gconv.kernels import choice
 from gconv.measure import check, timing
 from gconv.measure.problem import LAYOUTS, Problem
 from gconv.measure.suites import Layer
@@ -51,7 +51,7 @@ def test_extra_memory_counts_what_is_not_returned() -> None:
 def test_tuned_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCONV_CACHE", str(tmp_path))
     assert tune.main(["--suite", "tiny", "--batch", "4", "--dtypes", "bfloat16"]) == 0
-    choice.forget()
+    tables.forget()
     x = torch.randn(4, 16, 6, 6, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     geometry = ConvGeometry.of(x.shape, (16, 4, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 4)
     decided = dispatch.decide_by_auto("forward", x.device, "channels_last", x.dtype, geometry)
@@ -60,7 +60,7 @@ def test_tuned_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     too_small = decided.backend == "triton" and decided.least < dispatch.HOST
     assert ("too small to gain" if too_small else "measured") in gconv.explain(layer, x).reason
     monkeypatch.undo()
-    choice.forget()
+    tables.forget()
 
 
 def note_layout(layouts: dict[str, str], name: str, module: torch.nn.Module, inputs: tuple) -> None:
@@ -132,8 +132,8 @@ def test_both_depthwise_kernels_are_right(pass_: str, runner: str) -> None:
 def measure(folder: Path, *command: str) -> list[dict[str, Any]]:
     """The rows that a command of the benchmarks writes, none of which may tell of a problem."""
     assert benchmarks.main([*command, "--out", str(folder)]) == 0
-    table = networks if command[0] == "networks" else layers
-    rows = read_table(folder / f"{table.__name__.rpartition('.')[2]}.jsonl", table.Row)
+    row = networks.NetworkRow if command[0] == "networks" else layers.LayerRow
+    rows = read_table(folder / ("networks.jsonl" if command[0] == "networks" else "layers.jsonl"), row)
     assert [row["problem"] for row in rows if row["problem"]] == []
     return rows
 

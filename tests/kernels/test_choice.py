@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tables
 import torch
 
 from gconv.geometry import ConvGeometry
@@ -26,9 +27,9 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path
     shipped, own = tmp_path / "shipped", tmp_path / "own"
     monkeypatch.setattr(choice, "SHIPPED", shipped)
     monkeypatch.setenv("GCONV_CACHE", str(own))
-    choice.forget()
+    tables.forget()
     yield shipped, own
-    choice.forget()
+    tables.forget()
 
 
 def entry(geometry: ConvGeometry, pixels: int, triton: float = 1.0, aten: float = 2.0) -> choice.Entry:

@@ -146,8 +146,8 @@ def _measure(
     for difference in differences:
         if not difference <= NETWORK_TOLERANCES["inference"]:
             return {"error": difference, "problem": f"wrong by {difference:.1e}, {mode} against eager"}
-    measured = {"peak_bytes": peak, "grouped_share": share, "error": float(f"{error:.2e}")}
-    return measured | _times(step, batch, device)
+    found = {"peak_bytes": peak, "grouped_share": share, "error": float(f"{error:.2e}")}
+    return found | _times(step, batch, device)
 
 
 def _times(step: Callable[[], object], batch: int, device: torch.device) -> dict[str, float]:

@@ -22,6 +22,7 @@ SHOWS = (
     "gconv:__version__",
     "gconv.measure.explain",
     "gconv.measure.terminal",
+    "gconv.text",
     "resnext.announcement",
     "resnext.checkpoint",
     "resnext.config:Option",

@@ -194,6 +194,7 @@ def _load(backend: str) -> Backend:
     return cast(Backend, import_module(IMPLEMENTATIONS[backend]))
 
 
+@cache
 def _kernels() -> ModuleType:
     """The module of the kernels, which also says whether they pay."""
     return import_module(IMPLEMENTATIONS["triton"])

@@ -274,7 +274,9 @@ def integer(name: str, number: Any, rule: str = "an int", value: Any = None) -> 
     Raises:
         TypeError: it is none.
     """
-    if type(number) is int or isinstance(number, torch.SymInt):
+    if type(number) is int:
+        return number
+    if isinstance(number, torch.SymInt):
         return cast(int, number)
     try:
         if not isinstance(number, bool):

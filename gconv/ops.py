@@ -65,11 +65,15 @@ class Operator:
     second: str = ""
     pass_: str = field(init=False)  # for which a backend is chosen
     sizes: tuple[str, ...] = field(init=False)  # what it is told after the tensors
+    count: int = field(init=False)  # of the tensors that come first
+    last: int | None = field(init=False)  # place of a tensor among the options, from the end
 
     def __post_init__(self) -> None:
         self.pass_ = self.name.removeprefix("norm_")
         places = {"input_size": self.input, "weight_size": self.weight}
         self.sizes = tuple(name for name, place in places.items() if place is None)
+        self.count = len(self.tensors)
+        self.last = -2 if self.options and self.options[-1].startswith("Tensor") else None
 
     @property
     def schema(self) -> str:
@@ -84,37 +88,37 @@ class Operator:
         An operator written in Python costs the host 25 us a call. Every tensor of every pass comes through
         here, so that no tensor reaches a kernel that is lazily conjugated, batched or wrapped.
         """
-        count = len(self.tensors)
-        tensors, geometry, options = arguments[:count], arguments[count], arguments[count + 1 :]
-        if ordinary(*tensors, *[o for o in options if isinstance(o, Tensor)]) and not profiler_enabled():
+        tensors = arguments[: self.count]
+        watched = tensors if self.last is None else (*tensors, arguments[self.last])
+        if ordinary(*watched) and not profiler_enabled():
             with below_autograd():
                 return self.run(*arguments)
+        geometry, options = arguments[self.count], arguments[self.count + 1 :]
         sizes = [getattr(geometry, name) for name in self.sizes]
         return getattr(torch.ops.gconv, self.name)(*tensors, *sizes, *geometry.settings, *options)
 
     def run(self, *arguments: Any) -> Any:
         """Run the pass on the backend that is chosen for it, in the layout that ``F.conv2d`` would give."""
-        *given, backend = arguments
-        geometry = given[len(self.tensors)]
-        module = dispatch.backend_for(self.pass_, backend, given[self.operand], geometry)
+        geometry, backend = arguments[self.count], arguments[-1]
+        module = dispatch.backend_for(self.pass_, backend, arguments[self.operand], geometry)
         with without_autocast():  # it has had its say; inside, it would narrow the float32 sums
-            results = getattr(module, self.name)(*given)
+            results = getattr(module, self.name)(*arguments[:-1])
         result, second = results if self.second else (results, None)
-        result = _arrange(result, _layout(given[self.like[0]], given[self.like[1]]))
+        result = _arrange(result, _layout(arguments[self.like[0]], arguments[self.like[1]]))
         if not self.second:
             return result
         return result, result.new_empty(0) if second is None else second  # operators return no None
 
     def fake(self, *arguments: Any) -> Any:
         """Return what ``run`` returns, without numbers."""
-        geometry, like = arguments[len(self.tensors)], arguments[self.like[0]]
+        geometry, like = arguments[self.count], arguments[self.like[0]]
         layout = _layout(like, arguments[self.like[1]])
         size = getattr(geometry, self.result)
         result = torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
         if not self.second:
             return result
         if self.second == "bias":
-            with_bias = arguments[len(self.tensors) + 1]
+            with_bias = arguments[self.count + 1]
             return result, like.new_empty(size[0] if with_bias else 0)
         sums = torch.empty(
             2, getattr(geometry, self.second)[1], dtype=wide_dtype(like.dtype), device=like.device
@@ -123,7 +127,7 @@ class Operator:
 
     def flops(self, *arguments: Any, out_shape: Any = None) -> int:
         """Count the FLOPs of a call, from the operator's arguments with shapes in place of tensors."""
-        return self.unpack(arguments, shape_of=lambda shape: shape)[len(self.tensors)].flops
+        return self.unpack(arguments, shape_of=lambda shape: shape)[self.count].flops
 
     def unpack(
         self, arguments: Sequence[Any], shape_of: Callable[[Any], Any] = lambda tensor: tensor.shape
@@ -134,9 +138,8 @@ class Operator:
             arguments: all of them, by position.
             shape_of: reads the shape of a tensor argument.
         """
-        count = len(self.tensors)
-        tensors, sizes = arguments[:count], list(arguments[count : count + len(self.sizes)])
-        rest = arguments[count + len(sizes) :]
+        after = self.count + len(self.sizes)
+        tensors, sizes, rest = arguments[: self.count], list(arguments[self.count : after]), arguments[after:]
         input_size = sizes.pop(0) if self.input is None else shape_of(tensors[self.input])
         weight_size = sizes.pop(0) if self.weight is None else shape_of(tensors[self.weight])
         return [*tensors, ConvGeometry.of(input_size, weight_size, *rest[:4]), *rest[4:]]

@@ -69,7 +69,7 @@ BatchNormBase: TypeAlias = nn.modules.batchnorm._BatchNorm  # of BatchNorm1d to 
 fx_assert: Callable[[bool, str], None] = _required(torch, "_assert")  # a node that fx graphs may call
 _required(nn.Conv2d, "_conv_forward")  # GroupConv2d overrides it
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_layer = nn.Conv2d(1, 1, 1)
+_layer = nn.Conv2d(1, 1, 1, device="meta")  # draws no random numbers, needs no device
 for _name in (*HOOKS, "_parameters", "_buffers", "_reversed_padding_repeated_twice"):
     _required(_layer, _name)
 _required(forward_ad, "_current_level")

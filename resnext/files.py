@@ -54,7 +54,7 @@ def replacing(path: Path, *, part: Path | None = None, previous: Path | None = N
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, as :func:`replacing` does."""
     with replacing(path) as part:
-        part.write_text(text, "utf-8")
+        part.write_text(text, "utf-8", newline="")  # line ends as they are, on Windows too
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

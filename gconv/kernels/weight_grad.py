@@ -84,6 +84,8 @@ def run_weight_grad(
     plan, splits, size = plan_weight_grad(geometry, OperandLayout.of(dy, x), fusion, tile)
     sums = torch.empty((splits, size), dtype=torch.float32, device=x.device)
     if plan.tile.depthwise:
+        if norm is not None:
+            raise ValueError("kernels of one channel a group have no batch norm inside")
         plan(dy, x, sums)
     else:
         plan(dy, x, sums, norm)

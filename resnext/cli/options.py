@@ -48,7 +48,7 @@ def number(
     kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf
 ) -> Callable[[str], int | float]:
     """Return a function for argparse that reads an integer or a finite number from ``least`` to ``most``."""
-    what = "an integer" if kind is int else "a finite number"
+    what, largest = ("an integer", 2**63) if kind is int else ("a finite number", math.inf)
     if most < math.inf:
         what += f" from {least:g} to {most:.0f}"
     elif kind is int and least == 1:
@@ -61,7 +61,7 @@ def number(
             value: int | float = kind(text)
         except ValueError:
             value = math.nan
-        if not (least <= value <= most and math.isfinite(value)):
+        if not (least <= value <= most and abs(value) < largest):
             raise argparse.ArgumentTypeError(f"must be {what}, got {text}")
         return value
 

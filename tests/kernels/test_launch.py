@@ -22,6 +22,7 @@ from gconv.kernels.batch_norm import normalise_kernel
 from gconv.kernels.forward import norm_forward
 from gconv.kernels.launch import Launch
 from gconv.kernels.tiles import Tile
+from gconv.kernels.weight_grad import norm_weight_grad
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[[str], str]
@@ -207,6 +208,8 @@ def test_depthwise_kernels_refuse_a_norm_that_they_would_leave_out() -> None:
     tile = Tile("depthwise-slide", 1, 4, 16, 16, warps=1)
     with pytest.raises(ValueError, match="one channel a group have no batch norm"):
         norm_forward(x, norm, weight, None, geometry, tile=tile)
+    with pytest.raises(ValueError, match="one channel a group have no batch norm"):
+        norm_weight_grad(x, x, norm, geometry, False, tile=tile)
 
 
 def test_kernels_read_every_argument() -> None:

@@ -70,12 +70,15 @@ def test_resnext_takes_only_the_public_names_of_gconv() -> None:
 
 
 def test_gconv_and_the_model_need_torch_alone() -> None:
-    """Neither Triton nor anything of the ``train`` extra."""
+    """Not Triton, and no package of the ``train`` extra. Importing them draws no random number."""
     code = """
 import sys
 for name in ("triton", "rich", "matplotlib", "mlxtend", "sklearn", "PIL"):
     sys.modules[name] = None
-import torch, gconv, resnext, resnext.forms, resnext.complexity
+import torch
+state = torch.get_rng_state()
+import gconv, resnext, resnext.forms, resnext.complexity
+assert torch.get_rng_state().equal(state)
 layer = gconv.GroupConv2d(8, 8, 3, groups=4)
 print(layer(torch.randn(1, 8, 5, 5)).shape)
 """

@@ -83,6 +83,7 @@ def test_only_what_is_on_the_command_line_is_given() -> None:
     ("words", "line"),
     [
         ("train --epochs 0", "--epochs must be a positive integer, got 0; see `resnext train --help`"),
+        (f"train --epochs 1{400 * '0'}", "--epochs must be a positive integer, got 1000"),
         ("train --epochs x", "--epochs must be a positive integer, got x; see"),
         ("train --epochs 1.5", "--epochs must be a positive integer, got 1.5; see"),
         ("train --batch-size 1", "--batch-size must be an integer of at least 2, got 1; see"),

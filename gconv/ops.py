@@ -156,12 +156,15 @@ class Operator:
         return self.run(*self.unpack(arguments)[:-1], "aten")
 
 
-def ordinary(first: Tensor, *others: Tensor | None) -> bool:
-    """Whether tensors hold numbers for a kernel to read: no tracer, mode, transform or subclass is about."""
+def ordinary(*tensors: Any) -> bool:
+    """Whether tensors hold numbers for a kernel to read: no tracer, mode, transform or subclass is about.
+
+    Each is a tensor or None, the first one a tensor.
+    """
     if torch.compiler.is_compiling() or dispatch_modes() or transforms_active():
         return False
-    keys = _ordinary_keys(first.device)
-    for tensor in (first, *others):  # all() of a generator takes half a microsecond more
+    keys = _ordinary_keys(tensors[0].device)
+    for tensor in tensors:  # all() of a generator takes half a microsecond more
         if tensor is not None and not (type(tensor) in _PLAIN and dispatch_keys(tensor) in keys):
             return False
     return True

@@ -45,7 +45,7 @@ class Operator:
     Args:
         name: of the operator, and of the function in :class:`gconv.backends.Backend`.
         tensors: as the schema declares them.
-        input, weight: which of the tensors have the sizes of x and w; None if the operator is told the size.
+        input, weight: which of the tensors have the sizes of x and w; None if the size is an argument.
         operand: which tensor's device and layout decide who runs the pass.
         like: the two tensors that decide the layout of the result.
         result: which size of a geometry the result has.
@@ -64,7 +64,7 @@ class Operator:
     options: tuple[str, ...] = ()
     second: str = ""
     pass_: str = field(init=False)  # for which a backend is chosen
-    sizes: tuple[str, ...] = field(init=False)  # what it is told after the tensors
+    sizes: tuple[str, ...] = field(init=False)  # arguments of the schema that follow the tensors
     count: int = field(init=False)  # of the tensors that come first
     last: int | None = field(init=False)  # place of a tensor among the options, from the end
 
@@ -86,7 +86,7 @@ class Operator:
         """Run the pass, through its operator only if something is watching operators.
 
         An operator written in Python costs the host 25 us a call. Every tensor of every pass comes through
-        here, so that no tensor reaches a kernel that is lazily conjugated, batched or wrapped.
+        here, so no tensor that is lazily conjugated, batched or wrapped reaches a kernel.
         """
         tensors = arguments[: self.count]
         watched = tensors if self.last is None else (*tensors, arguments[self.last])
@@ -101,7 +101,7 @@ class Operator:
         """Run the pass on the backend that is chosen for it, in the layout that ``F.conv2d`` would give."""
         geometry, backend = arguments[self.count], arguments[-1]
         module = dispatch.backend_for(self.pass_, backend, arguments[self.operand], geometry)
-        with without_autocast():  # it has had its say; inside, it would narrow the float32 sums
+        with without_autocast():  # it has cast the operands already; here it would narrow the float32 sums
             results = getattr(module, self.name)(*arguments[:-1])
         result, second = results if self.second else (results, None)
         result = _arrange(result, _layout(arguments[self.like[0]], arguments[self.like[1]]))
@@ -152,14 +152,15 @@ class Operator:
         register_flop_formula(getattr(torch.ops.gconv, self.name))(self.flops)
 
     def on_aten(self, *arguments: Any) -> Any:
-        """Run the operator's arguments on PyTorch's own convolution, whatever their backend."""
+        """Run the operator on PyTorch's own convolution, whatever its backend argument says."""
         return self.run(*self.unpack(arguments)[:-1], "aten")
 
 
 def ordinary(*tensors: Any) -> bool:
-    """Whether tensors hold numbers for a kernel to read: no tracer, mode, transform or subclass is about.
+    """Whether a kernel can read the tensors' numbers: no tracer, mode, transform or subclass is involved.
 
-    Each is a tensor or None, the first one a tensor.
+    Args:
+        tensors: a tensor, then tensors or None.
     """
     if torch.compiler.is_compiling() or dispatch_modes() or transforms_active():
         return False

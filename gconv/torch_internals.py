@@ -99,7 +99,7 @@ def apply_function(function: type[Function], *args: Any) -> Any:
     """Call ``function.apply(*args)`` without its look at the signature of ``forward``, which takes 25 us."""
     if transforms_active() or _unwrap_dead_wrappers is None:
         return function.apply(*args)
-    return super(Function, function).apply(*_unwrap_dead_wrappers(args))  # type: ignore[misc]  # of C++
+    return super(Function, function).apply(*_unwrap_dead_wrappers(args))  # type: ignore[misc]  # defined in C++
 
 
 def zeros_around(layer: nn.Conv2d) -> list[int]:

@@ -52,5 +52,5 @@ def precision_of(dtype: torch.dtype) -> str:
     """Return how ``F.conv2d`` would multiply tensors of a type on a GPU now: "tf32", or "ieee" in full."""
     if dtype != torch.float32 or torch.version.hip is not None:  # first: the setting takes 1 us to read
         return "ieee"
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # an attribute of a module that is a class
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # the stubs lack cudnn.conv
     return "tf32" if conv.fp32_precision == "tf32" else "ieee"

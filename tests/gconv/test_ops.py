@@ -11,6 +11,9 @@ from oracle import Case, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from gconv import dispatch, ops
+from gconv.geometry import ConvGeometry
+
 CASES = [
     Case("3x3", (2, 4, 5, 6), (4, 2, 3, 3), {"padding": 1, "groups": 2}),
     Case("stride 2, dilated", (2, 4, 7, 6), (6, 2, 3, 2), {"stride": 2, "dilation": (1, 2), "groups": 2}),
@@ -135,3 +138,33 @@ def test_tensors_that_do_not_simply_hold_their_numbers_go_through_operators(
         if kind != "meta":
             torch.testing.assert_close(*(t.as_subclass(torch.Tensor) for t in (y, F.conv2d(x, w, groups=2))))
     assert y.shape == (2, 4, 3, 4)
+
+
+@pytest.mark.parametrize("operator", ops.OPERATORS, ids=lambda operator: operator.name)
+def test_x_or_its_gradient_decides_who_runs_a_pass(
+    operator: ops.Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight gradient runs where the forward pass ran, whatever the layout of dy."""
+    x, weight, norm = torch.randn(1, 4, 3, 3), torch.randn(4, 2, 1, 1), torch.ones(3, 4)
+    tensors = {
+        "input": x,
+        "weight": weight,
+        "bias": None,
+        "grad_output": torch.randn(1, 4, 3, 3),
+        "norm": norm,
+    }
+    geometry = ConvGeometry.of(x.shape, weight.shape, (1, 1), (0, 0, 0, 0), (1, 1), 2)
+    options = {"activation": None, "residual": None, "with_bias": False}
+    asked: list[tuple[str, torch.Tensor]] = []
+    choose = dispatch.backend_for
+
+    def noting(pass_: str, name: str, operand: torch.Tensor, geometry: ConvGeometry) -> Any:
+        asked.append((pass_, operand))
+        return choose(pass_, name, operand, geometry)
+
+    monkeypatch.setattr(dispatch, "backend_for", noting)
+    given = [tensors[declared.split()[-1]] for declared in operator.tensors]
+    operator(*given, geometry, *[options[o.split()[-1]] for o in operator.options], "reference")
+    ((pass_, operand),) = asked
+    assert pass_ == operator.name.removeprefix("norm_")
+    assert operand is tensors["grad_output" if pass_ == "input_grad" else "input"]

@@ -229,6 +229,17 @@ def test_operators(run: Callable[..., Any], backend: str, operator: str, name: s
     )
 
 
+@interpreted
+def test_a_lazily_negated_residual_in_the_layout_of_the_kernels() -> None:
+    """Nothing copies it on the way, so only the operator can resolve it."""
+    x, w, residual = torch.randn(1, 8, 4, 4), torch.randn(8, 4, 3, 3), torch.randn(1, 8, 4, 4)
+    residual = residual.contiguous(memory_format=torch.channels_last)
+    settings = {"padding": 1, "groups": 2}
+    expected = F.conv2d(x.double(), w.double(), **settings) + residual.double()
+    y = gconv.group_conv2d(x, w, residual=torch._neg_view(-residual), backend="triton", **settings)
+    torch.testing.assert_close(y.double(), expected, atol=1e-4, rtol=1e-4)
+
+
 PLACES = ["input", "grad_output", "1.weight", "1.bias"]
 PLACES += [f"{i}.{name}" for i in (0, 2) for name in ("weight", "bias", "running_mean", "running_var")]
 

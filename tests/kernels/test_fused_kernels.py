@@ -11,6 +11,7 @@ from oracle import Case, bounds, expected
 
 from gconv import batch_norm, kernels
 from gconv.activation import ACTIVATIONS
+from gconv.geometry import ConvGeometry
 from gconv.kernels import batch_norm as norm_kernels
 from gconv.kernels import launch
 from gconv.kernels.device import Device
@@ -156,3 +157,14 @@ def test_activations_keep_nan_and_infinity(activation: str) -> None:
     case = Case("", (1, 16, 1, 4), (16, 1, 1, 1), {"groups": 16})
     y = kernels.forward(x, torch.ones(16, 1, 1, 1), None, geometry_of(case), activation)
     torch.testing.assert_close(y, ACTIVATIONS[activation](x), equal_nan=True)
+
+
+def test_no_images_leave_statistics_of_zero() -> None:
+    """There are no parts to merge, so nothing is read that no program wrote."""
+    x, weight, norm = torch.empty(0, 8, 4, 4), torch.ones(8, 4, 3, 3), torch.ones(3, 8)
+    geometry = ConvGeometry.of(x.shape, weight.shape, (1, 1), (1, 1, 1, 1), (1, 1), 2)
+    y, moments = kernels.norm_forward(x, norm, weight, None, geometry)
+    grad, sums = kernels.norm_input_grad(y, weight, x, norm, geometry)
+    assert y.shape == grad.shape == (0, 8, 4, 4)
+    assert moments.dtype == sums.dtype == torch.float32
+    assert torch.equal(moments, torch.zeros(2, 8)) and torch.equal(sums, torch.zeros(2, 8))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import gconv
 from gconv import dispatch
+from gconv.kinds import conv2d_call, layout_of
 from gconv.measure.problem import LAYOUTS, Operands, Problem
 
 Run = Callable[[Operands], Tensor]
@@ -26,7 +27,7 @@ def _auto(problem: Problem) -> Run:
     def gradient(operands: Operands) -> Tensor:
         layout = operands.x.stride()
         if layout not in alone:  # decided in the forward pass
-            alone[layout] = dispatch.aten_alone("auto", operands.x, problem.dtype, g)
+            alone[layout] = dispatch.aten_alone("auto", operands.x, problem.dtype, conv2d_call(g))
         return problem.run_pytorch(operands) if alone[layout] else problem.run(operands)
 
     return forward if problem.pass_ == "forward" else gradient
@@ -143,8 +144,8 @@ def who_runs(contender: Contender, problem: Problem, operands: Operands) -> str:
     first = operands.x if problem.pass_ == "forward" else operands.dy
     backend = contender.runner
     if backend == "auto":
-        x = operands.x
-        decided = dispatch.explain_call("auto", x.device, dispatch.layout_of(x), problem.dtype, geometry)
+        x, call = operands.x, conv2d_call(geometry)
+        decided = dispatch.explain_call("auto", x.device, layout_of(x), problem.dtype, call)
         backend = decided[problem.pass_].backend
     if backend != "triton":
         return backend

@@ -36,10 +36,18 @@ def forward(
     return finish(output, residual, activation)
 
 
-def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """dx (N, C, H, W) from grad_output (N, K, P, Q) and weight (K, C / groups, R, S).
+def input_grad(
+    grad_output: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(dx + bias + residual), (N, C, H, W).
 
-    Written as the transposed convolution: unlike ``convolution_backward`` it needs no tensor of x's size.
+    dx comes from grad_output (N, K, P, Q) and weight (K, C / groups, R, S). It is computed as a transposed
+    convolution: unlike ``convolution_backward`` that needs no tensor of x's size.
     """
     _, _, h, w = geometry.input_size
     padding, extra = _split_padding(geometry)
@@ -52,14 +60,14 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> T
     grad = F.conv_transpose2d(
         grad_output,
         weight,
-        None,
+        bias,
         geometry.stride,
         padding,
         beyond_last_tap,
         geometry.groups,
         geometry.dilation,
     )
-    return grad[:, :, extra.top : extra.top + h, extra.left : extra.left + w]
+    return finish(grad[:, :, extra.top : extra.top + h, extra.left : extra.left + w], residual, activation)
 
 
 def weight_grad(

@@ -6,8 +6,9 @@ The convolution is linear in x and in w, so the derivatives of each pass are the
     dx = input_grad(dy, w)   d(dy) = conv(ddx, w)           dw     = weight_grad(dy, ddx)
     dw = weight_grad(dy, x)  d(dy) = conv(x, ddw) + ddb     dx     = input_grad(dy, ddw)
 
-:func:`group_conv`, :func:`input_grad` and :func:`weight_grad` are the differentiable forms of the operators:
-the rest of the package calls them, and the gradients are built from them.
+A transposed convolution is y = input_grad(x, w) + b. :func:`group_conv` and :func:`weight_grad` are the
+differentiable forms of the operators: the rest of the package calls them, and the gradients are built from
+them.
 """
 
 from __future__ import annotations
@@ -40,31 +41,46 @@ def group_conv(
     geometry: ConvGeometry,
     activation: str | None,
     backend: str,
+    transposed: bool = False,
 ) -> Tensor:
-    """y (N, K, P, Q) = activation(conv(input, weight) + bias)."""
+    """Return activation(conv(input, weight) + bias), or of the transposed convolution, the input gradient.
+
+    Args:
+        input: (N, C, H, W); transposed (N, K, P, Q).
+        weight: (K, C / groups, R, S).
+        bias: (K,), transposed (C,), or None.
+        geometry: of the convolution that is not transposed.
+        activation: None or "relu".
+        backend: as in :func:`gconv.group_conv2d`.
+        transposed: Defaults to False.
+
+    Returns:
+        (N, K, P, Q); transposed (N, C, H, W).
+    """
     if _in_eager_autograd():
-        return apply_function(GroupConv2dFunction, input, weight, bias, geometry, activation, backend)
-    return ops.forward(input, weight, bias, geometry, activation, None, backend)
+        arguments = (input, weight, bias, geometry, activation, backend, transposed)
+        return apply_function(GroupConvFunction, *arguments)
+    return _correlation(transposed)(input, weight, bias, geometry, activation, None, backend)
 
 
-def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
-    """dx (N, C, H, W) from grad_output (N, K, P, Q) and weight (K, C / groups, R, S)."""
-    if _in_eager_autograd():
-        return apply_function(InputGradFunction, grad_output, weight, geometry, backend)
-    return ops.input_grad(grad_output, weight, geometry, backend)
+def _correlation(transposed: bool) -> ops.Operator:
+    return ops.input_grad if transposed else ops.forward
 
 
 def weight_grad(
     grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """dw (K, C / groups, R, S) and dbias (K,), empty if not asked, from grad_output and input."""
+    """Return dw (K, C / groups, R, S) and dbias (K,), empty if not asked for, from grad_output and input."""
     if _in_eager_autograd():
         return apply_function(WeightGradFunction, grad_output, input, geometry, with_bias, backend)
     return ops.weight_grad(grad_output, input, geometry, with_bias, backend)
 
 
-class GroupConv2dFunction(Function):
-    """The forward pass; saves input and weight, and the output where ReLU's gradient needs it."""
+class GroupConvFunction(Function):
+    """The forward pass or the input gradient, each of which is the adjoint of the other in its input.
+
+    Saves input and weight, and the output if ReLU's gradient needs it.
+    """
 
     generate_vmap_rule = True
 
@@ -76,13 +92,14 @@ class GroupConv2dFunction(Function):
         geometry: ConvGeometry,
         activation: str | None,
         backend: str,
+        transposed: bool,
     ) -> Tensor:
         with below_autograd():
-            return ops.forward(input, weight, bias, geometry, activation, None, backend)
+            return _correlation(transposed)(input, weight, bias, geometry, activation, None, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        input, weight, _, ctx.geometry, activation, ctx.backend = inputs
+        input, weight, _, ctx.geometry, activation, ctx.backend, ctx.transposed = inputs
         saved = (input, weight, output if activation == "relu" else None)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
@@ -91,15 +108,20 @@ class GroupConv2dFunction(Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
         input_needed, weight_needed, bias_needed = ctx.needs_input_grad[:3]
+        settings = (ctx.geometry, None, ctx.backend)
         grad_output = _through_relu(grad_output, output)
         grad_input = grad_weight = grad_bias = None
         if input_needed:
-            grad_input = input_grad(grad_output, weight, ctx.geometry, ctx.backend)
-        if weight_needed:
+            grad_input = group_conv(grad_output, weight, None, *settings, not ctx.transposed)
+        if weight_needed and ctx.transposed:
+            grad_weight, _ = weight_grad(input, grad_output, ctx.geometry, False, ctx.backend)
+        elif weight_needed:
             grad_weight, grad_bias = weight_grad(grad_output, input, ctx.geometry, bias_needed, ctx.backend)
-        elif bias_needed:
+        if not bias_needed:
+            grad_bias = None
+        elif grad_bias is None:
             grad_bias = grad_output.sum((0, 2, 3))
-        return grad_input, grad_weight, grad_bias if bias_needed else None, None, None, None
+        return grad_input, grad_weight, grad_bias, None, None, None, None
 
     @staticmethod
     def jvp(
@@ -107,53 +129,16 @@ class GroupConv2dFunction(Function):
     ) -> Tensor | None:
         _refuse_nested_forward_mode()
         input, weight, output = ctx.saved_tensors
+        settings = (ctx.geometry, None, ctx.backend, ctx.transposed)
         tangent = None
         if input_t is not None:
-            tangent = group_conv(input_t, weight, None, ctx.geometry, None, ctx.backend)
+            tangent = group_conv(input_t, weight, None, *settings)
         if weight_t is not None:
-            tangent = _sum(tangent, group_conv(input, weight_t, None, ctx.geometry, None, ctx.backend))
+            tangent = _sum(tangent, group_conv(input, weight_t, None, *settings))
         if bias_t is not None:
-            tangent = _sum(tangent, bias_t.view(-1, 1, 1).expand(ctx.geometry.output_size))
+            size = ctx.geometry.input_size if ctx.transposed else ctx.geometry.output_size
+            tangent = _sum(tangent, bias_t.view(-1, 1, 1).expand(size))
         return None if tangent is None else _through_relu(tangent, output)
-
-
-class InputGradFunction(Function):
-    """The input gradient: the adjoint of the convolution in x."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry, backend: str) -> Tensor:
-        with below_autograd():
-            return ops.input_grad(grad_output, weight, geometry, backend)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        grad_output, weight, ctx.geometry, ctx.backend = inputs
-        ctx.save_for_backward(grad_output, weight)
-        ctx.save_for_forward(grad_output, weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad_input: Tensor) -> tuple[Tensor | None, ...]:
-        grad_output, weight = ctx.saved_tensors
-        output_needed, weight_needed = ctx.needs_input_grad[:2]
-        grad_grad = grad_weight = None
-        if output_needed:
-            grad_grad = group_conv(grad_input, weight, None, ctx.geometry, None, ctx.backend)
-        if weight_needed:
-            grad_weight, _ = weight_grad(grad_output, grad_input, ctx.geometry, False, ctx.backend)
-        return grad_grad, grad_weight, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, grad_t: Tensor | None, weight_t: Tensor | None, *_: None) -> Tensor | None:
-        _refuse_nested_forward_mode()
-        grad_output, weight = ctx.saved_tensors
-        tangent = None
-        if grad_t is not None:
-            tangent = input_grad(grad_t, weight, ctx.geometry, ctx.backend)
-        if weight_t is not None:
-            tangent = _sum(tangent, input_grad(grad_output, weight_t, ctx.geometry, ctx.backend))
-        return tangent
 
 
 class WeightGradFunction(Function):
@@ -183,7 +168,7 @@ class WeightGradFunction(Function):
             bias = grad_bias if ctx.with_bias else None
             grad_grad = group_conv(input, grad_weight, bias, ctx.geometry, None, ctx.backend)
         if input_needed:
-            grad_input = input_grad(grad_output, grad_weight, ctx.geometry, ctx.backend)
+            grad_input = group_conv(grad_output, grad_weight, None, ctx.geometry, None, ctx.backend, True)
         return grad_grad, grad_input, None, None, None
 
     @staticmethod
@@ -234,7 +219,8 @@ def _sum(first: Tensor | None, second: Tensor) -> Tensor:
     return second if first is None else first + second
 
 
-def _differentiable_forward(
+def _differentiable_convolution(
+    transposed: bool,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -244,11 +230,12 @@ def _differentiable_forward(
     backend: str,
 ) -> Tensor:
     if residual is None and activation in DIFFERENTIABLE:
-        return apply_function(GroupConv2dFunction, input, weight, bias, geometry, activation, backend)
+        arguments = (input, weight, bias, geometry, activation, backend, transposed)
+        return apply_function(GroupConvFunction, *arguments)
     if gradient_possible(input, weight, bias, residual):
         raise RuntimeError("a residual or activation inside the kernel has no gradient: it is for inference")
     with below_autograd():
-        return ops.forward(input, weight, bias, geometry, activation, residual, backend)
+        return _correlation(transposed)(input, weight, bias, geometry, activation, residual, backend)
 
 
 def _make_differentiable(operator: ops.Operator, with_gradient: Callable[..., Any]) -> None:
@@ -271,8 +258,8 @@ def _make_differentiable(operator: ops.Operator, with_gradient: Callable[..., An
     ops.library.impl(operator.name, autograd_kernel, "Autograd")
 
 
-_make_differentiable(ops.forward, _differentiable_forward)
-_make_differentiable(ops.input_grad, partial(apply_function, InputGradFunction))
+_make_differentiable(ops.forward, partial(_differentiable_convolution, False))
+_make_differentiable(ops.input_grad, partial(_differentiable_convolution, True))
 _make_differentiable(ops.weight_grad, partial(apply_function, WeightGradFunction))
 
 

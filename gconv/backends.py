@@ -31,8 +31,19 @@ class Backend(Protocol):
     ) -> Tensor:
         """Return y = activation(conv(x) + bias + residual)."""
 
-    def input_grad(self, grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-        """Return dx from dy and w."""
+    def input_grad(
+        self,
+        grad_output: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: ConvGeometry,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return activation(dx + bias + residual), with dx from dy and w.
+
+        A transposed convolution is this pass with a bias (C,); as a gradient it has none.
+        """
 
     def weight_grad(
         self, grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool

@@ -109,7 +109,7 @@ def norm_input_grad(
     geometry: ConvGeometry,
 ) -> tuple[Tensor, Tensor]:
     """:meth:`gconv.backends.Backend.norm_input_grad` by a backend's ``input_grad``."""
-    grad = through_relu(input_grad(grad_output, weight, geometry), input, norm)
+    grad = through_relu(input_grad(grad_output, weight, None, geometry), input, norm)
     return grad, grad_sums(grad, input, norm)
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from gconv.backends import Backend
-from gconv.geometry import PASSES, ConvGeometry
+from gconv.geometry import ConvGeometry
+from gconv.kinds import Call, layout_of
 
 IMPLEMENTATIONS = {"triton": "gconv.kernels", "aten": "gconv.aten", "reference": "gconv.reference"}
 BACKENDS = ("auto", *IMPLEMENTATIONS)
@@ -96,16 +97,16 @@ class Decision(NamedTuple):
     least: float = 0.0
 
 
-def aten_alone(name: str, input: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> bool:
-    """Whether all passes of a call run on "aten", so that ``F.conv2d`` itself can take it.
+def aten_alone(name: str, input: Tensor, dtype: torch.dtype, call: Call) -> bool:
+    """Whether all passes of a call run on "aten", so that PyTorch's own function can take it.
 
     Raises:
         RuntimeError: "triton" was asked for and cannot run.
     """
     if name == "auto":
-        return not (input.is_cuda and _kernels_could_pay(input, dtype, geometry))
+        return not (input.is_cuda and _kernels_could_pay(input, dtype, call))
     if name == "triton" and not torch.compiler.is_compiling():
-        _require_triton(input.device, dtype, geometry)  # else when the compiled graph runs
+        _require_triton(input.device, dtype, call.geometry)  # else when the compiled graph runs
     return name == "aten"
 
 
@@ -126,10 +127,10 @@ def explain_call(
     device: torch.device,
     layout: str,
     dtype: torch.dtype,
-    geometry: ConvGeometry,
-    passes: Sequence[str] = PASSES,
+    call: Call,
+    passes: Sequence[str] | None = None,
 ) -> dict[str, Decision]:
-    """Decide who runs each of the ``passes`` that an eager call will need.
+    """Decide who runs each pass that an eager call will need.
 
     By "auto" the kernels run none of them unless one of those that they would run takes the device at least
     ``HOST``. In a compiled graph, which holds the call already, each pass goes by :func:`backend_for` alone.
@@ -139,16 +140,23 @@ def explain_call(
         device: where the tensors are.
         layout: theirs, "channels_last" or "contiguous".
         dtype: what the passes run in.
-        geometry: the sizes.
-        passes: of ``PASSES``.
+        call: the call.
+        passes: passes of its geometry. Defaults to None, those that it may need now.
+
+    Returns:
+        The decision for each pass of the geometry.
 
     Raises:
         RuntimeError: "triton" was asked for and cannot run.
     """
+    passes = call.passes if passes is None else passes
+    geometry = call.geometry
     if name == "triton":
         _require_triton(device, dtype, geometry)
     if name != "auto":
         return dict.fromkeys(passes, Decision(name, "asked for"))
+    if problem := _why_not_folded(call, layout):
+        return dict.fromkeys(passes, Decision("aten", problem))
     found = {pass_: decide_by_auto(pass_, device, layout, dtype, geometry) for pass_ in passes}
     taken = [decision.least for decision in found.values() if decision.backend == "triton"]
     if not taken or max(taken) >= HOST:
@@ -163,9 +171,13 @@ def explain_call(
     }
 
 
-def passes_needed() -> tuple[str, ...]:
-    """The passes that a call may need: gradients, too, where they are on."""
-    return PASSES if torch.is_grad_enabled() else PASSES[:1]
+def _why_not_folded(call: Call, layout: str) -> str | None:
+    """Why "auto" leaves a 3-d convolution to PyTorch; None if its slices are images without a copy."""
+    if call.depth is None or (call.depth.folds and layout == "channels_last"):
+        return None
+    if call.depth.folds:
+        return "a contiguous input would be copied: gconv's kernels take 3-d ones in channels_last_3d"
+    return "a kernel or padding in depth would copy the input: PyTorch's own 3-d convolution runs"
 
 
 def backend_for(pass_: str, name: str, operand: Tensor, geometry: ConvGeometry) -> Backend:
@@ -200,19 +212,21 @@ def _kernels() -> ModuleType:
     return import_module(IMPLEMENTATIONS["triton"])
 
 
-def _kernels_could_pay(input: Tensor, dtype: torch.dtype, geometry: ConvGeometry) -> bool:
+def _kernels_could_pay(input: Tensor, dtype: torch.dtype, call: Call) -> bool:
     """Whether :func:`explain_call` takes "triton" for some pass that may follow, without its words.
 
     While Dynamo traces, which has no numbers to look up, only whether it might.
     """
-    if geometry.groups == 1:
+    geometry = call.geometry
+    layout = layout_of(input, call.kind.dims)
+    if geometry.groups == 1 or _why_not_folded(call, layout):
         return False
     if torch.compiler.is_compiling():
-        return TRITON_INSTALLED and dtype in TRITON_DTYPES and layout_of(input) == "channels_last"
+        return TRITON_INSTALLED and dtype in TRITON_DTYPES and layout == "channels_last"
     device = input.device
     if why_not_triton(device, dtype, geometry):
         return False
-    return _kernels().pays_for_a_call(passes_needed(), geometry, dtype, layout_of(input), device, HOST)
+    return _kernels().pays_for_a_call(call.passes, geometry, dtype, layout, device, HOST)
 
 
 def this_device() -> torch.device:
@@ -220,11 +234,6 @@ def this_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
-
-
-def layout_of(tensor: Tensor) -> str:
-    """Return "channels_last" where the channels lie side by side in memory, else "contiguous"."""
-    return "channels_last" if tensor.stride(-3) == 1 else "contiguous"
 
 
 def _require_triton(device: torch.device, dtype: torch.dtype, geometry: ConvGeometry) -> None:

@@ -34,12 +34,19 @@ def output_length(length: int, kernel: int, stride: int, padding: int, dilation:
     return (length + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def steps_in_words(stride: tuple[int, int], dilation: tuple[int, int]) -> list[str]:
-    """Such as ["stride 2", "dilation (2, 1)"]; what is 1 is not said."""
-    pairs = {"stride": stride, "dilation": dilation}
+def steps_in_words(stride: tuple[int, ...], dilation: tuple[int, ...]) -> list[str]:
+    """Such as ["stride 2", "dilation (2, 1)"]; steps of 1 are left out."""
+    steps = {"stride": stride, "dilation": dilation}
     return [
-        f"{name} {pair[0] if pair[0] == pair[1] else pair}" for name, pair in pairs.items() if pair != (1, 1)
+        f"{name} {step[0] if len(set(step)) == 1 else step}"
+        for name, step in steps.items()
+        if set(step) != {1}
     ]
+
+
+def kernel_in_words(size: Sequence[int]) -> str:
+    """Such as "3x3", or "kernel 31" along one dimension."""
+    return f"kernel {size[0]}" if len(size) == 1 else "x".join(map(str, size))
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ class ConvGeometry:
         k, _, r, s = self.weight_size
         groups = f"/{self.groups}" if self.groups > 1 else ""
         steps = steps_in_words(self.stride, self.dilation)
-        return ", ".join([f"{n} x {c}{groups} x {h} x {w} -> {k}", f"{r}x{s}", *steps])
+        return ", ".join([f"{n} x {c}{groups} x {h} x {w} -> {k}", kernel_in_words((r, s)), *steps])
 
     def compulsory_bytes(self, itemsize: int) -> int:
         """Bytes that a pass cannot avoid moving, with elements of ``itemsize`` bytes: x, w and y once each.

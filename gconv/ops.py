@@ -219,8 +219,15 @@ forward = Operator(
     result="output_size",
     options=("str? activation", "Tensor? residual"),
 )
-input_grad = Operator(
-    "input_grad", (DY, W), input=None, weight=1, operand=0, like=(0, 1), result="input_size"
+input_grad = Operator(  # with a bias, a transposed convolution
+    "input_grad",
+    (DY, W, B),
+    input=None,
+    weight=1,
+    operand=0,
+    like=(0, 1),
+    result="input_size",
+    options=("str? activation", "Tensor? residual"),
 )
 weight_grad = Operator(
     "weight_grad",

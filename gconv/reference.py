@@ -51,8 +51,18 @@ def forward(
     return finish(output, None if residual is None else wide(residual), activation).to(input.dtype)
 
 
-def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """dx (N, C, H, W) from grad_output (N, K, P, Q) and weight (K, C / groups, R, S)."""
+def input_grad(
+    grad_output: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(dx + bias + residual), (N, C, H, W).
+
+    dx comes from grad_output (N, K, P, Q) and weight (K, C / groups, R, S).
+    """
     n, c, h, w = geometry.input_size
     top, bottom, left, right = geometry.padding
     grads, weight = _by_group(wide(grad_output), 1, geometry), wide(weight)
@@ -60,7 +70,10 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: ConvGeometry) -> T
     for r, s, pixels in _taps(geometry):
         tap = _by_group(weight[:, :, r, s].conj(), 0, geometry)
         padded[pixels] += torch.einsum("ngkpq,gkc->ngcpq", grads, tap).flatten(1, 2)
-    return padded[:, :, top : top + h, left : left + w].to(grad_output.dtype)
+    output = padded[:, :, top : top + h, left : left + w]
+    if bias is not None:
+        output += wide(bias).view(c, 1, 1)
+    return finish(output, None if residual is None else wide(residual), activation).to(grad_output.dtype)
 
 
 def weight_grad(

@@ -67,7 +67,11 @@ has_global_hooks: Callable[[], bool] = _required("torch.nn.modules.module", "_ha
 _required(nn.modules.batchnorm, "_BatchNorm")
 BatchNormBase: TypeAlias = nn.modules.batchnorm._BatchNorm  # of BatchNorm1d to 3d and SyncBatchNorm
 fx_assert: Callable[[bool, str], None] = _required(torch, "_assert")  # a node that fx graphs may call
-_required(nn.Conv2d, "_conv_forward")  # GroupConv2d overrides it
+_required(nn.modules.conv, "_ConvNd")
+ConvolutionBase: TypeAlias = nn.modules.conv._ConvNd  # of all convolutions
+for _class in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    _required(_class, "_conv_forward")  # gconv's layers override it
+_required(nn.ConvTranspose2d, "_output_padding")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _layer = nn.Conv2d(1, 1, 1, device="meta")  # draws no random numbers, needs no device
 for _name in (*HOOKS, "_parameters", "_buffers", "_reversed_padding_repeated_twice"):
@@ -102,9 +106,21 @@ def apply_function(function: type[Function], *args: Any) -> Any:
     return super(Function, function).apply(*_unwrap_dead_wrappers(args))  # type: ignore[misc]  # defined in C++
 
 
-def zeros_around(layer: nn.Conv2d) -> list[int]:
+def zeros_around(layer: ConvolutionBase) -> list[int]:
     """Return the padding of a layer as ``F.pad`` takes it: left, right, top, bottom."""
     return layer._reversed_padding_repeated_twice
+
+
+def output_padding_of(layer: Any, input: Tensor, output_size: list[int] | None) -> Any:
+    """Return the output padding with which a transposed layer turns ``input`` into ``output_size``.
+
+    Raises:
+        ValueError: the layer cannot make an output of that size.
+    """
+    if output_size is None:
+        return layer.output_padding
+    sizes = (layer.stride, layer.padding, layer.kernel_size, len(layer.kernel_size), layer.dilation)
+    return layer._output_padding(input, output_size, *sizes)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -25,7 +25,7 @@ os.environ.setdefault("TORCH_WARM_POOL", "0")
 import interpreter
 from commands import Run
 from optional import OptionalModule, skipping
-from oracle import CASES, PATHS, Case
+from oracle import CASES, OTHERS, PATHS, Case
 
 from gconv import ops
 
@@ -64,7 +64,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
+@pytest.fixture(params=CASES + OTHERS, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 

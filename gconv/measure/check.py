@@ -13,6 +13,7 @@ import torch
 from gconv import dispatch
 from gconv.dispatch import this_device
 from gconv.geometry import PASSES, ConvGeometry
+from gconv.kinds import conv2d_call
 from gconv.measure.environment import environment
 from gconv.measure.problem import LAYOUTS, TYPES, Problem, run_poisoned
 from gconv.measure.suites import SUITES
@@ -297,6 +298,7 @@ def _time(problem: Problem, layer: str, device: torch.device) -> TimedPass:
         times = time_together(calls, device)
     in_us = {name: Times(*(round(1e6 * seconds, 2) for seconds in of_one)) for name, of_one in times.items()}
     passes = PASSES[:1] if problem.pass_ == "forward" else PASSES
-    decided = dispatch.explain_call("auto", device, "channels_last", problem.dtype, problem.geometry, passes)
+    call = conv2d_call(problem.geometry)
+    decided = dispatch.explain_call("auto", device, "channels_last", problem.dtype, call, passes)
     floor = round(1e6 * problem.bytes / copy_speed(device), 2)
     return TimedPass(layer, problem.pass_, floor, **in_us, auto=decided[problem.pass_].backend)

@@ -100,7 +100,9 @@ class Problem:
         if self.pass_ == "forward":
             return torch.ops.gconv.forward(x, w, None, *self.geometry.settings, None, None, backend)
         if self.pass_ == "input_grad":
-            return torch.ops.gconv.input_grad(dy, w, x.shape, *self.geometry.settings, backend)
+            return torch.ops.gconv.input_grad(
+                dy, w, None, x.shape, *self.geometry.settings, None, None, backend
+            )
         return torch.ops.gconv.weight_grad(dy, x, w.shape, *self.geometry.settings, False, backend)[0]
 
     def run_pytorch(self, operands: Operands) -> Tensor:
@@ -111,7 +113,7 @@ class Problem:
         if self.pass_ == "weight_grad":
             return aten.weight_grad(dy, x, g, False)[0]
         if g.padding.top != g.padding.bottom or g.padding.left != g.padding.right:
-            return aten.input_grad(dy, w, g)
+            return aten.input_grad(dy, w, None, g)
         padding, mask = (g.padding.top, g.padding.left), [True, False, False]
         return torch.ops.aten.convolution_backward(
             dy, x, w, None, g.stride, padding, g.dilation, False, [0, 0], g.groups, mask

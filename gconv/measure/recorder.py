@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gconv import functional
-from gconv.geometry import ConvGeometry
+from gconv.arguments import prepare
+from gconv.geometry import PASSES, ConvGeometry
+from gconv.kinds import Call, Kind, layout_of
+from gconv.module import LAYERS
 
-_NOT_IN_CONV2D = ("activation", "residual", "backend")  # arguments of group_conv2d alone
+# gconv's functions have the arguments of PyTorch's, and some after them.
+_KINDS = {function: layer.kind for layer in LAYERS for function in (layer.kind.pytorch, layer.function)}
+_SIGNATURES = {layer.kind: inspect.signature(layer.function) for layer in LAYERS}
 
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """A call of a 2-d convolution.
+    """A call of a convolution.
 
     Attributes:
         name: qualified name of the innermost module that was running.
-        geometry: the sizes.
+        call: its kind, sizes and settings.
         dtype: the type that it ran in: autocast's, if that was on.
         device: the input's device.
         layout: the input's layout, a key of ``gconv.measure.problem.LAYOUTS``.
         passes: members of ``gconv.geometry.PASSES``: forward, and the gradients that a backward pass needs.
+            Those of a transposed convolution are its own; its geometry's are the other way round.
     """
 
     name: str
-    geometry: ConvGeometry
+    call: Call
     dtype: torch.dtype
     device: torch.device
     layout: str
@@ -40,14 +45,15 @@ class RecordedCall:
 
 
 def record(model: nn.Module, run: Callable[[], Any]) -> list[RecordedCall]:
-    """Call ``run``, and return the 2-d convolutions that it calls, in their order.
+    """Call ``run``, and return the convolutions that it calls, in their order.
 
     Args:
         model: the network that names the calls by its modules.
         run: runs the network.
 
     Returns:
-        Calls of ``F.conv2d`` and of :func:`gconv.group_conv2d`; those inside compiled graphs do not show.
+        Calls of ``F.conv2d``, :func:`gconv.group_conv2d` and their 1-d, 3-d and transposed counterparts.
+        Calls inside compiled graphs do not show.
     """
     running: list[str] = []
     with ExitStack() as hooks, _Recorder(running) as recorder:
@@ -63,16 +69,17 @@ def record(model: nn.Module, run: Callable[[], Any]) -> list[RecordedCall]:
 
 
 def grouped_convolutions(model: Callable[[], nn.Module], size: Sequence[int]) -> list[ConvGeometry]:
-    """Return the distinct grouped convolutions that a network calls on one image, without computing any.
+    """Return the distinct grouped convolutions of a network, as 2-d ones, without computing any.
 
     Args:
         model: makes the network.
-        size: (C, H, W) of the image.
+        size: of its input without a batch, such as (C, H, W).
     """
     with torch.device("meta"), torch.no_grad():
         network = model().eval()
         calls = record(network, lambda: network(torch.empty(1, *size)))
-    return list(dict.fromkeys(call.geometry for call in calls if call.geometry.groups > 1))
+    found = [call.call for call in calls if call.call.groups > 1]
+    return list(dict.fromkeys(call.geometry for call in found if call.depth is None or call.depth.folds))
 
 
 def _leave(running: list[str]) -> None:
@@ -89,27 +96,21 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in (F.conv2d, functional.group_conv2d):
-            self._note(*args, **{k: v for k, v in kwargs.items() if k not in _NOT_IN_CONV2D})
+        if func in _KINDS:
+            self._note(_KINDS[func], args, kwargs)
         return func(*args, **kwargs)
 
-    def _note(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> None:
+    def _note(self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
-            dtype, geometry = functional.prepare(input, weight, bias, stride, padding, dilation, groups, None)
+            bound = _SIGNATURES[kind].bind(*args, **kwargs)
+            bound.apply_defaults()
+            input, weight, bias, *settings = bound.args  # without gconv's own, which come by name
+            dtype, call = prepare(kind, input, weight, bias, tuple(settings))
         except (RuntimeError, TypeError, ValueError):
-            return  # F.conv2d raises an error itself, or takes more than dense tensors
-        passes = ["forward"]
+            return  # PyTorch's function raises an error itself, or takes more than dense tensors
+        passes = list(PASSES[:1])
         if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             passes += ["input_grad"] * input.requires_grad + ["weight_grad"] * weight.requires_grad
-        layout = "contiguous" if input.stride(-3) != 1 or input.is_contiguous() else "channels_last"
+        layout = "contiguous" if input.is_contiguous() else layout_of(input, kind.dims)
         name = self.running[-1] if self.running else ""
-        self.calls.append(RecordedCall(name, geometry, dtype, input.device, layout, tuple(passes)))
+        self.calls.append(RecordedCall(name, call, dtype, input.device, layout, tuple(passes)))

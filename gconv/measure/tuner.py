@@ -145,7 +145,7 @@ def _run(problem: Problem, operands: Operands, tile: Tile, form: torch.memory_fo
     if problem.pass_ == "forward":
         result = forward(x, w, None, geometry, None, tile=tile)
     elif problem.pass_ == "input_grad":
-        result = input_grad(dy, w, geometry, tile=tile)
+        result = input_grad(dy, w, None, geometry, tile=tile)
     else:
         result = weight_grad(dy, x, geometry, False, tile=tile)[0]
     return result.contiguous(memory_format=form)

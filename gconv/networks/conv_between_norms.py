@@ -24,8 +24,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from gconv import batch_norm, dispatch, ops
-from gconv.functional import prepare
+from gconv.arguments import prepare
 from gconv.geometry import ConvGeometry
+from gconv.kinds import CONV2D
 from gconv.module import GroupConv2d, is_watched
 from gconv.torch_internals import BatchNormBase, forward_mode_active, has_global_hooks, transforms_active
 
@@ -63,11 +64,11 @@ def conv_between_norms(
     """
     if not _can_fuse(input, before, conv, after):
         return _one_by_one(input, before, conv, after, backend)
-    settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    dtype, geometry = prepare(input, conv.weight, conv.bias, *settings, None)
+    dtype, call = prepare(CONV2D, input, conv.weight, conv.bias, CONV2D.settings_of(conv))
+    geometry = call.geometry
     name = dispatch.requested(backend)
     fits = input.dtype == dtype and _sizes_fit(before, after, geometry)  # autocast does not narrow a norm
-    if dispatch.aten_alone(name, input, dtype, geometry) or not fits:
+    if dispatch.aten_alone(name, input, dtype, call) or not fits:
         return _one_by_one(input, before, conv, after, backend)
     weight, bias = (None if t is None else t.to(dtype) for t in (conv.weight, conv.bias))
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from gconv.functional import pair
+from gconv.arguments import numbers
 from gconv.geometry import ConvGeometry, Padding, same_padding
 from gconv.module import GroupConv2d
 from gconv.networks import subclasses
@@ -143,7 +143,7 @@ def _large_call(module: nn.Conv2d) -> ConvGeometry | None:
     """Return the sizes of a call with 256 images of 56 x 56; None for a lazy layer without channels yet."""
     if isinstance(module, nn.LazyConv2d):
         return None
-    stride, dilation = pair("stride", module.stride, least=1), pair("dilation", module.dilation, least=1)
+    stride, dilation = numbers("stride", module.stride, 1, 2), numbers("dilation", module.dilation, 1, 2)
     r, s = module.weight.shape[2:]
     padding = Padding(*same_padding(r, dilation[0]), *same_padding(s, dilation[1]))
     size = (256, module.in_channels, 56, 56)

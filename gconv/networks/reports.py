@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from gconv import dispatch
+from gconv.arguments import numbers
 from gconv.dispatch import this_device
-from gconv.functional import pair
 from gconv.geometry import PASSES, ConvGeometry, steps_in_words
 from gconv.text import columns
 
@@ -145,8 +145,8 @@ class FusionReport:
 
 def geometry_in_words(layer: nn.Conv2d) -> str:
     """Describe a layer, such as "128 -> 256, 3x3, stride 2"; a stride or dilation of 1 is left out."""
-    kernel = pair("kernel_size", layer.kernel_size, least=1)
-    stride, dilation = pair("stride", layer.stride, least=1), pair("dilation", layer.dilation, least=1)
+    kernel = numbers("kernel_size", layer.kernel_size, 1, 2)
+    stride, dilation = numbers("stride", layer.stride, 1, 2), numbers("dilation", layer.dilation, 1, 2)
     channels = (
         f"{layer.in_channels or '?'} -> {layer.out_channels}"  # a lazy layer has 0 until its first input
     )

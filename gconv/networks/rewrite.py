@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from gconv import ops
-from gconv.functional import common_dtype, group_conv2d
+from gconv.arguments import common_dtype
+from gconv.functional import group_conv2d
 from gconv.module import GroupConv2d, is_watched, pad_input
 from gconv.networks import subclasses
 from gconv.networks.reports import FusedLayer, FusionReport, geometry_in_words

@@ -1,32 +1,47 @@
-"""Expected results, from float64 ``F.conv2d``, and tolerances, from dtype and reduction length."""
+"""Expected results, from PyTorch in float64, and tolerances, from dtype and reduction length."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import gconv
-from gconv import autograd, functional
+from gconv import functional
+from gconv.arguments import prepare
+from gconv.kinds import CONV1D, CONV2D, CONV3D, TRANSPOSE1D, TRANSPOSE2D, Call, Kind
+from gconv.module import LAYERS
+
+FUNCTIONS = {layer.kind: layer.function for layer in LAYERS}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a grouped convolution; ``settings`` are keyword arguments of ``F.conv2d``."""
+    """One call of a grouped convolution; ``settings`` are keyword arguments of ``kind.pytorch``."""
 
     name: str
     input: tuple[int, ...]
-    weight: tuple[int, int, int, int]
+    weight: tuple[int, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     bias: bool = True
+    kind: Kind = CONV2D
 
     @property
     def groups(self) -> int:
         return self.settings.get("groups", 1)
+
+    @property
+    def channels_per_group(self) -> tuple[int, int]:
+        """Input and output channels of one group."""
+        first, second = self.weight[0] // self.groups, self.weight[1]
+        return (first, second) if self.kind.transposed else (second, first)
+
+    @property
+    def outputs(self) -> int:
+        return self.channels_per_group[1] * self.groups
 
     def tensors(
         self, dtype: torch.dtype = torch.float64, seed: int = 0
@@ -38,7 +53,15 @@ class Case:
             values = torch.randn(size, generator=generator, dtype=torch.float64)
             return values.to(dtype).requires_grad_()
 
-        return draw(*self.input), draw(*self.weight), draw(self.weight[0]) if self.bias else None
+        return draw(*self.input), draw(*self.weight), draw(self.outputs) if self.bias else None
+
+    def pytorch(self, *tensors: Tensor | None) -> Tensor:
+        """Call PyTorch's function."""
+        return self.kind.pytorch(*tensors, **self.settings)
+
+    def run(self, path: str, *tensors: Tensor | None, activation: str | None = None) -> Tensor:
+        """Call gconv's function on one of ``PATHS``."""
+        return run(path, *tensors, kind=self.kind, activation=activation, **self.settings)
 
 
 # "aten" and "reference" as a user asks for them; "aten operators" are our operators around PyTorch's passes,
@@ -46,25 +69,39 @@ class Case:
 PATHS = ("aten", "reference", "aten operators")
 
 
-def run(path: str, input: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
-    """Call ``group_conv2d`` on one of ``PATHS``."""
+def run(
+    path: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kind: Kind = CONV2D,
+    activation: str | None = None,
+    **settings: Any,
+) -> Tensor:
+    """Call gconv's function of a kind on one of ``PATHS``."""
     if path != "aten operators":
-        return gconv.group_conv2d(input, weight, bias, **settings, backend=path)
-    activation = settings.pop("activation", None)
-    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **settings}
-    dtype, geometry = functional.prepare(input, weight, bias, activation=activation, **arguments)
-    batch, weight = (input if input.ndim == 4 else input.unsqueeze(0)).to(dtype), weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
-    output = autograd.group_conv(batch, weight, bias, geometry, activation, "aten")
-    return output if input.ndim == 4 else output.squeeze(0)
+        return FUNCTIONS[kind](input, weight, bias, **settings, activation=activation, backend=path)
+    dtype, call = call_of(kind, input, weight, bias, **settings)
+    tensors = [None if t is None else t.to(dtype) for t in (input, weight, bias)]
+    return functional._run_operators(call, *tensors, activation, None, "aten")
+
+
+def call_of(
+    kind: Kind, input: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: Any
+) -> tuple[torch.dtype, Call]:
+    """Check the arguments of ``kind.pytorch``."""
+    bound = inspect.signature(FUNCTIONS[kind]).bind(input, weight, bias, **settings)
+    bound.apply_defaults()
+    return prepare(kind, input, weight, bias, bound.args[3:])
 
 
 def expected(
     case: Case, tensors: tuple[Tensor | None, ...], grad: Tensor, relu: bool = False
 ) -> list[Tensor]:
-    """Return output and gradients of ``F.conv2d`` in float64."""
+    """Return output and gradients of PyTorch's function in float64."""
     wide = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
-    output = F.conv2d(*wide, **case.settings)
+    output = case.pytorch(*wide)
     output = output.relu() if relu else output
     return [output.detach(), *torch.autograd.grad(output, [t for t in wide if t is not None], grad.double())]
 
@@ -76,11 +113,11 @@ def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     is a sum of ``length`` products of deviation 1, held in float32 or wider: each partial sum, of size
     sqrt(length), is rounded, which adds up to ``length`` epsilons at most. 6: for draws some deviations out.
     """
-    k, group_in, r, s = case.weight
-    group_out, pixels = k // case.groups, truth[0].numel() // k
+    (group_in, group_out), taps = case.channels_per_group, math.prod(case.weight[2:])
+    pixels = max(truth[0].numel() // case.outputs, math.prod(case.input) // case.weight[0])
     held = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     narrow, wide = torch.finfo(dtype), torch.finfo(held)
-    lengths = (group_in * r * s, group_out * r * s, pixels, pixels)
+    lengths = (group_in * taps, group_out * taps, pixels, pixels)
     return [
         narrow.eps * (t.abs() + narrow.tiny) + 6 * wide.eps * (n + math.sqrt(n))
         for t, n in zip(truth, lengths, strict=False)
@@ -122,4 +159,113 @@ CASES = [
     Case("one pixel", (3, 4, 1, 1), (4, 2, 3, 3), {"padding": 1, "groups": 2}),
     Case("padding beyond the image", (1, 4, 2, 2), (4, 2, 3, 3), {"padding": 3, "groups": 2}),
     Case("one row", (2, 4, 1, 9), (4, 2, 1, 3), {"padding": (0, 1), "groups": 2}),
+]
+
+
+def _cases(kind: Kind, *cases: Case) -> list[Case]:
+    return [replace(case, name=f"{kind}, {case.name}", kind=kind) for case in cases]
+
+
+# The other convolutions, with the edges that each has of its own.
+OTHERS = [
+    *_cases(
+        CONV1D,
+        Case("grouped", (2, 8, 9), (8, 2, 3), {"padding": 1, "groups": 4}),
+        Case("depthwise, stride 2", (2, 6, 12), (6, 1, 5), {"padding": 2, "stride": 2, "groups": 6}),
+        Case(
+            "even kernel, same, dilated",
+            (2, 6, 11),
+            (6, 2, 4),
+            {"padding": "same", "dilation": 2, "groups": 3},
+        ),
+        Case("valid", (1, 4, 7), (6, 2, 3), {"padding": "valid", "groups": 2}, bias=False),
+        Case("no batch", (6, 9), (6, 2, 3), {"padding": (1,), "groups": 3}),
+        Case("no sequences", (0, 6, 9), (6, 2, 3), {"groups": 3}),
+        Case("one frame", (2, 4, 1), (4, 2, 1), {"groups": 2}),
+        Case("kernel beyond the sequence", (1, 4, 3), (4, 1, 9), {"padding": 4, "groups": 4}),
+        Case("dense", (2, 3, 8), (4, 3, 3), {}),
+    ),
+    *_cases(
+        CONV3D,
+        Case("depth 1", (2, 8, 3, 5, 4), (8, 2, 1, 3, 3), {"padding": (0, 1, 1), "groups": 4}),
+        Case("depth 1, stride 2", (1, 8, 5, 5, 4), (8, 2, 1, 3, 3), {"stride": (2, 1, 2), "groups": 4}),
+        Case(
+            "depth 1, padded in depth", (1, 4, 3, 4, 4), (4, 2, 1, 2, 2), {"padding": (1, 0, 0), "groups": 2}
+        ),
+        Case("3x3x3", (2, 6, 4, 5, 4), (6, 2, 3, 3, 3), {"padding": 1, "groups": 3}),
+        Case("depthwise", (1, 4, 5, 4, 6), (4, 1, 3, 3, 3), {"padding": 1, "stride": 2, "groups": 4}),
+        Case(
+            "same, even, dilated",
+            (1, 4, 5, 4, 5),
+            (4, 2, 2, 3, 2),
+            {"padding": "same", "dilation": (3, 1, 2), "groups": 2},
+        ),
+        Case(
+            "dilated, stride",
+            (1, 4, 8, 6, 7),
+            (6, 2, 2, 3, 2),
+            {"dilation": (3, 2, 1), "stride": (2, 1, 3), "groups": 2},
+        ),
+        Case("no batch", (4, 3, 5, 4), (4, 2, 2, 3, 1), {"groups": 2}, bias=False),
+        Case("no volumes", (0, 4, 3, 5, 4), (4, 2, 2, 3, 1), {"groups": 2}),
+    ),
+    *_cases(
+        TRANSPOSE1D,
+        Case("grouped, stride 2", (2, 8, 7), (8, 3, 4), {"stride": 2, "padding": 1, "groups": 4}),
+        Case(
+            "output padding",
+            (2, 6, 5),
+            (6, 1, 3),
+            {"stride": 3, "padding": 1, "output_padding": 2, "groups": 6},
+        ),
+        Case("no batch", (4, 6), (4, 2, 3), {"groups": 2}, bias=False),
+        Case(
+            "frames beyond every input",
+            (1, 4, 3),
+            (4, 2, 2),
+            {"dilation": 3, "output_padding": 2, "groups": 2},
+        ),
+    ),
+    *_cases(
+        TRANSPOSE2D,
+        Case("2x2, stride 2", (2, 8, 4, 5), (8, 2, 2, 2), {"stride": 2, "groups": 4}),
+        Case(
+            "3x3, stride 2",
+            (2, 8, 4, 5),
+            (8, 2, 3, 3),
+            {"stride": 2, "padding": 1, "output_padding": 1, "groups": 4},
+        ),
+        Case(
+            "4x4, stride 2, depthwise", (1, 6, 5, 3), (6, 1, 4, 4), {"stride": 2, "padding": 1, "groups": 6}
+        ),
+        Case("stride 1", (2, 6, 5, 4), (6, 3, 3, 3), {"padding": 1, "groups": 3}),
+        Case(
+            "stride 3 by 2, dilated",
+            (1, 6, 4, 5),
+            (6, 2, 3, 2),
+            {"stride": (3, 2), "dilation": (1, 2), "output_padding": (2, 1), "groups": 3},
+        ),
+        Case(
+            "stride beyond the kernel",
+            (1, 4, 3, 3),
+            (4, 1, 2, 2),
+            {"stride": 3, "output_padding": 1, "groups": 2},
+        ),
+        Case(
+            "rows beyond every input",
+            (1, 4, 3, 2),
+            (4, 2, 2, 3),
+            {"dilation": (4, 2), "stride": (2, 1), "output_padding": (3, 1), "groups": 2},
+        ),
+        Case(
+            "rows beyond, padded",
+            (1, 4, 3, 3),
+            (4, 2, 3, 2),
+            {"dilation": (4, 3), "output_padding": (3, 2), "padding": (1, 2), "groups": 2},
+        ),
+        Case("padding beyond the kernel", (1, 4, 6, 6), (4, 2, 1, 2), {"padding": 2, "groups": 2}),
+        Case("no batch", (4, 3, 4), (4, 2, 3, 3), {"stride": 2, "groups": 2}),
+        Case("no images", (0, 4, 3, 4), (4, 2, 3, 3), {"stride": 2, "groups": 2}),
+        Case("dense", (2, 3, 4, 4), (3, 5, 3, 3), {"stride": 2}),
+    ),
 ]

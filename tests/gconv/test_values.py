@@ -1,17 +1,16 @@
-"""Values and gradients against float64 ``F.conv2d``."""
+"""Values and gradients of all convolutions against PyTorch's in float64."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import CASES, PATHS, Case, bounds, expected, run
+from oracle import CASES, OTHERS, PATHS, Case, bounds, expected, run
 
 import gconv
+from gconv.kinds import KINDS
 
 # F.conv2d's own, for an even kernel with padding="same".
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
@@ -22,7 +21,7 @@ SIXTEEN_BITS = [torch.float16, torch.bfloat16]
 def check(case: Case, path: str, dtype: torch.dtype, activation: str | None = None) -> None:
     tensors = case.tensors(dtype)
     given = [t for t in tensors if t is not None]
-    output = run(path, *tensors, **case.settings, activation=activation)
+    output = case.run(path, *tensors, activation=activation)
     grad = torch.randn(output.shape, dtype=torch.float64).to(dtype)
     results = [output.detach(), *torch.autograd.grad(output, given, grad)]
     truth = expected(case, tensors, grad, relu=activation == "relu")
@@ -49,12 +48,12 @@ def test_reference_in_sixteen_bits_matches_float64(case: Case, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=str)
-def test_aten_is_conv2d_to_the_bit(case: Case, dtype: torch.dtype) -> None:
+def test_aten_is_pytorchs_function_to_the_bit(case: Case, dtype: torch.dtype) -> None:
     """In 16 bits too, where PyTorch's own sums on the CPU are not all held in float32."""
     results = []
-    for convolve in (partial(run, "aten"), F.conv2d):
+    for convolve in (lambda *t: case.run("aten", *t), case.pytorch):
         tensors = case.tensors(dtype)
-        output = convolve(*tensors, **case.settings)
+        output = convolve(*tensors)
         grads = torch.autograd.grad(output, [t for t in tensors if t is not None], torch.ones_like(output))
         results.append([output, *grads])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
@@ -66,31 +65,43 @@ def test_relu_output_and_gradients_match_float64(case: Case, path: str) -> None:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    def pair(low: int, high: int) -> tuple[int, int]:
-        return draw(st.integers(low, high)), draw(st.integers(low, high))
+    kind = draw(st.sampled_from(KINDS))
 
-    groups = draw(st.integers(1, 5))
-    kernel, dilation, stride = pair(1, 4), pair(1, 3), pair(1, 3)
+    def sizes(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(kind.dims))
+
+    groups, largest = draw(st.integers(1, 5)), 3 if kind.dims == 3 else 4
+    kernel, dilation, stride = sizes(1, largest), sizes(1, 3), sizes(1, 3)
+    channels = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    padding: str | tuple[int, int] = draw(st.sampled_from(["valid", "same", "numbers"]))
-    if padding == "numbers":
-        padding = pair(0, 3)
-    if padding == "same":
-        stride, size = (1, 1), pair(1, 9)
+    settings = {"dilation": dilation, "groups": groups}
+    if kind.transposed:
+        size = sizes(1, 6)
+        settings["padding"] = tuple(draw(st.integers(0, (r - 1) // 2)) for r in reach)
+        steps = zip(stride, dilation, strict=True)
+        settings["output_padding"] = tuple(draw(st.integers(0, max(pair) - 1)) for pair in steps)
+        weight = (groups * channels[0], channels[1], *kernel)
     else:
-        zeros = (0, 0) if padding == "valid" else padding
-        size = tuple(draw(st.integers(max(1, r - 2 * z), r + 8)) for r, z in zip(reach, zeros, strict=True))
-    channels = pair(1, 4)
+        padding: str | tuple[int, ...] = draw(st.sampled_from(["valid", "same", "numbers"]))
+        padding = sizes(0, 3) if padding == "numbers" else padding
+        zeros = padding if isinstance(padding, tuple) else (0,) * kind.dims
+        least = [1 if padding == "same" else max(1, r - 2 * z) for r, z in zip(reach, zeros, strict=True)]
+        stride = (1,) * kind.dims if padding == "same" else stride
+        size = tuple(draw(st.integers(low, low + 6)) for low in least)
+        settings["padding"] = padding
+        weight = (groups * channels[1], channels[0], *kernel)
+    batch = [draw(st.integers(0, 3))] if draw(st.booleans()) else []
     return Case(
         "drawn",
-        (draw(st.integers(0, 3)), groups * channels[0], *size),
-        (groups * channels[1], channels[0], *kernel),
-        {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+        (*batch, groups * channels[0], *size),
+        weight,
+        settings | {"stride": stride},
         bias=draw(st.booleans()),
+        kind=kind,
     )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(case=cases(), path=st.sampled_from(PATHS), activation=st.sampled_from([None, "relu"]))
 def test_any_geometry_matches_float64(case: Case, path: str, activation: str | None) -> None:
     check(case, path, torch.float64, activation)

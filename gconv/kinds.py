@@ -1,0 +1,209 @@
+"""The convolutions of PyTorch that gconv takes, and how each is computed by a 2-d one.
+
+The backends know 2-d convolutions only. The others become one without a copy:
+
+- 1-d: (N, C, L) is (N, C, 1, L), an image of one row.
+- Transposed: the forward pass is the input gradient of a convolution, whose forward pass and weight gradient
+  are then its gradients.
+- 3-d: slices become images, (N D, C, H, W), and taps in depth become channels: see :class:`Depth`. With one
+  tap nothing is copied if the tensor is in channels_last_3d. With T taps the input is copied T times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gconv.geometry import PASSES, ConvGeometry, kernel_in_words, steps_in_words
+
+
+class Kind:
+    """One of PyTorch's convolution functions.
+
+    Args:
+        dims: number of spatial dimensions, 1, 2 or 3.
+        transposed: whether it is a transposed convolution.
+
+    Attributes:
+        name: such as "conv_transpose2d".
+        pytorch: the function in ``torch.nn.functional``.
+        layer: the module in ``torch.nn``.
+        lazy: the module that learns the number of input channels from its first input.
+        sizes: the axes of an input without batch, such as "C, H, W".
+        taps: the axes of a kernel, such as "R, S".
+    """
+
+    def __init__(self, dims: int, transposed: bool = False) -> None:
+        self.dims, self.transposed = dims, transposed
+        self.name = f"conv{'_transpose' if transposed else ''}{dims}d"
+        layer = f"Conv{'Transpose' if transposed else ''}{dims}d"
+        self.pytorch: Callable[..., Tensor] = getattr(F, self.name)
+        self.layer: type[nn.Module] = getattr(nn, layer)
+        self.lazy: type[nn.Module] = getattr(nn, f"Lazy{layer}")
+        self.sizes = {1: "C, L", 2: "C, H, W", 3: "C, D, H, W"}[dims]
+        self.taps = {1: "S", 2: "R, S", 3: "T, R, S"}[dims]
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def pass_of_geometry(self, pass_: str) -> str:
+        """Return which pass of the 2-d geometry computes a pass of this convolution, or the reverse."""
+        swapped = {"forward": "input_grad", "input_grad": "forward"}
+        return swapped.get(pass_, pass_) if self.transposed else pass_
+
+    def settings_of(self, layer: Any) -> tuple[Any, ...]:
+        """Return the settings of a layer, in the order in which ``pytorch`` takes them after the bias."""
+        if self.transposed:
+            return layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        return layer.stride, layer.padding, layer.dilation, layer.groups
+
+
+CONV1D, CONV2D, CONV3D = Kind(1), Kind(2), Kind(3)
+TRANSPOSE1D, TRANSPOSE2D = Kind(1, transposed=True), Kind(2, transposed=True)
+KINDS = (CONV1D, CONV2D, CONV3D, TRANSPOSE1D, TRANSPOSE2D)
+
+
+def kind_of(layer: nn.Module) -> Kind | None:
+    """Return the kind of a layer, None if it is no convolution that gconv takes."""
+    return next((kind for kind in KINDS if isinstance(layer, kind.layer)), None)
+
+
+class Depth(NamedTuple):
+    """How a 3-d convolution runs along its depth.
+
+    Args:
+        slices: D' of the output.
+        taps, stride, dilation: of the kernel in depth.
+        before, after: slices of zeros.
+    """
+
+    slices: int
+    taps: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+
+    @property
+    def folds(self) -> bool:
+        """Whether each output slice comes from one input slice, so that nothing has to be copied."""
+        return self.taps == 1 and self.before == self.after == 0
+
+    def fold(self, input: Tensor) -> Tensor:
+        """Turn slices into images and taps into channels: (N, C, D, H, W) -> (N D', C T, H, W).
+
+        Channel c T + t of output slice d is channel c of input slice d stride + t dilation - before.
+        """
+        if self.before or self.after:
+            input = F.pad(input, (0, 0, 0, 0, self.before, self.after))
+        reach = self.stride * (self.slices - 1) + 1
+        starts = range(0, self.taps * self.dilation, self.dilation)
+        slices = [input[:, :, start : start + reach : self.stride].transpose(1, 2) for start in starts]
+        images = slices[0] if self.taps == 1 else torch.stack(slices, dim=3).flatten(2, 3)
+        return images.flatten(0, 1)
+
+    def unfold(self, output: Tensor) -> Tensor:
+        """Turn images back into slices: (N D', K, P, Q) -> (N, K, D', P, Q)."""
+        return output.unflatten(0, (-1, self.slices)).transpose(1, 2)
+
+
+class Call(NamedTuple):
+    """A convolution whose arguments fit together.
+
+    Args:
+        kind: which function was called.
+        settings: what ``kind.pytorch`` takes after the bias, as plain numbers.
+        input_size, weight_size, output_size: the sizes of the call, with a batch if the input has one.
+        geometry: the 2-d convolution that computes it; if transposed, by its input gradient.
+        depth: how a 3-d convolution runs along its depth; else None.
+        beyond: rows and columns at the end of a transposed convolution's output that no input reaches.
+    """
+
+    kind: Kind
+    settings: tuple[Any, ...]
+    input_size: tuple[int, ...]
+    weight_size: tuple[int, ...]
+    output_size: tuple[int, ...]
+    geometry: ConvGeometry
+    depth: Depth | None = None
+    beyond: tuple[int, int] = (0, 0)
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The passes of the geometry that the call may need: its gradients too, if they are on."""
+        passes = PASSES if torch.is_grad_enabled() else PASSES[:1]
+        return tuple(map(self.kind.pass_of_geometry, passes))
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return self.geometry.groups
+
+    @property
+    def channels_per_group(self) -> tuple[int, int]:
+        """Input and output channels of one group."""
+        axis = -self.kind.dims - 1
+        return self.input_size[axis] // self.groups, self.output_size[axis] // self.groups
+
+    def compulsory_bytes(self, itemsize: int) -> int:
+        """Bytes that a pass cannot avoid moving: input, weight and output once each."""
+        sizes = (self.input_size, self.weight_size, self.output_size)
+        return itemsize * sum(math.prod(size) for size in sizes)
+
+    def __str__(self) -> str:
+        """Such as "8 x 512/512 x 1500 -> 512, kernel 31": N x C/groups x L -> K, S."""
+        axis = -self.kind.dims - 1
+        batch, (c, *lengths) = self.input_size[:axis], self.input_size[axis:]
+        groups = f"/{self.groups}" if self.groups > 1 else ""
+        size = " x ".join(map(str, [*batch, f"{c}{groups}", *lengths]))
+        stride, dilation = self.settings[0], self.settings[4 if self.kind.transposed else 2]
+        words = [kernel_in_words(self.weight_size[2:]), *steps_in_words(stride, dilation)]
+        words += ["transposed"] * self.kind.transposed
+        return ", ".join([f"{size} -> {self.output_size[axis]}", *words])
+
+    def as_images(self, input: Tensor) -> Tensor:
+        """Return input or output, with or without a batch, as a batch of images."""
+        batch = input if input.ndim == self.kind.dims + 2 else input.unsqueeze(0)
+        if self.kind.dims == 1:
+            return batch.unsqueeze(2)
+        return batch if self.depth is None else self.depth.fold(batch)
+
+    def as_kernel(self, weight: Tensor) -> Tensor:
+        """Return the weight as that of the 2-d convolution."""
+        if self.kind.dims == 1:
+            return weight.unsqueeze(2)
+        return weight if self.depth is None else weight.flatten(1, 2)
+
+    def as_output(self, images: Tensor, input: Tensor) -> Tensor:
+        """Return a batch of output images in the shape of the result, with a batch if ``input`` has one."""
+        if self.kind.dims == 1:
+            images = images.squeeze(2)
+        elif self.depth is not None:
+            images = self.depth.unfold(images)
+            if layout_of(input, 3) == "contiguous":
+                images = images.contiguous()
+        return images if input.ndim == self.kind.dims + 2 else images.squeeze(0)
+
+
+def conv2d_call(geometry: ConvGeometry) -> Call:
+    """Return a 2-d convolution of these sizes as a call."""
+    top, bottom, left, right = geometry.padding
+    padding = (top, left) if (top, left) == (bottom, right) else "same"
+    settings = (geometry.stride, padding, geometry.dilation, geometry.groups)
+    sizes = (geometry.input_size, geometry.weight_size, geometry.output_size)
+    return Call(CONV2D, settings, *sizes, geometry)
+
+
+def layout_of(tensor: Tensor, dims: int = 2) -> str:
+    """Return "channels_last" if the channels lie side by side in memory, else "contiguous".
+
+    Args:
+        tensor: (N, C, ...) or (C, ...).
+        dims: number of spatial dimensions.
+    """
+    return "channels_last" if tensor.stride(-dims - 1) == 1 else "contiguous"

@@ -144,7 +144,8 @@ def _call(kind: Kind, input: Tensor, weight: Tensor, settings: tuple[Any, ...], 
             f"{_product(lengths)} with padding {_shown(zeros)}"
         )
     k, batch = weight.shape[0], input.shape[: input.ndim - dims - 1]
-    size, kernel_size = (*(batch or (1,)), input.shape[-dims - 1], *lengths), weight.shape
+    size: tuple[int, ...] = (*(batch or (1,)), input.shape[-dims - 1], *lengths)
+    kernel_size: tuple[int, ...] = weight.shape
     depth = None
     if dims == 3:
         depth = Depth(outputs[0], kernel[0], stride[0], dilation[0], *zeros[0])

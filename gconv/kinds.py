@@ -51,6 +51,10 @@ class Kind:
     def __repr__(self) -> str:
         return self.name
 
+    def __reduce__(self) -> str:
+        """Pickle and copy a kind as the constant below that it is."""
+        return self.name.upper()
+
     def pass_of_geometry(self, pass_: str) -> str:
         """Return which pass of the 2-d geometry computes a pass of this convolution, or the reverse."""
         swapped = {"forward": "input_grad", "input_grad": "forward"}
@@ -64,13 +68,14 @@ class Kind:
 
 
 CONV1D, CONV2D, CONV3D = Kind(1), Kind(2), Kind(3)
-TRANSPOSE1D, TRANSPOSE2D = Kind(1, transposed=True), Kind(2, transposed=True)
-KINDS = (CONV1D, CONV2D, CONV3D, TRANSPOSE1D, TRANSPOSE2D)
+CONV_TRANSPOSE1D, CONV_TRANSPOSE2D = Kind(1, transposed=True), Kind(2, transposed=True)
+KINDS = (CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D)
 
 
-def kind_of(layer: nn.Module) -> Kind | None:
-    """Return the kind of a layer, None if it is no convolution that gconv takes."""
-    return next((kind for kind in KINDS if isinstance(layer, kind.layer)), None)
+def kind_of(layer: nn.Module | type[nn.Module] | None) -> Kind | None:
+    """Return the kind of a layer, or of a class of layers; None if gconv does not take it."""
+    cls = layer if isinstance(layer, type) else type(layer)
+    return next((kind for kind in KINDS if issubclass(cls, kind.layer)), None)
 
 
 class Depth(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gconv import functional
 from gconv.arguments import prepare
-from gconv.kinds import CONV1D, CONV2D, CONV3D, TRANSPOSE1D, TRANSPOSE2D, Call, Kind
+from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, Call, Kind
 from gconv.module import LAYERS
 
 FUNCTIONS = {layer.kind: layer.function for layer in LAYERS}
@@ -210,7 +210,7 @@ OTHERS = [
         Case("no volumes", (0, 4, 3, 5, 4), (4, 2, 2, 3, 1), {"groups": 2}),
     ),
     *_cases(
-        TRANSPOSE1D,
+        CONV_TRANSPOSE1D,
         Case("grouped, stride 2", (2, 8, 7), (8, 3, 4), {"stride": 2, "padding": 1, "groups": 4}),
         Case(
             "output padding",
@@ -227,7 +227,7 @@ OTHERS = [
         ),
     ),
     *_cases(
-        TRANSPOSE2D,
+        CONV_TRANSPOSE2D,
         Case("2x2, stride 2", (2, 8, 4, 5), (8, 2, 2, 2), {"stride": 2, "groups": 4}),
         Case(
             "3x3, stride 2",

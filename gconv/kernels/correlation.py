@@ -44,6 +44,11 @@ class Correlation:
     transposed: bool
 
     @classmethod
+    def of(cls, pass_: str, geometry: ConvGeometry) -> Correlation:
+        """That of "forward" or "input_grad"."""
+        return cls.forward(geometry) if pass_ == "forward" else cls.input_grad(geometry)
+
+    @classmethod
     def forward(cls, geometry: ConvGeometry) -> Correlation:
         """y from x."""
         n, _, h, w = geometry.input_size

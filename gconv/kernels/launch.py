@@ -66,6 +66,11 @@ class Fusion(NamedTuple):
     prologue: bool = False
     epilogue: str = "plain"
 
+    @classmethod
+    def of(cls, bias: Tensor | None, activation: str | None, residual: Tensor | None) -> Fusion:
+        """What follows a convolution without batch norm; tensors or None."""
+        return cls(bias is not None, activation, epilogue="plain" if residual is None else "residual")
+
     @property
     def has_norm(self) -> bool:
         """Whether the kernel reads a batch norm."""

@@ -167,7 +167,14 @@ def plan_pairs(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusi
     programs = shared["packs"] * tiles.blocks_of(tile, c.outputs)
     strips, turns = -(-q // (2 * tile.columns)), pairs_h + 1 - begins
     walk = Walk.of(n, strips, turns, programs, 0, tile, operands.device)
-    own = {"above": above, "begins": begins, "quad": QUAD, "ODD": c.left % 2, "STAGES": tile.stages}
+    own = {
+        "above": above,
+        "begins": begins,
+        "quad": QUAD,
+        "ODD": c.left % 2,
+        "ACTIVATION": fusion.activation or "",
+        "STAGES": tile.stages,
+    }
     arguments = shared | own | pack_arguments(c.inputs, c.outputs, tile) | walk_arguments(walk, tile)
     return Launch.of(pairs_kernel, programs * walk.parts * walk.splits, arguments, tile, fusion.absent)
 
@@ -350,7 +357,7 @@ def plan_pack(
     geometry: ConvGeometry, transposed: bool, strides: tuple[int, ...], tile: Tile
 ) -> tuple[Launch, int]:
     """How weights of ``strides`` are packed, and how many numbers that makes."""
-    c = (Correlation.input_grad if transposed else Correlation.forward)(geometry)
+    c = Correlation.of("input_grad" if transposed else "forward", geometry)
     values = weight_arguments(c, strides) | pack_arguments(c.inputs, c.outputs, tile)
     values |= {"groups": c.groups, "BO": tile.outputs}
     programs = -(-c.groups // tile.groups) * tiles.blocks_of(tile, c.outputs) * 9

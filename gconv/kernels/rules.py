@@ -16,6 +16,7 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.strip_rules import (
+    bias_pair_tile,
     has_pairs,
     has_strips,
     has_weight_strips,
@@ -45,8 +46,7 @@ def tile_by_rule(
     """The tile of "forward", "input_grad" or "weight_grad"."""
     if pass_ == "weight_grad":
         return weight_grad_tile(geometry, dtype, precision, device)
-    make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
-    return correlation_tile(make(geometry), dtype, precision, device)
+    return correlation_tile(Correlation.of(pass_, geometry), dtype, precision, device)
 
 
 def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
@@ -63,7 +63,7 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         tile = weight_grad_tile(geometry, dtype, precision, device, norm=True)
         crowded = tile.kernel == "slide" and geometry.stride[0] == 2
         return replace(tile, stages=min(tile.stages, 2)) if crowded else tile
-    correlation = (Correlation.forward if pass_ == "forward" else Correlation.input_grad)(geometry)
+    correlation = Correlation.of(pass_, geometry)
     tile = correlation_tile(correlation, dtype, precision, device, norm=True)
     if tile.kernel == "strips":
         return norm_strip_tile(tile, pass_, correlation)
@@ -79,6 +79,19 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     if pass_ == "forward":  # its prologue's instructions are its limit, to which copying ahead adds
         tile = replace(tile, stages=1)
     return replace(tile, pixels=tile.pixels // 2, warps=2, registers=registers)
+
+
+def residual_tile(tile: Tile) -> Tile:
+    """``tile`` with registers left for a residual: one warp of the slide lacks them, and so do wide strips."""
+    if tile.kernel == "residue":  # in TF32
+        return replace(tile, pixels=tile.pixels // 2)
+    if tile.kernel == "slide" and tile.warps == 1:
+        return replace(tile, warps=2, registers=None)
+    if tile.kernel == "strips":
+        return replace(tile, columns=min(tile.columns, 2 if tile.inputs <= SLIDE_LANES else 1))
+    if tile.kernel == "pairs":
+        return replace(bias_pair_tile(tile), columns=max(1, tile.columns // 2))
+    return tile
 
 
 def correlation_tile(

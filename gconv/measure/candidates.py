@@ -93,8 +93,8 @@ def _older(rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, d
     """Return the tile of the kernel that strips and pairs replaced."""
     if pass_ == "weight_grad":
         return rules.slide_weight_tile(*geometry.channels_per_group, geometry.stride[0], dtype, device)
-    make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
-    return rules.slide_tile("residue" if rule.kernel == "pairs" else "slide", make(geometry), dtype, device)
+    kernel = "residue" if rule.kernel == "pairs" else "slide"
+    return rules.slide_tile(kernel, Correlation.of(pass_, geometry), dtype, device)
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:

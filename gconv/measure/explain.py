@@ -22,7 +22,7 @@ class Explanation:
 
     Attributes:
         layer: the layer's repr.
-        call: its kind, sizes and settings, and the 2-d geometry that computes it.
+        call: its kind, sizes and settings.
         dtype, device: type and device of the call.
         backend: the backend of the forward pass: "triton", "aten" or "reference".
         reason: why that one.
@@ -46,6 +46,11 @@ class Explanation:
     packs: str | None
     flops: int
     bytes: int
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """The sizes of the 2-d convolution whose passes compute the call."""
+        return self.call.geometry
 
     @property
     def copy_speed(self) -> float:

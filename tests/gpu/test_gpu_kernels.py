@@ -14,7 +14,7 @@ from oracle import Case, bounds, expected
 
 import gconv
 from gconv import dispatch
-from gconv.geometry import ConvGeometry
+from gconv.geometry import PASSES, ConvGeometry
 from gconv.measure.problem import cudnn_precision
 
 pytestmark = [pytest.mark.gpu, *ON_A_GPU, pytest.mark.usefixtures("full_float32")]
@@ -83,7 +83,7 @@ def test_auto_takes_the_kernels_for_resnext() -> None:
     """By rule, where no table says otherwise."""
     x = torch.randn(8, 128, 56, 56, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     geometry = ConvGeometry.of(x.shape, (128, 4, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 32)
-    for pass_ in dispatch.PASSES:
+    for pass_ in PASSES:
         assert (
             dispatch.decide_by_auto(pass_, x.device, "channels_last", x.dtype, geometry).backend == "triton"
         )

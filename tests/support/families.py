@@ -145,7 +145,7 @@ def check_epilogue(
 
     Args:
         pass_: the pass.
-        case: the convolution; ``bias`` counts for both passes, whose outputs have their own numbers of channels.
+        case: the convolution; ``bias`` counts for both passes, whose outputs differ in number of channels.
         activation: what follows the sums.
         residual: whether a residual is added to them.
         dtype: of operands and results.

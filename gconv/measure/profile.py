@@ -156,7 +156,8 @@ class Profile:
             yield f"not timed one by one: {', '.join(sorted(unmeasured))}"
         depthwise = sum(c.call.convolution.channels_per_group[0] == 1 for c in grouped)
         if depthwise:
-            yield f"{depthwise} of the grouped ones are depthwise: convert(..., depthwise=True) takes those"
+            are = "is" if depthwise == 1 else "are"
+            yield f"{depthwise} of the grouped ones {are} depthwise: convert(..., depthwise=True) swaps those"
 
 
 def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profile:
@@ -276,7 +277,7 @@ def _time(call: RecordedCall, pass_: str) -> dict[str, float]:
         return {}
     try:
         return _time_problem(
-            Problem(call.convolution.kind.pass_of_geometry(pass_), call.convolution.geometry, type_), call
+            Problem(call.convolution.kind.pass_of_geometry(pass_), call.geometry, type_), call
         )
     except torch.OutOfMemoryError:
         return {}
@@ -284,7 +285,7 @@ def _time(call: RecordedCall, pass_: str) -> dict[str, float]:
 
 def _time_problem(problem: Problem, call: RecordedCall) -> dict[str, float]:
     """Return the seconds of a problem on PyTorch, and on the kernels if they can run it without copies."""
-    depth, geometry = call.convolution.depth, call.convolution.geometry
+    depth, geometry = call.convolution.depth, call.geometry
     sets = problem.draw_sets(call.device, call.layout)
     contenders: dict[str, list[Callable[[], Any]]] = {"aten": [partial(problem.run_pytorch, o) for o in sets]}
     if depth is not None:

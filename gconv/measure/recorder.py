@@ -43,6 +43,11 @@ class RecordedCall:
     layout: str
     passes: tuple[str, ...]
 
+    @property
+    def geometry(self) -> ConvGeometry:
+        """The sizes of the 2-d convolution whose passes compute it."""
+        return self.convolution.geometry
+
 
 def record(model: nn.Module, run: Callable[[], Any]) -> list[RecordedCall]:
     """Call ``run``, and return the convolutions that it calls, in their order.

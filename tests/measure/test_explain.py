@@ -40,7 +40,7 @@ def test_explain_follows_backend_padding_mode_and_plain_layers() -> None:
     assert gconv.explain(layer, torch.randn(8, 6, 5, dtype=torch.float64), backend="aten").backend == "aten"
     with pytest.raises(RuntimeError, match="one dtype"):
         gconv.explain(layer, torch.randn(8, 6, 5))
-    with pytest.raises(TypeError, match=r"layer must be an nn\.Conv2d, got Linear"):
+    with pytest.raises(TypeError, match=r"layer must be one of nn\.Conv1d, nn\.Conv2d, .* got Linear"):
         gconv.explain(nn.Linear(2, 2), torch.randn(2, 2))
     explanation = gconv.explain(layer.to("meta"), torch.empty(8, 6, 5, device="meta", dtype=torch.float64))
     assert explanation.backend == "aten" and explanation.flops

@@ -13,7 +13,7 @@ import gconv
 
 
 class Conformer(nn.Module):
-    """A Conformer's convolution (arXiv 2005.08100): its depthwise layer gets a transposed (N, L, C) tensor."""
+    """A Conformer's convolution (arXiv 2005.08100), whose depthwise layer gets a transposed tensor."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()

@@ -86,6 +86,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--channels-last",
         action="store_true",
-        help="move network and input to channels_last first, volumes to channels_last_3d; default: contiguous",
+        help="first move network and input to channels_last, or channels_last_3d; default: contiguous",
     )
     return parser

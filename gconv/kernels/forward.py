@@ -87,6 +87,7 @@ def run_correlation(
     parts = room_for_parts(fusion, plan, y.shape[1], x.device)
     bias, side = None if bias is None else bias.contiguous(), in_layout_of(y, side)
     if plan.tile.depthwise:
+        weight = taps_first(weight) if plan.tile.kernel == "depthwise-blocks" else weight
         plan(x, weight, bias, y, side)
         return y, parts
     if plan.tile.kernel in PACKED:
@@ -107,6 +108,11 @@ def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: Tile)
     buffer = torch.empty(size, dtype=weight.dtype, device=weight.device)
     plan(weight, buffer)
     return buffer
+
+
+def taps_first(weight: Tensor) -> Tensor:
+    """``weight`` (K, 1, R, S) as blocks of taps read it, (R, S, K): many programs load each of them often."""
+    return weight[:, 0].permute(1, 2, 0).contiguous()
 
 
 def room_for_parts(fusion: Fusion, plan: Launch | None, channels: int, device: torch.device) -> Tensor | None:

@@ -45,6 +45,11 @@ class OperandLayout(NamedTuple):
         dtype, device = first.dtype, device_of(first.device)
         return cls(first.stride(), second.stride(), dtype, precision_of(dtype), device)
 
+    def upright(self) -> OperandLayout:
+        """The same with rows for columns."""
+        first, second = ((*strides[:2], strides[3], strides[2]) for strides in (self.first, self.second))
+        return self._replace(first=first, second=second)
+
     @property
     def kind(self) -> tuple[torch.dtype, str, Device]:
         """What the choice of a tile needs to know."""

@@ -7,13 +7,13 @@ a GPU was measured, :mod:`~gconv.kernels.choice` knows better.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels.correlation import Correlation
+from gconv.kernels.depthwise_rules import depthwise_tile, depthwise_weight_tile
 from gconv.kernels.device import Device
 from gconv.kernels.strip_rules import (
     bias_pair_tile,
@@ -33,11 +33,8 @@ from gconv.kernels.tiles import (
     all_registers,
     groups_in_pack,
     lanes,
-    power_of_two,
     uses_tensor_cores,
 )
-
-DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
 
 
 def tile_by_rule(
@@ -82,7 +79,7 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
 
 
 def residual_tile(tile: Tile) -> Tile:
-    """``tile`` with registers left for a residual: one warp of the slide lacks them, and so do wide strips."""
+    """``tile`` with registers left for a residual."""
     if tile.kernel == "residue":  # in TF32
         return replace(tile, pixels=tile.pixels // 2)
     if tile.kernel == "slide" and tile.warps == 1:
@@ -99,7 +96,7 @@ def correlation_tile(
 ) -> Tile:
     """The tile of the forward pass, or of the input gradient."""
     if correlation.inputs == correlation.outputs == 1:
-        return depthwise_tile(correlation)
+        return depthwise_tile(correlation, device)
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
     if has_strips(correlation, dtype, precision, device) and not (norm and dtype.itemsize == 4):
         return strip_tile(correlation, dtype, device)
@@ -186,32 +183,3 @@ def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: s
     pixels = 128 // dtype.itemsize
     registers = all_registers(device)
     return Tile("taps", groups, pixels, side_i, side_o, warps=4, stages=2, registers=registers, resident=16)
-
-
-def depthwise_lanes(groups: int) -> int:
-    """Channels of a tile: 64, or fewer where they divide all: masked channels are loaded one by one."""
-    divisor = math.gcd(64, groups)
-    return divisor if divisor >= LANES else min(64, power_of_two(groups))
-
-
-def depthwise_tile(correlation: Correlation) -> Tile:
-    """Multiply-adds, no product of tiles. Where it slides, so few pixels that all taps' weights fit."""
-    channels, taps = depthwise_lanes(correlation.groups), math.prod(correlation.kernel)
-    slides = correlation.step[0] == correlation.dilation[0] == 1 and correlation.divisor == (1, 1)
-    if slides and taps <= DEPTHWISE_TAPS:
-        pixels = (1024 if taps <= 25 else 512) // channels
-        return Tile("depthwise-slide", 1, pixels, channels, channels, warps=4)
-    return Tile("depthwise", 1, 1024 // channels, channels, channels, warps=4)
-
-
-def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
-    """Where it slides, so few pixels that all taps' sums fit. Else the taps are a third axis of the tile."""
-    taps = math.prod(geometry.weight_size[2:])
-    registers, split = all_registers(device), {"warps": 4, "resident": 16}
-    if geometry.stride[0] == geometry.dilation[0] == 1 and taps <= DEPTHWISE_TAPS:
-        channels = depthwise_lanes(geometry.groups)
-        pixels = (512 if taps <= 25 else 256) // channels
-        return Tile("depthwise-slide", 1, pixels, channels, channels, registers=registers, **split)
-    channels = max(1, min(32, power_of_two(geometry.groups), 2048 // power_of_two(taps)))
-    pixels = max(1, 2048 // channels // power_of_two(taps))
-    return Tile("depthwise", 1, pixels, channels, channels, registers=registers, **split)

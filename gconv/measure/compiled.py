@@ -352,4 +352,4 @@ def _outputs_a_turn(launch: Launch) -> float:
         blocks = -(-tile.groups * values["CI"] // tile.inputs)
         return tile.pixels * tile.columns * tile.outputs * tile.packs / (taps * blocks)
     of_pixel = 4 if tile.kernel in ("pairs", "residue") else 1
-    return tile.pixels * tile.columns * tile.outputs * tile.packs * of_pixel
+    return tile.pixels * tile.rows * tile.columns * tile.outputs * tile.packs * of_pixel

@@ -145,7 +145,7 @@ def check_epilogue(
 
     Args:
         pass_: the pass.
-        case: the convolution; ``bias`` counts for both passes, whose outputs differ in number of channels.
+        case: the convolution; its ``bias`` says for both passes whether there is one.
         activation: what follows the sums.
         residual: whether a residual is added to them.
         dtype: of operands and results.

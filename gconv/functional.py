@@ -273,13 +273,12 @@ def _run_operators(
     backend: str,
 ) -> Tensor:
     """Compute it by gconv's operators, on tensors of one dtype."""
-    if any(call.beyond):
-        return _with_rows_beyond(call, input, weight, bias, activation, residual, backend)
-    if call.depth is not None and call.depth.taps > 1 and input.dtype != wide_dtype(input.dtype):
-        # The gradient adds one number for each tap in depth: rounded to 16 bits, they would add up errors.
+    if call.adds_gradients and input.dtype != wide_dtype(input.dtype):
         bias = None if bias is None else wide(bias)
         output = _run_operators(call, wide(input), wide(weight), bias, activation, residual, backend)
         return output.to(input.dtype)
+    if any(call.beyond):
+        return _with_rows_beyond(call, input, weight, bias, activation, residual, backend)
     transposed = call.kind.transposed
     images, kernel = call.as_images(input), call.as_kernel(weight)
     if transposed and kernel.is_complex():

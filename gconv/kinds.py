@@ -145,6 +145,11 @@ class Call(NamedTuple):
         return tuple(map(self.kind.pass_of_geometry, passes))
 
     @property
+    def adds_gradients(self) -> bool:
+        """Whether a gradient is the sum of several results, which 16 bits would round one by one."""
+        return any(self.beyond) or (self.depth is not None and self.depth.taps > 1)
+
+    @property
     def groups(self) -> int:
         """Number of groups."""
         return self.geometry.groups

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gconv import dispatch
 from gconv.arguments import prepare
+from gconv.batch_norm import wide_dtype
 from gconv.geometry import ConvGeometry
 from gconv.kinds import KINDS, Call, kind_of, layout_of
 from gconv.measure.timing import copy_speed
@@ -109,7 +110,8 @@ def explain(layer: nn.Module, input: Tensor, *, backend: str | None = None) -> E
     name, layout = dispatch.requested(backend), layout_of(padded, kind.dims)
     found = dispatch.explain_call(name, padded.device, layout, dtype, call)
     by_kernels = [pass_ for pass_, decision in found.items() if decision.backend == "triton"]
-    tiles = {pass_: _tile(pass_, dtype, padded.device, call.geometry) for pass_ in by_kernels}
+    kernels_dtype = wide_dtype(dtype) if call.adds_gradients else dtype
+    tiles = {pass_: _tile(pass_, kernels_dtype, padded.device, call.geometry) for pass_ in by_kernels}
     passes = {p: f"{d.backend}: {tiles[p]}" if p in tiles else d.backend for p, d in found.items()}
     forward = found[kind.pass_of_geometry("forward")]
     return Explanation(
@@ -137,7 +139,9 @@ def _tile(pass_: str, dtype: torch.dtype, device: torch.device, geometry: ConvGe
 def _copies(call: Call, layout: str) -> str | None:
     """Return what is copied so that the kernels, which work in channels_last, can run; None if nothing is."""
     if call.depth is not None and not call.depth.folds:
-        return f"the input is copied once for each of the {call.depth.taps} taps in depth"
+        if call.depth.taps == 1:
+            return "the input is copied, with zeros in depth around it"
+        return f"the input is copied once for each of the {call.depth.taps} taps in depth, in float32"
     if layout == "channels_last":
         return None
     return "the input is contiguous: each pass copies it to channels_last and its result back"

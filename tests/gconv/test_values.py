@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import CASES, PATHS, Case, bounds, expected, run
+from marks import interpreted
+from oracle import CASES, OTHERS, PATHS, Case, check, expected, run
 
 import gconv
 from gconv.kinds import KINDS
@@ -16,25 +17,6 @@ from gconv.kinds import KINDS
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
 SIXTEEN_BITS = [torch.float16, torch.bfloat16]
-
-
-def check(case: Case, path: str, dtype: torch.dtype, activation: str | None = None) -> None:
-    tensors = case.tensors(dtype)
-    given = [t for t in tensors if t is not None]
-    output = case.run(path, *tensors, activation=activation)
-    grad = torch.randn(output.shape, dtype=torch.float64).to(dtype)
-    results = [output.detach(), *torch.autograd.grad(output, given, grad)]
-    truth = expected(case, tensors, grad, relu=activation == "relu")
-    for name, result, right, bound in zip(
-        ("output", "input gradient", "weight gradient", "bias gradient"),
-        results,
-        truth,
-        bounds(case, truth, dtype),
-        strict=False,
-    ):
-        assert result.dtype == dtype and result.shape == right.shape, name
-        excess = (result.double() - right).abs() - bound
-        assert (excess <= 0).all(), f"{name}: {excess.amax():.2e} more than the bound"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -57,6 +39,15 @@ def test_aten_is_pytorchs_function_to_the_bit(case: Case, dtype: torch.dtype) ->
         grads = torch.autograd.grad(output, [t for t in tensors if t is not None], torch.ones_like(output))
         results.append([output, *grads])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+@interpreted
+@pytest.mark.usefixtures("full_float32")
+@pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=str)
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
+def test_kernels_match_float64_for_every_kind(case: Case, dtype: torch.dtype) -> None:
+    """The kernels' own geometries are in tests/kernels; this is the way to them and back."""
+    check(case, "triton", dtype)
 
 
 def test_relu_output_and_gradients_match_float64(case: Case, path: str) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from families import DTYPES, FAMILIES, LARGE, Place, aligned, check_kernels, inside_nan, kernel_results
 from marks import ON_A_GPU
-from oracle import Case, bounds, expected
+from oracle import OTHERS, Case, bounds, check, expected
 
 import gconv
 from gconv import dispatch
@@ -32,6 +32,16 @@ def test_every_family_matches_float64(place: Place, case: Case, dtype: torch.dty
     torch.use_deterministic_algorithms(True)
     try:
         check_kernels(case, dtype, device="cuda", place=place)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
+def test_every_kind_of_convolution_matches_float64(case: Case, dtype: torch.dtype) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        check(case, "triton", dtype, device="cuda")
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from oracle import Case, bounds, expected
+from oracle import Case, Compared, bounds, expected
 from torch import Tensor
 
 from gconv import functional, kernels
@@ -17,7 +17,6 @@ from gconv.geometry import PASSES, ConvGeometry
 from gconv.kernels.tiles import Tile
 
 Place = Callable[[Tensor], Tensor]
-Compared = dict[str, tuple[Tensor, Tensor, Tensor]]  # result, truth and bound by name
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SAME = {"padding": 1}
 PAST = {"padding": (2, 0), "stride": 2}

@@ -18,6 +18,9 @@ from gconv.module import LAYERS
 FUNCTIONS = {layer.kind: layer.function for layer in LAYERS}
 
 
+Compared = dict[str, tuple[Tensor, Tensor, Tensor]]  # result, truth and bound by name
+
+
 @dataclass(frozen=True)
 class Case:
     """One call of a grouped convolution; ``settings`` are keyword arguments of ``kind.pytorch``."""
@@ -122,6 +125,30 @@ def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         narrow.eps * (t.abs() + narrow.tiny) + 6 * wide.eps * (n + math.sqrt(n))
         for t, n in zip(truth, lengths, strict=False)
     ]
+
+
+def compare(
+    case: Case, path: str, dtype: torch.dtype, activation: str | None = None, device: str = "cpu"
+) -> Compared:
+    """Return output and gradients of a case, with truth and bound, and check shapes and dtypes."""
+    tensors = [None if t is None else t.detach().to(device).requires_grad_() for t in case.tensors(dtype)]
+    output = case.run(path, *tensors, activation=activation)
+    grad = torch.randn(output.shape, dtype=torch.float64, device=device).to(dtype)
+    results = [output.detach(), *torch.autograd.grad(output, [t for t in tensors if t is not None], grad)]
+    truth = expected(case, tuple(tensors), grad, relu=activation == "relu")
+    for result, right in zip(results, truth, strict=True):
+        assert result.dtype == dtype and result.shape == right.shape
+    names = ("output", "input gradient", "weight gradient", "bias gradient")
+    return dict(zip(names, zip(results, truth, bounds(case, truth, dtype), strict=False), strict=False))
+
+
+def check(
+    case: Case, path: str, dtype: torch.dtype, activation: str | None = None, device: str = "cpu"
+) -> None:
+    """Check that output and gradients of a case are within their bounds."""
+    for name, (result, right, bound) in compare(case, path, dtype, activation, device).items():
+        excess = (result.double() - right).abs() - bound
+        assert (excess <= 0).all(), f"{name}: {excess.amax():.2e} more than the bound"
 
 
 CASES = [

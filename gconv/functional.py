@@ -277,7 +277,7 @@ def _run_operators(
         bias = None if bias is None else wide(bias)
         output = _run_operators(call, wide(input), wide(weight), bias, activation, residual, backend)
         return output.to(input.dtype)
-    if any(call.beyond):
+    if call.beyond != (0, 0):
         return _with_rows_beyond(call, input, weight, bias, activation, residual, backend)
     transposed = call.kind.transposed
     images, kernel = call.as_images(input), call.as_kernel(weight)

@@ -127,6 +127,7 @@ class Call(NamedTuple):
         geometry: the 2-d convolution that computes it; if transposed, by its input gradient.
         depth: how a 3-d convolution runs along its depth; else None.
         beyond: rows and columns at the end of a transposed convolution's output that no input reaches.
+        adds_gradients: whether a gradient is the sum of several results, which 16 bits would round one by one.
     """
 
     kind: Kind
@@ -137,17 +138,13 @@ class Call(NamedTuple):
     geometry: ConvGeometry
     depth: Depth | None = None
     beyond: tuple[int, int] = (0, 0)
+    adds_gradients: bool = False
 
     @property
     def passes(self) -> tuple[str, ...]:
         """The passes of the geometry that the call may need: its gradients too, if they are on."""
         passes = PASSES if torch.is_grad_enabled() else PASSES[:1]
         return tuple(map(self.kind.pass_of_geometry, passes))
-
-    @property
-    def adds_gradients(self) -> bool:
-        """Whether a gradient is the sum of several results, which 16 bits would round one by one."""
-        return any(self.beyond) or (self.depth is not None and self.depth.taps > 1)
 
     @property
     def groups(self) -> int:

@@ -15,7 +15,7 @@ demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluat
 	$(BIN)/python -m resnext predict runs/demo/samples/*.png
 	@echo "look at runs/demo/curves.png, confusion.png and mistakes.png; then: . .venv/bin/activate; resnext --help"
 
-examples: .venv/dev.installed  ## run examples/: a timm network in three lines, a RegNet, a ConvNeXt (1 minute)
+examples: .venv/dev.installed  ## run examples/: a timm network in three lines, a RegNet, a ConvNeXt, a Conformer (1 minute)
 	for script in examples/*.py; do echo "== $$script"; $(BIN)/python tests/support/zoo.py $$script || exit 1; done
 
 test: .venv/dev.installed  ## run the tests (3 minutes)

@@ -50,6 +50,13 @@ def test_convnext_with_depthwise(run: Run) -> None:
     assert out.endswith("revert(model) brings 10 back\nlargest difference: 0.0e+00\n")
 
 
+def test_conformer_for_speech(run: Run) -> None:
+    out = run("conformer.py", "--frames", "50", "--channels", "16", "--blocks", "2")
+    assert "2 of 2 convolutions swapped" in out and "8 x 16 x 50 -> 8 x 16 x 50" in out
+    assert "largest difference: 0.0e+00" in out
+    assert "8 x 16/16 x 50 -> 16, kernel 31" in out
+
+
 def test_every_example_is_run() -> None:
     names = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
     assert names == sorted(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))

@@ -113,7 +113,7 @@ def depthwise_slide_weight_kernel(
     packs, groups, columns, H, W, P, Q, rows, top, left, splits, step_w, tap_w,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     R: tl.constexpr, S: tl.constexpr, BIAS: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr, BR: tl.constexpr, BS: tl.constexpr,
+    X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr, BR: tl.constexpr, BS: tl.constexpr, TURNS: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of the weight gradient, vertical stride and dilation 1.
@@ -126,7 +126,8 @@ def depthwise_slide_weight_kernel(
     image begins further up and to the left.
 
     In registers: BR BS sums [BM, BO], added up over the columns at the end, and BR rows of dy, which move up
-    as the rows move down.
+    as the rows move down. That takes two to four instructions for each row of dy, so a turn of the loop may
+    take as many rows of x (TURNS).
     """
     ACROSS: tl.constexpr = (S + BS - 1) // BS
     BLOCKS: tl.constexpr = (R + BR - 1) // BR * ACROSS
@@ -152,18 +153,24 @@ def depthwise_slide_weight_kernel(
         p_row = p_x + (n * x_n + tl.cast(h0, tl.int64) * x_h) * X_UNIT
         p_grad = p_dy + (n * dy_n + tl.cast(first, tl.int64) * dy_h) * DY_UNIT
         dy = repeat(zero, BR)
-        for h in range(h0, end - top + BR - 1):
-            dy0 = load_tile(p_grad, o_dy, m_column & (h < end - top), m_c, FULL).to(tl.float32)
-            dy = (dy0,) + dy[:-1]
-            if BIAS:
-                bias += dy0
-            for s in tl.static_range(BS):
-                w = j + s * tap_w
-                m_x = m_column & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-                x = load_tile(p_row, o_x + s * tap_w * x_w * X_UNIT, m_x, m_c, FULL).to(tl.float32)
-                sums = add_gradients(sums, x, dy, s, BS)
-            p_row += x_h * X_UNIT
-            p_grad += dy_h * DY_UNIT
+        stop = end - top + BR - 1
+        for turn in range(h0, stop, TURNS):
+            for u in tl.static_range(TURNS):
+                h = turn + u
+                dy0 = load_tile(p_grad, o_dy, m_column & (h < end - top), m_c, FULL).to(tl.float32)
+                dy = (dy0,) + dy[:-1]
+                if BIAS:
+                    bias += dy0
+                inside = m_column & (h >= 0) & (h < H)
+                if TURNS > 1:
+                    inside = inside & (h < stop)
+                for s in tl.static_range(BS):
+                    w = j + s * tap_w
+                    m_x = inside & (w >= 0) & (w < W)
+                    x = load_tile(p_row, o_x + s * tap_w * x_w * X_UNIT, m_x, m_c, FULL).to(tl.float32)
+                    sums = add_gradients(sums, x, dy, s, BS)
+                p_row += x_h * X_UNIT
+                p_grad += dy_h * DY_UNIT
 
     p_sums += i_split.to(tl.int64) * groups * (R * S + BIAS) + c
     for t in tl.static_range(BR * BS):

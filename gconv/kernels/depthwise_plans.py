@@ -21,7 +21,7 @@ from gconv.kernels.depthwise import (
     depthwise_weight_kernel,
 )
 from gconv.kernels.depthwise_blocks import depthwise_blocks_kernel
-from gconv.kernels.depthwise_rules import tap_block, weight_tap_block
+from gconv.kernels.depthwise_rules import rows_in_turn, tap_block, weight_tap_block
 from gconv.kernels.launch import Fusion, Launch, OperandLayout
 from gconv.kernels.tiles import Tile
 
@@ -89,7 +89,7 @@ def plan_depthwise_weight(
     if slides and stands_upright(geometry):
         geometry, operands = upright_geometry(geometry), operands.upright()
     (n, _, p, q), (_, _, r, s) = geometry.output_size, geometry.weight_size
-    block = weight_tap_block((r, s)) if slides else (r, s)
+    block = weight_tap_block((r, s), min(p, 128)) if slides else (r, s)
     shared = weight_grad_arguments(geometry, tile, operands, fusion)
     column_tiles = -(-n * q // tile.pixels)
     programs = shared["packs"] * -(-r // block[0]) * -(-s // block[1])
@@ -99,6 +99,7 @@ def plan_depthwise_weight(
     own = {"columns": n * q, "rows": rows, "splits": splits, "R": r, "S": s}
     if slides:
         own |= {"step_w": geometry.stride[1], "tap_w": geometry.dilation[1], "BR": block[0], "BS": block[1]}
+        own |= {"TURNS": rows_in_turn((r, s), block)}
     else:
         own |= pair_arguments("STEP", geometry.stride) | pair_arguments("TAP", geometry.dilation)
         own |= {"BT": tiles.power_of_two(r * s)}

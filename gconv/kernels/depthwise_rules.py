@@ -15,7 +15,7 @@ from gconv.kernels.device import Device
 from gconv.kernels.tiles import LANES, Tile, all_registers, power_of_two
 
 DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
-UPRIGHT_TAPS = 16  # of a row that slides along its length; of more taps, too many rows are another program's
+UPRIGHT_TAPS = 4  # of a row that slides along its length: so many sums can move up in each turn
 SUMS = 32  # of a thread's pairs of channels that blocks of outputs hold
 A_WARP = 64  # numbers of a tile that are two for each of its threads
 A_LOAD, A_WEIGHT = 5.5, 5  # instructions for two channels, beside two multiply-adds for each product
@@ -32,7 +32,7 @@ def depthwise_tile(correlation: Correlation, device: Device) -> Tile:
     c = correlation
     channels, taps = depthwise_lanes(c.groups), math.prod(c.kernel)
     if c.lies_flat and taps <= UPRIGHT_TAPS:
-        return upright_tile(c.size[0], channels, 4 if taps <= 9 else 2)
+        return upright_tile(c.size[0], channels, 4)
     if c.step == c.dilation == c.divisor == (1, 1) and (taps > DEPTHWISE_TAPS or c.lies_flat):
         return blocks_tile(c, channels, device)
     slides = c.step[0] == c.dilation[0] == 1 and c.divisor == (1, 1)
@@ -101,21 +101,31 @@ def tap_block(kernel: tuple[int, int], tile: Tile, dtype: torch.dtype) -> tuple[
     return cheapest_block(kernel, cost, 26 if dtype.itemsize == 2 else 12)
 
 
-def weight_tap_block(kernel: tuple[int, int]) -> tuple[int, int]:
+def weight_tap_block(kernel: tuple[int, int], rows: int) -> tuple[int, int]:
     """The block of taps that a program of the weight gradient sums: all, or as many as fit its registers.
 
-    It holds a sum for each, and as many rows of dy as the block has. It loads a column of x for each of the
-    block's, and one of dy.
+    It holds a sum for each, and as many rows of dy as the block has. In each row it loads a column of x for
+    each of the block's, and one of dy. It slides over the ``rows`` rows of dy, and over as
+    many more as the block has.
     """
-    most = DEPTHWISE_TAPS + 7
-    if math.prod(kernel) <= DEPTHWISE_TAPS and math.prod(kernel) + kernel[0] <= 64:
+    if math.prod(kernel) <= DEPTHWISE_TAPS and kernel[0] <= 7:
         return kernel
 
     def cost(block: tuple[int, int]) -> float:
-        fits = math.prod(block) + block[0] <= most and block[0] <= LANES
-        return 2 * math.prod(block) + A_LOAD * (block[1] + 1) if fits else math.inf
+        if math.prod(block) + block[0] > DEPTHWISE_TAPS + 7 or block[0] > LANES:
+            return math.inf
+        turns = -(-(rows + block[0] - 1) // block[0]) * block[0]
+        return turns * (2 * math.prod(block) + A_LOAD * (block[1] + 1) + 2)
 
     return cheapest_block(kernel, cost, DEPTHWISE_TAPS)
+
+
+def rows_in_turn(kernel: tuple[int, int], block: tuple[int, int]) -> int:
+    """Rows that one turn of the weight gradient's loop takes: as many as the block has, where these are many.
+
+    Then no rows of dy move from register to register, and code is long.
+    """
+    return block[0] if block != kernel or block[0] > 7 else 1
 
 
 def cheapest_block(

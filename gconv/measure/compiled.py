@@ -351,5 +351,8 @@ def _outputs_a_turn(launch: Launch) -> float:
         taps = values["R"] * values["S"] if tile.kernel == "taps" else 1
         blocks = -(-tile.groups * values["CI"] // tile.inputs)
         return tile.pixels * tile.columns * tile.outputs * tile.packs / (taps * blocks)
+    if "BR" in values:  # each block of taps takes all outputs
+        blocks = -(-values["R"] // values["BR"]) * -(-values["S"] // values["BS"])
+        return tile.pixels * tile.rows * tile.columns * tile.outputs * values.get("TURNS", 1) / blocks
     of_pixel = 4 if tile.kernel in ("pairs", "residue") else 1
-    return tile.pixels * tile.rows * tile.columns * tile.outputs * tile.packs * of_pixel
+    return tile.pixels * tile.columns * tile.outputs * tile.packs * of_pixel

@@ -39,6 +39,8 @@ ONE_OF_EACH = (
     "taps, width 72 to 40",
     "depthwise",
     "depthwise, dilated",
+    "depthwise, 13x13",
+    "depthwise, row of 4",
 )
 
 
@@ -56,7 +58,7 @@ def one_of_each(request: pytest.FixtureRequest) -> Case:
 
 def is_long(case: Case, dtype: torch.dtype) -> bool:
     """Whether it waits for `make long`: in the interpreter the widest take ten seconds."""
-    widest = case.name in ("taps, width 56", "taps, width 264", "depthwise, 9x8, beyond the registers")
+    widest = case.name in ("taps, width 56", "taps, width 264")
     return widest or (dtype != torch.float16 and case.name not in ("slide, width 4", "stride 2, odd"))
 
 
@@ -82,6 +84,7 @@ def test_every_family_matches_float64(case: Case, dtype: torch.dtype) -> None:
         ("slide", 1),
         ("taps", 1),
         ("depthwise-slide", 1),
+        ("depthwise-blocks", 1),
         ("depthwise", 1),
     ],
 )

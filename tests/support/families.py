@@ -64,6 +64,10 @@ FAMILIES = [
     Case("depthwise, stride 2", (2, 6, 7, 8), (6, 1, 3, 3), {**SAME, "stride": 2, "groups": 6}),
     Case("depthwise, dilated", (1, 6, 7, 8), (6, 1, 3, 2), {"dilation": (2, 1), "groups": 6}),
     Case("depthwise, 9x8, beyond the registers", (1, 3, 9, 8), (3, 1, 9, 8), {"padding": 2, "groups": 3}),
+    Case("depthwise, 13x13", (2, 20, 7, 5), (20, 1, 13, 13), {"padding": 6, "groups": 20}),
+    Case("depthwise, row of 4", (3, 20, 1, 9), (20, 1, 1, 4), {"padding": (0, 1), "groups": 20}),
+    Case("depthwise, row of 31", (2, 20, 1, 40), (20, 1, 1, 31), {"padding": (0, 15), "groups": 20}),
+    Case("depthwise, row of 4, stride 2", (1, 6, 1, 9), (6, 1, 1, 4), {"stride": (1, 2), "groups": 6}),
 ]
 # Layers of real networks: too large for the interpreter.
 LARGE = [

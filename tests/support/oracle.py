@@ -124,6 +124,28 @@ def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     ]
 
 
+def check(
+    case: Case, path: str, tensors: tuple[Tensor | None, ...], activation: str | None = None
+) -> None:
+    """Check output and gradients of gconv's function, of tensors of deviation 1, against ``expected``."""
+    given = [t for t in tensors if t is not None]
+    dtype = given[0].dtype
+    output = case.run(path, *tensors, activation=activation)
+    grad = torch.randn(output.shape, dtype=torch.float64).to(dtype)
+    results = [output.detach(), *torch.autograd.grad(output, given, grad)]
+    truth = expected(case, tensors, grad, relu=activation == "relu")
+    for name, result, right, bound in zip(
+        ("output", "input gradient", "weight gradient", "bias gradient"),
+        results,
+        truth,
+        bounds(case, truth, dtype),
+        strict=False,
+    ):
+        assert result.dtype == dtype and result.shape == right.shape, name
+        excess = (result.double() - right).abs() - bound
+        assert (excess <= 0).all(), f"{name}: {excess.amax():.2e} more than the bound"
+
+
 CASES = [
     Case("3x3, ResNeXt", (2, 8, 7, 6), (8, 2, 3, 3), {"padding": 1, "groups": 4}, bias=False),
     Case("3x3, no padding", (2, 8, 7, 6), (8, 2, 3, 3), {"groups": 4}),

@@ -443,10 +443,21 @@ def test_pytorchs_own_samples(pytorchs: dict, kind: Kind, backend: str, dtype: t
         torch.testing.assert_close(*grads)
 
 
+# The interpreter takes seconds for images, half a minute for volumes.
+IN_FLOAT32 = [
+    pytest.param(
+        *(kind, backend),
+        id=f"{kind}-{backend}",
+        marks=[interpreted, *[pytest.mark.long] * (kind.dims > 1)] if backend == "triton" else [],
+    )
+    for kind in KINDS
+    for backend in (*BACKENDS, "triton")
+]
+
+
 @pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance")
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("triton", marks=interpreted)])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("kind", "backend"), IN_FLOAT32)
 def test_pytorchs_own_samples_in_float32(pytorchs: dict, kind: Kind, backend: str) -> None:
     for sample in pytorchs[kind.name].sample_inputs("cpu", torch.float32):
         x, w, b = sample.input, *sample.args

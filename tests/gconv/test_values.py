@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import CASES, OTHERS, PATHS, Case, check, expected, run
+from oracle import CASES, PATHS, Case, check, expected, run
 
 import gconv
 from gconv.kinds import KINDS

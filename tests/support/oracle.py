@@ -124,9 +124,7 @@ def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     ]
 
 
-def check(
-    case: Case, path: str, tensors: tuple[Tensor | None, ...], activation: str | None = None
-) -> None:
+def check(case: Case, path: str, tensors: tuple[Tensor | None, ...], activation: str | None = None) -> None:
     """Check output and gradients of gconv's function, of tensors of deviation 1, against ``expected``."""
     given = [t for t in tensors if t is not None]
     dtype = given[0].dtype

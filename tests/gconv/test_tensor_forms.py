@@ -173,7 +173,7 @@ def test_gradients(name: str, form: str) -> None:
 # The arguments of each operator besides its tensors: sizes and options.
 OPERATORS: dict[str, tuple[tuple, tuple]] = {
     "forward": ((), ("silu",)),
-    "input_grad": ((GEOMETRY.input_size,), ()),
+    "input_grad": ((GEOMETRY.input_size,), ("silu",)),
     "weight_grad": ((GEOMETRY.weight_size,), (True,)),
     "norm_forward": ((), ()),
     "norm_input_grad": ((), ()),
@@ -221,6 +221,9 @@ WAYS += [
 @pytest.mark.parametrize(("run", "backend", "form"), WAYS)
 def test_operators(run: Callable[..., Any], backend: str, operator: str, name: str, form: str) -> None:
     tensors, wide = draw(*tensors_of(operator))
+    if operator == "input_grad":  # what is added to dx
+        tensors["residual"] = torch.randn(SIZES["input"])
+        wide["residual"] = tensors["residual"].double()
     check(
         form,
         lambda t: run(operator, tensors | {name: t}, backend),

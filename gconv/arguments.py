@@ -144,7 +144,8 @@ def _call(kind: Kind, input: Tensor, weight: Tensor, settings: tuple[Any, ...], 
             f"{_product(lengths)} with padding {_shown(zeros)}"
         )
     k, batch = weight.shape[0], input.shape[: input.ndim - dims - 1]
-    size, kernel_size = (*(batch or (1,)), input.shape[-dims - 1], *lengths), weight.shape
+    size: tuple[int, ...] = (*(batch or (1,)), input.shape[-dims - 1], *lengths)
+    kernel_size: tuple[int, ...] = weight.shape
     depth = None
     if dims == 3:
         depth = Depth(outputs[0], kernel[0], stride[0], dilation[0], *zeros[0])
@@ -152,7 +153,7 @@ def _call(kind: Kind, input: Tensor, weight: Tensor, settings: tuple[Any, ...], 
         size, kernel_size = (n * depth.slices, c * taps, h, w), (k, group_in * taps, r, s)
     geometry = _geometry(size, kernel_size, stride, zeros, dilation, groups)
     sizes = (tuple(input.shape), tuple(weight.shape), (*batch, k, *outputs))
-    return Call(kind, settings, *sizes, geometry, depth)
+    return Call(kind, settings, *sizes, geometry, depth, adds_gradients=dims == 3 and kernel[0] > 1)
 
 
 def _transposed_call(
@@ -191,7 +192,7 @@ def _transposed_call(
     geometry = _geometry((*(batch or (1,)), k, *reached), weight.shape, stride, zeros, dilation, groups)
     rest = [0, *beyond][-2:]
     sizes = (tuple(input.shape), tuple(weight.shape), (*batch, k, *outputs))
-    return Call(kind, settings, *sizes, geometry, beyond=(rest[0], rest[1]))
+    return Call(kind, settings, *sizes, geometry, beyond=(rest[0], rest[1]), adds_gradients=any(beyond))
 
 
 def _geometry(

@@ -155,7 +155,7 @@ def explain_call(
         _require_triton(device, dtype, geometry)
     if name != "auto":
         return dict.fromkeys(passes, Decision(name, "asked for"))
-    if problem := _why_not_folded(call, layout):
+    if device.type == "cuda" and (problem := _why_not_folded(call, layout)):
         return dict.fromkeys(passes, Decision("aten", problem))
     found = {pass_: decide_by_auto(pass_, device, layout, dtype, geometry) for pass_ in passes}
     taken = [decision.least for decision in found.values() if decision.backend == "triton"]

@@ -17,7 +17,7 @@ from gconv import autograd, dispatch, ops
 from gconv.activation import ACTIVATIONS, finish
 from gconv.arguments import prepare
 from gconv.batch_norm import wide, wide_dtype
-from gconv.kinds import CONV1D, CONV2D, CONV3D, TRANSPOSE1D, TRANSPOSE2D, Call, Kind
+from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, Call, Kind
 
 
 def group_conv1d(
@@ -166,7 +166,7 @@ def group_conv_transpose1d(
     """
     settings = (stride, padding, output_padding, groups, dilation)
     function = group_conv_transpose1d
-    return _convolve(TRANSPOSE1D, function, input, weight, bias, settings, activation, residual, backend)
+    return _convolve(CONV_TRANSPOSE1D, function, input, weight, bias, settings, activation, residual, backend)
 
 
 def group_conv_transpose2d(
@@ -210,7 +210,7 @@ def group_conv_transpose2d(
     """
     settings = (stride, padding, output_padding, groups, dilation)
     function = group_conv_transpose2d
-    return _convolve(TRANSPOSE2D, function, input, weight, bias, settings, activation, residual, backend)
+    return _convolve(CONV_TRANSPOSE2D, function, input, weight, bias, settings, activation, residual, backend)
 
 
 def _convolve(
@@ -273,12 +273,12 @@ def _run_operators(
     backend: str,
 ) -> Tensor:
     """Compute it by gconv's operators, on tensors of one dtype."""
-    if any(call.beyond):
+    if call.adds_gradients and input.dtype != wide_dtype(input.dtype):
+        bias = None if bias is None else wide(bias)
+        output = _run_operators(call, wide(input), wide(weight), bias, activation, residual, backend)
+        return output.to(input.dtype)
+    if call.beyond != (0, 0):
         return _with_rows_beyond(call, input, weight, bias, activation, residual, backend)
-    if call.depth is not None and call.depth.taps > 1 and input.dtype != wide_dtype(input.dtype):
-        # The gradient adds one number for each tap in depth: rounded to 16 bits, they would add up errors.
-        tensors = [None if t is None else wide(t) for t in (input, weight, bias)]
-        return _run_operators(call, *tensors, activation, residual, backend).to(input.dtype)
     transposed = call.kind.transposed
     images, kernel = call.as_images(input), call.as_kernel(weight)
     if transposed and kernel.is_complex():

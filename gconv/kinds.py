@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gconv.geometry import PASSES, ConvGeometry, kernel_in_words, steps_in_words
-from gconv.torch_internals import suggest_memory_format
+from gconv.torch_internals import suggest_memory_format, transforms_active
 
 
 class Kind:
@@ -53,6 +53,10 @@ class Kind:
     def __repr__(self) -> str:
         return self.name
 
+    def __reduce__(self) -> str:
+        """Pickle and copy a kind as the constant below that it is."""
+        return self.name.upper()
+
     def pass_of_geometry(self, pass_: str) -> str:
         """Return which pass of the 2-d geometry computes a pass of this convolution, or the reverse."""
         swapped = {"forward": "input_grad", "input_grad": "forward"}
@@ -66,13 +70,14 @@ class Kind:
 
 
 CONV1D, CONV2D, CONV3D = Kind(1), Kind(2), Kind(3)
-TRANSPOSE1D, TRANSPOSE2D = Kind(1, transposed=True), Kind(2, transposed=True)
-KINDS = (CONV1D, CONV2D, CONV3D, TRANSPOSE1D, TRANSPOSE2D)
+CONV_TRANSPOSE1D, CONV_TRANSPOSE2D = Kind(1, transposed=True), Kind(2, transposed=True)
+KINDS = (CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D)
 
 
-def kind_of(layer: nn.Module) -> Kind | None:
-    """Return the kind of a layer, None if it is no convolution that gconv takes."""
-    return next((kind for kind in KINDS if isinstance(layer, kind.layer)), None)
+def kind_of(layer: nn.Module | type[nn.Module] | None) -> Kind | None:
+    """Return the kind of a layer, or of a class of layers; None if gconv does not take it."""
+    cls = layer if isinstance(layer, type) else type(layer)
+    return next((kind for kind in KINDS if issubclass(cls, kind.layer)), None)
 
 
 class Depth(NamedTuple):
@@ -124,6 +129,7 @@ class Call(NamedTuple):
         geometry: the 2-d convolution that computes it; if transposed, by its input gradient.
         depth: how a 3-d convolution runs along its depth; else None.
         beyond: rows and columns at the end of a transposed convolution's output that no input reaches.
+        adds_gradients: whether a gradient is the sum of several results, that 16 bits would round one by one.
     """
 
     kind: Kind
@@ -134,6 +140,7 @@ class Call(NamedTuple):
     geometry: ConvGeometry
     depth: Depth | None = None
     beyond: tuple[int, int] = (0, 0)
+    adds_gradients: bool = False
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -201,6 +208,8 @@ def conv2d_call(geometry: ConvGeometry) -> Call:
 
 def _layout_of_volumes(input: Tensor, weight: Tensor) -> torch.memory_format:
     """Return the layout of a 3-d convolution's result, as ``F.conv3d`` chooses it."""
+    if not torch.compiler.is_compiling() and transforms_active():
+        return torch.contiguous_format  # vmap knows no other
     batch = input if input.ndim == 5 else input.unsqueeze(0)
     either = is_channels_last(batch) or is_channels_last(weight)
     return torch.channels_last_3d if either else torch.contiguous_format

@@ -17,7 +17,7 @@ from gconv.functional import (
     group_conv_transpose1d,
     group_conv_transpose2d,
 )
-from gconv.kinds import CONV1D, CONV2D, CONV3D, TRANSPOSE1D, TRANSPOSE2D, Kind
+from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, Kind
 from gconv.torch_internals import ConvolutionBase, has_hooks, output_padding_of, zeros_around
 
 Numbers = int | Iterable[int]
@@ -76,7 +76,8 @@ class _Convolution(GroupConvolution):
             padding = self._numbers("padding", padding, 0)
         steps = (self._numbers("stride", stride, 1), padding, self._numbers("dilation", dilation, 1))
         kernel_size = self._numbers("kernel_size", kernel_size, 1)
-        super().__init__(*channels[:2], kernel_size, *steps, channels[2], bias, padding_mode, device, dtype)
+        init: Any = super().__init__  # of PyTorch's class, which comes after this one
+        init(*channels[:2], kernel_size, *steps, channels[2], bias, padding_mode, device, dtype)
         self.activation = activation
 
     def _numbers(self, name: str, value: Any, least: int) -> tuple[int, ...]:
@@ -120,7 +121,8 @@ class _Transposed(GroupConvolution):
                 ("dilation", dilation, 1),
             )
         ]
-        super().__init__(*channels[:2], *sizes[:4], channels[2], bias, sizes[4], padding_mode, device, dtype)
+        init: Any = super().__init__  # of PyTorch's class, which comes after this one
+        init(*channels[:2], *sizes[:4], channels[2], bias, sizes[4], padding_mode, device, dtype)
         self.activation = activation
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -215,7 +217,7 @@ class GroupConvTranspose1d(_Transposed, nn.ConvTranspose1d):
         TypeError, ValueError, RuntimeError: as in :class:`GroupConvTranspose2d`.
     """
 
-    kind = TRANSPOSE1D
+    kind = CONV_TRANSPOSE1D
     function = staticmethod(group_conv_transpose1d)
     _gconv_original = nn.ConvTranspose1d
 
@@ -241,7 +243,7 @@ class GroupConvTranspose2d(_Transposed, nn.ConvTranspose2d):
         RuntimeError: ``kernel_size``, ``stride`` or ``dilation`` is below 1, or a padding below 0.
     """
 
-    kind = TRANSPOSE2D
+    kind = CONV_TRANSPOSE2D
     function = staticmethod(group_conv_transpose2d)
     _gconv_original = nn.ConvTranspose2d
 
@@ -253,6 +255,9 @@ LAYERS: tuple[type[GroupConvolution], ...] = (
     GroupConvTranspose1d,
     GroupConvTranspose2d,
 )
+
+
+LAYER_OF = {layer.kind: layer for layer in LAYERS}
 
 
 def _check_channels(in_channels: Any, out_channels: Any, groups: Any) -> tuple[int, int, int]:

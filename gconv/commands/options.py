@@ -45,11 +45,13 @@ def add_names(
     parser.add_argument(option, nargs="+", metavar="NAME", choices=list(names), default=default, help=text)
 
 
-def add_image(parser: argparse._ActionsContainer) -> None:
-    """Add ``--image C H W``, the size of the image that a network gets."""
+def add_input(parser: argparse._ActionsContainer) -> None:
+    """Add ``--input SIZE ...``, the size of a network's input without the batch; also called ``--image``."""
     parser.add_argument(
-        "--image", type=count, nargs=3, default=(3, 224, 224), metavar=("C", "H", "W"),
-        help="channels, height and width of the images that the network gets; default: 3 224 224",
+        "--input", "--image", type=count, nargs="+", default=(3, 224, 224), metavar="SIZE",
+        help="size of the network's input without the batch: channels, height and width of an image, or "
+        "channels and length of a sequence, or channels, depth, height and width of a volume; "
+        "default: 3 224 224",
     )  # fmt: skip
 
 

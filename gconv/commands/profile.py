@@ -8,19 +8,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gconv.commands.options import add_batch, add_image, load_function, new_parser
+from gconv.commands.options import add_batch, add_input, load_function, new_parser
 from gconv.dispatch import this_device
 from gconv.measure.problem import TYPES
 from gconv.measure.profile import profile
 from gconv.measure.terminal import fail, first_line
 
 DESCRIPTION = """\
-Run a network on random images and time each of its convolutions separately: PyTorch's and gconv's, in the
+Run a network on random numbers and time each of its convolutions separately: PyTorch's and gconv's, in the
 layout in which the network runs and in channels_last. The last table estimates the time of the whole network
 after gconv.convert(model).
 
   python -m gconv profile torchvision.models:resnext50_32x4d --batch 32 --type bfloat16 --train
+  python -m gconv profile torchaudio.models:wav2vec2_base --batch 8 --input 16000
 """
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of dimensions
 
 
 def main(command: Sequence[str] | None = None, prog: str = "python -m gconv profile") -> int:
@@ -44,19 +47,21 @@ def main(command: Sequence[str] | None = None, prog: str = "python -m gconv prof
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             print(profile(model, x))
     except Exception as error:  # a model may raise anything
-        size = (arguments.batch, *arguments.image)
-        fail(f"{arguments.model} does not run on images of {size}: {first_line(error)}")
+        size = (arguments.batch, *arguments.input)
+        fail(f"{arguments.model} does not run on an input of {size}: {first_line(error)}")
     return 0
 
 
 def _prepare(
     model: nn.Module, arguments: argparse.Namespace, device: torch.device
 ) -> tuple[nn.Module, Tensor]:
-    """Return the network and random images, on the device and in the layout to run in."""
+    """Return the network and a random input, on the device and in the layout to run in."""
     model = model.train(arguments.train).to(device)
-    x = torch.randn(arguments.batch, *arguments.image, device=device)
+    x = torch.randn(arguments.batch, *arguments.input, device=device)
     if arguments.channels_last:
-        layout = torch.channels_last
+        if x.ndim not in _CHANNELS_LAST:
+            fail(f"--channels-last needs images or volumes, got --input of {len(arguments.input)} sizes")
+        layout = _CHANNELS_LAST[x.ndim]
         # PyTorch's annotations of Module.to leave out memory_format.
         model, x = model.to(memory_format=layout), x.to(memory_format=layout)  # type: ignore[call-overload]
     return model, x
@@ -69,8 +74,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="MODULE:FUNCTION",
         help="a function that returns the network, such as timm.models:regnety_032",
     )
-    add_batch(parser, 32, "number of images")
-    add_image(parser)
+    add_batch(parser, 32, "batch size")
+    add_input(parser)
     parser.add_argument(
         "--type", choices=["float32", "float16", "bfloat16"], default="float32", metavar="NAME",
         help="float32, float16 or bfloat16; the latter two by autocast; default: float32",
@@ -81,6 +86,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--channels-last",
         action="store_true",
-        help="move network and images to channels_last first; default: contiguous",
+        help="first move network and input to channels_last, or channels_last_3d; default: contiguous",
     )
     return parser

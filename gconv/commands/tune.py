@@ -20,7 +20,7 @@ from gconv import dispatch
 from gconv.commands.options import (
     TF32,
     add_batch,
-    add_image,
+    add_input,
     add_names,
     add_processes,
     load_function,
@@ -169,7 +169,7 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
     if arguments.model is None:
         layers = [layer.geometry(1) for suite in arguments.suite for layer in SUITES[suite]]
     else:
-        layers = _layers_of_model(arguments.model, arguments.image)
+        layers = _layers_of_model(arguments.model, arguments.input)
     return list(
         dict.fromkeys(
             Problem(pass_, replace(layer, input_size=(batch, *layer.input_size[1:])), type_)
@@ -187,7 +187,7 @@ def _layers_of_model(name: str, size: Sequence[int]) -> list[ConvGeometry]:
     try:
         layers = grouped_convolutions(make, size)
     except Exception as error:  # a model may raise anything
-        fail(f"--model {name}: does not run on an image of {tuple(size)}: {first_line(error)}")
+        fail(f"--model {name}: does not run on an input of {tuple(size)}: {first_line(error)}")
     return layers or fail(f"--model {name}: has no grouped convolution")
 
 
@@ -198,7 +198,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     networks.add_argument(
         "--model", metavar="MODULE:FUNCTION", help="a function that returns the network to tune for"
     )
-    add_image(parser)
+    add_input(parser)
     add_batch(parser, [256, 32, 1], "batch sizes to measure")
     add_names(parser, "--dtypes", TYPES, ["bfloat16", "float16", "tf32"], f"types to measure {TF32}")
     add_names(parser, "--passes", PASSES, purpose="passes to measure")

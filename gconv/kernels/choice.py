@@ -24,12 +24,13 @@ import torch
 from gconv.geometry import ConvGeometry
 from gconv.kernels.device import Device
 from gconv.kernels.launch import PARTIALS, Fusion, OperandLayout
-from gconv.kernels.rules import norm_tile, tile_by_rule
+from gconv.kernels.rules import norm_tile, residual_tile, tile_by_rule
+from gconv.kernels.strip_rules import bias_pair_tile
 from gconv.kernels.tiles import LANES, SLIDE_LANES, Tile
 
 SHIPPED = Path(__file__).parent / "measured"
 # By pass; raised when a change of its kernels makes what was measured wrong: other tiles, other speeds.
-KERNELS = {"forward": 4, "input_grad": 5, "weight_grad": 5}
+KERNELS = {"forward": 5, "input_grad": 6, "weight_grad": 6}
 KEPT = 4096  # answers; images of ever new sizes must not fill the memory
 # How much faster than PyTorch's own an entry must be for the kernels to be taken, by its distance in octaves:
 # what two measurements of one thing differ by; a layer of up to twice or half the size; any other.
@@ -93,11 +94,10 @@ def fused_tile_of(pass_: str, geometry: ConvGeometry, operands: OperandLayout, f
     """
     with_norm = fusion.prologue or fusion.epilogue in PARTIALS
     tile = (norm_tile if with_norm else tile_of)(pass_, geometry, *operands.kind)
-    if fusion.epilogue == "residual" and tile.kernel == "slide" and tile.warps == 1:
-        return replace(tile, warps=2, registers=None)  # one warp lacks the registers for a residual
-    if fusion.epilogue == "residual" and tile.kernel == "strips":
-        most = 2 if tile.inputs <= SLIDE_LANES else 1  # wider strips lack them, too
-        return replace(tile, columns=min(tile.columns, most))
+    if fusion.epilogue == "residual":
+        return residual_tile(tile)
+    if fusion.bias and tile.kernel == "pairs":
+        return bias_pair_tile(tile)
     if fusion.bias and pass_ == "weight_grad" and tile.kernel == "strips":
         most = max(1, 6 // (tile.packs * operands.dtype.itemsize))  # the sums of dy take some
         return replace(tile, columns=min(tile.columns, most))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gconv.geometry import ConvGeometry
+from gconv.geometry import ConvGeometry, Padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,11 @@ class Correlation:
     top: int
     left: int
     transposed: bool
+
+    @classmethod
+    def of(cls, pass_: str, geometry: ConvGeometry) -> Correlation:
+        """That of "forward" or "input_grad"."""
+        return cls.forward(geometry) if pass_ == "forward" else cls.input_grad(geometry)
 
     @classmethod
     def forward(cls, geometry: ConvGeometry) -> Correlation:
@@ -85,6 +90,26 @@ class Correlation:
             transposed=True,
         )
 
+    @property
+    def lies_flat(self) -> bool:
+        """Whether it is 1-d, one row of several taps, at stride and dilation 1."""
+        flat = self.size[1] == self.output[0] == self.kernel[0] == 1 and self.top == 0
+        return flat and self.step[1] == self.divisor[1] == self.dilation[1] == 1 < self.kernel[1]
+
+    def upright(self) -> Correlation:
+        """The same with rows for columns, for operands whose strides are swapped, too."""
+        return replace(
+            self,
+            size=(self.size[0], self.size[2], self.size[1]),
+            output=self.output[::-1],
+            kernel=self.kernel[::-1],
+            step=self.step[::-1],
+            divisor=self.divisor[::-1],
+            dilation=self.dilation[::-1],
+            top=self.left,
+            left=self.top,
+        )
+
     def weight_strides(self, strides: Sequence[int]) -> tuple[int, int, int, int, int, int]:
         """Where weight[g, i, o, r, s] stands in a (K, C / groups, R, S) tensor of ``strides``.
 
@@ -96,6 +121,29 @@ class Correlation:
             return 0, self.outputs * k, c, k, r, s
         last_tap = (self.kernel[0] - 1) * r + (self.kernel[1] - 1) * s
         return last_tap, self.inputs * k, k, c, -r, -s
+
+
+def stands_upright(geometry: ConvGeometry) -> bool:
+    """Whether weight gradients slide along the rows of ``geometry``: its kernel is one row of several taps.
+
+    Tap (0, s) has the same number as tap (s, 0) of the kernel that stands upright.
+    """
+    _, _, r, s = geometry.weight_size
+    return r == 1 < s and geometry.stride[1] == geometry.dilation[1] == 1
+
+
+def upright_geometry(geometry: ConvGeometry) -> ConvGeometry:
+    """``geometry`` with rows for columns, for operands whose strides are swapped, too."""
+    (n, channels, h, w), (k, group_in, r, s) = geometry.input_size, geometry.weight_size
+    top, bottom, left, right = geometry.padding
+    return replace(
+        geometry,
+        input_size=(n, channels, w, h),
+        weight_size=(k, group_in, s, r),
+        stride=geometry.stride[::-1],
+        padding=Padding(left, right, top, bottom),
+        dilation=geometry.dilation[::-1],
+    )
 
 
 def pairs_of(length: int, offset: int) -> tuple[int, int]:

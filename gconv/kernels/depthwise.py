@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from gconv.kernels.epilogue import Sink, emit, load_bias
-from gconv.kernels.packing import COUNTS, STRIDES, WEIGHTS, load_tile, locate_columns
+from gconv.kernels.packing import COUNTS, STRIDES, WEIGHTS, as_mask, load_tile, locate_columns
 
 OWN_WEIGHTS = [name for name in WEIGHTS if name not in ("w_i", "w_o")]  # there is one input and one output
 FORWARD = [*COUNTS, *STRIDES, *OWN_WEIGHTS, "columns", "rows", "y_w"]
@@ -113,24 +113,33 @@ def depthwise_slide_weight_kernel(
     packs, groups, columns, H, W, P, Q, rows, top, left, splits, step_w, tap_w,
     dy_n, dy_h, dy_w, x_n, x_h, x_w,
     R: tl.constexpr, S: tl.constexpr, BIAS: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
-    X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
+    X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr, BR: tl.constexpr, BS: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of the weight gradient, vertical stride and dilation 1.
 
         sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, h, w]
         where  h = p - top + r,  w = q step_w - left + s tap_w
 
-    Grid: blocks of BO channels, fastest; splits, each of which takes every ``splits``-th piece of work, a
-    tile of BM columns by a chunk of ``rows`` rows.
+    Grid: blocks of BO channels, fastest; blocks of BR x BS taps; splits, each of which takes every
+    ``splits``-th piece of work, a tile of BM columns by a chunk of ``rows`` rows. To a block of taps, the
+    image begins further up and to the left.
 
-    In registers: R S sums [BM, BO], added up over the columns at the end, and R rows of dy, which move up as
-    the rows move down.
+    In registers: BR BS sums [BM, BO], added up over the columns at the end, and BR rows of dy, which move up
+    as the rows move down.
     """
+    ACROSS: tl.constexpr = (S + BS - 1) // BS
+    BLOCKS: tl.constexpr = (R + BR - 1) // BR * ACROSS
     i_pack = tl.program_id(0) % packs
-    i_split = tl.program_id(0) // packs
+    i_block = tl.program_id(0) // packs % BLOCKS
+    i_split = tl.program_id(0) // (packs * BLOCKS)
+    r0, s0 = 0, 0
+    if BLOCKS > 1:
+        r0, s0 = i_block // ACROSS * BR, i_block % ACROSS * BS
+        top, left = top - r0, left - s0 * tap_w
     c, m_c = locate_depthwise(i_pack, groups, BO)
     zero = tl.zeros([BM, BO], tl.float32)
-    sums = repeat(zero, R * S)
+    sums = repeat(zero, BR * BS)
     bias = zero
     for item in range(i_split, tl.cdiv(columns, BM) * tl.cdiv(P, rows), splits):
         first = item // tl.cdiv(columns, BM) * rows
@@ -142,25 +151,28 @@ def depthwise_slide_weight_kernel(
         h0 = first - top
         p_row = p_x + (n * x_n + tl.cast(h0, tl.int64) * x_h) * X_UNIT
         p_grad = p_dy + (n * dy_n + tl.cast(first, tl.int64) * dy_h) * DY_UNIT
-        dy = repeat(zero, R)
-        for h in range(h0, end - top + R - 1):
+        dy = repeat(zero, BR)
+        for h in range(h0, end - top + BR - 1):
             dy0 = load_tile(p_grad, o_dy, m_column & (h < end - top), m_c, FULL).to(tl.float32)
             dy = (dy0,) + dy[:-1]
             if BIAS:
                 bias += dy0
-            for s in tl.static_range(S):
+            for s in tl.static_range(BS):
                 w = j + s * tap_w
                 m_x = m_column & (h >= 0) & (h < H) & (w >= 0) & (w < W)
                 x = load_tile(p_row, o_x + s * tap_w * x_w * X_UNIT, m_x, m_c, FULL).to(tl.float32)
-                sums = add_gradients(sums, x, dy, s, S)
+                sums = add_gradients(sums, x, dy, s, BS)
             p_row += x_h * X_UNIT
             p_grad += dy_h * DY_UNIT
 
     p_sums += i_split.to(tl.int64) * groups * (R * S + BIAS) + c
-    for t in tl.static_range(R * S):
-        tl.store(p_sums + t * groups, tl.sum(sums[t], 0), m_c)
+    for t in tl.static_range(BR * BS):
+        r, s = r0 + t // BS, s0 + t % BS
+        m_tap = m_c & (r < R) & (s < S) if BLOCKS > 1 else m_c
+        tl.store(p_sums + (r * S + s) * groups, tl.sum(sums[t], 0), as_mask(m_tap))
     if BIAS:
-        tl.store(p_sums + R * S * groups, tl.sum(bias, 0), m_c)
+        m_bias = m_c & (i_block == 0) if BLOCKS > 1 else m_c
+        tl.store(p_sums + R * S * groups, tl.sum(bias, 0), as_mask(m_bias))
 
 
 @triton.jit(do_not_specialize=FORWARD)

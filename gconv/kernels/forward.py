@@ -1,4 +1,4 @@
-"""The forward pass: choose a tile, plan a launch, launch it. The input gradient shares most of it."""
+"""The forward pass, and what it shares with the input gradient: choose a tile, plan a launch, launch it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from gconv.kernels.launch import (
 from gconv.kernels.plans import plan_correlation, plan_pack
 from gconv.kernels.tiles import Tile, blocks_of
 
+PACKED = ("strips", "pairs")  # kernels that read the weights in the order of their registers
+
 
 def forward(
     input: Tensor,
@@ -38,9 +40,8 @@ def forward(
 
     y and residual are (N, K, P, Q), input (N, C, H, W), weight (K, C / groups, R, S), bias (K,).
     """
-    epilogue = "plain" if residual is None else "residual"
-    fusion = Fusion(bias is not None, activation, epilogue=epilogue)
-    return run_forward(input, weight, bias, geometry, fusion, side=residual, tile=tile)[0]
+    fusion = Fusion.of(bias, activation, residual)
+    return run_correlation("forward", input, weight, bias, geometry, fusion, side=residual, tile=tile)[0]
 
 
 def norm_forward(
@@ -55,14 +56,15 @@ def norm_forward(
 
     ``norm`` (3, C), float32: scale, shift, mean.
     """
-    fusion = Fusion(bias is not None, prologue=True, epilogue="moments")
-    y, parts = run_forward(input, weight, bias, geometry, fusion, norm=norm.contiguous(), tile=tile)
+    fusion, norm = Fusion(bias is not None, prologue=True, epilogue="moments"), norm.contiguous()
+    y, parts = run_correlation("forward", input, weight, bias, geometry, fusion, norm=norm, tile=tile)
     assert parts is not None  # moments are gathered
     return y, merge(parts, "moments")
 
 
-def run_forward(
-    input: Tensor,
+def run_correlation(
+    pass_: str,
+    source: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     geometry: ConvGeometry,
@@ -72,19 +74,25 @@ def run_forward(
     side: Tensor | None = None,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """y, and what the programs gathered of it: (parts, 3, K), or None."""
-    x = channels_last(input)
-    y = empty_channels_last(geometry.output_size, x)
+    """Run "forward" on x or "input_grad" on dy.
+
+    Returns:
+        y or dx, and what the programs gathered of its channels: (parts, 3 or 2, channels), or None.
+    """
+    x = channels_last(source)
+    y = empty_channels_last(geometry.output_size if pass_ == "forward" else geometry.input_size, x)
     if not y.numel():
-        return y, room_for_parts(fusion, None, geometry.weight_size[0], x.device)
-    plan = plan_forward(geometry, OperandLayout.of(x, weight), fusion, tile)
-    parts = room_for_parts(fusion, plan, geometry.weight_size[0], x.device)
+        return y, room_for_parts(fusion, None, y.shape[1], x.device)
+    plan = plan_pass(pass_, geometry, OperandLayout.of(x, weight), fusion, tile)
+    parts = room_for_parts(fusion, plan, y.shape[1], x.device)
     bias, side = None if bias is None else bias.contiguous(), in_layout_of(y, side)
     if plan.tile.depthwise:
+        weight = taps_first(weight) if plan.tile.kernel == "depthwise-blocks" else weight
         plan(x, weight, bias, y, side)
-    else:
-        weights = packed(weight, geometry, False, plan.tile) if plan.tile.kernel == "strips" else weight
-        plan(x, weights, bias, y, norm, side, parts)
+        return y, parts
+    if plan.tile.kernel in PACKED:
+        weight = packed(weight, geometry, pass_ == "input_grad", plan.tile)
+    plan(x, weight, bias, y, norm, side, parts)
     return y, parts
 
 
@@ -100,6 +108,11 @@ def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: Tile)
     buffer = torch.empty(size, dtype=weight.dtype, device=weight.device)
     plan(weight, buffer)
     return buffer
+
+
+def taps_first(weight: Tensor) -> Tensor:
+    """``weight`` (K, 1, R, S) as blocks of taps read it, (R, S, K): many programs load each of them often."""
+    return weight[:, 0].permute(1, 2, 0).contiguous()
 
 
 def room_for_parts(fusion: Fusion, plan: Launch | None, channels: int, device: torch.device) -> Tensor | None:
@@ -128,13 +141,18 @@ def in_layout_of(y: Tensor, side: Tensor | None) -> Tensor | None:
 
 
 @lru_cache(PLANS_KEPT)
-def plan_forward(
-    geometry: ConvGeometry, operands: OperandLayout, fusion: Fusion = PLAIN, tile: Tile | None = None
+def plan_pass(
+    pass_: str,
+    geometry: ConvGeometry,
+    operands: OperandLayout,
+    fusion: Fusion = PLAIN,
+    tile: Tile | None = None,
 ) -> Launch:
-    """Plan the forward pass of ``geometry`` on x and weight as ``operands`` describes them.
+    """Plan "forward" or "input_grad" of ``geometry``.
 
     Args:
+        operands: describes x or dy, and the weight.
         tile: what the kernel works in. By default the one that is chosen for it.
     """
-    tile = tile or fused_tile_of("forward", geometry, operands, fusion)
-    return plan_correlation(Correlation.forward(geometry), tile, operands, fusion)
+    tile = tile or fused_tile_of(pass_, geometry, operands, fusion)
+    return plan_correlation(Correlation.of(pass_, geometry), tile, operands, fusion)

@@ -45,6 +45,11 @@ class OperandLayout(NamedTuple):
         dtype, device = first.dtype, device_of(first.device)
         return cls(first.stride(), second.stride(), dtype, precision_of(dtype), device)
 
+    def upright(self) -> OperandLayout:
+        """The same with rows for columns."""
+        first, second = ((*strides[:2], strides[3], strides[2]) for strides in (self.first, self.second))
+        return self._replace(first=first, second=second)
+
     @property
     def kind(self) -> tuple[torch.dtype, str, Device]:
         """What the choice of a tile needs to know."""
@@ -65,6 +70,11 @@ class Fusion(NamedTuple):
     activation: str | None = None
     prologue: bool = False
     epilogue: str = "plain"
+
+    @classmethod
+    def of(cls, bias: Tensor | None, activation: str | None, residual: Tensor | None) -> Fusion:
+        """What follows a convolution without batch norm; tensors or None."""
+        return cls(bias is not None, activation, epilogue="plain" if residual is None else "residual")
 
     @property
     def has_norm(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gconv.kernels.epilogue import Sink, mask_sink, store_sums
+from gconv.kernels.epilogue import Sink, finish, load_bias, mask_sink, store_sums
 from gconv.kernels.packing import COUNTS, STRIDES, WALK, dot, locate_channels, locate_strips
 from gconv.kernels.prologue import load_norm
 from gconv.kernels.strips import Source, join_packs, load_strip, load_taps
@@ -33,7 +33,9 @@ def fold(tile):
 
 
 @triton.jit
-def emit_pairs(acc, sums, sink, at, inside, complete, EPILOGUE: tl.constexpr):
+def emit_pairs(
+    acc, sums, sink, at, inside, complete, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr
+):  # fmt: skip
     """Stores a row of strips of pairs if it is ``inside`` y and ``complete``; ``sums`` with it in them."""
     for u in tl.static_range(len(acc)):
         y = join_packs(acc[u])
@@ -48,16 +50,19 @@ def emit_pairs(acc, sums, sink, at, inside, complete, EPILOGUE: tl.constexpr):
             y = tl.where(before <= bound[:, None], 0.0, y).to(sink.p_y.dtype.element_ty)
             grad = y.to(tl.float32)
             sums = (sums[0] + fold(grad), sums[1] + fold(grad * (x - sink.norm[2][None, :])))
-        tl.store(sink.p_y + at + offset, y.to(sink.p_y.dtype.element_ty), mask_sink(sink, m_y))
+        else:
+            y = finish(y, sink, at, offset, m_y, ACTIVATION, EPILOGUE)
+        tl.store(sink.p_y + at + offset, y, mask_sink(sink, m_y))
     return sums
 
 
 @triton.jit(do_not_specialize=[*COUNTS, *WALK, *STRIDES, "begins", "above", "quad", "y_w"])
 def pairs_kernel(
-    p_x, p_w, p_y, p_norm, p_side, p_sums,
+    p_x, p_w, p_bias, p_y, p_norm, p_side, p_sums,
     packs, groups, images, strips, group, parts, turns, begins, H, W, P, Q, rows,
     top, left, above, quad, x_n, x_h, x_w, y_w,
-    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, ODD: tl.constexpr, EPILOGUE: tl.constexpr,
+    CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, ODD: tl.constexpr,
+    ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
     STAGES: tl.constexpr, T: tl.constexpr, B: tl.constexpr,
     BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
@@ -117,7 +122,7 @@ def pairs_kernel(
     for u in tl.static_range(2 * T):
         m_y = m_y + (m_strip & (q + u < Q),)
     source = Source(o_x, step_x, m_x, m_c, norm)
-    sink = Sink(p_y, p_side, (), o_y, step_y, m_y, () if FULL else (m_k,), norm)
+    sink = Sink(p_y, p_side, load_bias(p_bias, k, m_k), o_y, step_y, m_y, () if FULL else (m_k,), norm)
 
     i_begin = tl.maximum(start - 1, 0)  # another program's, whose sums this one needs too
     turn = i_begin % turns + begins
@@ -136,10 +141,10 @@ def pairs_kernel(
         complete = (turn > 0) & (i >= start)
         odd = add_pairs(zeros, x, w1, ODD)
         inside = image < tl.where((p + 1 >= 0) & (p + 1 < P), left_over, 0)
-        sums = emit_pairs(odd, sums, sink, at + Q * step_y, inside, complete, EPILOGUE)
+        sums = emit_pairs(odd, sums, sink, at + Q * step_y, inside, complete, ACTIVATION, EPILOGUE)
         even = add_pairs(even, x, w2, ODD)
         inside = image < tl.where((p >= 0) & (p < P), left_over, 0)
-        sums = emit_pairs(even, sums, sink, at, inside, complete, EPILOGUE)
+        sums = emit_pairs(even, sums, sink, at, inside, complete, ACTIVATION, EPILOGUE)
         even = add_pairs(zeros, x, w0, ODD)
         ends = turn == turns - 1 + begins
         p_row += tl.where(ends, next_x, x_h * X_UNIT)

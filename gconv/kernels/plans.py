@@ -1,27 +1,26 @@
 """Plan the launches of all kernels: grid and arguments, from a geometry and a tile.
 
 :func:`plan_correlation` plans forward passes and input gradients, :func:`plan_weight_sums` weight gradients.
-Each kernel has a planner. The arguments that many kernels take come first.
+Each kernel has a planner; those of groups of one channel are in :mod:`.depthwise_plans`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
-from gconv.kernels.correlation import Correlation, pairs_of
-from gconv.kernels.depthwise import (
-    OWN_WEIGHTS,
-    depthwise_kernel,
-    depthwise_slide_kernel,
-    depthwise_slide_weight_kernel,
-    depthwise_weight_kernel,
+from gconv.kernels.arguments import (
+    correlation_arguments,
+    pack_arguments,
+    pair_arguments,
+    walk_arguments,
+    weight_arguments,
+    weight_grad_arguments,
 )
+from gconv.kernels.correlation import Correlation, pairs_of
+from gconv.kernels.depthwise_plans import plan_depthwise, plan_depthwise_blocks, plan_depthwise_weight
 from gconv.kernels.launch import PLANS_KEPT, Fusion, Launch, OperandLayout
-from gconv.kernels.packing import WALK, WEIGHTS
 from gconv.kernels.pairs import pairs_kernel
 from gconv.kernels.slide import residue_kernel, slide_kernel, slide_weight_kernel
 from gconv.kernels.strips import PACKING, QUAD, pack_kernel, strips_kernel
@@ -50,92 +49,6 @@ def plan_weight_sums(
     """
     tile = tiles.with_whole_packs(tile, geometry.groups, *geometry.channels_per_group)
     return WEIGHT_SUMS[tile.kernel](geometry, tile, operands, fusion, 4 * sums_a_split)
-
-
-def correlation_arguments(
-    c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion
-) -> dict[str, Any]:
-    """Return what every kernel of forward pass and input gradient takes: sizes, strides, sides of tiles."""
-    (_, h, w), (p, q), channels = c.size, c.output, c.groups * c.outputs
-    x_n, _, x_h, x_w = operands.first
-    x_unit = tiles.common_unit(tile.load, operands.dtype, x_n, x_h, x_w)
-    y_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, channels)
-    strips = -(-q // tile.columns)
-    return {
-        "packs": tiles.packs_of(tile, c.groups),
-        "groups": c.groups,
-        "H": h,
-        "W": w,
-        "P": p,
-        "Q": q,
-        "top": c.top,
-        "left": c.left,
-        "x_n": x_n // x_unit,
-        "x_h": x_h // x_unit,
-        "x_w": x_w // x_unit,
-        "y_w": channels // y_unit,
-        "EPILOGUE": fusion.epilogue,
-        "FULL": tiles.fills(tile, c.groups, c.inputs, c.outputs),
-        "WIDE": tiles.is_wide(tile, strips, (x_n, p * q * channels), (h * x_h, w * x_w)),
-        "X_UNIT": x_unit,
-        "Y_UNIT": y_unit,
-        "BM": tile.pixels,
-        "BO": tile.outputs,
-    }
-
-
-def weight_grad_arguments(
-    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion
-) -> dict[str, Any]:
-    """Return what every kernel of a weight gradient takes: sizes, strides, sides of tiles."""
-    (_, _, h, w), (_, _, p, q) = geometry.input_size, geometry.output_size
-    (dy_n, _, dy_h, dy_w), (x_n, _, x_h, x_w) = operands.first, operands.second
-    dy_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, dy_n, dy_h, dy_w)
-    x_unit = tiles.common_unit(tile.load, operands.dtype, x_n, x_h, x_w)
-    sides, strips = geometry.channels_per_group, -(-q // tile.columns)
-    return {
-        "packs": tiles.packs_of(tile, geometry.groups),
-        "groups": geometry.groups,
-        "H": h,
-        "W": w,
-        "P": p,
-        "Q": q,
-        "top": geometry.padding.top,
-        "left": geometry.padding.left,
-        "dy_n": dy_n // dy_unit,
-        "dy_h": dy_h // dy_unit,
-        "dy_w": dy_w // dy_unit,
-        "x_n": x_n // x_unit,
-        "x_h": x_h // x_unit,
-        "x_w": x_w // x_unit,
-        "BIAS": fusion.bias,
-        "FULL": tiles.fills(tile, geometry.groups, *sides) or tiles.overlaps(tile, *sides),
-        "WIDE": tiles.is_wide(tile, strips, (x_n, dy_n), (h * x_h, w * x_w, p * dy_h, q * dy_w)),
-        "X_UNIT": x_unit,
-        "DY_UNIT": dy_unit,
-        "BM": tile.pixels,
-        "BO": tile.outputs,
-    }
-
-
-def pack_arguments(inputs: int, outputs: int, tile: Tile) -> dict[str, int]:
-    """Return how a pack's groups lie in a tile, for kernels that multiply matrices."""
-    return {"CI": inputs, "CO": outputs, "G": tile.groups, "BI": tile.inputs}
-
-
-def weight_arguments(c: Correlation, strides: Sequence[int]) -> dict[str, int]:
-    """Return where weight[g, i, o, r, s] stands in a tensor of ``strides``."""
-    return dict(zip(WEIGHTS, c.weight_strides(strides), strict=True))
-
-
-def walk_arguments(walk: Walk, tile: Tile) -> dict[str, int]:
-    """Return how strips share the rows of all images."""
-    return {name: getattr(walk, name) for name in WALK} | {"T": tile.columns, "B": tile.packs}
-
-
-def pair_arguments(name: str, pair: tuple[int, int]) -> dict[str, int]:
-    """Return a (vertical, horizontal) pair as two arguments, such as STEP_H and STEP_W."""
-    return {f"{name}_H": pair[0], f"{name}_W": pair[1]}
 
 
 def plan_strips(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
@@ -167,7 +80,14 @@ def plan_pairs(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusi
     programs = shared["packs"] * tiles.blocks_of(tile, c.outputs)
     strips, turns = -(-q // (2 * tile.columns)), pairs_h + 1 - begins
     walk = Walk.of(n, strips, turns, programs, 0, tile, operands.device)
-    own = {"above": above, "begins": begins, "quad": QUAD, "ODD": c.left % 2, "STAGES": tile.stages}
+    own = {
+        "above": above,
+        "begins": begins,
+        "quad": QUAD,
+        "ODD": c.left % 2,
+        "ACTIVATION": fusion.activation or "",
+        "STAGES": tile.stages,
+    }
     arguments = shared | own | pack_arguments(c.inputs, c.outputs, tile) | walk_arguments(walk, tile)
     return Launch.of(pairs_kernel, programs * walk.parts * walk.splits, arguments, tile, fusion.absent)
 
@@ -236,32 +156,6 @@ def plan_taps(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusio
     return Launch.of(taps_kernel, programs, shared | own | weights, tile, fusion.absent)
 
 
-def plan_depthwise(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan ``depthwise_kernel`` or the sliding one, which know no batch norm.
-
-    Raises:
-        ValueError: ``fusion`` has one.
-    """
-    if fusion.has_norm:
-        raise ValueError("kernels of one channel a group have no batch norm inside")
-    slides, columns = tile.kernel == "depthwise-slide", c.size[0] * c.output[1]
-    shared = correlation_arguments(c, tile, operands, fusion)
-    packed_tiles = shared["packs"] * -(-columns // tile.pixels)
-    rows = tiles.rows_in_chunk(c.output[0], packed_tiles, tile, operands.device)
-    own: dict[str, Any] = {"columns": columns, "rows": rows, "R": c.kernel[0], "S": c.kernel[1]}
-    if slides:
-        own |= {"step_w": c.step[1], "tap_w": c.dilation[1]}
-    else:
-        own |= pair_arguments("STEP", c.step) | pair_arguments("DIVISOR", c.divisor)
-        own |= pair_arguments("TAP", c.dilation)
-    strides = weight_arguments(c, operands.second)
-    own |= {name: strides[name] for name in OWN_WEIGHTS}
-    own |= {"ACTIVATION": fusion.activation or ""}
-    kernel = depthwise_slide_kernel if slides else depthwise_kernel
-    programs = packed_tiles * -(-c.output[0] // rows)
-    return Launch.of(kernel, programs, shared | own, tile, fusion.absent)
-
-
 def plan_strips_weight(
     geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
 ) -> tuple[Launch, int]:
@@ -321,36 +215,12 @@ def plan_taps_weight(
     return Launch.of(taps_weight_kernel, programs * splits, shared | own, tile, _no_norm(fusion)), splits
 
 
-def plan_depthwise_weight(
-    geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
-) -> tuple[Launch, int]:
-    """Plan ``depthwise_weight_kernel`` or the sliding one. Return how many splits it makes, too."""
-    slides, (n, _, p, q), (_, _, r, s) = (
-        tile.kernel == "depthwise-slide",
-        geometry.output_size,
-        geometry.weight_size,
-    )
-    shared = weight_grad_arguments(geometry, tile, operands, fusion)
-    column_tiles, programs = -(-n * q // tile.pixels), shared["packs"]
-    rows = tiles.rows_in_chunk(p, programs * column_tiles, tile, operands.device)
-    items = column_tiles * -(-p // rows)
-    splits = tiles.splits_of(items, programs, bytes_a_split, tile, operands.device)
-    own = {"columns": n * q, "rows": rows, "splits": splits, "R": r, "S": s}
-    if slides:
-        own |= {"step_w": geometry.stride[1], "tap_w": geometry.dilation[1]}
-    else:
-        own |= pair_arguments("STEP", geometry.stride) | pair_arguments("TAP", geometry.dilation)
-        own |= {"BT": tiles.power_of_two(r * s)}
-    kernel = depthwise_slide_weight_kernel if slides else depthwise_weight_kernel
-    return Launch.of(kernel, programs * splits, shared | own, tile), splits
-
-
 @lru_cache(PLANS_KEPT)
 def plan_pack(
     geometry: ConvGeometry, transposed: bool, strides: tuple[int, ...], tile: Tile
 ) -> tuple[Launch, int]:
     """How weights of ``strides`` are packed, and how many numbers that makes."""
-    c = (Correlation.input_grad if transposed else Correlation.forward)(geometry)
+    c = Correlation.of("input_grad" if transposed else "forward", geometry)
     values = weight_arguments(c, strides) | pack_arguments(c.inputs, c.outputs, tile)
     values |= {"groups": c.groups, "BO": tile.outputs}
     programs = -(-c.groups // tile.groups) * tiles.blocks_of(tile, c.outputs) * 9
@@ -369,6 +239,7 @@ CORRELATIONS = {
     "residue": plan_residue,
     "taps": plan_taps,
     "depthwise-slide": plan_depthwise,
+    "depthwise-blocks": plan_depthwise_blocks,
     "depthwise": plan_depthwise,
 }
 WEIGHT_SUMS = {

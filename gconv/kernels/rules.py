@@ -7,15 +7,16 @@ a GPU was measured, :mod:`~gconv.kernels.choice` knows better.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels.correlation import Correlation
+from gconv.kernels.depthwise_rules import depthwise_tile, depthwise_weight_tile
 from gconv.kernels.device import Device
 from gconv.kernels.strip_rules import (
+    bias_pair_tile,
     has_pairs,
     has_strips,
     has_weight_strips,
@@ -32,11 +33,8 @@ from gconv.kernels.tiles import (
     all_registers,
     groups_in_pack,
     lanes,
-    power_of_two,
     uses_tensor_cores,
 )
-
-DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
 
 
 def tile_by_rule(
@@ -45,8 +43,7 @@ def tile_by_rule(
     """The tile of "forward", "input_grad" or "weight_grad"."""
     if pass_ == "weight_grad":
         return weight_grad_tile(geometry, dtype, precision, device)
-    make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
-    return correlation_tile(make(geometry), dtype, precision, device)
+    return correlation_tile(Correlation.of(pass_, geometry), dtype, precision, device)
 
 
 def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
@@ -63,7 +60,7 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         tile = weight_grad_tile(geometry, dtype, precision, device, norm=True)
         crowded = tile.kernel == "slide" and geometry.stride[0] == 2
         return replace(tile, stages=min(tile.stages, 2)) if crowded else tile
-    correlation = (Correlation.forward if pass_ == "forward" else Correlation.input_grad)(geometry)
+    correlation = Correlation.of(pass_, geometry)
     tile = correlation_tile(correlation, dtype, precision, device, norm=True)
     if tile.kernel == "strips":
         return norm_strip_tile(tile, pass_, correlation)
@@ -81,12 +78,25 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     return replace(tile, pixels=tile.pixels // 2, warps=2, registers=registers)
 
 
+def residual_tile(tile: Tile) -> Tile:
+    """``tile`` with registers left for a residual."""
+    if tile.kernel == "residue":  # in TF32
+        return replace(tile, pixels=tile.pixels // 2)
+    if tile.kernel == "slide" and tile.warps == 1:
+        return replace(tile, warps=2, registers=None)
+    if tile.kernel == "strips":
+        return replace(tile, columns=min(tile.columns, 2 if tile.inputs <= SLIDE_LANES else 1))
+    if tile.kernel == "pairs":
+        return replace(bias_pair_tile(tile), columns=max(1, tile.columns // 2))
+    return tile
+
+
 def correlation_tile(
     correlation: Correlation, dtype: torch.dtype, precision: str, device: Device, norm: bool = False
 ) -> Tile:
     """The tile of the forward pass, or of the input gradient."""
     if correlation.inputs == correlation.outputs == 1:
-        return depthwise_tile(correlation)
+        return depthwise_tile(correlation, device)
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
     if has_strips(correlation, dtype, precision, device) and not (norm and dtype.itemsize == 4):
         return strip_tile(correlation, dtype, device)
@@ -173,32 +183,3 @@ def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: s
     pixels = 128 // dtype.itemsize
     registers = all_registers(device)
     return Tile("taps", groups, pixels, side_i, side_o, warps=4, stages=2, registers=registers, resident=16)
-
-
-def depthwise_lanes(groups: int) -> int:
-    """Channels of a tile: 64, or fewer where they divide all: masked channels are loaded one by one."""
-    divisor = math.gcd(64, groups)
-    return divisor if divisor >= LANES else min(64, power_of_two(groups))
-
-
-def depthwise_tile(correlation: Correlation) -> Tile:
-    """Multiply-adds, no product of tiles. Where it slides, so few pixels that all taps' weights fit."""
-    channels, taps = depthwise_lanes(correlation.groups), math.prod(correlation.kernel)
-    slides = correlation.step[0] == correlation.dilation[0] == 1 and correlation.divisor == (1, 1)
-    if slides and taps <= DEPTHWISE_TAPS:
-        pixels = (1024 if taps <= 25 else 512) // channels
-        return Tile("depthwise-slide", 1, pixels, channels, channels, warps=4)
-    return Tile("depthwise", 1, 1024 // channels, channels, channels, warps=4)
-
-
-def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
-    """Where it slides, so few pixels that all taps' sums fit. Else the taps are a third axis of the tile."""
-    taps = math.prod(geometry.weight_size[2:])
-    registers, split = all_registers(device), {"warps": 4, "resident": 16}
-    if geometry.stride[0] == geometry.dilation[0] == 1 and taps <= DEPTHWISE_TAPS:
-        channels = depthwise_lanes(geometry.groups)
-        pixels = (512 if taps <= 25 else 256) // channels
-        return Tile("depthwise-slide", 1, pixels, channels, channels, registers=registers, **split)
-    channels = max(1, min(32, power_of_two(geometry.groups), 2048 // power_of_two(taps)))
-    pixels = max(1, 2048 // channels // power_of_two(taps))
-    return Tile("depthwise", 1, pixels, channels, channels, registers=registers, **split)

@@ -152,6 +152,11 @@ def pair_tile(correlation: Correlation) -> Tile:
     return replace(tile, columns=min(columns, pairs), resident=4 if wide else 8)
 
 
+def bias_pair_tile(tile: Tile) -> Tile:
+    """``tile`` of the pairs kernel with a bias, for which the widest lack the registers on Blackwell."""
+    return tile if tile.inputs <= 64 else replace(tile, warps=2 * tile.warps, resident=1)
+
+
 def norm_strip_tile(tile: Tile, pass_: str, correlation: Correlation) -> Tile:
     """``tile`` of the strips kernel with batch norm inside: a pack on each warp, for want of registers.
 

@@ -20,7 +20,8 @@ class Tile:
     """A kernel's tile.
 
     Args:
-        kernel: "strips", "pairs", "slide", "residue", "taps", "depthwise-slide" or "depthwise".
+        kernel: "strips", "pairs", "slide", "residue", "taps", "depthwise-slide", "depthwise-blocks" or
+            "depthwise".
         groups: groups in a pack, which share a tile.
         pixels, inputs, outputs: the tile's sides, powers of two; pixels are strips of ``columns`` each.
         warps: warps of a program.
@@ -34,6 +35,7 @@ class Tile:
             conflict in its banks: on an H200 sixteen were faster for every kernel.
         columns: neighbouring columns of outputs in a strip, or pairs of columns.
         packs: packs that a program computes side by side.
+        rows: rows of outputs that a program sums up at a time.
     """
 
     kernel: str
@@ -48,6 +50,7 @@ class Tile:
     load: int = WIDEST
     columns: int = 1
     packs: int = 1
+    rows: int = 1
 
     @property
     def depthwise(self) -> bool:
@@ -64,7 +67,8 @@ class Tile:
         lanes = f"{self.inputs}" if self.depthwise else f"{self.inputs} -> {self.outputs}"
         packed = f", {self.groups} groups a tile" if self.groups > 1 else ""
         packed += f", {self.packs} packs" if self.packs > 1 else ""
-        pixels = f"{self.pixels} x {self.columns}" if self.columns > 1 else f"{self.pixels}"
+        sides = (self.pixels, *(side for side in (self.rows, self.columns) if side > 1))
+        pixels = " x ".join(map(str, sides))
         warps = "1 warp" if self.warps == 1 else f"{self.warps} warps"
         stages = f", {self.stages} stages" if self.stages > 1 else ""
         return f"{self.kernel}, {pixels} pixels x {lanes} channels{packed}, {warps}{stages}"
@@ -154,13 +158,13 @@ def uses_tensor_cores(dtype: torch.dtype, precision: str, device: Device) -> boo
     return dtype.itemsize == 2 or precision == "tf32" or device.kind == "hip"
 
 
-def rows_in_chunk(rows: int, programs_a_chunk: int, tile: Tile, device: Device) -> int:
+def rows_in_chunk(rows: int, programs_a_chunk: int, tile: Tile, device: Device, reach: int = 3) -> int:
     """Output rows that a program slides over: all, unless that leaves processors idle.
 
-    A chunk loads two rows more than it has, so it has at least four.
+    A chunk loads ``reach`` - 1 rows more than it has, so it has no fewer than these, and at least four.
     """
     chunks = -(-tile.resident * device.processors // programs_a_chunk)
-    return max(min(rows, 4), -(-rows // chunks))
+    return max(min(rows, max(4, reach - 1)), -(-rows // chunks))
 
 
 def rows_of_split(

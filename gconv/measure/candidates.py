@@ -93,8 +93,8 @@ def _older(rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, d
     """Return the tile of the kernel that strips and pairs replaced."""
     if pass_ == "weight_grad":
         return rules.slide_weight_tile(*geometry.channels_per_group, geometry.stride[0], dtype, device)
-    make = Correlation.forward if pass_ == "forward" else Correlation.input_grad
-    return rules.slide_tile("residue" if rule.kernel == "pairs" else "slide", make(geometry), dtype, device)
+    kernel = "residue" if rule.kernel == "pairs" else "slide"
+    return rules.slide_tile(kernel, Correlation.of(pass_, geometry), dtype, device)
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:
@@ -137,12 +137,24 @@ def _taps(rule: Tile, pass_: str, dtype: torch.dtype) -> Iterator[Tile]:
 
 def _depthwise(rule: Tile, pass_: str, geometry: ConvGeometry, device: Device) -> Iterator[Tile]:
     """Yield tiles of other heights and widths, with as many numbers per thread as the rule's, or half."""
+    if rule.kernel == "depthwise-blocks":
+        yield from _depthwise_blocks(rule, pass_, geometry)
+        return
     a_thread = rule.pixels * rule.outputs // (32 * rule.warps)
     widest = tiles.power_of_two(geometry.groups)
     for pixels, channels, warps in product((1, 2, 4, 8, 16, 32), (16, 32, 64, 128), (1, 2, 4, 8)):
         numbers = pixels * channels // (32 * warps)
         if channels <= max(widest, 16) and max(1, a_thread // 2) <= numbers <= a_thread:
             yield replace(rule, pixels=pixels, inputs=channels, outputs=channels, warps=warps)
+
+
+def _depthwise_blocks(rule: Tile, pass_: str, geometry: ConvGeometry) -> Iterator[Tile]:
+    """Yield blocks of other rows and columns of outputs, with more warps and with fewer."""
+    *_, height, width = geometry.output_size if pass_ == "forward" else geometry.input_size
+    for rows, columns, warps in product((1, 4, 7, 8, 14, 16), (2, 4, 7, 8, 14, 16, 28, 32), (1, 2, 4, 8)):
+        pixels = warps * 64 // rule.outputs
+        if pixels and 24 <= rows * columns <= 32 and rows <= height and columns <= width:
+            yield replace(rule, pixels=pixels, rows=rows, columns=columns, warps=warps)
 
 
 def _packs(pack: int, widest: int, groups: int) -> list[int]:

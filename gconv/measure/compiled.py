@@ -24,8 +24,7 @@ from gconv.geometry import PASSES, ConvGeometry
 from gconv.kernels.batch_norm import normalise_kernel, plan_gather, plan_norm, through_norm_kernel
 from gconv.kernels.device import Device
 from gconv.kernels.epilogue import plan_merge
-from gconv.kernels.forward import parts_of, plan_forward
-from gconv.kernels.input_grad import plan_input_grad
+from gconv.kernels.forward import PACKED, parts_of, plan_pass
 from gconv.kernels.launch import PARTIALS, PLAIN, Fusion, Launch, OperandLayout
 from gconv.kernels.plans import plan_pack
 from gconv.kernels.tiles import Tile
@@ -43,11 +42,12 @@ from gconv.measure.suites import SUITES
 from gconv.measure.terminal import track
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+CORRELATIONS = PASSES[:2]
 # What the kernels of each pass compute besides the convolution.
 FORMS = {
     "plain": dict.fromkeys(PASSES, PLAIN),
-    "epilogue": {"forward": Fusion(True, "relu"), "weight_grad": Fusion(True)},
-    "residual": {"forward": Fusion(True, "silu", epilogue="residual")},
+    "epilogue": dict.fromkeys(CORRELATIONS, Fusion(True, "relu")) | {"weight_grad": Fusion(True)},
+    "residual": dict.fromkeys(CORRELATIONS, Fusion(True, "silu", epilogue="residual")),
     "norm": {
         "forward": Fusion(prologue=True, epilogue="moments"),
         "input_grad": Fusion(epilogue="gradient"),
@@ -291,11 +291,11 @@ def _launches(
     if pass_ == "weight_grad":
         partial, splits, _ = plan_weight_grad(geometry, operands(y, x), fusion, tile)
         return [partial, plan_reduce(geometry, splits, fusion.bias, _strides(w))]
-    plan, first = (plan_forward, x) if pass_ == "forward" else (plan_input_grad, y)
-    launch = plan(geometry, operands(first, w), fusion, tile)
+    first = x if pass_ == "forward" else y
+    launch = plan_pass(pass_, geometry, operands(first, w), fusion, tile)
     channels = geometry.weight_size[0] if pass_ == "forward" else geometry.input_size[1]
     launches = [launch]
-    if launch.tile.kernel in ("strips", "pairs"):
+    if launch.tile.kernel in PACKED:
         launches.append(plan_pack(geometry, pass_ == "input_grad", _strides(w), launch.tile)[0])
     if fusion.epilogue not in PARTIALS:
         return launches
@@ -352,4 +352,4 @@ def _outputs_a_turn(launch: Launch) -> float:
         blocks = -(-tile.groups * values["CI"] // tile.inputs)
         return tile.pixels * tile.columns * tile.outputs * tile.packs / (taps * blocks)
     of_pixel = 4 if tile.kernel in ("pairs", "residue") else 1
-    return tile.pixels * tile.columns * tile.outputs * tile.packs * of_pixel
+    return tile.pixels * tile.rows * tile.columns * tile.outputs * tile.packs * of_pixel

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gconv import dispatch
-from gconv.functional import prepare
+from gconv.arguments import prepare
+from gconv.batch_norm import wide_dtype
 from gconv.geometry import ConvGeometry
+from gconv.kinds import KINDS, Call, kind_of, layout_of
 from gconv.measure.timing import copy_speed
 from gconv.module import pad_input
 
@@ -21,11 +23,12 @@ class Explanation:
 
     Attributes:
         layer: the layer's repr.
-        geometry: the sizes of the call.
+        call: its kind, sizes and settings.
         dtype, device: type and device of the call.
         backend: the backend of the forward pass: "triton", "aten" or "reference".
         reason: why that one.
-        passes: the backend of each pass: "aten", "reference", or "triton" with kernel and tile.
+        passes: the backend of each pass: "aten", "reference", or "triton" with kernel and tile. The forward
+            pass of a transposed convolution runs on the kernels of an input gradient, and the reverse.
         copies: what is copied to another layout around the kernels, None if nothing is.
         packs: how many groups share a tile of the kernels, and what that does to inf and NaN; None if each
             group has its own tile.
@@ -34,7 +37,7 @@ class Explanation:
     """
 
     layer: str
-    geometry: ConvGeometry
+    call: Call
     dtype: torch.dtype
     device: torch.device
     backend: str
@@ -44,6 +47,11 @@ class Explanation:
     packs: str | None
     flops: int
     bytes: int
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """The sizes of the 2-d convolution whose passes compute the call."""
+        return self.call.geometry
 
     @property
     def copy_speed(self) -> float:
@@ -56,11 +64,11 @@ class Explanation:
         return self.bytes / self.copy_speed
 
     def __str__(self) -> str:
-        sizes = [" x ".join(map(str, s)) for s in (self.geometry.input_size, self.geometry.output_size)]
-        cg, kg = self.geometry.channels_per_group
+        sizes = [" x ".join(map(str, s)) for s in (self.call.input_size, self.call.output_size)]
+        cg, kg = self.call.channels_per_group
         rows = {
             "call": f"{sizes[0]} -> {sizes[1]}, {self.dtype}, on {self.device}",
-            "groups": f"{self.geometry.groups}, of {cg} channels in and {kg} out",
+            "groups": f"{self.call.groups}, of {cg} channels in and {kg} out",
             "backend": f"{self.backend}: {self.reason}",
             **(self.passes if len({*self.passes.values()}) > 1 else {}),
             **({} if self.copies is None else {"copies": self.copies}),
@@ -73,15 +81,15 @@ class Explanation:
         return "\n".join([self.layer, *(f"  {name:<{width}}  {text}" for name, text in rows.items())])
 
 
-def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> Explanation:
+def explain(layer: nn.Module, input: Tensor, *, backend: str | None = None) -> Explanation:
     """Explain what calling ``layer`` on ``input`` costs, the memory floor, and which backend runs each pass.
 
     Under ``torch.no_grad`` there is only the forward pass. The layer is not run. To measure the speed of a
     copy, some hundred megabytes are copied, once per device, when the floor is first used or printed.
 
     Args:
-        layer: a :class:`~gconv.GroupConv2d`, or any ``nn.Conv2d``, explained as if it were converted.
-        input: (N, C, H, W) or (C, H, W).
+        layer: one of gconv's layers, or a convolution of PyTorch's, explained as if it were converted.
+        input: what the layer takes, such as (N, C, H, W) or (C, H, W).
         backend: as in :func:`gconv.group_conv2d`.
 
     Returns:
@@ -90,30 +98,34 @@ def explain(layer: nn.Conv2d, input: Tensor, *, backend: str | None = None) -> E
     Raises:
         TypeError, ValueError, RuntimeError: as calling the layer on the input would raise.
     """
-    if not isinstance(layer, nn.Conv2d):
-        raise TypeError(f"layer must be an nn.Conv2d, got {type(layer).__name__}")
+    kind = kind_of(layer)
+    if kind is None:
+        names = ", ".join(f"nn.{kind.layer.__name__}" for kind in KINDS)
+        raise TypeError(f"layer must be one of {names}, got {type(layer).__name__}")
+    checked: Any = layer
+    padded, padding = pad_input(checked, input)
+    settings = (checked.stride, padding, *kind.settings_of(checked)[2:])
     activation = getattr(layer, "activation", None)
-    padded, padding = pad_input(layer, input)
-    dtype, geometry = prepare(
-        padded, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups, activation
-    )
-    name = dispatch.requested(backend)
-    layout, passes = dispatch.layout_of(padded), dispatch.passes_needed()
-    decisions = dispatch.explain_call(name, padded.device, layout, dtype, geometry, passes)
-    by_kernels = [pass_ for pass_, decision in decisions.items() if decision.backend == "triton"]
-    tiles = {pass_: _tile(pass_, dtype, padded.device, geometry) for pass_ in by_kernels}
+    dtype, call = prepare(kind, padded, checked.weight, checked.bias, settings, activation)
+    name, layout = dispatch.requested(backend), layout_of(padded, kind.dims)
+    found = dispatch.explain_call(name, padded.device, layout, dtype, call)
+    by_kernels = [pass_ for pass_, decision in found.items() if decision.backend == "triton"]
+    kernels_dtype = wide_dtype(dtype) if call.adds_gradients else dtype
+    tiles = {pass_: _tile(pass_, kernels_dtype, padded.device, call.geometry) for pass_ in by_kernels}
+    passes = {p: f"{d.backend}: {tiles[p]}" if p in tiles else d.backend for p, d in found.items()}
+    forward = found[kind.pass_of_geometry("forward")]
     return Explanation(
         layer=repr(layer),
-        geometry=geometry,
+        call=call,
         dtype=dtype,
         device=padded.device,
-        backend=decisions["forward"].backend,
-        reason=decisions["forward"].reason,
-        passes={p: f"{d.backend}: {tiles[p]}" if p in tiles else d.backend for p, d in decisions.items()},
-        copies=_copies(padded) if tiles else None,
-        packs=_packs(tiles, geometry.groups),
-        flops=geometry.flops,
-        bytes=geometry.compulsory_bytes(dtype.itemsize),
+        backend=forward.backend,
+        reason=forward.reason,
+        passes={kind.pass_of_geometry(pass_): text for pass_, text in passes.items()},
+        copies=_copies(call, layout) if tiles else None,
+        packs=_packs(call, tiles),
+        flops=call.geometry.flops,
+        bytes=call.compulsory_bytes(dtype.itemsize),
     )
 
 
@@ -124,19 +136,24 @@ def _tile(pass_: str, dtype: torch.dtype, device: torch.device, geometry: ConvGe
     return tile_of(pass_, geometry, dtype, device)
 
 
-def _copies(input: Tensor) -> str | None:
-    """Return what the kernels, which work in channels_last, must copy for contiguous tensors."""
-    if input.stride(-3) == 1:
+def _copies(call: Call, layout: str) -> str | None:
+    """Return what is copied so that the kernels, which work in channels_last, can run; None if nothing is."""
+    if call.depth is not None and not call.depth.folds:
+        if call.depth.taps == 1:
+            return "the input is copied, with zeros in depth around it"
+        return f"the input is copied once for each of the {call.depth.taps} taps in depth, in float32"
+    if layout == "channels_last":
         return None
     return "the input is contiguous: each pass copies it to channels_last and its result back"
 
 
-def _packs(tiles: dict[str, Any], groups: int) -> str | None:
+def _packs(call: Call, tiles: dict[str, Any]) -> str | None:
     """Return what groups that share a tile do to each other: each is multiplied by zeros of the others.
 
     The weight gradient computes such products too, but drops them.
     """
-    packs = {pass_: min(tile.groups, groups) for pass_, tile in tiles.items() if pass_ != "weight_grad"}
+    named = {call.kind.pass_of_geometry(pass_): tile for pass_, tile in tiles.items()}
+    packs = {pass_: min(tile.groups, call.groups) for pass_, tile in named.items() if pass_ != "weight_grad"}
     shared = [f"{pack} in {pass_}" for pass_, pack in packs.items() if pack > 1]
     if not shared:
         return None

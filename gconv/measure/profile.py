@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gconv import dispatch
-from gconv.measure.problem import TYPES, Operands, Problem
+from gconv.measure.problem import TYPES, Problem
 from gconv.measure.recorder import RecordedCall, record
 from gconv.measure.terminal import track
-from gconv.measure.timing import copy_speed, time_together, wall_time
+from gconv.measure.timing import copy_speed, sets_of_operands, time_together, wall_time
 from gconv.text import columns
 from gconv.torch_internals import own_buffers, tree_leaves, uncompiled
 
@@ -26,13 +26,13 @@ class ProfiledConvolution:
     """One convolution of a network, and its times.
 
     Attributes:
-        call: name, geometry, type, layout and passes.
+        call: name, sizes, type, layout and passes.
         backends: the backend that ``auto`` takes for each pass, and why; "aten" for dense convolutions, which
             ``convert`` leaves.
         seconds: times by pass and backend, for those that were measured.
         floor: seconds that the passes take at least, to move their operands once; None on meta.
-        in_channels_last: the same convolution in channels_last, as after ``convert``, if it runs contiguous
-            on a GPU; else None.
+        in_channels_last: the same convolution in channels_last, as after ``convert``, if it is a 2-d one that
+            runs contiguous on a GPU; else None.
     """
 
     call: RecordedCall
@@ -49,7 +49,7 @@ class ProfiledConvolution:
     @property
     def grouped(self) -> bool:
         """Whether there is more than one group."""
-        return self.call.geometry.groups > 1
+        return self.call.convolution.groups > 1
 
     def total(self, backend: str) -> float | None:
         """Seconds of all passes on "auto", "aten" or "triton"; None if one was not measured."""
@@ -100,7 +100,7 @@ class Profile:
         run = "training step" if self.training else "forward pass"
         if not self.convolutions:
             return (
-                f"no call of F.conv2d or group_conv2d in a {run}; "
+                f"no convolution called in a {run}; "
                 "calls inside an exported or otherwise compiled graph do not show"
             )
         first = self.convolutions[0].call
@@ -128,7 +128,7 @@ class Profile:
             times = [c.floor, *map(c.total, timed), *(map(c.converted.total, timed) if both else ())]
             name = c.call.name or "(the model)"
             shown = map(_microseconds, times)
-            rows.append((name, str(c.call.geometry), auto if c.grouped else "dense", *shown))
+            rows.append((name, str(c.call.convolution), auto if c.grouped else "dense", *shown))
         return rows
 
     def _summary(self) -> list[tuple[str, ...]]:
@@ -154,9 +154,10 @@ class Profile:
         unmeasured = {str(c.call.dtype) for c in self.convolutions if c.floor and c.total("aten") is None}
         if unmeasured:
             yield f"not timed one by one: {', '.join(sorted(unmeasured))}"
-        depthwise = sum(c.call.geometry.channels_per_group[0] == 1 for c in grouped)
+        depthwise = sum(c.call.convolution.channels_per_group[0] == 1 for c in grouped)
         if depthwise:
-            yield f"{depthwise} of the grouped ones are depthwise: convert(..., depthwise=True) takes those"
+            are = "is" if depthwise == 1 else "are"
+            yield f"{depthwise} of the grouped ones {are} depthwise: convert(..., depthwise=True) swaps those"
 
 
 def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profile:
@@ -249,19 +250,21 @@ def _measure(call: RecordedCall) -> ProfiledConvolution:
     if call.device.type == "meta":
         return ProfiledConvolution(call, _decide(call), {}, None)
     other = None
-    if call.device.type == "cuda" and call.layout == "contiguous":
+    if call.device.type == "cuda" and call.layout == "contiguous" and call.convolution.kind.dims == 2:
         other = _measure(replace(call, layout="channels_last"))
     seconds = {pass_: _time(call, pass_) for pass_ in call.passes}
-    floor = call.geometry.compulsory_bytes(call.dtype.itemsize) / copy_speed(call.device)
+    floor = call.convolution.compulsory_bytes(call.dtype.itemsize) / copy_speed(call.device)
     return ProfiledConvolution(call, _decide(call), seconds, len(call.passes) * floor, other)
 
 
 def _decide(call: RecordedCall) -> dict[str, tuple[str, str]]:
     """Return the backend that "auto" takes for each pass, and why."""
-    if call.geometry.groups == 1:
+    if call.convolution.groups == 1:
         return dict.fromkeys(call.passes, ("aten", "dense"))
-    decided = dispatch.explain_call("auto", call.device, call.layout, call.dtype, call.geometry, call.passes)
-    return {pass_: decision[:2] for pass_, decision in decided.items()}
+    turn = call.convolution.kind.pass_of_geometry
+    passes = list(map(turn, call.passes))
+    decided = dispatch.explain_call("auto", call.device, call.layout, call.dtype, call.convolution, passes)
+    return {turn(pass_): decision[:2] for pass_, decision in decided.items()}
 
 
 def _time(call: RecordedCall, pass_: str) -> dict[str, float]:
@@ -273,21 +276,52 @@ def _time(call: RecordedCall, pass_: str) -> dict[str, float]:
     if type_ is None:
         return {}
     try:
-        return _time_problem(Problem(pass_, call.geometry, type_), call)
+        return _time_problem(
+            Problem(call.convolution.kind.pass_of_geometry(pass_), call.geometry, type_), call
+        )
     except torch.OutOfMemoryError:
         return {}
 
 
 def _time_problem(problem: Problem, call: RecordedCall) -> dict[str, float]:
-    """Return the seconds of a problem on PyTorch, and on the kernels if they can run it."""
+    """Return the seconds of a problem on PyTorch, and on the kernels if they can run it without copies."""
+    depth, geometry = call.convolution.depth, call.geometry
     sets = problem.draw_sets(call.device, call.layout)
-    runs: dict[str, Callable[[Operands], Tensor]] = {"aten": problem.run_pytorch}
-    kernels_run = dispatch.why_not_triton(call.device, call.dtype, call.geometry) is None
-    if call.geometry.groups > 1 and call.device.type == "cuda" and kernels_run:
-        runs["triton"] = lambda operands: problem.run(operands, "triton")
-    contenders = {name: [partial(run, operands) for operands in sets] for name, run in runs.items()}
+    contenders: dict[str, list[Callable[[], Any]]] = {"aten": [partial(problem.run_pytorch, o) for o in sets]}
+    if depth is not None:
+        contenders["aten"] = _volume_runs(problem.pass_, call)
+    kernels_run = dispatch.why_not_triton(call.device, call.dtype, geometry) is None
+    copies = depth is not None and not (depth.folds and call.layout == "channels_last")
+    if geometry.groups > 1 and call.device.type == "cuda" and kernels_run and not copies:
+        contenders["triton"] = [partial(problem.run, operands, "triton") for operands in sets]
     with torch.no_grad(), torch.autocast(call.device.type, enabled=False):
         return {name: times.p50 for name, times in time_together(contenders, call.device).items()}
+
+
+def _volume_runs(pass_: str, call: RecordedCall) -> list[Callable[[], Tensor]]:
+    """Return runs of PyTorch's own pass of a 3-d convolution, each on other operands.
+
+    If "same" needs one zero more on one side, it is timed with one more on both.
+    """
+    stride, padding, dilation, groups = call.convolution.settings
+    sizes = call.convolution.input_size, call.convolution.weight_size
+    if padding == "same":
+        padding = tuple([-(-d * (k - 1) // 2) for d, k in zip(dilation, sizes[1][2:], strict=True)])
+    layout = torch.channels_last_3d if call.layout == "channels_last" else torch.contiguous_format
+
+    def draw() -> Callable[[], Tensor]:
+        x, w = (torch.randn(size, dtype=call.dtype, device=call.device) for size in sizes)
+        x = (x if x.ndim == 5 else x.unsqueeze(0)).contiguous(memory_format=layout)
+        forward = partial(torch.conv3d, x, w, None, stride, padding, dilation, groups)
+        if pass_ == "forward":
+            return forward
+        mask = [pass_ == "input_grad", pass_ == "weight_grad", False]
+        settings = (stride, padding, dilation, False, [0, 0, 0], groups)
+        dy = torch.randn_like(forward())
+        return lambda: torch.ops.aten.convolution_backward(dy, x, w, None, *settings, mask)[mask.index(True)]
+
+    bytes_of_one = call.convolution.compulsory_bytes(call.dtype.itemsize)
+    return [draw() for _ in range(sets_of_operands(bytes_of_one, call.device))]
 
 
 def _sum(times: Iterable[float | None]) -> float | None:

@@ -28,7 +28,7 @@ class RecordedCall:
 
     Attributes:
         name: qualified name of the innermost module that was running.
-        call: its kind, sizes and settings.
+        convolution: its kind, sizes and settings.
         dtype: the type that it ran in: autocast's, if that was on.
         device: the input's device.
         layout: the input's layout, a key of ``gconv.measure.problem.LAYOUTS``.
@@ -37,11 +37,16 @@ class RecordedCall:
     """
 
     name: str
-    call: Call
+    convolution: Call
     dtype: torch.dtype
     device: torch.device
     layout: str
     passes: tuple[str, ...]
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """The sizes of the 2-d convolution whose passes compute it."""
+        return self.convolution.geometry
 
 
 def record(model: nn.Module, run: Callable[[], Any]) -> list[RecordedCall]:
@@ -78,8 +83,8 @@ def grouped_convolutions(model: Callable[[], nn.Module], size: Sequence[int]) ->
     with torch.device("meta"), torch.no_grad():
         network = model().eval()
         calls = record(network, lambda: network(torch.empty(1, *size)))
-    found = [call.call for call in calls if call.call.groups > 1]
-    return list(dict.fromkeys(call.geometry for call in found if call.depth is None or call.depth.folds))
+    found = [call.convolution for call in calls if call.convolution.groups > 1]
+    return list(dict.fromkeys(conv.geometry for conv in found if conv.depth is None or conv.depth.folds))
 
 
 def _leave(running: list[str]) -> None:

@@ -9,13 +9,19 @@ from gconv.geometry import ConvGeometry, Padding
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A grouped convolution with as many output as input channels, padded to keep the size at stride 1.
+    """A grouped convolution with as many output as input channels.
+
+    Padded by half the kernel: an odd kernel keeps the size at stride 1, an even one makes it one larger.
 
     Args:
         channels, groups: C = K, and the number of groups.
-        size: height and width of the output.
-        kernel: height and width of the kernel, odd. Defaults to 3.
-        stride: vertical and horizontal stride. Defaults to 1.
+        size: height and width of the output; of a transposed layer, of its input; length in 1-d.
+        kernel: height and width of the kernel, or its length. Defaults to 3.
+        stride: stride along each axis. Defaults to 1.
+        dims: 2, or 1 for images of one row. Defaults to 2.
+        transposed: the layer runs the input gradient of the convolution that this describes as its forward
+            pass, and the convolution as its input gradient. Its padding keeps size times stride. Defaults to
+            False.
     """
 
     channels: int
@@ -23,21 +29,35 @@ class Layer:
     size: int
     kernel: int = 3
     stride: int = 1
+    dims: int = 2
+    transposed: bool = False
 
     @property
     def name(self) -> str:
-        """Such as "256/32, 28x28, stride 2": channels / groups, output size, kernel and stride if unusual."""
-        kernel = f", {self.kernel}x{self.kernel}" if self.kernel != 3 else ""
+        """Such as "256/32, 28x28, stride 2": channels / groups, output size, kernel and stride if unusual.
+
+        A layer of one dimension has "length 1000, kernel 31".
+        """
+        size = f"{self.size}x{self.size}" if self.dims == 2 else f"length {self.size}"
+        sides = f"{self.kernel}x{self.kernel}" if self.dims == 2 else f"kernel {self.kernel}"
+        kernel = f", {sides}" if self.kernel != 3 or self.dims == 1 else ""
         stride = f", stride {self.stride}" if self.stride != 1 else ""
-        return f"{self.channels}/{self.groups}, {self.size}x{self.size}{kernel}{stride}"
+        transposed = ", transposed" if self.transposed else ""
+        return f"{self.channels}/{self.groups}, {size}{kernel}{stride}{transposed}"
 
     def geometry(self, batch: int) -> ConvGeometry:
         """Return the sizes of a call with ``batch`` images."""
+        before = self.kernel // 2
+        if self.transposed:
+            before = (self.kernel - self.stride) // 2
+        after = before if not self.transposed else self.kernel - self.stride - before
+        flat = self.dims == 1
+        height, kernel, stride = (1, 1, 1) if flat else (self.size * self.stride, self.kernel, self.stride)
         return ConvGeometry(
-            input_size=(batch, self.channels, self.size * self.stride, self.size * self.stride),
-            weight_size=(self.channels, self.channels // self.groups, self.kernel, self.kernel),
-            stride=(self.stride, self.stride),
-            padding=Padding(*[self.kernel // 2] * 4),
+            input_size=(batch, self.channels, height, self.size * self.stride),
+            weight_size=(self.channels, self.channels // self.groups, kernel, self.kernel),
+            stride=(stride, self.stride),
+            padding=Padding(*((0, 0) if flat else (before, after)), before, after),
             dilation=(1, 1),
             groups=self.groups,
         )
@@ -70,6 +90,24 @@ SUITES: dict[str, tuple[Layer, ...]] = {
         Layer(384, 384, 14),
         Layer(96, 96, 56, kernel=7),
         Layer(384, 384, 14, kernel=7),
+    ),
+    # The kernels of RepLKNet-31B's first and last stage.
+    "large_depthwise": (
+        Layer(128, 128, 56, kernel=31),
+        Layer(1024, 1024, 7, kernel=13),
+    ),
+    # wav2vec 2.0's positional convolution of ten seconds, and a Conformer's of as many, twice as often; a
+    # short one, as in Mamba's and Hyena's blocks.
+    "audio": (
+        Layer(768, 16, 500, kernel=128, dims=1),
+        Layer(512, 512, 1000, kernel=31, dims=1),
+        Layer(512, 512, 1000, kernel=3, dims=1),
+    ),
+    # A U-Net's way up, in groups, and upsampling of each channel by itself.
+    "transposed": (
+        Layer(256, 32, 28, kernel=2, stride=2, transposed=True),
+        Layer(256, 32, 28, kernel=4, stride=2, transposed=True),
+        Layer(256, 256, 28, kernel=4, stride=2, transposed=True),
     ),
     # From no network: to try a tool in seconds.
     "tiny": (Layer(16, 4, 6), Layer(16, 4, 3, stride=2)),

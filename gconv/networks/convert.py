@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from gconv.arguments import numbers
-from gconv.geometry import ConvGeometry, Padding, same_padding
-from gconv.module import GroupConv2d
+from gconv.arguments import prepare
+from gconv.kinds import Call, Kind, kind_of
+from gconv.module import LAYER_OF, GroupConvolution
 from gconv.networks import subclasses
 from gconv.networks.layout import move_to_channels_last, restore
 from gconv.networks.reports import ConversionReport, ConvertedLayer, geometry_in_words
@@ -26,20 +26,25 @@ def convert(
     filter: Callable[[nn.Module, str], bool] | None = None,
     channels_last: bool = True,
 ) -> ConversionReport:
-    """Turn the grouped convolutions of a model into :class:`~gconv.GroupConv2d`, in place.
+    """Turn the grouped convolutions of a model into gconv's layers, in place.
 
-    A swapped module gets another class. Its parameters, their names and order, hooks, device and mode stay
-    the same, so optimisers, state dicts and references to the module keep working.
+    ``nn.Conv2d`` becomes :class:`~gconv.GroupConv2d`, and ``nn.Conv1d``, ``nn.Conv3d``,
+    ``nn.ConvTranspose1d`` and ``nn.ConvTranspose2d`` become their counterparts. A swapped module gets another
+    class. Its parameters, their names and order, hooks, device and mode stay the same, so optimisers, state
+    dicts and references to the module keep working.
 
-    If any layer is swapped, the weights of all 2-d convolutions in the model move to channels_last, the
-    kernels' layout, along with their gradients and the state of optimisers. Activations follow, whatever the
-    layout of the input, as they do after ``model.to(memory_format=torch.channels_last)``.
+    If any 2-d layer is swapped, the weights of all 2-d convolutions in the model, transposed ones included,
+    move to channels_last, the kernels' layout, along with their gradients and the state of optimisers.
+    Activations follow, whatever the layout of the input, as they do after
+    ``model.to(memory_format=torch.channels_last)``. The layout of 1-d and 3-d layers is left alone: the
+    kernels run those whose inputs are channels_last already, such as transposed (N, L, C) tensors.
 
     A second call changes nothing, and :func:`revert` undoes everything.
 
     A subclass of ``nn.Conv2d`` becomes a subclass of both, if gconv can run its convolution: subclasses that
     leave it to ``nn.Conv2d``, and timm's ``Conv2dSame``, ``ScaledStdConv2d`` and ``ScaledStdConv2dSame``. A
-    ``nn.LazyConv2d`` becomes a ``GroupConv2d`` with its first input. Parametrisations stay.
+    ``nn.LazyConv2d`` becomes a ``GroupConv2d`` with its first input. The same holds for the other kinds.
+    Parametrisations stay.
 
     Args:
         model: any module, including a single convolution.
@@ -54,7 +59,7 @@ def convert(
             PyTorch refuses in channels_last (``x.flatten(1)`` works).
 
     Returns:
-        A report of every 2-d convolution, swapped or left, with the reason; ``print`` it.
+        A report of every convolution, swapped or left, with the reason; ``print`` it.
 
     Raises:
         TypeError: ``model`` is not a module, or is a TorchScript module, which cannot be changed; or
@@ -63,20 +68,21 @@ def convert(
     check_model(model)
     if filter is not None and not callable(filter):
         raise TypeError(f"filter must be callable as filter(module, name), got {type(filter).__name__}")
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    found = [(name, module) for name, module in model.named_modules() if kind_of(module) is not None]
     reasons = [_reason_to_leave(module, name, depthwise, filter) for name, module in found]
     layers = [
         _convert_layer(module, name, reason) for (name, module), reason in zip(found, reasons, strict=True)
     ]
-    moves = channels_last and None in reasons
-    layout = move_to_channels_last([module for _, module in found]) if moves else ""
+    images = [(module, reason) for (_, module), reason in zip(found, reasons, strict=True) if _is_2d(module)]
+    moves = channels_last and any(reason is None for _, reason in images)
+    layout = move_to_channels_last([module for module, _ in images]) if moves else ""
     return ConversionReport(tuple(layers), layout)
 
 
 def revert(model: nn.Module) -> tuple[str, ...]:
     """Undo :func:`convert` in place: swapped modules get their own class back, and weights their layout.
 
-    Layers that were created as ``GroupConv2d`` stay as they are.
+    Layers that were created as ``GroupConv2d`` or one of its counterparts stay as they are.
 
     Args:
         model: the module that was passed to :func:`convert`.
@@ -95,7 +101,7 @@ def revert(model: nn.Module) -> tuple[str, ...]:
         _check_revertible(module, name)
     for module in swapped.values():
         own = _own_class(module)
-        if issubclass(own, GroupConv2d):  # else lazy, and not swapped yet
+        if issubclass(own, GroupConvolution):  # else lazy, and not swapped yet
             _set_class(module, own._gconv_original)
         for mark in (_SWAPPED, "cls_to_become"):
             module.__dict__.pop(mark, None)
@@ -111,7 +117,23 @@ def check_model(model: Any) -> None:
         raise TypeError("the code of a TorchScript module is fixed: convert before torch.jit.script")
 
 
-def _convert_layer(module: nn.Conv2d, name: str, reason_to_leave: str | None) -> ConvertedLayer:
+def _kind(module: nn.Module) -> Kind:
+    """Return the kind of a convolution."""
+    kind = kind_of(module)
+    assert kind is not None
+    return kind
+
+
+def _is_2d(module: nn.Module) -> bool:
+    return _kind(module).dims == 2
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    kind = kind_of(module)
+    return kind is not None and isinstance(module, kind.lazy)
+
+
+def _convert_layer(module: Any, name: str, reason_to_leave: str | None) -> ConvertedLayer:
     """Swap a layer, unless there is a reason to leave it, and report what was done."""
     geometry = geometry_in_words(module)
     if reason_to_leave is not None:
@@ -123,7 +145,7 @@ def _convert_layer(module: nn.Conv2d, name: str, reason_to_leave: str | None) ->
 
 def _check_revertible(module: nn.Module, name: str) -> None:
     """Raise RuntimeError if a swapped layer was changed since, so that its own class would not fit."""
-    if isinstance(module, nn.LazyConv2d):
+    if _is_lazy(module):
         return
     where, own = f"layer {name!r}" if name else "the model", _own_class(module)
     original = getattr(own, "_gconv_original", None)
@@ -135,25 +157,31 @@ def _check_revertible(module: nn.Module, name: str) -> None:
 
 def _is_swapped(module: nn.Module) -> bool:
     """Whether ``convert`` swapped a module; a copy may have lost the mark, so its class counts too."""
-    own_class = isinstance(module, GroupConv2d) and type(module)._gconv_original is not nn.Conv2d
+    own_class = isinstance(module, GroupConvolution) and module._gconv_original is not module.kind.layer
     return own_class or _SWAPPED in module.__dict__
 
 
-def _large_call(module: nn.Conv2d) -> ConvGeometry | None:
-    """Return the sizes of a call with 256 images of 56 x 56; None for a lazy layer without channels yet."""
-    if isinstance(module, nn.LazyConv2d):
+_LARGE = {1: (32, 4096), 2: (256, 56, 56), 3: (16, 16, 56, 56)}  # batch and lengths by number of dimensions
+
+
+def _large_call(module: Any) -> Call | None:
+    """Return a call with a large batch; None if a lazy layer has no channels yet, or its kernel is larger."""
+    if _is_lazy(module):
         return None
-    stride, dilation = numbers("stride", module.stride, 1, 2), numbers("dilation", module.dilation, 1, 2)
-    r, s = module.weight.shape[2:]
-    padding = Padding(*same_padding(r, dilation[0]), *same_padding(s, dilation[1]))
-    size = (256, module.in_channels, 56, 56)
-    return ConvGeometry.of(size, module.weight.shape, stride, padding, dilation, module.groups)
+    kind = _kind(module)
+    batch, *lengths = _LARGE[kind.dims]
+    sizes = ((batch, module.in_channels, *lengths), module.weight.shape)
+    input, weight = (torch.empty(size, device="meta") for size in sizes)
+    try:
+        return prepare(kind, input, weight, None, kind.settings_of(module))[1]
+    except RuntimeError:
+        return None
 
 
-def _swap(module: nn.Conv2d) -> None:
-    """Make a module a ``GroupConv2d``; a lazy one becomes one with its first input."""
-    if isinstance(module, nn.LazyConv2d):
-        module.__dict__["cls_to_become"] = GroupConv2d
+def _swap(module: nn.Module) -> None:
+    """Make a module one of gconv's layers; a lazy one becomes one with its first input."""
+    if _is_lazy(module):
+        module.__dict__["cls_to_become"] = LAYER_OF[_kind(module)]
     else:
         _set_class(module, subclasses.grouped(_own_class(module)))
     module.__dict__[_SWAPPED] = True
@@ -173,18 +201,18 @@ def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
 
 
 def _reason_to_leave(
-    module: nn.Conv2d, name: str, depthwise: bool, filter: Callable[[nn.Module, str], bool] | None
+    module: Any, name: str, depthwise: bool, filter: Callable[[nn.Module, str], bool] | None
 ) -> str | None:
     """Return why a layer is not swapped, None if it is."""
-    lazy = isinstance(module, nn.LazyConv2d)
-    if isinstance(module, GroupConv2d) or (lazy and _is_swapped(module)):
-        return "is a GroupConv2d already"
+    kind, lazy = _kind(module), _is_lazy(module)
+    if isinstance(module, GroupConvolution) or (lazy and _is_swapped(module)):
+        return f"is a {LAYER_OF[kind].__name__} already"
     if module.groups == 1:
         return "dense: groups=1"
     if not depthwise and module.groups == (module.out_channels if lazy else module.in_channels):
         return f"{'may be depthwise' if lazy else 'depthwise'}: convert(..., depthwise=True) swaps it"
     own: Any = module.cls_to_become if lazy else _own_class(module)
-    if (lazy and own is not nn.Conv2d) or not issubclass(own, nn.Conv2d):
+    if (lazy and own is not kind.layer) or not issubclass(own, kind.layer):
         return f"its class {type(module).__name__} hides the one that it is made of"
     if {"forward", "_conv_forward"} & module.__dict__.keys():
         return "its forward was replaced"

@@ -20,14 +20,15 @@ def fuse(
 ) -> tuple[nn.Module, FusionReport]:
     """Copy ``model`` for inference, with fewer passes over memory.
 
-    A batch norm that follows a convolution is folded into its weights. Grouped convolutions become
-    :class:`~gconv.GroupConv2d`, and their kernels also add a shortcut and apply the ReLU, ReLU6, SiLU or
-    hardswish that follows. Everything else runs as before. The model is traced by ``torch.fx``; a module
-    whose path depends on its input, or that has hooks, cannot be traced and stays as it is.
+    A batch norm that follows a convolution is folded into its weights, whatever its kind. Grouped
+    convolutions become gconv's layers, and their kernels also apply the ReLU, ReLU6, SiLU or hardswish that
+    follows, and add a shortcut if they are 1-d or 2-d. Everything else runs as before. The model is traced by
+    ``torch.fx``; a module whose path depends on its input, or that has hooks, cannot be traced and stays as
+    it is.
 
     Args:
         model: in evaluation mode; it is not changed.
-        example: an input (N, C, H, W) to compare both on; the outputs must agree to 1e-3 of the largest
+        example: an input to compare both on; the outputs must agree to 1e-3 of the largest
             number, to 5e-2 in 16 bits. Defaults to None, which trusts the trace.
         depthwise: also take convolutions whose groups have one input channel. Defaults to True.
 

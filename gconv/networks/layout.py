@@ -16,14 +16,14 @@ from gconv.torch_internals import own_parameters
 _MOVED = "_moved_by_gconv"  # a mark in a module's __dict__, so that it is copied and pickled with it
 
 
-def move_to_channels_last(convolutions: Sequence[nn.Conv2d]) -> str:
+def move_to_channels_last(convolutions: Sequence[nn.Module]) -> str:
     """Move the contiguous weights of ``convolutions`` to channels_last, with their gradients and momenta.
 
     Parametrised, sharded and lazy weights stay, and so do those in memory that something else holds: flat
     buffers, shared memory, the buckets of DistributedDataParallel.
 
     Args:
-        convolutions: the layers; several may share a weight.
+        convolutions: 2-d layers; several may share a weight.
 
     Returns:
         What was done, in words; empty if no weight changed the order of its numbers.

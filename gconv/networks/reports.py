@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
 
 from gconv import dispatch
 from gconv.arguments import numbers
 from gconv.dispatch import this_device
-from gconv.geometry import PASSES, ConvGeometry, steps_in_words
+from gconv.geometry import PASSES, kernel_in_words, steps_in_words
+from gconv.kinds import Call, kind_of
 from gconv.text import columns
 
 PYTORCH = "PyTorch"
@@ -24,17 +25,17 @@ class ConvertedLayer:
     Attributes:
         name: qualified name in the model; empty for the model itself.
         geometry: such as "128 -> 256, 3x3, stride 2".
-        swapped: whether it is a ``GroupConv2d`` now.
+        swapped: whether it is one of gconv's layers now.
         reason: why it was swapped or left.
-        large_call: the sizes of a call with 256 images of 56 x 56, for which the report says who would run
-            it; None if the layer was left or has seen no input yet.
+        large_call: a call with a large batch, such as 256 images of 56 x 56, for which the report says who
+            would run it; None if the layer was left or has seen no input yet.
     """
 
     name: str
     geometry: str
     swapped: bool
     reason: str
-    large_call: ConvGeometry | None = None
+    large_call: Call | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ConversionReport:
     Printing says which layers the kernels will run on this machine, and so may initialise CUDA.
 
     Attributes:
-        layers: every 2-d convolution of the model.
+        layers: every convolution of the model.
         layout: what was done to the layout of the weights, in words; empty if nothing was.
     """
 
@@ -53,7 +54,7 @@ class ConversionReport:
 
     @property
     def swapped(self) -> tuple[ConvertedLayer, ...]:
-        """The layers that are a ``GroupConv2d`` now."""
+        """The layers that are gconv's now."""
         return tuple(layer for layer in self.layers if layer.swapped)
 
     @property
@@ -63,7 +64,7 @@ class ConversionReport:
 
     def __str__(self) -> str:
         if not self.layers:
-            return "no nn.Conv2d in the model; 1-d, 3-d, transposed and functional convolutions stay"
+            return "no convolution in the model that gconv takes; calls of functions such as F.conv2d stay"
         here = {layer: _who_runs(layer.large_call) for layer in self.swapped if layer.large_call is not None}
         rows = [("layer", "geometry", "result", "why", "runs here on")]
         for layer in self.layers:
@@ -127,7 +128,7 @@ class FusionReport:
         for layer in self.layers:
             in_kernel = ["residual"] * layer.residual + ([layer.activation] if layer.activation else [])
             rows.append((layer.name, layer.geometry, layer.norm or "", ", ".join(in_kernel), layer.reason))
-        table = columns(rows, left=5) if self.layers else "no nn.Conv2d in the model"
+        table = columns(rows, left=5) if self.layers else "no convolution in the model"
         return "\n".join([table, *self._remarks()])
 
     def _remarks(self) -> Iterator[str]:
@@ -143,25 +144,32 @@ class FusionReport:
         )
 
 
-def geometry_in_words(layer: nn.Conv2d) -> str:
+def geometry_in_words(layer: Any) -> str:
     """Describe a layer, such as "128 -> 256, 3x3, stride 2"; a stride or dilation of 1 is left out."""
-    kernel = numbers("kernel_size", layer.kernel_size, 1, 2)
-    stride, dilation = numbers("stride", layer.stride, 1, 2), numbers("dilation", layer.dilation, 1, 2)
+    kind = kind_of(layer)
+    assert kind is not None
+    kernel, stride, dilation = (
+        numbers(name, getattr(layer, name), 1, kind.dims) for name in ("kernel_size", "stride", "dilation")
+    )
     channels = (
         f"{layer.in_channels or '?'} -> {layer.out_channels}"  # a lazy layer has 0 until its first input
     )
-    return ", ".join([channels, "x".join(map(str, kernel)), *steps_in_words(stride, dilation)])
+    steps = [*steps_in_words(stride, dilation), *["transposed"] * kind.transposed]
+    return ", ".join([channels, kernel_in_words(kernel), *steps])
 
 
-def _who_runs(call: ConvGeometry) -> tuple[str, str]:
-    """Return who runs large calls of a layer on this machine, in channels_last, and why.
+def _who_runs(call: Call) -> tuple[str, str]:
+    """Return who runs large calls of a layer on this machine, and why.
 
-    That is PyTorch, or the kernels, with the types and passes that "auto" takes them for.
+    That is PyTorch, or the kernels, with the types and passes that "auto" takes them for. ``convert`` moves
+    2-d layers to channels_last, and no others.
     """
     device, reasons = this_device(), []
+    layout = "channels_last" if call.kind.dims == 2 else "contiguous"
     types_by_passes: dict[str, list[str]] = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        decisions = dispatch.explain_call("auto", device, "channels_last", dtype, call)
+        found = dispatch.explain_call("auto", device, layout, dtype, call)
+        decisions = {call.kind.pass_of_geometry(pass_): decision for pass_, decision in found.items()}
         passes = [pass_ for pass_, decision in decisions.items() if decision.backend == "triton"]
         if passes:
             suffix = "" if len(passes) == len(PASSES) else f" {', '.join(passes)}"

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from gconv import ops
 from gconv.arguments import common_dtype
-from gconv.functional import group_conv2d
-from gconv.module import GroupConv2d, is_watched, pad_input
+from gconv.kinds import kind_of
+from gconv.module import GroupConv1d, GroupConv2d, GroupConvolution, is_watched, pad_input
 from gconv.networks import subclasses
 from gconv.networks.reports import FusedLayer, FusionReport, geometry_in_words
 from gconv.torch_internals import BatchNormBase
@@ -36,22 +35,23 @@ _SUM_METHODS = ("add", "add_")
 # Norms with an activation of their own in ``act``, and nothing else in evaluation mode.
 _NORM_ACTS = ("timm.layers.norm_act.BatchNormAct2d.forward",)
 _NORMS = ("torch.nn.modules.batchnorm._BatchNorm.forward", "torch.nn.modules.batchnorm.SyncBatchNorm.forward")
-_NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation mode
+_NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in evaluation mode
 
 
-class AddingConv2d(GroupConv2d):
-    """A ``GroupConv2d`` that adds a second input before its activation, inside the kernel."""
+class _Adding(GroupConvolution):
+    """A layer that adds a second input before its activation, inside the kernel."""
 
     def forward(self, input: Tensor, residual: Any = None, in_place: bool = False) -> Tensor:
         """Compute activation(conv(input) + residual).
 
         Args:
-            input: (N, C, H, W).
-            residual: (N, K, P, Q), or anything that broadcasts to it. Defaults to None, which adds nothing.
+            input: (N, C, H, W) or, along one dimension, (N, C, L).
+            residual: of the output's shape, or anything that broadcasts to it. Defaults to None, which adds
+                nothing.
             in_place: keep the convolution's dtype, as ``+=`` does. Defaults to False: promote, as ``+`` does.
 
         Returns:
-            (N, K, P, Q).
+            (N, K, P, Q) or (N, K, Q).
         """
         x, padding = pad_input(self, input)
         if residual is not None:
@@ -59,9 +59,19 @@ class AddingConv2d(GroupConv2d):
             if in_place:
                 residual = residual.to(common_dtype(x, self.weight, self.bias, self.activation))
         settings = (self.stride, padding, self.dilation, self.groups)
-        return group_conv2d(
-            x, self.weight, self.bias, *settings, activation=self.activation, residual=residual
-        )
+        options = {"activation": self.activation, "residual": residual}
+        return self.function(x, self.weight, self.bias, *settings, **options)
+
+
+class AddingConv1d(_Adding, GroupConv1d):
+    """A ``GroupConv1d`` that adds a second input."""
+
+
+class AddingConv2d(_Adding, GroupConv2d):
+    """A ``GroupConv2d`` that adds a second input."""
+
+
+_ADDING: dict[type, type] = {GroupConv1d: AddingConv1d, GroupConv2d: AddingConv2d}
 
 
 class GraphFusion:
@@ -86,7 +96,7 @@ class GraphFusion:
         self._remove_no_ops()
         for node in list(self.graph.nodes):
             module = self._module(node)
-            if isinstance(module, nn.Conv2d):
+            if kind_of(module) is not None:
                 self.report.layers.append(self._fuse(node, module))
             elif module is not None and not is_norm(module):
                 self._report_opaque(_target(node), module)
@@ -109,7 +119,7 @@ class GraphFusion:
     def _report_opaque(self, name: str, module: nn.Module) -> None:
         """Report the convolutions and batch norms of a module that the graph calls as a whole."""
         parts = [(_join(name, part), m) for part, m in module.named_modules()]
-        convolutions = [(part, m) for part, m in parts if isinstance(m, nn.Conv2d)]
+        convolutions = [(part, m) for part, m in parts if kind_of(m) is not None]
         norms = [part for part, m in parts if is_norm(m)]
         if not (convolutions or norms):
             return
@@ -128,19 +138,19 @@ class GraphFusion:
         node.replace_all_uses_with(by)
         self.graph.erase_node(node)
 
-    def _fuse(self, node: Node, conv: nn.Conv2d) -> FusedLayer:
+    def _fuse(self, node: Node, conv: Any) -> FusedLayer:
         """Fuse a convolution with what follows it."""
         layer = FusedLayer(_target(node), geometry_in_words(conv))
         layer.reason = self._why_not_fuse(node, conv)
         if layer.reason:
             return layer
         self._take_norm(node, conv, layer)
-        if isinstance(conv, GroupConv2d) and subclasses.takes_activation(conv):
+        if subclasses.takes_activation(conv):
             node = self._take_residual(node, conv, layer)
             self._take_activation(node, conv, layer)
         return layer
 
-    def _why_not_fuse(self, node: Node, conv: nn.Conv2d) -> str:
+    def _why_not_fuse(self, node: Node, conv: nn.Module) -> str:
         """Return why a call must stay as it is, "" if it need not."""
         if self._called_more_than_once(conv):
             return "it is called more than once"
@@ -153,7 +163,7 @@ class GraphFusion:
     def _called_more_than_once(self, module: nn.Module) -> bool:
         return self.calls[id(module)] > 1 or self.names[id(module)] > 1
 
-    def _take_norm(self, node: Node, conv: nn.Conv2d, layer: FusedLayer) -> None:
+    def _take_norm(self, node: Node, conv: Any, layer: FusedLayer) -> None:
         """Fold a batch norm that follows into the weights; its own activation, if any, takes its place."""
         following = _only_user(node)
         norm = None if following is None else self._module(following)
@@ -170,7 +180,7 @@ class GraphFusion:
         else:
             self.root.set_submodule(layer.norm, activation)
 
-    def _why_not_fold(self, conv: nn.Conv2d, norm: BatchNormBase) -> str:
+    def _why_not_fold(self, conv: Any, norm: BatchNormBase) -> str:
         """Return why a batch norm must not be folded, "" if it may."""
         if not subclasses.is_a_convolution(conv):
             return f"its class {type(conv).__name__} does more than convolve with its weight"
@@ -178,16 +188,18 @@ class GraphFusion:
             return f"the batch norm's class {type(norm).__name__} does more than batch norm"
         if norm.running_mean is None:
             return "the batch norm has no running statistics"
+        if norm.num_features != conv.out_channels:
+            return f"the batch norm has {norm.num_features} channels, the convolution {conv.out_channels}"
         if self._called_more_than_once(norm):
             return "the batch norm is called more than once"
         if {id(conv), id(norm)} & self.read:
             return "its parameters, or the batch norm's, are used elsewhere"
         return "the batch norm has hooks, or its forward was replaced" if is_watched(norm) else ""
 
-    def _take_residual(self, node: Node, conv: GroupConv2d, layer: FusedLayer) -> Node:
+    def _take_residual(self, node: Node, conv: Any, layer: FusedLayer) -> Node:
         """Move the sum of the output with a shortcut into the kernel; return the node to go on from."""
         total = _only_user(node)
-        if total is None or type(conv) is not GroupConv2d or not _is_sum(total):
+        if total is None or type(conv) not in _ADDING or not _is_sum(total):
             return node
         other = next(argument for argument in total.args if argument is not node)
         if _in_place(total) and other is total.args[0]:
@@ -195,14 +207,14 @@ class GraphFusion:
         if any(map(self._may_write, _between(node, total))):  # into the convolution's input, or a view of it
             layer.reason = layer.reason or "something may be written in place before the sum that follows"
             return node
-        conv.__class__, layer.residual = AddingConv2d, True
+        conv.__class__, layer.residual = _ADDING[type(conv)], True
         with self.graph.inserting_before(total):  # where both are known
             both = self.graph.call_module(layer.name, (node.args[0], other, _in_place(total)))
         self._replace(total, both)
         self.graph.erase_node(node)
         return both
 
-    def _take_activation(self, node: Node, conv: GroupConv2d, layer: FusedLayer) -> None:
+    def _take_activation(self, node: Node, conv: GroupConvolution, layer: FusedLayer) -> None:
         """Move the activation that follows into the kernel."""
         following = _only_user(node)
         if following is None or following.args[0] is not node:
@@ -223,20 +235,20 @@ class GraphFusion:
         module = self._module(node)
         if module is None:
             return _in_place(node)
-        known = type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Conv2d)
+        known = type(module).__module__.startswith("torch.nn.") or kind_of(module) is not None
         return not known or bool(getattr(module, "inplace", False))
 
     def _why_left(self, node: Node) -> str:
         """Return why a batch norm was not folded."""
         before = node.args[0] if node.args else None
-        if not isinstance(before, Node) or not isinstance(self._module(before), nn.Conv2d):
+        if not isinstance(before, Node) or kind_of(self._module(before)) is None:
             return "it follows no convolution"
         if len(before.users) > 1:
             return "its convolution's output goes elsewhere too"
         return next(layer.reason for layer in self.report.layers if layer.name == before.target)
 
 
-def fold(conv: nn.Conv2d, norm: BatchNormBase) -> None:
+def fold(conv: Any, norm: BatchNormBase) -> None:
     """Fold a batch norm with its running statistics into the convolution before it, in place.
 
     With scale = weight / sqrt(variance + eps) of the norm:
@@ -244,7 +256,8 @@ def fold(conv: nn.Conv2d, norm: BatchNormBase) -> None:
         w' = scale w,    b' = scale (b - mean) + bias of the norm
 
     Args:
-        conv: the convolution, whose weight (K, C / groups, R, S) and bias (K,) are replaced.
+        conv: the convolution, whose weight and bias (K,) are replaced. Its weight is (K, C / groups, ...); of
+            a transposed one (C, K / groups, ...).
         norm: the batch norm of its K channels, which must have running statistics.
     """
     mean, variance = norm.running_mean, norm.running_var
@@ -255,10 +268,14 @@ def fold(conv: nn.Conv2d, norm: BatchNormBase) -> None:
             scale = scale * norm.weight.double()
         bias = -mean.double() if conv.bias is None else conv.bias.double() - mean.double()
         bias = scale * bias if norm.bias is None else scale * bias + norm.bias.double()
-        weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
-        form = torch.channels_last if ops.is_channels_last(conv.weight) else torch.contiguous_format
-        conv.weight = nn.Parameter(weight.to(conv.weight.dtype).contiguous(memory_format=form))
-        conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
+        weight, old = torch.empty_like(conv.weight), conv.weight.double()
+        if conv.transposed:  # the rows of a group share its output channels
+            scale = (
+                scale.view(conv.groups, 1, -1).expand(-1, conv.in_channels // conv.groups, -1).flatten(0, 1)
+            )
+        taps = old.flatten(2) * (scale if scale.ndim == 2 else scale.view(-1, 1)).unsqueeze(-1)
+        conv.weight = nn.Parameter(weight.copy_(taps.view(old.shape)))
+        conv.bias = nn.Parameter(bias.to(weight.dtype))
 
 
 def is_norm(module: nn.Module | None) -> TypeGuard[BatchNormBase]:

@@ -1,8 +1,8 @@
-"""How subclasses of ``nn.Conv2d`` are swapped: the class that each becomes when gconv runs its convolution.
+"""How subclasses of PyTorch's convolutions are swapped: the class that each becomes.
 
 A subclass that leaves the convolution to ``nn.Conv2d`` keeps its own behaviour: ``GroupConv2d`` takes the
 place of ``nn.Conv2d`` below it. That does not work for one that calls ``F.conv2d`` itself. timm's are known
-here by name and written as equations; timm is not imported.
+here by name and written as equations; timm is not imported. The same holds for the other convolutions.
 """
 
 from __future__ import annotations
@@ -16,21 +16,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gconv.functional import group_conv2d
-from gconv.module import GroupConv2d
+from gconv.kinds import Kind, kind_of
+from gconv.module import LAYER_OF, LAYERS, GroupConvolution
 from gconv.torch_internals import own_parameters
 
-_GROUPED: dict[type[nn.Conv2d], type[GroupConv2d]] = {nn.Conv2d: GroupConv2d}  # the classes made so far
+# The classes made so far.
+_GROUPED: dict[type[nn.Module], type[GroupConvolution]] = {layer._gconv_original: layer for layer in LAYERS}
 
 
-def why_not(original: type[nn.Conv2d]) -> str | None:
+def why_not(original: type[nn.Module]) -> str | None:
     """Return why a module of class ``original`` cannot be swapped, None if it can."""
-    name = original.__name__
+    name, kind = original.__name__, kind_of(original)
+    assert kind is not None
     if original.__module__.startswith("torch.ao."):
         return f"its class {name} is one that torch.ao.quantization looks for"
-    if name_of_method(original, "_conv_forward") != "torch.nn.modules.conv.Conv2d._conv_forward":
+    plain = f"torch.nn.modules.conv.{kind.layer.__name__}._conv_forward"
+    if not kind.transposed and name_of_method(original, "_conv_forward") != plain:
         return f"its class {name} has a _conv_forward of its own"
-    if not _leaves_the_convolution(original):
-        return f"its class {name} convolves by itself: it could call self._conv_forward(input, weight, bias)"
+    if not _leaves_the_convolution(original, kind):
+        instead = "super().forward(input)" if kind.transposed else "self._conv_forward(input, weight, bias)"
+        return f"its class {name} convolves by itself: it could call {instead}"
     if original.__reduce_ex__ is not object.__reduce_ex__ or original.__reduce__ is not object.__reduce__:
         return f"its class {name} is pickled in a way of its own"
     if hasattr(original, "__getnewargs__") or hasattr(original, "__getnewargs_ex__"):
@@ -42,12 +47,12 @@ def why_not(original: type[nn.Conv2d]) -> str | None:
     return None
 
 
-def _leaves_the_convolution(original: type[nn.Conv2d]) -> bool:
-    """Whether ``forward`` leaves the convolution to ``nn.Conv2d``, or is known as an equation."""
+def _leaves_the_convolution(original: type[nn.Module], kind: Kind) -> bool:
+    """Whether ``forward`` leaves the convolution to PyTorch's own class, or is known as an equation."""
     if name_of_method(original, "forward") in _EQUATIONS:
         return True
     for owner in (cls for cls in original.__mro__ if "forward" in vars(cls)):  # in the order of super()
-        if owner is nn.Conv2d:
+        if owner is kind.layer:
             return True
         code = getattr(inspect.unwrap(vars(owner)["forward"]), "__code__", None)
         called = set(code.co_names) if code else set()
@@ -58,14 +63,14 @@ def _leaves_the_convolution(original: type[nn.Conv2d]) -> bool:
     return False
 
 
-def grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
+def grouped(original: type[nn.Module]) -> type[GroupConvolution]:
     """Return the class that a module of class ``original`` gets, always the same one.
 
     Args:
-        original: ``nn.Conv2d`` or a subclass that :func:`why_not` accepts.
+        original: ``nn.Conv2d``, another convolution, or a subclass that :func:`why_not` accepts.
 
     Returns:
-        A subclass of ``GroupConv2d`` and ``original``.
+        A subclass of ``GroupConv2d``, or gconv's layer of that kind, and of ``original``.
 
     Raises:
         TypeError: ``original`` cannot be subclassed.
@@ -75,7 +80,9 @@ def grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
     return _GROUPED[original]
 
 
-def _make_grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
+def _make_grouped(original: type[nn.Module]) -> type[GroupConvolution]:
+    kind = kind_of(original)
+    assert kind is not None
     namespace: dict[str, Any] = {
         "__module__": __name__,
         "__init__": original.__init__,
@@ -84,32 +91,36 @@ def _make_grouped(original: type[nn.Conv2d]) -> type[GroupConv2d]:
     }
     if equation := _EQUATIONS.get(name_of_method(original, "forward")):
         namespace["forward"] = equation
-    bases = (GroupConv2d, original)
+    bases = (LAYER_OF[kind], original)
     return new_class(f"Group{original.__name__}", bases, exec_body=lambda body: body.update(namespace))
 
 
-def is_a_convolution(layer: nn.Conv2d) -> bool:
+def is_a_convolution(layer: nn.Module) -> bool:
     """Whether ``layer`` computes conv(input, weight) + bias and nothing else, with its own parameters."""
     own = {"weight", "bias"} <= own_parameters(layer).keys()
     return own and _convolves_plainly(layer) and _activation(layer) is None
 
 
-def takes_activation(layer: nn.Conv2d) -> bool:
+def takes_activation(layer: nn.Module) -> bool:
     """Whether ``layer`` has no activation yet, and would apply one to its output last."""
     own = _convolves_plainly(layer) or type(layer).forward in (_scaled_std_conv2d, _scaled_std_conv2d_same)
-    return isinstance(layer, GroupConv2d) and own and _activation(layer) is None
+    return isinstance(layer, GroupConvolution) and own and _activation(layer) is None
 
 
-def _convolves_plainly(layer: nn.Conv2d) -> bool:
-    cls = type(layer)
-    known = (nn.Conv2d.forward, _conv2d_same)
-    forward = (
-        cls.forward in known or name_of_method(cls, "forward") == "timm.layers.conv2d_same.Conv2dSame.forward"
-    )
-    return forward and cls._conv_forward in (nn.Conv2d._conv_forward, GroupConv2d._conv_forward)
+def _convolves_plainly(layer: nn.Module) -> bool:
+    cls: Any = type(layer)
+    kind = kind_of(layer)
+    assert kind is not None
+    ours: Any = LAYER_OF[kind]
+    plain: Any = kind.layer
+    known = (plain.forward, ours.forward, _conv2d_same)
+    forward = cls.forward in known or name_of_method(cls, "forward") == _CONV2D_SAME
+    if kind.transposed:
+        return forward
+    return forward and cls._conv_forward in (plain._conv_forward, ours._conv_forward)
 
 
-def _activation(layer: nn.Conv2d) -> str | None:
+def _activation(layer: nn.Module) -> str | None:
     return getattr(layer, "activation", None)
 
 
@@ -124,7 +135,7 @@ def _reduce(module: Any, protocol: int) -> tuple[Any, ...]:
     return _restore, (type(module)._gconv_original,), module.__getstate__()
 
 
-def _restore(original: type[nn.Conv2d]) -> GroupConv2d:
+def _restore(original: type[nn.Module]) -> GroupConvolution:
     cls = grouped(original)
     return cls.__new__(cls)
 
@@ -177,8 +188,9 @@ def _standardised(layer: Any) -> Tensor:
     return weight.reshape_as(layer.weight)
 
 
+_CONV2D_SAME = "timm.layers.conv2d_same.Conv2dSame.forward"
 _EQUATIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "timm.layers.conv2d_same.Conv2dSame.forward": _conv2d_same,
+    _CONV2D_SAME: _conv2d_same,
     "timm.layers.std_conv.ScaledStdConv2d.forward": _scaled_std_conv2d,
     "timm.layers.std_conv.ScaledStdConv2dSame.forward": _scaled_std_conv2d_same,
 }

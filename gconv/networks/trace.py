@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 
+from gconv.kinds import KINDS
 from gconv.module import is_watched
 from gconv.torch_internals import BatchNormBase, fx_assert, graph_root
 
@@ -91,7 +92,7 @@ class _Tracer(Tracer):
         return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = (nn.Conv2d, BatchNormBase, *self.opaque)
+        whole = (*(kind.layer for kind in KINDS), BatchNormBase, *self.opaque)
         return isinstance(m, whole) or is_watched(m) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: Node) -> Proxy:

@@ -40,7 +40,7 @@ def test_a_network_is_profiled(options: list[str], capsys: pytest.CaptureFixture
         ("gconv", "gconv must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d"),
         ("no.such:net", "no.such:net: No module named 'no'"),
         ("gconv:nothing", "gconv:nothing: module 'gconv' has no attribute 'nothing'"),
-        (f"{__name__}:broken", "does not run on images of (32, 3, 224, 224): "),
+        (f"{__name__}:broken", "does not run on an input of (32, 3, 224, 224): "),
         (f"{__name__}:lazy", "the model has lazy layers that have seen no input: run it once before"),
         (f"{__name__}:no_network", "must return an nn.Module, got tuple"),
     ],

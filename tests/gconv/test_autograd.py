@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from oracle import OTHERS, PATHS, Case, run
 from torch import Tensor
 
-from gconv.kinds import CONV1D, CONV2D, CONV3D, KINDS, TRANSPOSE1D, TRANSPOSE2D, Kind
+from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, KINDS, Kind
 
 # One of each kind, of two groups; more where a kind is computed in more ways than one.
 BEYOND = {"dilation": 3, "output_padding": 2, "groups": 2}
@@ -21,15 +21,19 @@ SMALLEST = {
     CONV3D: Case(
         "conv3d", (1, 2, 3, 2, 3), (2, 1, 2, 2, 2), {"padding": (1, 0, 0), "groups": 2}, kind=CONV3D
     ),
-    TRANSPOSE1D: Case(
-        "conv_transpose1d", (2, 2, 3), (2, 2, 3), {"stride": 2, "padding": 1, "groups": 2}, kind=TRANSPOSE1D
+    CONV_TRANSPOSE1D: Case(
+        "conv_transpose1d",
+        (2, 2, 3),
+        (2, 2, 3),
+        {"stride": 2, "padding": 1, "groups": 2},
+        kind=CONV_TRANSPOSE1D,
     ),
-    TRANSPOSE2D: Case(
+    CONV_TRANSPOSE2D: Case(
         "conv_transpose2d",
         (1, 4, 2, 2),
         (4, 1, 2, 3),
         {"stride": (2, 1), "output_padding": (1, 0), "groups": 2},
-        kind=TRANSPOSE2D,
+        kind=CONV_TRANSPOSE2D,
     ),
 }
 SMALL = [
@@ -42,7 +46,7 @@ SMALL = [
     Case(
         "conv3d, depth 1", (1, 2, 2, 2, 3), (2, 1, 1, 2, 2), {"padding": (0, 1, 0), "groups": 2}, kind=CONV3D
     ),
-    Case("conv_transpose1d, rows beyond", (4, 2), (4, 1, 2), BEYOND, bias=True, kind=TRANSPOSE1D),
+    Case("conv_transpose1d, rows beyond", (4, 2), (4, 1, 2), BEYOND, bias=True, kind=CONV_TRANSPOSE1D),
 ]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
@@ -200,7 +204,7 @@ def test_autocast_takes_weights_wider_than_the_input(path: str) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", [CONV2D, TRANSPOSE2D], ids=str)
+@pytest.mark.parametrize("kind", [CONV2D, CONV_TRANSPOSE2D], ids=str)
 def test_autocast_does_not_narrow_the_sums_of_the_reference(kind: Kind) -> None:
     """Inside the operators it is off: each pass gives the same bits as where it never was on."""
     case = Case("", (3, 16, 9, 9), (16, 8, 3, 3), {"padding": 1, "groups": 2}, kind=kind)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 import gconv
-from gconv.kinds import CONV1D, CONV2D, CONV3D, KINDS, TRANSPOSE1D, TRANSPOSE2D, Kind
+from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, KINDS, Kind
 from gconv.module import LAYERS
 
 COMPILERS = [
@@ -102,9 +102,9 @@ OTHER_KINDS = [
         (CONV1D, {"padding_mode": "circular", "stride": 2}, pytest.mark.long),
         (CONV3D, {}, []),
         (CONV3D, {"padding": (0, 1, 1)}, pytest.mark.long),
-        (TRANSPOSE1D, {"stride": 2}, pytest.mark.long),
-        (TRANSPOSE2D, {"stride": 2, "output_padding": 1}, []),
-        (TRANSPOSE2D, {"dilation": 3, "output_padding": 2, "activation": None}, pytest.mark.long),
+        (CONV_TRANSPOSE1D, {"stride": 2}, pytest.mark.long),
+        (CONV_TRANSPOSE2D, {"stride": 2, "output_padding": 1}, []),
+        (CONV_TRANSPOSE2D, {"dilation": 3, "output_padding": 2, "activation": None}, pytest.mark.long),
     ]
     for dynamic in (False, True)
     if dynamic or marks

@@ -19,9 +19,9 @@ from gconv.kinds import (
     CONV1D,
     CONV2D,
     CONV3D,
+    CONV_TRANSPOSE1D,
+    CONV_TRANSPOSE2D,
     KINDS,
-    TRANSPOSE1D,
-    TRANSPOSE2D,
     Call,
     Kind,
     conv2d_call,
@@ -168,8 +168,8 @@ LAYERS = {
     CONV1D: ((4096, 128, 56), (128, 4, 3), {"padding": 1}),
     CONV2D: ((256, 128, 56, 56), (128, 4, 3, 3), {"padding": 1}),
     CONV3D: ((32, 128, 8, 56, 56), (128, 4, 1, 3, 3), {"padding": (0, 1, 1)}),
-    TRANSPOSE1D: ((4096, 128, 56), (128, 4, 3), {"padding": 1}),
-    TRANSPOSE2D: ((256, 128, 56, 56), (128, 4, 3, 3), {"padding": 1}),
+    CONV_TRANSPOSE1D: ((4096, 128, 56), (128, 4, 3), {"padding": 1}),
+    CONV_TRANSPOSE2D: ((256, 128, 56, 56), (128, 4, 3, 3), {"padding": 1}),
 }
 
 
@@ -194,7 +194,7 @@ def test_auto_asks_for_the_pass_that_a_transposed_call_runs(monkeypatch: pytest.
     """In inference the kernels' input gradient decides, whatever their forward pass would do."""
     set_device(monkeypatch, "cuda", bandwidth=4e12)
     dtype = torch.bfloat16
-    for takes, of in itertools.product(PASSES, (CONV2D, TRANSPOSE2D)):
+    for takes, of in itertools.product(PASSES, (CONV2D, CONV_TRANSPOSE2D)):
         call = call_on_meta(of)
         monkeypatch.setattr(kernels, "pays_for_a_call", lambda passes, *rest, takes=takes: takes in passes)
         assert not dispatch.aten_alone("auto", on_gpu(), dtype, call)
@@ -229,7 +229,7 @@ def test_auto_takes_kernels_for_volumes_only_if_nothing_is_copied(
         assert all("take 3-d ones in channels_last_3d" in decision.reason for decision in found.values())
 
 
-@pytest.mark.parametrize("kind", [CONV1D, TRANSPOSE1D], ids=str)
+@pytest.mark.parametrize("kind", [CONV1D, CONV_TRANSPOSE1D], ids=str)
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_auto_leaves_sequences_that_nobody_measured_to_pytorch(
     kind: Kind, channels_last: bool, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gconv
-from gconv.kinds import CONV1D, CONV2D, CONV3D, TRANSPOSE1D, TRANSPOSE2D, Kind
+from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, Kind
 from gconv.module import LAYERS
 
 LAYER = {layer.kind: layer for layer in LAYERS}
@@ -28,10 +28,10 @@ OF_ONE_KIND = [
     (CONV1D, {"padding": "same", "dilation": 2, "groups": 8}),
     (CONV3D, {"padding": 1, "groups": 4}),
     (CONV3D, {"padding": (0, 1, 1), "stride": (1, 2, 1), "groups": 2, "bias": False}),
-    (TRANSPOSE1D, {"stride": 2, "padding": 1, "output_padding": 1, "groups": 4}),
-    (TRANSPOSE2D, {"stride": 2, "padding": (1, 0), "output_padding": (0, 1), "groups": 4}),
-    (TRANSPOSE2D, {"dilation": (2, 1), "groups": 8, "bias": False}),
-    (TRANSPOSE2D, {}),
+    (CONV_TRANSPOSE1D, {"stride": 2, "padding": 1, "output_padding": 1, "groups": 4}),
+    (CONV_TRANSPOSE2D, {"stride": 2, "padding": (1, 0), "output_padding": (0, 1), "groups": 4}),
+    (CONV_TRANSPOSE2D, {"dilation": (2, 1), "groups": 8, "bias": False}),
+    (CONV_TRANSPOSE2D, {}),
 ]
 MADE = [
     pytest.param(CONV2D, options, mode, id=f"{name}-{mode}")
@@ -92,7 +92,7 @@ def test_layers_take_pytorchs_state_and_give_it(layer: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize("batched", [True, False], ids=["batch", "no batch"])
 @pytest.mark.parametrize("backend", ["aten", "reference"])
-@pytest.mark.parametrize("kind", [TRANSPOSE1D, TRANSPOSE2D], ids=str)
+@pytest.mark.parametrize("kind", [CONV_TRANSPOSE1D, CONV_TRANSPOSE2D], ids=str)
 def test_transposed_layers_make_an_output_of_the_size_that_is_asked_for(
     kind: Kind, backend: str, batched: bool
 ) -> None:

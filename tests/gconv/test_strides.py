@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from gconv import dispatch, reference
-from gconv.kinds import CONV1D, CONV2D, CONV3D, TRANSPOSE1D, TRANSPOSE2D, Kind
+from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, Kind
 
 
 def channels_last(t: Tensor) -> Tensor:
@@ -39,11 +39,11 @@ SIZES = {
     "one pixel": ((2, 8, 1, 1), (8, 2, 3, 3), 4),
 }
 OTHER_SIZES = {
-    "groups": (TRANSPOSE2D, (2, 8, 5, 4), (8, 2, 3, 3), 4),
-    "depthwise": (TRANSPOSE2D, (2, 8, 5, 4), (8, 1, 3, 3), 8),
-    "dense": (TRANSPOSE2D, (2, 4, 5, 4), (4, 6, 3, 3), 1),
-    "one input channel": (TRANSPOSE2D, (2, 1, 5, 4), (1, 4, 3, 3), 1),
-    "one pixel": (TRANSPOSE2D, (2, 8, 1, 1), (8, 2, 3, 3), 4),
+    "groups": (CONV_TRANSPOSE2D, (2, 8, 5, 4), (8, 2, 3, 3), 4),
+    "depthwise": (CONV_TRANSPOSE2D, (2, 8, 5, 4), (8, 1, 3, 3), 8),
+    "dense": (CONV_TRANSPOSE2D, (2, 4, 5, 4), (4, 6, 3, 3), 1),
+    "one input channel": (CONV_TRANSPOSE2D, (2, 1, 5, 4), (1, 4, 3, 3), 1),
+    "one pixel": (CONV_TRANSPOSE2D, (2, 8, 1, 1), (8, 2, 3, 3), 4),
     "groups, depth 1": (CONV3D, (2, 8, 3, 5, 4), (8, 2, 1, 3, 3), 4),
     "groups, depth 3": (CONV3D, (2, 8, 3, 5, 4), (8, 2, 3, 3, 3), 4),
     "depthwise, depth 3": (CONV3D, (2, 8, 3, 5, 4), (8, 1, 3, 3, 3), 8),
@@ -96,8 +96,8 @@ def operands(monkeypatch: pytest.MonkeyPatch) -> Operands:
 UNCOPIED = [
     (CONV1D, (2, 8, 6), (8, 2, 3), {"padding": 1}),
     (CONV1D, (8, 6), (8, 2, 3), {"stride": 2}),
-    (TRANSPOSE1D, (2, 8, 6), (8, 2, 3), {"stride": 2}),
-    (TRANSPOSE2D, (2, 8, 5, 6), (8, 2, 3, 3), {"stride": 2}),
+    (CONV_TRANSPOSE1D, (2, 8, 6), (8, 2, 3), {"stride": 2}),
+    (CONV_TRANSPOSE2D, (2, 8, 5, 6), (8, 2, 3, 3), {"stride": 2}),
     (CONV3D, (2, 8, 3, 5, 6), (8, 2, 1, 3, 3), {"padding": (0, 1, 1)}),
     (CONV3D, (8, 3, 5, 6), (8, 2, 1, 3, 3), {"stride": (1, 2, 2)}),
 ]
@@ -143,7 +143,7 @@ def test_so_do_their_gradients(
     ("kind", "size", "weight"),
     [
         (CONV1D, (2, 8, 6), (8, 2, 3)),
-        (TRANSPOSE1D, (2, 8, 6), (8, 2, 3)),
+        (CONV_TRANSPOSE1D, (2, 8, 6), (8, 2, 3)),
         (CONV3D, (2, 8, 3, 5, 6), (8, 2, 1, 3, 3)),
         (CONV3D, (2, 8, 5, 5, 6), (8, 2, 3, 3, 3)),
         (CONV3D, (8, 5, 5, 6), (8, 2, 1, 3, 3)),

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import CASES, PATHS, Case, check, expected, run
+from marks import interpreted
+from oracle import CASES, OTHERS, PATHS, Case, check, expected, run
 
 import gconv
 from gconv.kinds import KINDS
@@ -20,12 +21,12 @@ SIXTEEN_BITS = [torch.float16, torch.bfloat16]
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_output_and_gradients_match_float64(case: Case, path: str, dtype: torch.dtype) -> None:
-    check(case, path, case.tensors(dtype))
+    check(case, path, dtype)
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=str)
 def test_reference_in_sixteen_bits_matches_float64(case: Case, dtype: torch.dtype) -> None:
-    check(case, "reference", case.tensors(dtype))
+    check(case, "reference", dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=str)
@@ -40,8 +41,17 @@ def test_aten_is_pytorchs_function_to_the_bit(case: Case, dtype: torch.dtype) ->
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
+@interpreted
+@pytest.mark.usefixtures("full_float32")
+@pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=str)
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
+def test_kernels_match_float64_for_every_kind(case: Case, dtype: torch.dtype) -> None:
+    """The kernels' own geometries are in tests/kernels; this is the way to them and back."""
+    check(case, "triton", dtype)
+
+
 def test_relu_output_and_gradients_match_float64(case: Case, path: str) -> None:
-    check(case, path, case.tensors(), "relu")
+    check(case, path, torch.float64, activation="relu")
 
 
 @st.composite
@@ -85,7 +95,7 @@ def cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(case=cases(), path=st.sampled_from(PATHS), activation=st.sampled_from([None, "relu"]))
 def test_any_geometry_matches_float64(case: Case, path: str, activation: str | None) -> None:
-    check(case, path, case.tensors(), activation)
+    check(case, path, torch.float64, activation)
 
 
 def test_two_runs_are_bit_equal(path: str) -> None:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from families import DTYPES, FAMILIES, LARGE, Place, aligned, check_kernels, inside_nan, kernel_results
 from marks import ON_A_GPU
-from oracle import Case, bounds, expected
+from oracle import OTHERS, Case, bounds, check, expected
 
 import gconv
 from gconv import dispatch
-from gconv.geometry import ConvGeometry
+from gconv.geometry import PASSES, ConvGeometry
 from gconv.measure.problem import cudnn_precision
 
 pytestmark = [pytest.mark.gpu, *ON_A_GPU, pytest.mark.usefixtures("full_float32")]
@@ -32,6 +32,16 @@ def test_every_family_matches_float64(place: Place, case: Case, dtype: torch.dty
     torch.use_deterministic_algorithms(True)
     try:
         check_kernels(case, dtype, device="cuda", place=place)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
+def test_every_kind_of_convolution_matches_float64(case: Case, dtype: torch.dtype) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        check(case, "triton", dtype, device="cuda")
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -83,7 +93,7 @@ def test_auto_takes_the_kernels_for_resnext() -> None:
     """By rule, where no table says otherwise."""
     x = torch.randn(8, 128, 56, 56, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     geometry = ConvGeometry.of(x.shape, (128, 4, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 32)
-    for pass_ in dispatch.PASSES:
+    for pass_ in PASSES:
         assert (
             dispatch.decide_by_auto(pass_, x.device, "channels_last", x.dtype, geometry).backend == "triton"
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import DTYPES, FAMILIES, check, geometry_of, inside_nan, named
+from families import DTYPES, FAMILIES, check, check_epilogue, geometry_of, inside_nan, named
 from marks import INTERPRETED_KERNELS
 from norms import check_norm_kernels, norm_results
-from oracle import Case, bounds, expected
+from oracle import Case
 
 from gconv import batch_norm, kernels
 from gconv.activation import ACTIVATIONS
@@ -137,18 +137,32 @@ def test_moments_of_a_tensor_with_a_large_mean() -> None:
     "name", ["slide, width 4", "stride 2, odd", "taps, width 72 to 40", "depthwise", "depthwise, stride 2"]
 )
 def test_residual_and_activation(name: str, activation: str | None) -> None:
-    case, dtype = named(name), torch.float16
-    geometry = geometry_of(case)
-    tensors = case.tensors(dtype)
-    x, w, b = (None if t is None else t.detach() for t in tensors)
-    residual = (4 * torch.randn(geometry.output_size)).to(dtype)
-    y = kernels.forward(inside_nan(x), w, b, geometry, activation, inside_nan(residual))
-    truth = expected(case, tensors, torch.ones(geometry.output_size))
-    right = truth[0] + residual.double()
-    bound = bounds(case, [right], dtype)[0]
-    right = right if activation is None else ACTIVATIONS[activation](right)
-    # hardswish is the steepest of them: its slope is at most 1.5.
-    check({"output": (y, right, 1.5 * bound + torch.finfo(dtype).eps)})
+    check_epilogue("forward", named(name), activation, residual=True)
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        ("strips, two packs", "relu"),
+        ("stride 2, two packs, odd", "silu"),
+        ("stride 2, width 24 to 8", "relu6"),
+        ("taps, 5x5, stride 3", None),
+        ("depthwise", "hardswish"),
+        ("depthwise, stride 2", "silu"),
+    ],
+)
+def test_an_input_gradient_has_the_epilogue_of_a_transposed_convolution(
+    name: str, activation: str | None, residual: bool
+) -> None:
+    check_epilogue("input_grad", named(name), activation, residual)
+
+
+@pytest.mark.parametrize("name", ["slide, width 4", "stride 2, odd"])
+def test_an_input_gradient_in_tf32_has_an_epilogue(name: str) -> None:
+    """In the interpreter, which multiplies in full: this is about the kernels that TF32 runs in."""
+    with cudnn_precision("tf32"):
+        check_epilogue("input_grad", named(name), "silu", residual=True, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

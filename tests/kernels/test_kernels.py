@@ -216,7 +216,7 @@ def test_batches_of_no_image_and_of_one(make: Callable[[Tensor], Tensor]) -> Non
     dx, dw, db = torch.ops.aten.convolution_backward(
         y, x, w, [8], [1, 1], [1, 1], [1, 1], False, [0, 0], 2, [True] * 3
     )
-    torch.testing.assert_close(kernels.input_grad(y, w, geometry), dx)
+    torch.testing.assert_close(kernels.input_grad(y, w, None, geometry), dx)
     torch.testing.assert_close(kernels.weight_grad(y, x, geometry, True), (dw, db))
 
 

@@ -20,7 +20,7 @@ from edges import (
     seven_rows,
     strips,
 )
-from families import FAMILIES, check, every_other, geometry_of, inside_nan
+from families import FAMILIES, check, check_epilogue, every_other, geometry_of, inside_nan
 from marks import INTERPRETED_KERNELS
 from oracle import Case, bounds, expected
 from torch import Tensor
@@ -28,8 +28,7 @@ from torch import Tensor
 from gconv import kernels
 from gconv.activation import ACTIVATIONS
 from gconv.kernels import launch, tiles
-from gconv.kernels.forward import packed, plan_forward
-from gconv.kernels.input_grad import plan_input_grad
+from gconv.kernels.forward import packed, plan_pass
 from gconv.kernels.tiles import Tile
 from gconv.kernels.walk import images_in_group
 
@@ -77,7 +76,7 @@ def test_many_packs_a_program(packs: int, warps: int) -> None:
         truth, tile = expected(case, tensors, dy), {"packs": packs, "warps": warps, "columns": 2}
         limits = bounds(case, truth, HALF)
         y = kernels.forward(x, w, every_other(tensors[2].detach()), geometry, None, tile=strips(case, **tile))
-        dx = kernels.input_grad(inside_nan(dy), w, geometry, strips(case, True, **tile))
+        dx = kernels.input_grad(inside_nan(dy), w, None, geometry, tile=strips(case, True, **tile))
         check({"output": (y, truth[0], limits[0]), "input gradient": (dx, truth[1], limits[1])})
 
 
@@ -106,7 +105,7 @@ def test_tiles_of_many_images_and_images_in_two_tiles(
 ) -> None:
     """Four images share three tiles; of seven, three are in the second group; one takes two tiles."""
     case = layer((3, each * columns * stride), groups=8, images=images, stride=stride)
-    plan = plan_forward(geometry_of(case), OPERANDS, tile=strips(case, columns=columns, packs=packs))
+    plan = plan_pass("forward", geometry_of(case), OPERANDS, tile=strips(case, columns=columns, packs=packs))
     assert (plan.arguments["group"], plan.arguments["parts"]) == (group, parts)
     check_strips(case, columns=columns, packs=packs)
 
@@ -133,7 +132,7 @@ def test_programs_of_rows_of_two_groups_of_images(
     """Five images of seven rows, then four: all in one program, and in several that begin and end within."""
     case, tile = seven_rows(9, stride, padding), {"columns": 2, "resident": 1}
     operands = OPERANDS._replace(device=processors(count))
-    plan = plan_forward(geometry_of(case), operands, tile=strips(case, **tile))
+    plan = plan_pass("forward", geometry_of(case), operands, tile=strips(case, **tile))
     found = plan.arguments
     assert (found["group"], found["turns"], found["rows"]) == (5, turns, rows_of(turns, count))
     check_strips(case, **tile)
@@ -144,7 +143,7 @@ def test_programs_of_row_pairs_of_two_groups_of_images(count: int, processors: P
     """The eight turns of an image begin above it: the first pair has one row outside, the last one, too."""
     case, tile = seven_rows(9, 2, 1), {"columns": 2, "resident": 1}
     operands = OPERANDS._replace(device=processors(count))
-    plan = plan_input_grad(geometry_of(case), operands, tile=strips(case, True, **tile))
+    plan = plan_pass("input_grad", geometry_of(case), operands, tile=strips(case, True, **tile))
     found = plan.arguments
     assert (found["group"], found["turns"], found["rows"]) == (5, 8, rows_of(8, count))
     check_strips(case, **tile)
@@ -167,7 +166,7 @@ def test_the_residue_kernel_in_sixteen_bits(dtype: torch.dtype) -> None:
         tensors, geometry = case.tensors(dtype), geometry_of(case)
         dy = torch.randn(geometry.output_size).to(dtype)
         truth = expected(case, tensors, dy)
-        dx = kernels.input_grad(inside_nan(dy), inside_nan(tensors[1].detach()), geometry, tile)
+        dx = kernels.input_grad(inside_nan(dy), inside_nan(tensors[1].detach()), None, geometry, tile=tile)
         check({case.name: (dx, truth[1], bounds(case, truth, dtype)[1])})
 
 
@@ -212,18 +211,9 @@ def test_bias_residual_and_activation(
     columns: int, packs: int, stride: int, residual: bool, activation: str | None
 ) -> None:
     case = layer((4, 5), groups=8, stride=stride)
-    geometry, tensors = geometry_of(case), case.tensors(HALF)
-    x, w, bias = (t.detach() for t in tensors)
-    side = (4 * torch.randn(geometry.output_size)).to(HALF) if residual else None
-    tile = strips(case, columns=columns, packs=packs)
-    beside = None if side is None else inside_nan(side)
-    y = kernels.forward(inside_nan(x), w, every_other(bias), geometry, activation, beside, tile)
-    right = expected(case, tensors, torch.ones(geometry.output_size))[0]
-    right = right if side is None else right + side.double()
-    bound = bounds(case, [right], HALF)[0]
-    right = right if activation is None else ACTIVATIONS[activation](right)
-    # hardswish is the steepest of them: its slope is at most 1.5.
-    check({"output": (y, right, 1.5 * bound + torch.finfo(HALF).eps)})
+    for pass_, transposed in (("forward", False), ("input_grad", True)):
+        tile = strips(case, transposed, columns=columns, packs=packs)
+        check_epilogue(pass_, case, activation, residual, tile=tile)
 
 
 @pytest.mark.parametrize("columns", [1, 3])
@@ -246,7 +236,9 @@ def test_loads_of_each_width(load: int, groups: int, unit: int, dtype: torch.dty
         geometry_of(case),
         strips(case, load=load),
     )
-    assert plan_forward(geometry, launch.OperandLayout.of(x, w), tile=tile).arguments["X_UNIT"] == unit
+    assert (
+        plan_pass("forward", geometry, launch.OperandLayout.of(x, w), tile=tile).arguments["X_UNIT"] == unit
+    )
     y = kernels.forward(x, w, None, geometry, None, tile=tile)
     right = expected(case, (x, w, None), torch.ones(y.shape))[0]
     check({"output": (y, right, bounds(case, [right], dtype)[0])})

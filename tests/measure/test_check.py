@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gconv import dispatch
 from gconv.commands.main import main
+from gconv.geometry import PASSES
 from gconv.measure import check
 from gconv.measure.check import CheckedPass, CheckReport, TimedPass
 from gconv.measure.problem import Problem
@@ -30,7 +30,7 @@ def found(auto: str = "triton", wrong: str = "") -> CheckReport:
     timings = [
         TimedPass(layer.name, pass_, 25.0, times(50), times(100), times(400), auto)
         for layer in check.LAYERS
-        for pass_ in dispatch.PASSES
+        for pass_ in PASSES
     ]
     answers = [CheckedPass("triton", "float16", "forward", "128/32, 56x56", "right", 1e-4)]
     outcome = "wrong" if wrong else "right"

@@ -49,9 +49,9 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(functions, "copy_speed", lambda device: 1e9)
 
     def explain_call(name: str, device: torch.device, *rest: Any) -> dict[str, Decision]:
-        layout, dtype, geometry, passes = rest
+        layout, dtype, convolution, passes = rest
         assert (name, dtype) == ("auto", torch.float32) and layout in ("contiguous", "channels_last")
-        fast = {p: geometry.groups == 4 and p != "weight_grad" for p in passes}
+        fast = {p: convolution.groups == 4 and p != "weight_grad" for p in passes}
         return {p: Decision(*(("triton", "fast") if fast[p] else ("aten", "slow here"))) for p in passes}
 
     monkeypatch.setattr(dispatch, "explain_call", explain_call)
@@ -88,7 +88,7 @@ def test_profile_tells_every_convolution_and_the_gain(fixed: None) -> None:
         "now        480      440    2,000",
         "converted  280      240    1,800  1.11x",
         "aten: slow here",
-        "1 of the grouped ones are depthwise: convert(..., depthwise=True) takes those",
+        "1 of the grouped ones is depthwise: convert(..., depthwise=True) swaps those",
     ]
 
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_measured_is_left_blank() -> None:
 
 def test_networks_without_anything_to_gain() -> None:
     result = str(gconv.profile(nn.Linear(2, 2).eval(), torch.randn(1, 2)))
-    assert result.startswith("no call of F.conv2d or group_conv2d in a forward pass")
+    assert result.startswith("no convolution called in a forward pass")
     result = str(gconv.profile(nn.Conv2d(2, 2, 1).eval(), torch.randn(1, 2, 4, 4)))
     assert result.endswith("none of them is grouped: there is nothing to gain")
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):

@@ -113,7 +113,8 @@ def test_python_in_the_readme_runs_and_prints_what_it_says(code: str, capsys: py
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "gconv/kernels/README.md"]
+    "document",
+    ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "gconv/kernels/README.md", "docs/api.md"],
 )
 def test_files_and_pictures_that_a_document_names_exist(document: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / document).read_text())

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from oracle import Case, bounds, expected
+from oracle import Case, Compared, bounds, expected
 from torch import Tensor
 
 from gconv import functional, kernels
-from gconv.geometry import ConvGeometry
+from gconv.activation import ACTIVATIONS
+from gconv.geometry import PASSES, ConvGeometry
+from gconv.kernels.tiles import Tile
 
 Place = Callable[[Tensor], Tensor]
-Compared = dict[str, tuple[Tensor, Tensor, Tensor]]  # result, truth and bound by name
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SAME = {"padding": 1}
 PAST = {"padding": (2, 0), "stride": 2}
@@ -116,7 +117,7 @@ def kernel_results(
     dy = place(grad.to(device))
     dw, db = kernels.weight_grad(dy, x, geometry, bias is not None)
     results = [kernels.forward(x, w, bias, geometry, "relu" if relu else None)]
-    results += [kernels.input_grad(dy, w, geometry), dw] + ([] if db is None else [db])
+    results += [kernels.input_grad(dy, w, None, geometry), dw] + ([] if db is None else [db])
     truth = [t.to(device) for t in expected(case, tensors, grad)]
     truth[0] = truth[0].relu() if relu else truth[0]
     limits = bounds(case, truth, dtype)
@@ -129,6 +130,44 @@ def check_kernels(
     case: Case, dtype: torch.dtype, relu: bool = False, device: str = "cpu", place: Place = inside_nan
 ) -> None:
     check(kernel_results(case, dtype, relu, device, place))
+
+
+def check_epilogue(
+    pass_: str,
+    case: Case,
+    activation: str | None,
+    residual: bool,
+    dtype: torch.dtype = torch.float16,
+    tile: Tile | None = None,
+) -> None:
+    """Compare "forward" or "input_grad" with bias, residual and activation with float64.
+
+    Args:
+        pass_: the pass.
+        case: the convolution; its ``bias`` says for both passes whether there is one.
+        activation: what follows the sums.
+        residual: whether a residual is added to them.
+        dtype: of operands and results.
+        tile: what the kernel works in. Defaults to None, the one that is chosen for it.
+    """
+    geometry, (x, w, _) = geometry_of(case), case.tensors(dtype)
+    source = x.detach() if pass_ == "forward" else torch.randn(geometry.output_size).to(dtype)
+    size = geometry.output_size if pass_ == "forward" else geometry.input_size
+    bias = torch.randn(size[1]).to(dtype) if case.bias else None
+    side = (4 * torch.randn(size)).to(dtype) if residual else None
+    beside = (None if bias is None else every_other(bias), geometry, activation)
+    run = kernels.forward if pass_ == "forward" else kernels.input_grad
+    result = run(
+        inside_nan(source), inside_nan(w.detach()), *beside, None if side is None else inside_nan(side), tile
+    )
+    grad = source if pass_ == "input_grad" else torch.ones(geometry.output_size)
+    right = expected(case, (x, w, None), grad)[PASSES.index(pass_)]
+    right = right if bias is None else right + bias.double().view(-1, 1, 1)
+    right = right if side is None else right + side.double()
+    bound = bounds(case, [right, right], dtype)[PASSES.index(pass_)]
+    right = right if activation is None else ACTIVATIONS[activation](right)
+    # hardswish is the steepest of them: its slope is at most 1.5.
+    check({pass_: (result, right, 1.5 * bound + torch.finfo(dtype).eps)})
 
 
 def check(results: Compared) -> None:

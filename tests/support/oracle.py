@@ -12,10 +12,13 @@ from torch import Tensor
 
 from gconv import functional
 from gconv.arguments import prepare
-from gconv.kinds import CONV1D, CONV2D, CONV3D, TRANSPOSE1D, TRANSPOSE2D, Call, Kind
+from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, Call, Kind
 from gconv.module import LAYERS
 
 FUNCTIONS = {layer.kind: layer.function for layer in LAYERS}
+
+
+Compared = dict[str, tuple[Tensor, Tensor, Tensor]]  # result, truth and bound by name
 
 
 @dataclass(frozen=True)
@@ -124,22 +127,40 @@ def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     ]
 
 
-def check(case: Case, path: str, tensors: tuple[Tensor | None, ...], activation: str | None = None) -> None:
-    """Check output and gradients of gconv's function, of tensors of deviation 1, against ``expected``."""
-    given = [t for t in tensors if t is not None]
-    dtype = given[0].dtype
+def compare(
+    case: Case,
+    path: str,
+    dtype: torch.dtype,
+    activation: str | None = None,
+    device: str = "cpu",
+    tensors: tuple[Tensor | None, ...] | None = None,
+) -> Compared:
+    """Return output and gradients of a case, with truth and bound, and check shapes and dtypes.
+
+    Of its own tensors, unless others of deviation 1 are given.
+    """
+    drawn = case.tensors(dtype) if tensors is None else tensors
+    tensors = [None if t is None else t.detach().to(device).requires_grad_() for t in drawn]
     output = case.run(path, *tensors, activation=activation)
-    grad = torch.randn(output.shape, dtype=torch.float64).to(dtype)
-    results = [output.detach(), *torch.autograd.grad(output, given, grad)]
-    truth = expected(case, tensors, grad, relu=activation == "relu")
-    for name, result, right, bound in zip(
-        ("output", "input gradient", "weight gradient", "bias gradient"),
-        results,
-        truth,
-        bounds(case, truth, dtype),
-        strict=False,
-    ):
-        assert result.dtype == dtype and result.shape == right.shape, name
+    grad = torch.randn(output.shape, dtype=torch.float64, device=device).to(dtype)
+    results = [output.detach(), *torch.autograd.grad(output, [t for t in tensors if t is not None], grad)]
+    truth = expected(case, tuple(tensors), grad, relu=activation == "relu")
+    for result, right in zip(results, truth, strict=True):
+        assert result.dtype == dtype and result.shape == right.shape
+    names = ("output", "input gradient", "weight gradient", "bias gradient")
+    return dict(zip(names, zip(results, truth, bounds(case, truth, dtype), strict=False), strict=False))
+
+
+def check(
+    case: Case,
+    path: str,
+    dtype: torch.dtype,
+    activation: str | None = None,
+    device: str = "cpu",
+    tensors: tuple[Tensor | None, ...] | None = None,
+) -> None:
+    """Check that output and gradients of a case are within their bounds, as ``compare`` finds them."""
+    for name, (result, right, bound) in compare(case, path, dtype, activation, device, tensors).items():
         excess = (result.double() - right).abs() - bound
         assert (excess <= 0).all(), f"{name}: {excess.amax():.2e} more than the bound"
 
@@ -230,7 +251,7 @@ OTHERS = [
         Case("no volumes", (0, 4, 3, 5, 4), (4, 2, 2, 3, 1), {"groups": 2}),
     ),
     *_cases(
-        TRANSPOSE1D,
+        CONV_TRANSPOSE1D,
         Case("grouped, stride 2", (2, 8, 7), (8, 3, 4), {"stride": 2, "padding": 1, "groups": 4}),
         Case(
             "output padding",
@@ -247,7 +268,7 @@ OTHERS = [
         ),
     ),
     *_cases(
-        TRANSPOSE2D,
+        CONV_TRANSPOSE2D,
         Case("2x2, stride 2", (2, 8, 4, 5), (8, 2, 2, 2), {"stride": 2, "groups": 4}),
         Case(
             "3x3, stride 2",

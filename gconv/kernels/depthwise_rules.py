@@ -1,0 +1,127 @@
+"""Tiles by rule for the kernels that have one channel a group, and which taps their programs take at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+import torch
+
+from gconv.geometry import ConvGeometry
+from gconv.kernels.correlation import Correlation, stands_upright
+from gconv.kernels.device import Device
+from gconv.kernels.tiles import LANES, Tile, all_registers, power_of_two
+
+DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
+UPRIGHT_TAPS = 16  # of a row that slides along its length; of more taps, too many rows are another program's
+SUMS = 32  # of a thread's pairs of channels that blocks of outputs hold
+A_WARP = 64  # numbers of a tile that are two for each of its threads
+A_LOAD, A_WEIGHT = 5.5, 5  # instructions for two channels, beside two multiply-adds for each product
+
+
+def depthwise_lanes(groups: int) -> int:
+    """Channels of a tile: 64, or fewer where they divide all: masked channels are loaded one by one."""
+    divisor = math.gcd(64, groups)
+    return divisor if divisor >= LANES else min(64, power_of_two(groups))
+
+
+def depthwise_tile(correlation: Correlation, device: Device) -> Tile:
+    """Multiply-adds, no product of tiles. Where it slides, so few pixels that all taps' weights fit."""
+    c = correlation
+    channels, taps = depthwise_lanes(c.groups), math.prod(c.kernel)
+    if c.lies_flat and taps <= UPRIGHT_TAPS:
+        return upright_tile(c.size[0], channels, 4 if taps <= 9 else 2)
+    if c.step == c.dilation == c.divisor == (1, 1) and (taps > DEPTHWISE_TAPS or c.lies_flat):
+        return blocks_tile(c, channels, device)
+    slides = c.step[0] == c.dilation[0] == 1 and c.divisor == (1, 1)
+    if slides and taps <= DEPTHWISE_TAPS:
+        pixels = (1024 if taps <= 25 else 512) // channels
+        return Tile("depthwise-slide", 1, pixels, channels, channels, warps=4)
+    return Tile("depthwise", 1, 1024 // channels, channels, channels, warps=4)
+
+
+def upright_tile(images: int, channels: int, a_thread: int) -> Tile:
+    """That of rows that slide along their length: its pixels are images, of which there may be few.
+
+    Args:
+        images: how many there are.
+        channels: of the tile.
+        a_thread: numbers that a thread has at most, each with a sum for every tap.
+    """
+    warps = max(1, min(4, power_of_two(images) * channels // A_WARP))
+    pixels = min(power_of_two(images), a_thread * 32 * warps // channels)
+    return Tile("depthwise-slide", 1, max(1, pixels), channels, channels, warps, resident=4)
+
+
+def blocks_tile(correlation: Correlation, channels: int, device: Device) -> Tile:
+    """As many outputs as a thread has registers for, of rows and columns that fill the image evenly.
+
+    A kernel of one row or column meets no pixel twice across it.
+    """
+    c = correlation
+    rows = evenly(c.output[0], 1 if c.kernel[0] == 1 else SUMS // 2 if c.kernel[1] == 1 else 8)
+    columns = evenly(c.output[1], SUMS // rows)
+    strips = c.size[0] * -(-c.output[1] // columns)
+    pixels = max(1, min(power_of_two(strips), 4 * A_WARP // channels))
+    tile = Tile("depthwise-blocks", 1, pixels, channels, channels, max(1, pixels * channels // A_WARP))
+    return replace(tile, registers=all_registers(device), columns=columns, rows=rows, resident=2)
+
+
+def evenly(length: int, most: int) -> int:
+    """Length of the pieces, none longer than ``most``, that ``length`` falls into with the least rest."""
+    return -(-length // -(-length // most))
+
+
+def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
+    """Where it slides, so few pixels that a block of taps' sums fit. Else taps are the tile's third axis."""
+    taps = math.prod(geometry.weight_size[2:])
+    registers, split = all_registers(device), {"warps": 4, "resident": 16}
+    channels = depthwise_lanes(geometry.groups)
+    if stands_upright(geometry):
+        tile = upright_tile(geometry.input_size[0] * geometry.output_size[2], channels, 2)
+        return replace(tile, registers=registers)
+    if geometry.stride[0] == geometry.dilation[0] == 1:
+        pixels = (512 if taps <= 25 else 256) // channels
+        return Tile("depthwise-slide", 1, pixels, channels, channels, registers=registers, **split)
+    channels = max(1, min(32, power_of_two(geometry.groups), 2048 // power_of_two(taps)))
+    pixels = max(1, 2048 // channels // power_of_two(taps))
+    return Tile("depthwise", 1, pixels, channels, channels, registers=registers, **split)
+
+
+def tap_block(kernel: tuple[int, int], tile: Tile, dtype: torch.dtype) -> tuple[int, int]:
+    """The block of taps (rows, columns) that a block of outputs meets at once: of the fewest instructions."""
+
+    def cost(block: tuple[int, int]) -> float:
+        taps = math.prod(block)
+        loads = (tile.rows + block[0] - 1) * (tile.columns + block[1] - 1)
+        return 2 * taps * tile.rows * tile.columns + A_LOAD * loads + A_WEIGHT * taps
+
+    return cheapest_block(kernel, cost, 26 if dtype.itemsize == 2 else 12)
+
+
+def weight_tap_block(kernel: tuple[int, int]) -> tuple[int, int]:
+    """The block of taps that a program of the weight gradient sums: all, or as many as fit its registers.
+
+    It holds a sum for each, and as many rows of dy as the block has. It loads a column of x for each of the
+    block's, and one of dy.
+    """
+    most = DEPTHWISE_TAPS + 7
+    if math.prod(kernel) <= DEPTHWISE_TAPS and math.prod(kernel) + kernel[0] <= 64:
+        return kernel
+
+    def cost(block: tuple[int, int]) -> float:
+        fits = math.prod(block) + block[0] <= most and block[0] <= LANES
+        return 2 * math.prod(block) + A_LOAD * (block[1] + 1) if fits else math.inf
+
+    return cheapest_block(kernel, cost, DEPTHWISE_TAPS)
+
+
+def cheapest_block(
+    kernel: tuple[int, int], cost: Callable[[tuple[int, int]], float], most: int
+) -> tuple[int, int]:
+    """The block of up to ``most`` taps of which so many as cover ``kernel`` have the least ``cost``."""
+    r, s = kernel
+    blocks = [(br, bs) for br, bs in product(range(1, r + 1), range(1, s + 1)) if br * bs <= most]
+    return min(blocks, key=lambda block: cost(block) * -(-r // block[0]) * -(-s // block[1]))

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from marks import interpreted
 from oracle import FUNCTIONS, Case, check
 from torch import nn
@@ -251,19 +250,6 @@ def test_what_equals_a_checked_number_is_checked_itself(name: str, fits: Any, wr
     gconv.group_conv2d(**(right(CONV2D) | {name: fits}))
     with pytest.raises(TypeError, match=f"{name} must be"):
         gconv.group_conv2d(**(right(CONV2D) | {name: wrong}))
-
-
-def test_a_checked_call_counts_for_its_kind_only() -> None:
-    """Sizes and settings alike, three functions that make three things of them."""
-    x, w = torch.randn(1, 4, 5), torch.randn(4, 4, 3)
-    for ours, theirs in [
-        (gconv.group_conv1d, F.conv1d),
-        (gconv.group_conv_transpose1d, F.conv_transpose1d),
-        (gconv.group_conv1d, F.conv1d),
-    ]:
-        torch.testing.assert_close(ours(x, w, backend="reference"), theirs(x, w))
-    with pytest.raises(RuntimeError, match=re.escape("input must be (N, C, H, W) or (C, H, W)")):
-        gconv.group_conv2d(x[0], w)
 
 
 def test_checked_sizes_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,15 @@ CALLS = list(calls(CASES[0], "aten"))
 
 
 @pytest.mark.parametrize("backend", ["auto", "aten", "reference"])
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        pytest.param(case, name, id=f"{case.name}-{name}", marks=[pytest.mark.long] * more)
+        for case in CASES
+        for name in CALLS
+        for more in (case is not CASES[0] and "with a" in name,)
+    ],
+)
 def test_opcheck(case: Case, name: str, backend: str) -> None:
     operator = getattr(torch.ops.gconv, name.split()[0]).default
     result = torch.library.opcheck(operator, calls(case, backend)[name])

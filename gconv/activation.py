@@ -20,10 +20,12 @@ def check_activation(activation: Any) -> None:
 def finish(output: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
     """activation(output + residual), with PyTorch's broadcasting, types and gradients.
 
-    May write over ``output``: nobody else has seen it.
+    May write over ``output``: nobody else has seen it. Not over a tracer's: an exported graph must change no
+    tensor in place.
     """
     if residual is not None:
         output = output + residual
     if activation is None:
         return output
-    return ACTIVATIONS[activation](output, inplace=activation == "relu" or not output.requires_grad)
+    inplace = type(output) is Tensor and (activation == "relu" or not output.requires_grad)
+    return ACTIVATIONS[activation](output, inplace=inplace)

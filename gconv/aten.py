@@ -59,7 +59,7 @@ def input_grad(
     )
     grad = F.conv_transpose2d(
         grad_output,
-        weight,
+        weight.conj() if weight.is_complex() else weight,
         bias,
         geometry.stride,
         padding,

@@ -177,7 +177,7 @@ def _why_not_folded(call: Call, layout: str) -> str | None:
         return None
     if call.depth.folds:
         return "a contiguous input would be copied: gconv's kernels take 3-d ones in channels_last_3d"
-    return "a kernel or padding in depth would copy the input: PyTorch's own 3-d convolution runs"
+    return "a kernel, stride or padding in depth would copy the input: PyTorch's own 3-d convolution runs"
 
 
 def backend_for(pass_: str, name: str, operand: Tensor, geometry: ConvGeometry) -> Backend:

@@ -115,9 +115,9 @@ def group_conv3d(
 ) -> Tensor:
     """Compute a grouped 3-d convolution: ``F.conv3d``, and what often follows it.
 
-    Kernels of depth 1 without padding in depth are 2-d convolutions of the slices. "auto" takes gconv's
-    kernels only for those, in channels_last_3d, and leaves all others to PyTorch. "triton" and "reference"
-    compute any, but copy the input once for each tap in depth.
+    Kernels of depth 1 without stride or padding in depth are 2-d convolutions of the slices. "auto" takes
+    gconv's kernels only for those, in channels_last_3d, and leaves all others to PyTorch. "triton" and
+    "reference" compute any, but copy the input once for each tap in depth.
 
     Args:
         input: (N, C, D, H, W), or (C, D, H, W) without a batch. N may be 0.
@@ -126,7 +126,7 @@ def group_conv3d(
             three numbers are (depth, vertical, horizontal).
 
     Returns:
-        (N, K, D', P, Q), or (K, D', P, Q) without a batch.
+        (N, K, D', P, Q), or (K, D', P, Q) without a batch, channels_last_3d if input or weight is.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in :func:`group_conv2d`.
@@ -291,8 +291,8 @@ def _run_operators(
         output = operator(images, kernel, bias, call.geometry, activation, side, backend)
     else:
         output = autograd.group_conv(images, kernel, bias, call.geometry, None, backend, transposed)
-        return finish(call.as_output(output, input), residual, activation)
-    return call.as_output(output, input)
+        return finish(call.as_output(output, input, weight), residual, activation)
+    return call.as_output(output, input, weight)
 
 
 def _with_rows_beyond(

@@ -6,7 +6,8 @@ The backends know 2-d convolutions only. The others become one without a copy:
 - Transposed: the forward pass is the input gradient of a convolution, whose forward pass and weight gradient
   are then its gradients.
 - 3-d: slices become images, (N D, C, H, W), and taps in depth become channels: see :class:`Depth`. With one
-  tap nothing is copied if the tensor is in channels_last_3d. With T taps the input is copied T times.
+  tap nothing is copied if the tensor is in channels_last_3d and no slice is left out. With T taps the input
+  is copied T times.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gconv.geometry import PASSES, ConvGeometry, kernel_in_words, steps_in_words
+from gconv.torch_internals import suggest_memory_format, transforms_active
 
 
 class Kind:
@@ -96,8 +98,8 @@ class Depth(NamedTuple):
 
     @property
     def folds(self) -> bool:
-        """Whether each output slice comes from one input slice, so that nothing has to be copied."""
-        return self.taps == 1 and self.before == self.after == 0
+        """Whether the input's slices are the images, so that nothing has to be copied."""
+        return self.taps == self.stride == 1 and self.before == self.after == 0
 
     def fold(self, input: Tensor) -> Tensor:
         """Turn slices into images and taps into channels: (N, C, D, H, W) -> (N D', C T, H, W).
@@ -127,7 +129,7 @@ class Call(NamedTuple):
         geometry: the 2-d convolution that computes it; if transposed, by its input gradient.
         depth: how a 3-d convolution runs along its depth; else None.
         beyond: rows and columns at the end of a transposed convolution's output that no input reaches.
-        adds_gradients: whether a gradient is the sum of several results, which 16 bits would round one by one.
+        adds_gradients: whether a gradient is the sum of several results, that 16 bits would round one by one.
     """
 
     kind: Kind
@@ -186,14 +188,12 @@ class Call(NamedTuple):
             return weight.unsqueeze(2)
         return weight if self.depth is None else weight.flatten(1, 2)
 
-    def as_output(self, images: Tensor, input: Tensor) -> Tensor:
+    def as_output(self, images: Tensor, input: Tensor, weight: Tensor) -> Tensor:
         """Return a batch of output images in the shape of the result, with a batch if ``input`` has one."""
         if self.kind.dims == 1:
             images = images.squeeze(2)
         elif self.depth is not None:
-            images = self.depth.unfold(images)
-            if layout_of(input, 3) == "contiguous":
-                images = images.contiguous()
+            images = self.depth.unfold(images).contiguous(memory_format=_layout_of_volumes(input, weight))
         return images if input.ndim == self.kind.dims + 2 else images.squeeze(0)
 
 
@@ -204,6 +204,27 @@ def conv2d_call(geometry: ConvGeometry) -> Call:
     settings = (geometry.stride, padding, geometry.dilation, geometry.groups)
     sizes = (geometry.input_size, geometry.weight_size, geometry.output_size)
     return Call(CONV2D, settings, *sizes, geometry)
+
+
+def _layout_of_volumes(input: Tensor, weight: Tensor) -> torch.memory_format:
+    """Return the layout of a 3-d convolution's result, as ``F.conv3d`` chooses it."""
+    if not torch.compiler.is_compiling() and transforms_active():
+        return torch.contiguous_format  # vmap knows no other
+    batch = input if input.ndim == 5 else input.unsqueeze(0)
+    either = is_channels_last(batch) or is_channels_last(weight)
+    return torch.channels_last_3d if either else torch.contiguous_format
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Return whether PyTorch's ``suggest_memory_format`` says so of images or volumes.
+
+    It takes 8 us, so strides that tell go first.
+    """
+    layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
+    channels_last = tensor.is_contiguous(memory_format=layout)
+    if channels_last != tensor.is_contiguous():
+        return channels_last
+    return suggest_memory_format(tensor) == layout
 
 
 def layout_of(tensor: Tensor, dims: int = 2) -> str:

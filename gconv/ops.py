@@ -23,12 +23,12 @@ from torch.utils.flop_counter import register_flop_formula
 from gconv import dispatch
 from gconv.batch_norm import wide_dtype
 from gconv.geometry import ConvGeometry
+from gconv.kinds import is_channels_last
 from gconv.torch_internals import (
     below_autograd,
     dispatch_keys,
     dispatch_modes,
     profiler_enabled,
-    suggest_memory_format,
     transforms_active,
     without_autocast,
 )
@@ -182,14 +182,6 @@ def _ordinary_keys(device: torch.device) -> frozenset[int]:
         with torch.inference_mode(inference):
             found.add(dispatch_keys(torch.empty(0, device=device)))
     return frozenset(found)
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether PyTorch's ``suggest_memory_format`` says so; it takes 8 us, so strides that tell go first."""
-    channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
-    if channels_last != tensor.is_contiguous():
-        return channels_last
-    return suggest_memory_format(tensor) == torch.channels_last
 
 
 def _layout(first: Tensor, second: Tensor) -> torch.memory_format:

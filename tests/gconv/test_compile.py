@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import FUNCTIONS, Case
 from torch import Tensor, nn
 from torch.export import Dim, export
 
 import gconv
+from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, KINDS, Kind
+from gconv.module import LAYERS
 
 COMPILERS = [
     "aot_eager",
@@ -41,12 +44,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class Block(nn.Module):
-    """A convolution among other things; ``options`` as in ``GroupConv2d``."""
+    """A convolution among other things; ``options`` as in the layers of gconv."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, kind: Kind = CONV2D, **options: Any) -> None:
         super().__init__()
         options = {"padding": 1, "groups": 4, "activation": "relu", "dtype": torch.float64, **options}
-        self.conv = gconv.GroupConv2d(8, 8, 3, **options)
+        layer = next(layer for layer in LAYERS if layer.kind is kind)
+        self.conv = layer(8, 8, 3, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.sin()).cos()
@@ -88,6 +92,37 @@ def test_compile_of_other_settings(backend: str, options: dict) -> None:
         )
 
 
+# Each is computed in its own way. Compiling takes seconds.
+OTHER_KINDS = [
+    pytest.param(
+        kind, options, dynamic, id=f"{kind}, {options}, {'dynamic' if dynamic else 'static'}", marks=marks
+    )
+    for kind, options, marks in [
+        (CONV1D, {}, []),
+        (CONV1D, {"padding_mode": "circular", "stride": 2}, pytest.mark.long),
+        (CONV3D, {}, []),
+        (CONV3D, {"padding": (0, 1, 1)}, pytest.mark.long),
+        (CONV_TRANSPOSE1D, {"stride": 2}, pytest.mark.long),
+        (CONV_TRANSPOSE2D, {"stride": 2, "output_padding": 1}, []),
+        (CONV_TRANSPOSE2D, {"dilation": 3, "output_padding": 2, "activation": None}, pytest.mark.long),
+    ]
+    for dynamic in (False, True)
+    if dynamic or marks
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "dynamic"), OTHER_KINDS)
+def test_compile_of_other_convolutions(kind: Kind, options: dict, dynamic: bool) -> None:
+    model = Block(kind, **options)
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    with gconv.backend("reference"):
+        for size in [(2, 8, 9, 6, 5), (3, 8, 7, 10, 4)][: 1 + dynamic]:
+            x = torch.randn(size[: 2 + kind.dims], dtype=torch.float64)
+            ours, eager = (outputs_and_gradients(m, x, model) for m in (compiled, model))
+            torch.testing.assert_close(ours, eager)
+            assert ours[0].stride() == eager[0].stride()
+
+
 def test_dynamic_shapes_compile_once(backend: str) -> None:
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(Block(), fullgraph=True, dynamic=True, backend=counter)
@@ -96,13 +131,17 @@ def test_dynamic_shapes_compile_once(backend: str) -> None:
     assert counter.frame_count == 1
 
 
-def test_backend_can_be_set_inside_a_compiled_function() -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_backend_can_be_set_inside_a_compiled_function(kind: Kind) -> None:
+    convolve = FUNCTIONS[kind]
+
     def both(x: Tensor, w: Tensor) -> Tensor:
         with gconv.backend("reference"):
-            first = gconv.group_conv2d(x, w, groups=2)
-        return first - gconv.group_conv2d(x, w, groups=2)
+            first = convolve(x, w, groups=2)
+        return first - convolve(x, w, groups=2)
 
-    x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 2, 3, 3)
+    case = Case("", (1, 4, *[5] * kind.dims), (4, 2, *[3] * kind.dims))
+    x, w = (t.detach() for t in case.tensors(torch.float32)[:2])
     assert torch.compile(both, fullgraph=True, backend="aot_eager")(x, w).abs().max() < 1e-5
 
 
@@ -136,6 +175,26 @@ def test_compile_under_autocast(backend: str) -> None:
     torch.testing.assert_close(compiled, eager)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_an_exported_pass_is_one_operator_or_pytorchs_convolution(kind: Kind) -> None:
+    """Whatever is around it to make images of sequences and volumes, and with an activation."""
+    model = Block(kind)
+    sizes = (9, 6, 5)[: kind.dims]
+    example = torch.randn(2, 8, *sizes, dtype=torch.float64)
+    with gconv.backend("reference"):
+        program = export(model, (example,), dynamic_shapes={"x": {0: Dim("batch", min=1, max=64)}})
+    ours = [str(node.target) for node in program.graph.nodes if "gconv" in str(node.target)]
+    assert ours == [f"gconv.{kind.pass_of_geometry('forward')}.default"]
+    exported = program.module()
+    portable = program.run_decompositions(gconv.decompositions())
+    assert not [node for node in portable.graph.nodes if "gconv" in str(node.target)]
+    for batch in (1, 7):
+        x = torch.randn(batch, 8, *sizes, dtype=torch.float64)
+        expected = outputs_and_gradients(model, x, model)
+        torch.testing.assert_close(outputs_and_gradients(exported, x, exported), expected)
+        torch.testing.assert_close(portable.module()(x), expected[0])
+
+
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 def test_export_with_a_dynamic_batch_runs_and_trains(backend: str, strict: bool) -> None:
     model = Block()
@@ -152,20 +211,18 @@ def test_export_with_a_dynamic_batch_runs_and_trains(backend: str, strict: bool)
         )
 
 
-def test_fx_traces_the_call_as_one_node() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = gconv.GroupConv2d(8, 8, 3, groups=4, activation="relu")
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_fx_traces_the_call_as_one_node(kind: Kind) -> None:
+    convolve = FUNCTIONS[kind]
 
+    class Net(Block):
         def forward(self, x: Tensor) -> Tensor:
-            y = self.conv(x)
-            return gconv.group_conv2d(y, self.conv.weight, groups=4, backend="reference")
+            return convolve(self.conv(x), self.conv.weight, groups=4, backend="reference")
 
-    net = Net()
+    net = Net(kind)
     traced = torch.fx.symbolic_trace(net)
-    nodes = [node for node in traced.graph.nodes if node.target is gconv.group_conv2d]
+    nodes = [node for node in traced.graph.nodes if node.target is convolve]
     assert [node.kwargs["activation"] for node in nodes] == ["relu", None]
     assert [node.kwargs["backend"] for node in nodes] == [None, "reference"]
-    x = torch.randn(2, 8, 5, 5)
+    x = torch.randn(2, 8, *[5] * kind.dims, dtype=torch.float64)
     torch.testing.assert_close(traced(x), net(x))

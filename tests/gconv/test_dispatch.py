@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
+from oracle import FUNCTIONS, call_of
 from torch import Tensor
 
 import gconv
-from gconv import dispatch, reference
-from gconv.geometry import ConvGeometry
+from gconv import dispatch, kernels, reference
+from gconv.geometry import PASSES, ConvGeometry
+from gconv.kinds import (
+    CONV1D,
+    CONV2D,
+    CONV3D,
+    CONV_TRANSPOSE1D,
+    CONV_TRANSPOSE2D,
+    KINDS,
+    Call,
+    Kind,
+    conv2d_call,
+    layout_of,
+)
 
 
 def test_backend_nests_and_comes_back_after_an_error() -> None:
@@ -25,34 +39,38 @@ def test_backend_nests_and_comes_back_after_an_error() -> None:
     assert dispatch.requested(None) == "auto"
 
 
-def test_backward_runs_where_forward_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_backward_runs_where_forward_ran(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside the ``with`` block too, and in another thread."""
     ran: list[str] = []
-    original = reference.input_grad
 
-    def spy(*args: Tensor) -> Tensor:
-        ran.append("reference")
-        return original(*args)
+    def spy_on(name: str) -> None:
+        original = getattr(reference, name)
 
-    monkeypatch.setattr(reference, "input_grad", spy)
-    x = torch.randn(1, 4, 5, 5, requires_grad=True)
+        def spy(*args: Tensor) -> Tensor:
+            ran.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(reference, name, spy)
+
+    for name in PASSES:
+        spy_on(name)
+    x = torch.randn(1, 4, *[5] * kind.dims, requires_grad=True)
     with gconv.backend("reference"):
-        y = gconv.group_conv2d(x, torch.randn(4, 2, 3, 3), groups=2)
+        y = FUNCTIONS[kind](x, torch.randn(4, 2, *[3] * kind.dims), groups=2)
     thread = threading.Thread(target=y.sum().backward)
     thread.start()
     thread.join()
-    assert ran == ["reference"]
+    assert ran == [kind.pass_of_geometry("forward"), kind.pass_of_geometry("input_grad")]
 
 
-def on_gpu(channels_last: bool = True, **changes: object) -> SimpleNamespace:
+def on_gpu(channels_last: bool = True) -> SimpleNamespace:
     """What :mod:`gconv.dispatch` asks of a tensor."""
-    stride = (1, 1, 1) if channels_last else (25, 5, 1)
-    return SimpleNamespace(
-        is_cuda=True, device=torch.device("cuda"), stride=lambda axis: stride[axis], **changes
-    )
+    stride = 1 if channels_last else 25
+    return SimpleNamespace(is_cuda=True, device=torch.device("cuda"), stride=lambda axis: stride)
 
 
-ALL, NONE = dispatch.PASSES, ()
+ALL, NONE = PASSES, ()
 
 
 @pytest.mark.parametrize(
@@ -92,19 +110,18 @@ def test_auto_takes_by_rule_what_was_faster_where_it_was_measured(
     set_device(monkeypatch, "cuda", bandwidth=4e12)
     geometry = ConvGeometry.of((256, 128, 56, 56), weight, stride, (1, 1, 1, 1), (dilation,) * 2, groups)
     tensor = on_gpu(channels_last)
-    layout = dispatch.layout_of(tensor)
+    layout, call = layout_of(tensor), conv2d_call(geometry)
     decided = {
         pass_: dispatch.decide_by_auto(pass_, tensor.device, layout, dtype, geometry).backend for pass_ in ALL
     }
     assert decided == {pass_: "triton" if pass_ in kernels_take else "aten" for pass_ in ALL}
-    assert dispatch.aten_alone("auto", tensor, dtype, geometry) == (not kernels_take)
+    assert dispatch.aten_alone("auto", tensor, dtype, call) == (not kernels_take)
     with torch.no_grad():
-        assert dispatch.aten_alone("auto", tensor, dtype, geometry) == ("forward" not in kernels_take)
+        assert dispatch.aten_alone("auto", tensor, dtype, call) == ("forward" not in kernels_take)
 
 
 def set_device(monkeypatch: pytest.MonkeyPatch, kind: str, bandwidth: float) -> None:
     """Make every tensor's device a GPU that nothing was measured on."""
-    from gconv import kernels
     from gconv.kernels.device import Device
 
     monkeypatch.setattr(dispatch, "_device_problem", lambda device: None)
@@ -123,8 +140,9 @@ def test_auto_leaves_small_eager_calls_to_pytorch(
     """A pass of 1.6 MB an image has a floor of 25 us at 62.3 images."""
     set_device(monkeypatch, "cuda", bandwidth=4e12)
     tensor, geometry, dtype = on_gpu(), geometry_of_batch(batch), torch.bfloat16
-    assert dispatch.aten_alone("auto", tensor, dtype, geometry) != taken
-    found = dispatch.explain_call("auto", tensor.device, "channels_last", dtype, geometry)
+    call = conv2d_call(geometry)
+    assert dispatch.aten_alone("auto", tensor, dtype, call) != taken
+    found = dispatch.explain_call("auto", tensor.device, "channels_last", dtype, call)
     assert {decision.backend for decision in found.values()} == {"triton" if taken else "aten"}
     assert taken or all("too small to gain in an eager call" in d.reason for d in found.values())
     in_a_graph = [
@@ -132,7 +150,7 @@ def test_auto_leaves_small_eager_calls_to_pytorch(
         for pass_ in ALL
     ]
     assert in_a_graph == ["triton"] * 3, "a compiled graph holds the call already"
-    asked_for = dispatch.explain_call("triton", tensor.device, "channels_last", dtype, geometry)
+    asked_for = dispatch.explain_call("triton", tensor.device, "channels_last", dtype, call)
     assert {decision.backend for decision in asked_for.values()} == {"triton"}
 
 
@@ -142,4 +160,115 @@ def test_auto_takes_no_kernel_by_rule_on_a_gpu_unlike_the_measured_one(
 ) -> None:
     """AMD's, where nothing was measured; one whose driver does not tell how fast its memory is."""
     set_device(monkeypatch, kind, bandwidth)
-    assert dispatch.aten_alone("auto", on_gpu(), torch.bfloat16, geometry_of_batch(256))
+    assert dispatch.aten_alone("auto", on_gpu(), torch.bfloat16, conv2d_call(geometry_of_batch(256)))
+
+
+# A layer of each kind, in groups of 4: by rule the kernels take those with images or slices in channels_last.
+LAYERS = {
+    CONV1D: ((4096, 128, 56), (128, 4, 3), {"padding": 1}),
+    CONV2D: ((256, 128, 56, 56), (128, 4, 3, 3), {"padding": 1}),
+    CONV3D: ((32, 128, 8, 56, 56), (128, 4, 1, 3, 3), {"padding": (0, 1, 1)}),
+    CONV_TRANSPOSE1D: ((4096, 128, 56), (128, 4, 3), {"padding": 1}),
+    CONV_TRANSPOSE2D: ((256, 128, 56, 56), (128, 4, 3, 3), {"padding": 1}),
+}
+
+
+def call_on_meta(kind: Kind, **changes: object) -> Call:
+    """A call of the layer, with other settings, or another ``input`` or ``weight`` size."""
+    input_size, weight_size, settings = LAYERS[kind]
+    sizes = (changes.pop("input", input_size), changes.pop("weight", weight_size))
+    tensors = [torch.empty(size, device="meta") for size in sizes]
+    return call_of(kind, *tensors, **{"groups": 32, **settings, **changes})[1]
+
+
+def test_a_transposed_call_needs_the_passes_of_its_geometry_the_other_way_round() -> None:
+    for kind in KINDS:
+        call = call_on_meta(kind)
+        swapped = ("input_grad", "forward", "weight_grad")
+        assert call.passes == (swapped if kind.transposed else PASSES)
+        with torch.no_grad():
+            assert call.passes == (call.passes[0],) == (swapped[:1] if kind.transposed else PASSES[:1])
+
+
+def test_auto_asks_for_the_pass_that_a_transposed_call_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In inference the kernels' input gradient decides, whatever their forward pass would do."""
+    set_device(monkeypatch, "cuda", bandwidth=4e12)
+    dtype = torch.bfloat16
+    for takes, of in itertools.product(PASSES, (CONV2D, CONV_TRANSPOSE2D)):
+        call = call_on_meta(of)
+        monkeypatch.setattr(kernels, "pays_for_a_call", lambda passes, *rest, takes=takes: takes in passes)
+        assert not dispatch.aten_alone("auto", on_gpu(), dtype, call)
+        with torch.no_grad():
+            alone = dispatch.aten_alone("auto", on_gpu(), dtype, call)
+        assert alone == (takes != ("input_grad" if of.transposed else "forward"))
+
+
+DEEP = {
+    "folds": ({}, True),
+    "taps in depth": ({"weight": (128, 4, 3, 3, 3)}, False),
+    "padding in depth": ({"padding": 1}, False),
+    "stride in depth": ({"stride": (2, 1, 1)}, False),
+    "stride in the slices": ({"stride": (1, 2, 2), "weight": (128, 16, 1, 3, 3), "groups": 8}, True),
+}
+
+
+@pytest.mark.parametrize(("changes", "folds"), DEEP.values(), ids=DEEP)
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last_3d", "contiguous"])
+def test_auto_takes_kernels_for_volumes_only_if_nothing_is_copied(
+    changes: dict, folds: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_device(monkeypatch, "cuda", bandwidth=4e12)
+    call, dtype = call_on_meta(CONV3D, **changes), torch.bfloat16
+    tensor = on_gpu(channels_last)
+    assert dispatch.aten_alone("auto", tensor, dtype, call) == (not (folds and channels_last))
+    found = dispatch.explain_call("auto", tensor.device, layout_of(tensor, 3), dtype, call)
+    assert ("triton" in {decision.backend for decision in found.values()}) == (folds and channels_last)
+    if not folds:
+        assert all("in depth would copy the input" in decision.reason for decision in found.values())
+    elif not channels_last:
+        assert all("take 3-d ones in channels_last_3d" in decision.reason for decision in found.values())
+
+
+@pytest.mark.parametrize("kind", [CONV1D, CONV_TRANSPOSE1D], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_auto_leaves_sequences_that_nobody_measured_to_pytorch(
+    kind: Kind, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_device(monkeypatch, "cuda", bandwidth=4e12)
+    assert dispatch.aten_alone("auto", on_gpu(channels_last), torch.bfloat16, call_on_meta(kind))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize("small", [False, True], ids=["large", "small"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_is_explained_is_what_runs(
+    kind: Kind, small: bool, channels_last: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch alone takes a call if, and only if, no pass is explained to run on the kernels."""
+    set_device(monkeypatch, "cuda", bandwidth=4e12)
+    tensor = on_gpu(channels_last)
+    batch = {"input": (1, *LAYERS[kind][0][1:])} if small else {}
+    wider = {"groups": 8, "weight": (128, 16, *LAYERS[kind][1][2:])}
+    for changes in ({}, {"stride": 2}, {"dilation": 2}, wider):
+        call = call_on_meta(kind, **batch, **changes)
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                layout = layout_of(tensor, kind.dims)
+                found = dispatch.explain_call("auto", tensor.device, layout, dtype, call)
+                alone = dispatch.aten_alone("auto", tensor, dtype, call)
+            assert set(found) == set(PASSES if gradients else [kind.pass_of_geometry("forward")])
+            assert alone == ({decision.backend for decision in found.values()} == {"aten"})
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_passes_run_where_they_are_explained_to(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``backend_for``, which each pass asks as it runs, decides as the explanation of the call said."""
+    set_device(monkeypatch, "cuda", bandwidth=4e12)
+    monkeypatch.setattr(dispatch, "_load", lambda name: name)
+    call = call_on_meta(kind)
+    found = dispatch.explain_call("auto", torch.device("cuda"), "channels_last", torch.bfloat16, call)
+    operand = on_gpu()
+    operand.dtype = torch.bfloat16
+    for pass_, decision in found.items():
+        assert dispatch.backend_for(pass_, "auto", operand, call.geometry) == decision.backend

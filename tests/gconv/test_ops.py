@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import Case, run
+from oracle import FUNCTIONS, OTHERS, Case, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gconv import dispatch, ops
 from gconv.geometry import ConvGeometry
+from gconv.kinds import KINDS, Kind
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 CASES = [
     Case("3x3", (2, 4, 5, 6), (4, 2, 3, 3), {"padding": 1, "groups": 2}),
     Case("stride 2, dilated", (2, 4, 7, 6), (6, 2, 3, 2), {"stride": 2, "dilation": (1, 2), "groups": 2}),
@@ -21,8 +23,12 @@ CASES = [
 ]
 
 
+# One of each kind, by name: the first of its cases.
+FIRST = {kind: next(case for case in (*CASES, *OTHERS) if case.kind is kind) for kind in KINDS}
+
+
 def calls(case: Case, backend: str) -> dict[str, tuple]:
-    """Arguments of each operator."""
+    """Arguments of each operator; with a residual, which has no gradient, of tensors that want none."""
     pairs = {"stride": 1, "padding": 0, "dilation": 1, **case.settings}
     stride, padding, dilation = (
         (pairs[name],) * 2 if isinstance(pairs[name], int) else pairs[name]
@@ -32,18 +38,43 @@ def calls(case: Case, backend: str) -> dict[str, tuple]:
     settings = (stride, zeros, dilation, case.groups)
     x, w, b = case.tensors()
     grad = torch.randn_like(F.conv2d(x, w, b, **case.settings)).requires_grad_()
+    beside = torch.randn(x.shape[1], dtype=x.dtype).requires_grad_()
     return {
         "forward": (x, w, b, *settings, "relu", None, backend),
-        "input_grad": (grad, w, x.shape, *settings, backend),
+        "forward with a residual": (*detached(x, w, b), *settings, "silu", grad.detach().cos(), backend),
+        "input_grad": (grad, w, None, x.shape, *settings, None, None, backend),
+        "input_grad with a bias": (grad, w, beside, x.shape, *settings, "relu", None, backend),
+        "input_grad with a residual": (
+            *detached(grad, w, beside),
+            x.shape,
+            *settings,
+            "silu",
+            x.detach().cos(),
+            backend,
+        ),
         "weight_grad": (grad, x, w.shape, *settings, True, backend),
     }
 
 
+def detached(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.detach() for tensor in tensors]
+
+
+CALLS = list(calls(CASES[0], "aten"))
+
+
 @pytest.mark.parametrize("backend", ["auto", "aten", "reference"])
-@pytest.mark.parametrize("name", ["forward", "input_grad", "weight_grad"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        pytest.param(case, name, id=f"{case.name}-{name}", marks=[pytest.mark.long] * more)
+        for case in CASES
+        for name in CALLS
+        for more in (case is not CASES[0] and "with a" in name,)
+    ],
+)
 def test_opcheck(case: Case, name: str, backend: str) -> None:
-    operator = getattr(torch.ops.gconv, name).default
+    operator = getattr(torch.ops.gconv, name.split()[0]).default
     result = torch.library.opcheck(operator, calls(case, backend)[name])
     assert set(result.values()) == {"SUCCESS"}
 
@@ -54,21 +85,29 @@ def test_weight_grad_without_bias_leaves_it_empty() -> None:
     assert weight.shape == size and bias.shape == (0,)
 
 
+@pytest.mark.parametrize("name", ["forward with a residual", "input_grad with a residual"])
+def test_a_residual_inside_an_operator_has_no_gradient(name: str) -> None:
+    first, *rest = calls(CASES[0], "reference")[name]
+    with pytest.raises(RuntimeError, match="a residual or activation inside the kernel has no gradient"):
+        getattr(torch.ops.gconv, name.split()[0])(first.requires_grad_(), *rest)
+
+
 @pytest.mark.parametrize("path", ["reference", "aten operators"])
-@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES[:2], *OTHERS], ids=lambda case: case.name)
 def test_flop_counter_counts_each_pass_once(case: Case, path: str) -> None:
-    """2 N K P Q Cg R S a pass; PyTorch's own formula counts the weight gradient ``groups`` times over."""
-    x, w, b = case.tensors()
+    """Twice the multiply-adds; PyTorch's own formula counts the weight gradient ``groups`` times over."""
+    tensors = case.tensors()
     with FlopCounterMode(display=False) as counter:
-        y = run(path, x, w, b, **case.settings)
+        y = case.run(path, *tensors)
         forward = counter.get_total_flops()
         y.sum().backward()
-    expected = 2 * y.numel() * w[0].numel()
-    assert forward == expected
-    assert counter.get_total_flops() == 3 * expected
+    # Each element of w meets each of the shared input's channels, or makes each of the output's pixels.
+    met = tensors[0] if case.kind.transposed else y
+    assert forward == 2 * met.numel() * tensors[1][0].numel()
+    assert counter.get_total_flops() == 3 * forward
     with FlopCounterMode(display=False) as counter:
-        F.conv2d(x, w, b, **case.settings)
-    assert counter.get_total_flops() == expected
+        case.pytorch(*tensors)
+    assert counter.get_total_flops() == forward
 
 
 @pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1]])
@@ -83,40 +122,78 @@ def test_torch_func_inside_compile_is_refused(transform: object) -> None:
 
 def trained(case: Case) -> None:
     """A forward and a backward pass through the package, on the reference."""
-    x, w, b = case.tensors()
-    run("reference", x, w, b, **case.settings).sum().backward()
+    case.run("reference", *case.tensors()).sum().backward()
 
 
-def test_nobody_watching_the_passes_run_without_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_nobody_watching_the_passes_run_without_operators(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a plain eager call, an operator written in Python costs more than all the rest."""
     monkeypatch.setattr(torch.ops, "gconv", None)
-    trained(CASES[0])
+    case = FIRST[kind]
+    trained(case)
     with torch.no_grad():
-        trained_without = run("reference", *CASES[0].tensors(), **CASES[0].settings)
+        trained_without = case.run("reference", *case.tensors())
     with torch.inference_mode():
-        torch.testing.assert_close(
-            run("reference", *CASES[0].tensors(), **CASES[0].settings), trained_without
-        )
+        torch.testing.assert_close(case.run("reference", *case.tensors()), trained_without)
 
 
-def test_profiler_sees_each_pass() -> None:
+class Watching(TorchDispatchMode):
+    """Note the names of gconv's operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        namespace, name, _ = str(func).split(".")
+        self.seen += [name] * (namespace == "gconv")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_profiler_sees_each_pass(kind: Kind) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        trained(CASES[0])
+        trained(FIRST[kind])
     seen = {event.key for event in profiler.key_averages() if event.key.startswith("gconv::")}
     assert seen == {"gconv::forward", "gconv::input_grad", "gconv::weight_grad"}
 
 
-def test_a_mode_sees_each_pass() -> None:
-    class Watching(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-            seen.append(str(func))
-            return func(*args, **(kwargs or {}))
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_mode_sees_each_pass(kind: Kind) -> None:
+    """A transposed convolution is an input gradient, and its own is a forward pass."""
+    with Watching() as mode:
+        y = FIRST[kind].run("reference", *FIRST[kind].tensors())
+        first = list(mode.seen)
+        y.sum().backward()
+    forward, input_grad = ("input_grad", "forward") if kind.transposed else ("forward", "input_grad")
+    assert first == [forward]
+    assert sorted(mode.seen) == sorted([forward, input_grad, "weight_grad"])
 
-    seen: list[str] = []
-    with Watching():
-        trained(CASES[0])
-    for name in ("forward", "input_grad", "weight_grad"):
-        assert f"gconv.{name}.default" in seen
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_residual_and_an_activation_are_part_of_the_pass_in_inference(
+    kind: Kind, activation: str | None
+) -> None:
+    case = FIRST[kind]
+    tensors = case.tensors()
+    with torch.no_grad():
+        expected = case.pytorch(*tensors)
+    residual = torch.randn_like(expected)
+    expected = expected + residual
+    expected = expected if activation is None else getattr(F, activation)(expected)
+    options = {"residual": residual, "activation": activation, "backend": "reference"}
+    operator, asked = (ops.input_grad if kind.transposed else ops.forward), []
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        run = operator.run
+        patch.setattr(operator, "run", lambda *arguments: asked.append(arguments[4:6]) or run(*arguments))
+        y = FUNCTIONS[kind](*tensors, **case.settings, **options)
+    torch.testing.assert_close(y, expected)
+    ((inside, beside),) = asked
+    # Slices of a volume are images in another order than the residual's.
+    assert (inside, beside is None) == ((None, True) if kind.dims == 3 else (activation, False))
 
 
 @pytest.mark.parametrize("kind", ["conjugated", "meta", "subclass"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from marks import interpreted
+from oracle import FUNCTIONS
 from sandwiches import one_by_one, sandwich
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import gconv
 from gconv import ops
 from gconv.geometry import ConvGeometry, Padding
+from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE2D, Kind
 
 BACKENDS = ["reference", pytest.param("triton", marks=interpreted)]
 Call = Callable[[Tensor], Any]
@@ -101,23 +103,39 @@ def draw(*names: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return tensors, {name: t.double() for name, t in tensors.items()}
 
 
-def convolve(input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
-    """What ``group_conv2d`` is to give."""
-    y = F.conv2d(input, weight, bias, groups=GROUPS)
+def convolve(
+    input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, kind: Kind = CONV2D
+) -> Tensor:
+    """What gconv's function is to give."""
+    y = kind.pytorch(input, weight, bias, groups=GROUPS)
     return y if residual is None else F.silu(y + residual)
 
 
+# Sizes of input, weight and output of the kinds; the kernels interpret one.
+SIZES_OF = {
+    CONV1D: ((1, 4, 3), (4, 2, 2), (1, 4, 2)),
+    CONV2D: (SIZES["input"], SIZES["weight"], OUTPUT),
+    CONV3D: ((1, 4, 2, 2, 2), (4, 2, 2, 1, 2), (1, 4, 1, 2, 1)),
+    CONV_TRANSPOSE2D: (SIZES["input"], SIZES["weight"], (1, 4, 2, 3)),
+}
+RUNS = [(kind, "reference") for kind in SIZES_OF] + [pytest.param(CONV2D, "triton", marks=interpreted)]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["input", "weight", "bias", "residual"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_group_conv2d(backend: str, name: str, form: str) -> None:
-    with_residual = name == "residual"
-    tensors, wide = draw("input", "weight", "bias", *["residual"] * with_residual)
-    options = {"groups": GROUPS, "activation": "silu" if with_residual else None, "backend": backend}
+@pytest.mark.parametrize(("kind", "backend"), RUNS)
+def test_functions(kind: Kind, backend: str, name: str, form: str) -> None:
+    input, weight, residual = (torch.randn(size) for size in SIZES_OF[kind])
+    tensors = {"input": input, "weight": weight, "bias": torch.randn(4)}
+    if name == "residual":
+        tensors["residual"] = residual
+    wide = {key: t.double() for key, t in tensors.items()}
+    options = {"groups": GROUPS, "activation": "silu" if name == "residual" else None, "backend": backend}
     check(
         form,
-        lambda t: gconv.group_conv2d(**tensors | {name: t}, **options),
-        lambda t: convolve(**wide | {name: t}),
+        lambda t: FUNCTIONS[kind](**tensors | {name: t}, **options),
+        lambda t: convolve(**wide | {name: t}, kind=kind),
         tensors[name],
     )
 
@@ -173,7 +191,7 @@ def test_gradients(name: str, form: str) -> None:
 # The arguments of each operator besides its tensors: sizes and options.
 OPERATORS: dict[str, tuple[tuple, tuple]] = {
     "forward": ((), ("silu",)),
-    "input_grad": ((GEOMETRY.input_size,), ()),
+    "input_grad": ((GEOMETRY.input_size,), ("silu",)),
     "weight_grad": ((GEOMETRY.weight_size,), (True,)),
     "norm_forward": ((), ()),
     "norm_input_grad": ((), ()),
@@ -221,6 +239,9 @@ WAYS += [
 @pytest.mark.parametrize(("run", "backend", "form"), WAYS)
 def test_operators(run: Callable[..., Any], backend: str, operator: str, name: str, form: str) -> None:
     tensors, wide = draw(*tensors_of(operator))
+    if operator == "input_grad":  # what is added to dx
+        tensors["residual"] = torch.randn(SIZES["input"])
+        wide["residual"] = tensors["residual"].double()
     check(
         form,
         lambda t: run(operator, tensors | {name: t}, backend),

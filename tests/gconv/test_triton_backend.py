@@ -50,7 +50,7 @@ def test_opcheck(name: str) -> None:
     settings = ((1, 1), (1, 1, 1, 1), (1, 1), 4)
     arguments = {
         "forward": (x, w, b, *settings, "relu", None, "triton"),
-        "input_grad": (dy, w, x.shape, *settings, "triton"),
+        "input_grad": (dy, w, None, x.shape, *settings, None, None, "triton"),
         "weight_grad": (dy, x, w.shape, *settings, True, "triton"),
     }
     # Its test of the gradients compares graphs with eager mode in float64's tolerance, which float32 misses.

@@ -128,10 +128,19 @@ def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def compare(
-    case: Case, path: str, dtype: torch.dtype, activation: str | None = None, device: str = "cpu"
+    case: Case,
+    path: str,
+    dtype: torch.dtype,
+    activation: str | None = None,
+    device: str = "cpu",
+    tensors: tuple[Tensor | None, ...] | None = None,
 ) -> Compared:
-    """Return output and gradients of a case, with truth and bound, and check shapes and dtypes."""
-    tensors = [None if t is None else t.detach().to(device).requires_grad_() for t in case.tensors(dtype)]
+    """Return output and gradients of a case, with truth and bound, and check shapes and dtypes.
+
+    Of its own tensors, unless others of deviation 1 are given.
+    """
+    drawn = case.tensors(dtype) if tensors is None else tensors
+    tensors = [None if t is None else t.detach().to(device).requires_grad_() for t in drawn]
     output = case.run(path, *tensors, activation=activation)
     grad = torch.randn(output.shape, dtype=torch.float64, device=device).to(dtype)
     results = [output.detach(), *torch.autograd.grad(output, [t for t in tensors if t is not None], grad)]
@@ -143,10 +152,15 @@ def compare(
 
 
 def check(
-    case: Case, path: str, dtype: torch.dtype, activation: str | None = None, device: str = "cpu"
+    case: Case,
+    path: str,
+    dtype: torch.dtype,
+    activation: str | None = None,
+    device: str = "cpu",
+    tensors: tuple[Tensor | None, ...] | None = None,
 ) -> None:
-    """Check that output and gradients of a case are within their bounds."""
-    for name, (result, right, bound) in compare(case, path, dtype, activation, device).items():
+    """Check that output and gradients of a case are within their bounds, as ``compare`` finds them."""
+    for name, (result, right, bound) in compare(case, path, dtype, activation, device, tensors).items():
         excess = (result.double() - right).abs() - bound
         assert (excess <= 0).all(), f"{name}: {excess.amax():.2e} more than the bound"
 

@@ -140,7 +140,7 @@ def _copies(call: Call, layout: str) -> str | None:
     """Return what is copied so that the kernels, which work in channels_last, can run; None if nothing is."""
     if call.depth is not None and not call.depth.folds:
         if call.depth.taps == 1:
-            return "the input is copied, with zeros in depth around it"
+            return "the slices of the input that the kernel meets are copied, with zeros for padding in depth"
         return f"the input is copied once for each of the {call.depth.taps} taps in depth, in float32"
     if layout == "channels_last":
         return None

@@ -153,8 +153,7 @@ def depthwise_slide_weight_kernel(
         p_row = p_x + (n * x_n + tl.cast(h0, tl.int64) * x_h) * X_UNIT
         p_grad = p_dy + (n * dy_n + tl.cast(first, tl.int64) * dy_h) * DY_UNIT
         dy = repeat(zero, BR)
-        stop = end - top + BR - 1
-        for turn in range(h0, stop, TURNS):
+        for turn in range(h0, end - top + BR - 1, TURNS):
             for u in tl.static_range(TURNS):
                 h = turn + u
                 dy0 = load_tile(p_grad, o_dy, m_column & (h < end - top), m_c, FULL).to(tl.float32)
@@ -162,8 +161,6 @@ def depthwise_slide_weight_kernel(
                 if BIAS:
                     bias += dy0
                 inside = m_column & (h >= 0) & (h < H)
-                if TURNS > 1:
-                    inside = inside & (h < stop)
                 for s in tl.static_range(BS):
                     w = j + s * tap_w
                     m_x = inside & (w >= 0) & (w < W)

@@ -14,7 +14,7 @@ from oracle import Case, bounds, expected
 
 from gconv import kernels
 from gconv.activation import ACTIVATIONS
-from gconv.kernels import launch, tiles
+from gconv.kernels import depthwise_plans, launch, tiles
 from gconv.kernels.correlation import Correlation
 from gconv.kernels.depthwise_rules import tap_block, weight_tap_block
 from gconv.kernels.device import Device
@@ -81,10 +81,14 @@ def test_large_kernels_with_any_padding(padding: int | tuple[int, int]) -> None:
     check_kernels(depthwise((12, 12), (9, 10), 3, 1, padding=padding), HALF)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
-@pytest.mark.parametrize("columns", [1, 4, 7])
-def test_blocks_of_any_height_and_width(columns: int, rows: int) -> None:
-    """Tuning may take other blocks than the rules."""
+@pytest.mark.parametrize("block", [(4, 3), (1, 2)], ids=str)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 7), (2, 4), (5, 1)])
+def test_blocks_of_any_height_and_width(
+    rows: int, columns: int, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch, processors: Processors
+) -> None:
+    """Tuning may take other blocks of outputs than the rules; the last block of taps overlaps another."""
+    monkeypatch.setattr(depthwise_plans, "tap_block", lambda *_: block)
+    processors(block[0] + 10)  # past the plans that are kept
     case = depthwise((6, 8), (6, 5), images=1)
     tensors, geometry = case.tensors(HALF), geometry_of(case)
     x, w, bias = (t.detach() for t in tensors)
@@ -95,6 +99,16 @@ def test_blocks_of_any_height_and_width(columns: int, rows: int) -> None:
     y = kernels.forward(inside_nan(x), inside_nan(w), bias, geometry, tile=tile)
     dx = kernels.input_grad(inside_nan(dy), inside_nan(w), None, geometry, tile=tile)
     check({"output": (y, truth[0], limits[0]), "input gradient": (dx, truth[1], limits[1])})
+
+
+@pytest.mark.parametrize("block", [(2, 3), (9, 2)], ids=str)
+def test_weight_gradients_in_blocks_that_pass_the_kernels_end(
+    block: tuple[int, int], monkeypatch: pytest.MonkeyPatch, processors: Processors
+) -> None:
+    """Taps past the end have no sums; the bias gradient, whose sums come next, has those of one block."""
+    monkeypatch.setattr(depthwise_plans, "weight_tap_block", lambda *_: block)
+    processors(block[0] + 20)  # past the plans that are kept
+    check_kernels(depthwise((6, 5), (9, 7), images=1), HALF)
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])

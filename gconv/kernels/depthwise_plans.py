@@ -6,12 +6,6 @@ from typing import Any
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
-from gconv.kernels.arguments import (
-    correlation_arguments,
-    pair_arguments,
-    weight_arguments,
-    weight_grad_arguments,
-)
 from gconv.kernels.correlation import Correlation, stands_upright, upright_geometry
 from gconv.kernels.depthwise import (
     OWN_WEIGHTS,
@@ -23,6 +17,12 @@ from gconv.kernels.depthwise import (
 from gconv.kernels.depthwise_blocks import depthwise_blocks_kernel
 from gconv.kernels.depthwise_rules import rows_in_turn, tap_block, weight_tap_block
 from gconv.kernels.launch import Fusion, Launch, OperandLayout
+from gconv.kernels.launch_arguments import (
+    correlation_arguments,
+    pair_arguments,
+    weight_arguments,
+    weight_grad_arguments,
+)
 from gconv.kernels.tiles import Tile
 
 

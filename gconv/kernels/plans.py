@@ -10,7 +10,10 @@ from functools import lru_cache
 
 from gconv.geometry import ConvGeometry
 from gconv.kernels import tiles
-from gconv.kernels.arguments import (
+from gconv.kernels.correlation import Correlation, pairs_of
+from gconv.kernels.depthwise_plans import plan_depthwise, plan_depthwise_blocks, plan_depthwise_weight
+from gconv.kernels.launch import PLANS_KEPT, Fusion, Launch, OperandLayout
+from gconv.kernels.launch_arguments import (
     correlation_arguments,
     pack_arguments,
     pair_arguments,
@@ -18,9 +21,6 @@ from gconv.kernels.arguments import (
     weight_arguments,
     weight_grad_arguments,
 )
-from gconv.kernels.correlation import Correlation, pairs_of
-from gconv.kernels.depthwise_plans import plan_depthwise, plan_depthwise_blocks, plan_depthwise_weight
-from gconv.kernels.launch import PLANS_KEPT, Fusion, Launch, OperandLayout
 from gconv.kernels.pairs import pairs_kernel
 from gconv.kernels.slide import residue_kernel, slide_kernel, slide_weight_kernel
 from gconv.kernels.strips import PACKING, QUAD, pack_kernel, strips_kernel

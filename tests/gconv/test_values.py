@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from marks import interpreted
-from oracle import CASES, OTHERS, PATHS, Case, check, expected, run
+from oracle import CASES, OTHERS, PATHS, Case, check, expected, fenced, run
 
 import gconv
 from gconv.kinds import KINDS
@@ -48,6 +48,17 @@ def test_aten_is_pytorchs_function_to_the_bit(case: Case, dtype: torch.dtype) ->
 def test_kernels_match_float64_for_every_kind(case: Case, dtype: torch.dtype) -> None:
     """The kernels' own geometries are in tests/kernels; this is the way to them and back."""
     check(case, "triton", dtype)
+
+
+@interpreted
+@pytest.mark.usefixtures("full_float32", "nothing_is_zero_by_chance")
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
+def test_kernels_read_nothing_outside_of_any_operand(case: Case) -> None:
+    """NaN surrounds the operands, and fills what no pass writes."""
+    tensors = [None if t is None else fenced(t.detach()) for t in case.tensors(torch.float32)]
+    check(
+        case, "triton", torch.float32, tensors=tuple(t if t is None else t.requires_grad_() for t in tensors)
+    )
 
 
 def test_relu_output_and_gradients_match_float64(case: Case, path: str) -> None:
@@ -96,6 +107,15 @@ def cases(draw: st.DrawFn) -> Case:
 @given(case=cases(), path=st.sampled_from(PATHS), activation=st.sampled_from([None, "relu"]))
 def test_any_geometry_matches_float64(case: Case, path: str, activation: str | None) -> None:
     check(case, path, torch.float64, activation)
+
+
+@interpreted
+@pytest.mark.long
+@pytest.mark.usefixtures("full_float32")
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(case=cases(), activation=st.sampled_from([None, "relu"]))
+def test_kernels_match_float64_in_any_geometry(case: Case, activation: str | None) -> None:
+    check(case, "triton", torch.float32, activation)
 
 
 def test_two_runs_are_bit_equal(path: str) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from oracle import Case, Compared, bounds, expected
+from oracle import Case, Compared, bounds, call_of, expected
 from torch import Tensor
 
-from gconv import functional, kernels
+from gconv import kernels
 from gconv.activation import ACTIVATIONS
 from gconv.geometry import PASSES, ConvGeometry
 from gconv.kernels.tiles import Tile
@@ -83,9 +83,7 @@ def named(name: str) -> Case:
 
 
 def geometry_of(case: Case) -> ConvGeometry:
-    x, w, _ = case.tensors(torch.float32)
-    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **case.settings}
-    return functional.prepare(x, w, None, activation=None, **arguments)[1]
+    return call_of(case.kind, *case.tensors(torch.float32)[:2], **case.settings)[1].geometry
 
 
 def inside_nan(tensor: Tensor, channels: int = 1) -> Tensor:

@@ -127,6 +127,14 @@ def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     ]
 
 
+def fenced(tensor: Tensor) -> Tensor:
+    """Copy a tensor to a window of NaN, with the channels side by side, so that a read outside it shows."""
+    wide = torch.full([size + 2 for size in tensor.shape], torch.nan, dtype=tensor.dtype)
+    axis = min(1, tensor.ndim - 1)
+    window = wide.movedim(axis, -1).contiguous().movedim(-1, axis)[(slice(1, -1),) * tensor.ndim]
+    return window.copy_(tensor)
+
+
 def compare(
     case: Case,
     path: str,

@@ -187,7 +187,9 @@ def _transposed_call(
     zeros = [(before, max(0, before - fewer)) for fewer, (before, _) in zip(less, zeros, strict=True)]
     reached = [length - rest for length, rest in zip(outputs, beyond, strict=True)]
     if min(reached) < 1:
-        raise RuntimeError(f"no input reaches the output, which is {_product(outputs)}")
+        raise RuntimeError(
+            f"no input reaches the output, {_product(outputs)}: F.{kind} returns the bias alone there"
+        )
     k, batch = weight.shape[1] * groups, input.shape[: input.ndim - dims - 1]
     geometry = _geometry((*(batch or (1,)), k, *reached), weight.shape, stride, zeros, dilation, groups)
     rest = [0, *beyond][-2:]

@@ -1,7 +1,8 @@
 """Which backend runs a pass, and why. The choice is made here alone.
 
-:func:`aten_alone` decides once for a call whether ``F.conv2d`` itself can take it. If not, each pass asks
-:func:`backend_for` when it runs: a gradient may have another layout than the input, and run elsewhere.
+:func:`aten_alone` decides once for a call whether PyTorch's own function can take it. If not, each
+pass asks :func:`backend_for` when it runs: a gradient may have another layout than the input, and run
+elsewhere.
 :func:`explain_call` says the same in advance, with reasons, for reports.
 """
 

@@ -35,8 +35,9 @@ def group_conv1d(
 ) -> Tensor:
     """Compute a grouped 1-d convolution on the fastest backend: ``F.conv1d``, and what often follows it.
 
-    Nothing is copied to make it 2-d. "auto" takes the kernels only if the channels lie side by side in
-    memory, as in a transposed (N, L, C) tensor.
+    Nothing is copied to make it 2-d. The kernels read channels that lie side by side in memory, as those of a
+    transposed (N, L, C) tensor do; "auto" takes them for a contiguous input only where they were measured to
+    be worth its copies.
 
     Args:
         input: (N, C, L), or (C, L) without a batch. N may be 0.
@@ -273,10 +274,11 @@ def _run_operators(
     backend: str,
 ) -> Tensor:
     """Compute it by gconv's operators, on tensors of one dtype."""
-    if call.adds_gradients and input.dtype != wide_dtype(input.dtype):
-        bias = None if bias is None else wide(bias)
-        output = _run_operators(call, wide(input), wide(weight), bias, activation, residual, backend)
-        return output.to(input.dtype)
+    narrow = input.dtype != wide_dtype(input.dtype)
+    if call.adds_gradients and narrow and autograd.gradient_possible(input, weight, bias):
+        wide_bias = None if bias is None else wide(bias)
+        output = _run_operators(call, wide(input), wide(weight), wide_bias, None, None, backend)
+        return finish(output.to(input.dtype), residual, activation)
     if call.beyond != (0, 0):
         return _with_rows_beyond(call, input, weight, bias, activation, residual, backend)
     transposed = call.kind.transposed

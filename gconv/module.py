@@ -28,13 +28,13 @@ class GroupConvolution(ConvolutionBase):
     """What gconv's layers have in common; each also is one of PyTorch's own class.
 
     Attributes:
-        kind: which convolution.
-        function: gconv's function for it.
         activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result.
     """
 
-    kind: Kind
-    function: Callable[..., Tensor]
+    # Names that no subclass of PyTorch's layers has: which convolution, and gconv's function for it.
+    _gconv_kind: Kind
+    _gconv_function: Callable[..., Tensor]
+
     # On the class, so that a module whose class was swapped has them: the activation, and what it was before.
     activation: str | None = None
     _gconv_original: type[nn.Module]
@@ -72,21 +72,20 @@ class _Convolution(GroupConvolution):
     ) -> None:
         check_activation(activation)
         channels = _check_channels(in_channels, out_channels, groups)
+        dims = self._gconv_kind.dims
         if not isinstance(padding, str):
-            padding = self._numbers("padding", padding, 0)
-        steps = (self._numbers("stride", stride, 1), padding, self._numbers("dilation", dilation, 1))
-        kernel_size = self._numbers("kernel_size", kernel_size, 1)
+            padding = numbers("padding", padding, 0, dims, Iterable)
+        kernel_size = numbers("kernel_size", kernel_size, 1, dims, Iterable)
+        stride = numbers("stride", stride, 1, dims, Iterable)
+        steps = (stride, padding, numbers("dilation", dilation, 1, dims, Iterable))
         init: Any = super().__init__  # of PyTorch's class, which comes after this one
         init(*channels[:2], kernel_size, *steps, channels[2], bias, padding_mode, device, dtype)
         self.activation = activation
 
-    def _numbers(self, name: str, value: Any, least: int) -> tuple[int, ...]:
-        return numbers(name, value, least, self.kind.dims, Iterable)
-
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = pad_input(self, input)
         settings = (self.stride, padding, self.dilation, self.groups)
-        return self.function(input, weight, bias, *settings, activation=self.activation)
+        return self._gconv_function(input, weight, bias, *settings, activation=self.activation)
 
 
 class _Transposed(GroupConvolution):
@@ -112,7 +111,7 @@ class _Transposed(GroupConvolution):
         check_activation(activation)
         channels = _check_channels(in_channels, out_channels, groups)
         sizes = [
-            numbers(name, value, least, self.kind.dims, Iterable)
+            numbers(name, value, least, self._gconv_kind.dims, Iterable)
             for name, value, least in (
                 ("kernel_size", kernel_size, 1),
                 ("stride", stride, 1),
@@ -128,7 +127,7 @@ class _Transposed(GroupConvolution):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         extra = output_padding_of(self, input, output_size)
         settings = (self.stride, self.padding, extra, self.groups, self.dilation)
-        return self.function(input, self.weight, self.bias, *settings, activation=self.activation)
+        return self._gconv_function(input, self.weight, self.bias, *settings, activation=self.activation)
 
 
 class GroupConv1d(_Convolution, nn.Conv1d):
@@ -148,8 +147,8 @@ class GroupConv1d(_Convolution, nn.Conv1d):
         TypeError, ValueError, RuntimeError: as in :class:`GroupConv2d`.
     """
 
-    kind = CONV1D
-    function = staticmethod(group_conv1d)
+    _gconv_kind = CONV1D
+    _gconv_function = staticmethod(group_conv1d)
     _gconv_original = nn.Conv1d
 
 
@@ -172,8 +171,8 @@ class GroupConv2d(_Convolution, nn.Conv2d):
         RuntimeError: ``kernel_size``, ``stride`` or ``dilation`` is below 1, or ``padding`` below 0.
     """
 
-    kind = CONV2D
-    function = staticmethod(group_conv2d)
+    _gconv_kind = CONV2D
+    _gconv_function = staticmethod(group_conv2d)
     _gconv_original = nn.Conv2d
 
 
@@ -194,8 +193,8 @@ class GroupConv3d(_Convolution, nn.Conv3d):
         TypeError, ValueError, RuntimeError: as in :class:`GroupConv2d`.
     """
 
-    kind = CONV3D
-    function = staticmethod(group_conv3d)
+    _gconv_kind = CONV3D
+    _gconv_function = staticmethod(group_conv3d)
     _gconv_original = nn.Conv3d
 
 
@@ -217,8 +216,8 @@ class GroupConvTranspose1d(_Transposed, nn.ConvTranspose1d):
         TypeError, ValueError, RuntimeError: as in :class:`GroupConvTranspose2d`.
     """
 
-    kind = CONV_TRANSPOSE1D
-    function = staticmethod(group_conv_transpose1d)
+    _gconv_kind = CONV_TRANSPOSE1D
+    _gconv_function = staticmethod(group_conv_transpose1d)
     _gconv_original = nn.ConvTranspose1d
 
 
@@ -243,8 +242,8 @@ class GroupConvTranspose2d(_Transposed, nn.ConvTranspose2d):
         RuntimeError: ``kernel_size``, ``stride`` or ``dilation`` is below 1, or a padding below 0.
     """
 
-    kind = CONV_TRANSPOSE2D
-    function = staticmethod(group_conv_transpose2d)
+    _gconv_kind = CONV_TRANSPOSE2D
+    _gconv_function = staticmethod(group_conv_transpose2d)
     _gconv_original = nn.ConvTranspose2d
 
 
@@ -257,7 +256,7 @@ LAYERS: tuple[type[GroupConvolution], ...] = (
 )
 
 
-LAYER_OF = {layer.kind: layer for layer in LAYERS}
+LAYER_OF = {layer._gconv_kind: layer for layer in LAYERS}
 
 
 def _check_channels(in_channels: Any, out_channels: Any, groups: Any) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 As operators they stay whole in a compiled or exported graph. Each has a fake kernel (sizes and strides
 without data) and a FLOP formula for PyTorch's flop counter; :mod:`gconv.autograd` gives them their gradients.
-Where "aten" runs every pass, :func:`gconv.group_conv2d` calls ``F.conv2d`` instead, and none of this is used.
+Where "aten" runs every pass, gconv's functions call PyTorch's instead, and none of this is used.
 
 Arguments keep the order of :func:`gconv.group_conv2d`. Here and in :mod:`gconv.backends` one
 :class:`~gconv.geometry.ConvGeometry` stands for sizes and settings; the operators spell them out, with

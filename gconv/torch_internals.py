@@ -107,7 +107,7 @@ def apply_function(function: type[Function], *args: Any) -> Any:
 
 
 def zeros_around(layer: ConvolutionBase) -> list[int]:
-    """Return the padding of a layer as ``F.pad`` takes it: left, right, top, bottom."""
+    """Return the padding of a layer as ``F.pad`` takes it: before and after, the last dimension first."""
     return layer._reversed_padding_repeated_twice
 
 

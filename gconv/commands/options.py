@@ -46,12 +46,17 @@ def add_names(
 
 
 def add_input(parser: argparse._ActionsContainer) -> None:
-    """Add ``--input SIZE ...``, the size of a network's input without the batch; also called ``--image``."""
+    """Add ``--input SIZE ...``, the size of a network's input without the batch, and ``--image C H W``."""
+    size = (3, 224, 224)
     parser.add_argument(
-        "--input", "--image", type=count, nargs="+", default=(3, 224, 224), metavar="SIZE",
+        "--input", type=count, nargs="+", default=size, metavar="SIZE",
         help="size of the network's input without the batch: channels, height and width of an image, or "
-        "channels and length of a sequence, or channels, depth, height and width of a volume; "
+        "channels and length of a sequence, or channels, depth, height and width of a volume; give it last; "
         "default: 3 224 224",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image", type=count, nargs=3, dest="input", default=size, metavar=("C", "H", "W"),
+        help="the same for an image: channels, height and width",
     )  # fmt: skip
 
 

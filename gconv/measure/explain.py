@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gconv import dispatch
 from gconv.arguments import prepare
+from gconv.autograd import gradient_possible
 from gconv.batch_norm import wide_dtype
 from gconv.geometry import ConvGeometry
 from gconv.kinds import KINDS, Call, kind_of, layout_of
@@ -103,6 +105,8 @@ def explain(layer: nn.Module, input: Tensor, *, backend: str | None = None) -> E
         names = ", ".join(f"nn.{kind.layer.__name__}" for kind in KINDS)
         raise TypeError(f"layer must be one of {names}, got {type(layer).__name__}")
     checked: Any = layer
+    if is_lazy(checked.weight):
+        raise ValueError("the layer is lazy and has seen no input: call it once before")
     padded, padding = pad_input(checked, input)
     settings = (checked.stride, padding, *kind.settings_of(checked)[2:])
     activation = getattr(layer, "activation", None)
@@ -110,7 +114,8 @@ def explain(layer: nn.Module, input: Tensor, *, backend: str | None = None) -> E
     name, layout = dispatch.requested(backend), layout_of(padded, kind.dims)
     found = dispatch.explain_call(name, padded.device, layout, dtype, call)
     by_kernels = [pass_ for pass_, decision in found.items() if decision.backend == "triton"]
-    kernels_dtype = wide_dtype(dtype) if call.adds_gradients else dtype
+    summed = call.adds_gradients and gradient_possible(padded, checked.weight, checked.bias)
+    kernels_dtype = wide_dtype(dtype) if summed else dtype
     tiles = {pass_: _tile(pass_, kernels_dtype, padded.device, call.geometry) for pass_ in by_kernels}
     passes = {p: f"{d.backend}: {tiles[p]}" if p in tiles else d.backend for p, d in found.items()}
     forward = found[kind.pass_of_geometry("forward")]
@@ -122,7 +127,7 @@ def explain(layer: nn.Module, input: Tensor, *, backend: str | None = None) -> E
         backend=forward.backend,
         reason=forward.reason,
         passes={kind.pass_of_geometry(pass_): text for pass_, text in passes.items()},
-        copies=_copies(call, layout) if tiles else None,
+        copies=_copies(call, layout, summed) if tiles else None,
         packs=_packs(call, tiles),
         flops=call.geometry.flops,
         bytes=call.compulsory_bytes(dtype.itemsize),
@@ -136,12 +141,13 @@ def _tile(pass_: str, dtype: torch.dtype, device: torch.device, geometry: ConvGe
     return tile_of(pass_, geometry, dtype, device)
 
 
-def _copies(call: Call, layout: str) -> str | None:
+def _copies(call: Call, layout: str, summed: bool) -> str | None:
     """Return what is copied so that the kernels, which work in channels_last, can run; None if nothing is."""
     if call.depth is not None and not call.depth.folds:
         if call.depth.taps == 1:
             return "the slices of the input that the kernel meets are copied, with zeros for padding in depth"
-        return f"the input is copied once for each of the {call.depth.taps} taps in depth, in float32"
+        precision = ", in float32" if summed else ""
+        return f"the input is copied once for each of the {call.depth.taps} taps in depth{precision}"
     if layout == "channels_last":
         return None
     return "the input is contiguous: each pass copies it to channels_last and its result back"

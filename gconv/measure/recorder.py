@@ -14,12 +14,13 @@ from torch.overrides import TorchFunctionMode
 
 from gconv.arguments import prepare
 from gconv.geometry import PASSES, ConvGeometry
-from gconv.kinds import Call, Kind, layout_of
+from gconv.kinds import KINDS, Call, Kind, layout_of
 from gconv.module import LAYERS
 
 # gconv's functions have the arguments of PyTorch's, and some after them.
-_KINDS = {function: layer.kind for layer in LAYERS for function in (layer.kind.pytorch, layer.function)}
-_SIGNATURES = {layer.kind: inspect.signature(layer.function) for layer in LAYERS}
+_OWN = {layer._gconv_function: layer._gconv_kind for layer in LAYERS}
+_KINDS = _OWN | {kind.pytorch: kind for kind in KINDS}
+_SIGNATURES = {kind: inspect.signature(function) for function, kind in _OWN.items()}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from gconv.module import LAYER_OF, GroupConvolution
 from gconv.networks import subclasses
 from gconv.networks.layout import move_to_channels_last, restore
 from gconv.networks.reports import ConversionReport, ConvertedLayer, geometry_in_words
+from gconv.torch_internals import ConvolutionBase
 
 _SWAPPED = "_swapped_by_gconv"  # a mark in a module's __dict__, so that it is copied and pickled with it
 
@@ -68,7 +69,7 @@ def convert(
     check_model(model)
     if filter is not None and not callable(filter):
         raise TypeError(f"filter must be callable as filter(module, name), got {type(filter).__name__}")
-    found = [(name, module) for name, module in model.named_modules() if kind_of(module) is not None]
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, ConvolutionBase)]
     reasons = [_reason_to_leave(module, name, depthwise, filter) for name, module in found]
     layers = [
         _convert_layer(module, name, reason) for (name, module), reason in zip(found, reasons, strict=True)
@@ -125,7 +126,8 @@ def _kind(module: nn.Module) -> Kind:
 
 
 def _is_2d(module: nn.Module) -> bool:
-    return _kind(module).dims == 2
+    kind = kind_of(module)
+    return kind is not None and kind.dims == 2
 
 
 def _is_lazy(module: nn.Module) -> bool:
@@ -157,8 +159,9 @@ def _check_revertible(module: nn.Module, name: str) -> None:
 
 def _is_swapped(module: nn.Module) -> bool:
     """Whether ``convert`` swapped a module; a copy may have lost the mark, so its class counts too."""
-    own_class = isinstance(module, GroupConvolution) and module._gconv_original is not module.kind.layer
-    return own_class or _SWAPPED in module.__dict__
+    if _SWAPPED in module.__dict__:
+        return True
+    return isinstance(module, GroupConvolution) and module._gconv_original is not module._gconv_kind.layer
 
 
 _LARGE = {1: (32, 4096), 2: (256, 56, 56), 3: (16, 16, 56, 56)}  # batch and lengths by number of dimensions
@@ -204,6 +207,8 @@ def _reason_to_leave(
     module: Any, name: str, depthwise: bool, filter: Callable[[nn.Module, str], bool] | None
 ) -> str | None:
     """Return why a layer is not swapped, None if it is."""
+    if kind_of(module) is None:
+        return f"gconv does not take nn.{type(module).__name__}"
     kind, lazy = _kind(module), _is_lazy(module)
     if isinstance(module, GroupConvolution) or (lazy and _is_swapped(module)):
         return f"is a {LAYER_OF[kind].__name__} already"

@@ -20,9 +20,10 @@ def fuse(
 ) -> tuple[nn.Module, FusionReport]:
     """Copy ``model`` for inference, with fewer passes over memory.
 
-    A batch norm that follows a convolution is folded into its weights, whatever its kind. Grouped
+    A batch norm that follows a convolution that gconv takes is folded into its weights. Grouped
     convolutions become gconv's layers, and their kernels also apply the ReLU, ReLU6, SiLU or hardswish that
-    follows, and add a shortcut if they are 1-d or 2-d. Everything else runs as before. The model is traced by
+    follows and, if they are 1-d or 2-d and not transposed, add a shortcut. Everything else runs as before,
+    and so does a transposed convolution that is called with an ``output_size``. The model is traced by
     ``torch.fx``; a module whose path depends on its input, or that has hooks, cannot be traced and stays as
     it is.
 

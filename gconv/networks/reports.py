@@ -42,7 +42,9 @@ class ConvertedLayer:
 class ConversionReport:
     """What :func:`~gconv.convert` swapped, what it left, and why; ``print`` it as a table.
 
-    Printing says which layers the kernels will run on this machine, and so may initialise CUDA.
+    Printing says which layers the kernels will run on this machine, and so may initialise CUDA. 1-d and 3-d
+    layers, whose layout ``convert`` leaves alone, are judged for contiguous inputs; ask
+    :func:`~gconv.explain` about others.
 
     Attributes:
         layers: every convolution of the model.
@@ -147,14 +149,14 @@ class FusionReport:
 def geometry_in_words(layer: Any) -> str:
     """Describe a layer, such as "128 -> 256, 3x3, stride 2"; a stride or dilation of 1 is left out."""
     kind = kind_of(layer)
-    assert kind is not None
+    dims = 3 if kind is None else kind.dims
     kernel, stride, dilation = (
-        numbers(name, getattr(layer, name), 1, kind.dims) for name in ("kernel_size", "stride", "dilation")
+        numbers(name, getattr(layer, name), 1, dims) for name in ("kernel_size", "stride", "dilation")
     )
     channels = (
         f"{layer.in_channels or '?'} -> {layer.out_channels}"  # a lazy layer has 0 until its first input
     )
-    steps = [*steps_in_words(stride, dilation), *["transposed"] * kind.transposed]
+    steps = [*steps_in_words(stride, dilation), *["transposed"] * layer.transposed]
     return ", ".join([channels, kernel_in_words(kernel), *steps])
 
 

@@ -60,7 +60,7 @@ class _Adding(GroupConvolution):
                 residual = residual.to(common_dtype(x, self.weight, self.bias, self.activation))
         settings = (self.stride, padding, self.dilation, self.groups)
         options = {"activation": self.activation, "residual": residual}
-        return self.function(x, self.weight, self.bias, *settings, **options)
+        return self._gconv_function(x, self.weight, self.bias, *settings, **options)
 
 
 class AddingConv1d(_Adding, GroupConv1d):
@@ -242,7 +242,7 @@ class GraphFusion:
         """Return why a batch norm was not folded."""
         before = node.args[0] if node.args else None
         if not isinstance(before, Node) or kind_of(self._module(before)) is None:
-            return "it follows no convolution"
+            return "it follows no convolution that gconv takes"
         if len(before.users) > 1:
             return "its convolution's output goes elsewhere too"
         return next(layer.reason for layer in self.report.layers if layer.name == before.target)

@@ -56,7 +56,7 @@ def _leaves_the_convolution(original: type[nn.Module], kind: Kind) -> bool:
             return True
         code = getattr(inspect.unwrap(vars(owner)["forward"]), "__code__", None)
         called = set(code.co_names) if code else set()
-        if "_conv_forward" in called:
+        if "_conv_forward" in called and not kind.transposed:
             return True
         if not {"super", "forward"} <= called:
             return False
@@ -91,7 +91,9 @@ def _make_grouped(original: type[nn.Module]) -> type[GroupConvolution]:
     }
     if equation := _EQUATIONS.get(name_of_method(original, "forward")):
         namespace["forward"] = equation
-    bases = (LAYER_OF[kind], original)
+    # A transposed layer of gconv's has a forward, which must not hide that of the subclass. The others have
+    # only a _conv_forward, which the subclass has left alone.
+    bases = (original, LAYER_OF[kind]) if kind.transposed else (LAYER_OF[kind], original)
     return new_class(f"Group{original.__name__}", bases, exec_body=lambda body: body.update(namespace))
 
 

@@ -370,7 +370,7 @@ def test_the_layers_take_numbers_in_every_form_that_pytorchs_take(
     layer: type[nn.Module], name: str, make: Maker
 ) -> None:
     """As plain ints, whatever they came in."""
-    kind = layer.kind
+    kind = layer._gconv_kind
     if name == "output_padding" and not kind.transposed:
         return
     options = {"kernel_size": 3, "groups": 2, "stride": 3 if name == "output_padding" else 1}
@@ -421,12 +421,18 @@ def test_numbers_that_are_none_are_refused_by_type_and_value(change: dict, messa
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_too_many_numbers_are_refused_in_every_form(layer: type[nn.Module]) -> None:
-    rule = {1: "one number", 2: "one number or two", 3: "one number or three"}[layer.kind.dims]
-    wrong = [2] * (layer.kind.dims + 1)
-    names = ("kernel_size", "stride", "padding", "dilation", *["output_padding"] * layer.kind.transposed)
+    rule = {1: "one number", 2: "one number or two", 3: "one number or three"}[layer._gconv_kind.dims]
+    wrong = [2] * (layer._gconv_kind.dims + 1)
+    names = (
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        *["output_padding"] * layer._gconv_kind.transposed,
+    )
     for make in (tuple, list, iter, np.array, torch.tensor, lambda numbers: Listed(*numbers)):
         for name in names:
-            message = f"{name} must be {rule}, got {len(wrong)}: .*2{'.*2' * layer.kind.dims}"
+            message = f"{name} must be {rule}, got {len(wrong)}: .*2{'.*2' * layer._gconv_kind.dims}"
             with pytest.raises(RuntimeError, match=message):
                 layer(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, name: make(wrong)})
 
@@ -602,7 +608,7 @@ def test_bad_arguments_of_one_layer_raise_when_it_is_made(
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layers_refuse_an_input_of_other_channels(layer: type[nn.Module]) -> None:
-    size = (1, 6, *[5] * layer.kind.dims)
+    size = (1, 6, *[5] * layer._gconv_kind.dims)
     with pytest.raises(RuntimeError, match=re.escape(f"input {size} has 6")):
         layer(4, 4, 3, groups=2)(torch.randn(size))
-    assert isinstance(layer(4, 4, 3, groups=2), layer.kind.layer)
+    assert isinstance(layer(4, 4, 3, groups=2), layer._gconv_kind.layer)

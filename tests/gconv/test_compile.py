@@ -49,7 +49,7 @@ class Block(nn.Module):
     def __init__(self, kind: Kind = CONV2D, **options: Any) -> None:
         super().__init__()
         options = {"padding": 1, "groups": 4, "activation": "relu", "dtype": torch.float64, **options}
-        layer = next(layer for layer in LAYERS if layer.kind is kind)
+        layer = next(layer for layer in LAYERS if layer._gconv_kind is kind)
         self.conv = layer(8, 8, 3, **options)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import gconv
 from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, Kind
 from gconv.module import LAYERS
 
-LAYER = {layer.kind: layer for layer in LAYERS}
+LAYER = {layer._gconv_kind: layer for layer in LAYERS}
 OPTIONS = {
     "plain": {"padding": 1, "groups": 4},
     "stride 2": {"stride": 2, "padding": (1, 0), "groups": 2},
@@ -80,11 +80,11 @@ def test_layers_are_pytorchs(
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layers_take_pytorchs_state_and_give_it(layer: type[nn.Module]) -> None:
-    theirs = layer.kind.layer(8, 12, 3, groups=4)
+    theirs = layer._gconv_kind.layer(8, 12, 3, groups=4)
     ours = layer(8, 12, 3, groups=4)
-    assert isinstance(ours, layer.kind.layer)
+    assert isinstance(ours, layer._gconv_kind.layer)
     ours.load_state_dict(theirs.state_dict())
-    back = layer.kind.layer(8, 12, 3, groups=4)
+    back = layer._gconv_kind.layer(8, 12, 3, groups=4)
     back.load_state_dict(ours.state_dict())
     for one, other in zip(back.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -120,7 +120,7 @@ def test_layers_with_an_activation(kind: Kind, activation: str) -> None:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layers_show_themselves_as_pytorchs_do(layer: type[nn.Module]) -> None:
     for options in ({}, {"padding": 1, "stride": 2}, {"dilation": 2, "groups": 4, "bias": False}):
-        assert repr(layer(8, 8, 3, **options)) == f"Group{layer.kind.layer(8, 8, 3, **options)!r}"
+        assert repr(layer(8, 8, 3, **options)) == f"Group{layer._gconv_kind.layer(8, 8, 3, **options)!r}"
 
 
 @pytest.mark.parametrize("kind", LAYER, ids=str)

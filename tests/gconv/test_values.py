@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from marks import interpreted
-from oracle import CASES, OTHERS, PATHS, Case, check, expected, fenced, run
+from oracle import CASES, FUNCTIONS, OTHERS, PATHS, Case, check, expected, fenced, run
 
 import gconv
 from gconv.kinds import KINDS
@@ -116,6 +116,19 @@ def test_any_geometry_matches_float64(case: Case, path: str, activation: str | N
 @given(case=cases(), activation=st.sampled_from([None, "relu"]))
 def test_kernels_match_float64_in_any_geometry(case: Case, activation: str | None) -> None:
     check(case, "triton", torch.float32, activation)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["conv3d, 3x3x3", "conv_transpose2d, rows beyond every input"])
+def test_a_wider_residual_widens_the_result(name: str, dtype: torch.dtype) -> None:
+    """Also where gradients are summed in float32, as in the reference here."""
+    case = next(case for case in OTHERS if case.name == name)
+    tensors = case.tensors(dtype)
+    residual = torch.randn(case.pytorch(*tensors).shape)
+    function, options = FUNCTIONS[case.kind], {"residual": residual, "activation": "relu"}
+    results = [function(*tensors, **case.settings, **options, backend=b) for b in ("aten", "reference")]
+    assert results[0].dtype == results[1].dtype == torch.float32
+    torch.testing.assert_close(*results, atol=0.1, rtol=0.1)
 
 
 def test_two_runs_are_bit_equal(path: str) -> None:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import gconv
-from gconv.kinds import kind_of
+from gconv.kinds import KINDS, kind_of
 
 pytestmark = [
     # F.conv1d's own, for wav2vec2's even kernel with padding="same"; vmap's, for our operators.
@@ -291,3 +291,84 @@ def test_profile_and_explain_every_layer(name: str, few_rounds: None) -> None:
         assert found.call == recorded.call.convolution and found.backend == "aten"
         assert " x ".join(map(str, module(operand).shape)) in str(found)
         assert list(found.passes) == ["forward", "input_grad", "weight_grad"]
+
+
+class Trimmed(nn.ConvTranspose1d):
+    """An upsampler that cuts off what would need the future, as vocoders have it."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(x, output_size)[..., : -self.stride[0]]
+
+
+class Doubling(nn.ConvTranspose2d):
+    """One that always doubles the size, with attributes named as anything may be."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.function, self.kind = torch.tanh, "causal"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(super().forward(x, [2 * size for size in x.shape[2:]]))
+
+
+class Causal(nn.Conv1d):
+    """Padded on the left only."""
+
+    function, kind = nn.Tanh(), "causal"
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.kind == "causal"
+        return self.function(super().forward(nn.functional.pad(x, (self.dilation[0] * 2, 0))))
+
+
+class ByItself(nn.ConvTranspose1d):
+    """One with a method that only the other convolutions have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, 2 * self.weight, self.bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return nn.functional.conv_transpose1d(x, weight, bias, groups=self.groups)
+
+
+SUBCLASSES = {
+    "trimmed": (lambda: Trimmed(4, 6, 4, stride=2, groups=2), (2, 4, 5)),
+    "doubling": (lambda: Doubling(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 5, 4)),
+    "causal": (lambda: Causal(4, 6, 3, groups=2), (2, 4, 9)),
+}
+
+
+@pytest.mark.parametrize(("make", "size"), SUBCLASSES.values(), ids=SUBCLASSES)
+def test_subclasses_of_every_kind_keep_what_they_do(make: Callable[[], nn.Module], size: tuple) -> None:
+    original = make().double()
+    layer = copy.deepcopy(original)
+    assert gconv.convert(layer, channels_last=False).swapped and isinstance(layer, type(original))
+    x = torch.randn(size, dtype=torch.float64)
+    saved = io.BytesIO()
+    torch.save(layer, saved)
+    saved.seek(0)
+    for changed in (layer, copy.deepcopy(layer), torch.load(saved, weights_only=False)):
+        with gconv.backend("reference"):
+            ours = step(changed, x)
+        assert isinstance(changed, tuple(kind.layer for kind in KINDS)) and hasattr(changed, "_gconv_kind")
+        close(ours, step(original, x))
+    assert gconv.revert(layer) == ("",) and type(layer) is type(original)
+    close(step(layer, x), step(original, x))
+
+
+def test_what_convert_cannot_take_is_left_with_the_reason() -> None:
+    model = nn.Sequential(ByItself(4, 4, 3, groups=2), nn.ConvTranspose3d(4, 4, (1, 2, 2), groups=2))
+    x = torch.randn(1, 4, 5)
+    before = model[0](x)
+    report = gconv.convert(model)
+    assert not report.swapped and torch.equal(model[0](x), before)
+    assert [layer.reason for layer in report.left] == [
+        "its class ByItself convolves by itself: it could call super().forward(input)",
+        "gconv does not take nn.ConvTranspose3d",
+    ]
+    assert "4 -> 4, 1x2x2, transposed" in str(report)
+
+
+def test_explain_of_a_lazy_layer_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match="lazy and has seen no input: call it once before"):
+        gconv.explain(nn.LazyConv1d(4, 3), torch.randn(1, 4, 9))

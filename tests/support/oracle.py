@@ -15,7 +15,7 @@ from gconv.arguments import prepare
 from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, Call, Kind
 from gconv.module import LAYERS
 
-FUNCTIONS = {layer.kind: layer.function for layer in LAYERS}
+FUNCTIONS = {layer._gconv_kind: layer._gconv_function for layer in LAYERS}
 
 
 Compared = dict[str, tuple[Tensor, Tensor, Tensor]]  # result, truth and bound by name

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from benchmarks.peers import DEPTHWISE
 from benchmarks.store import TableRow
 from benchmarks.summary import Comparison
-from gconv.dispatch import PASSES
+from gconv.geometry import PASSES
 
 COLOURS = {
     "gconv": "#1b7f79",

@@ -14,7 +14,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.layers import cases, measure
 from benchmarks.peers import RUNNERS, Contender
-from gconv.dispatch import PASSES, this_device
+from gconv.dispatch import this_device
+from gconv.geometry import PASSES
 from gconv.measure.problem import Problem
 from gconv.measure.suites import SUITES
 from gconv.measure.timing import copy_speed, cudnn_searching

@@ -38,7 +38,7 @@ from gconv.measure.machine_code import (
     reads_shared_memory,
 )
 from gconv.measure.problem import TYPES
-from gconv.measure.suites import SUITES
+from gconv.measure.suites import SUITES, Layer
 from gconv.measure.terminal import track
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -164,14 +164,25 @@ def find_jobs(
         One job for each distinct binary, with the names of the layers and passes that run it.
     """
     found: dict[tuple, tuple[Job, list[str]]] = {}
-    layers = {layer.name: layer.geometry(256) for suite in suites for layer in SUITES[suite]}
-    for target, dtype, (name, geometry), pass_ in product(targets, dtypes, layers.items(), FORMS[form]):
-        precision, device = _precision_and_device(target, dtype)
+    layers = {layer.name: layer for suite in suites for layer in SUITES[suite]}
+    for target, dtype, (name, layer), pass_ in product(targets, dtypes, layers.items(), FORMS[form]):
+        if not _happens(form, layer, pass_):
+            continue
+        geometry, (precision, device) = layer.geometry(256), _precision_and_device(target, dtype)
         tiles = candidates(pass_, geometry, TYPES[dtype][0], precision, device) if tuning else [None]
         for tile in tiles:
             for job in jobs_of(target, dtype, pass_, geometry, form, tile):
                 found.setdefault(job.binary, (job, []))[1].append(f"{name}: {pass_}")
     return {job: tuple(names) for job, names in found.values()}
+
+
+def _happens(form: str, layer: Layer, pass_: str) -> bool:
+    """Whether gconv ever runs a pass of a layer so: a gradient has no bias, and norms are 2-d."""
+    if form == "norm":
+        return layer.dims == 2 and not layer.transposed
+    if form == "plain":
+        return True
+    return pass_ == "input_grad" if layer.transposed else pass_ != "input_grad"
 
 
 def jobs_of(

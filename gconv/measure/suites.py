@@ -47,17 +47,14 @@ class Layer:
 
     def geometry(self, batch: int) -> ConvGeometry:
         """Return the sizes of a call with ``batch`` images."""
-        before = self.kernel // 2
-        if self.transposed:
-            before = (self.kernel - self.stride) // 2
-        after = before if not self.transposed else self.kernel - self.stride - before
+        zeros = (self.kernel - self.stride + 1) // 2 if self.transposed else self.kernel // 2
         flat = self.dims == 1
         height, kernel, stride = (1, 1, 1) if flat else (self.size * self.stride, self.kernel, self.stride)
         return ConvGeometry(
             input_size=(batch, self.channels, height, self.size * self.stride),
             weight_size=(self.channels, self.channels // self.groups, kernel, self.kernel),
             stride=(stride, self.stride),
-            padding=Padding(*((0, 0) if flat else (before, after)), before, after),
+            padding=Padding(*[0 if flat else zeros] * 2, *[zeros] * 2),
             dilation=(1, 1),
             groups=self.groups,
         )
@@ -105,6 +102,7 @@ SUITES: dict[str, tuple[Layer, ...]] = {
     ),
     # A U-Net's way up, in groups, and upsampling of each channel by itself.
     "transposed": (
+        Layer(256, 32, 28, stride=2, transposed=True),
         Layer(256, 32, 28, kernel=2, stride=2, transposed=True),
         Layer(256, 32, 28, kernel=4, stride=2, transposed=True),
         Layer(256, 256, 28, kernel=4, stride=2, transposed=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gconv.geometry import ConvGeometry, Padding
+from gconv.measure.compiled import find_jobs
 from gconv.measure.suites import SUITES, Layer
 
 
@@ -43,3 +44,12 @@ def test_a_transposed_layer_doubles_the_size_of_its_input() -> None:
 def test_layers_have_names_of_their_own() -> None:
     for suite, layers in SUITES.items():
         assert len({layer.name for layer in layers}) == len(layers), suite
+
+
+def test_no_kernel_is_compiled_that_nothing_starts() -> None:
+    """A gradient has no bias and no activation, and batch norms are only around 2-d convolutions."""
+    assert not find_jobs(["audio", "transposed"], ["float16"], ["sm_90"], "norm")
+    for form in ("epilogue", "residual"):
+        names = find_jobs(["audio", "transposed"], ["float16"], ["sm_90"], form).values()
+        passes = {name for of_one in names for name in of_one}
+        assert passes and all(("transposed" in name) == name.endswith("input_grad") for name in passes)

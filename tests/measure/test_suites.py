@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gconv.geometry import ConvGeometry, Padding
-from gconv.measure.compiled import find_jobs
+from gconv.measure import compiled
 from gconv.measure.suites import SUITES, Layer
 
 
@@ -48,8 +48,14 @@ def test_layers_have_names_of_their_own() -> None:
 
 def test_no_kernel_is_compiled_that_nothing_starts() -> None:
     """A gradient has no bias and no activation, and batch norms are only around 2-d convolutions."""
-    assert not find_jobs(["audio", "transposed"], ["float16"], ["sm_90"], "norm")
+    (plain,), (flat,), (transposed,) = (
+        [layer for layer in SUITES[suite] if layer.kernel == kernel][:1]
+        for suite, kernel in (("large_depthwise", 31), ("audio", 31), ("transposed", 4))
+    )
     for form in ("epilogue", "residual"):
-        names = find_jobs(["audio", "transposed"], ["float16"], ["sm_90"], form).values()
-        passes = {name for of_one in names for name in of_one}
-        assert passes and all(("transposed" in name) == name.endswith("input_grad") for name in passes)
+        assert compiled._happens(form, flat, "forward") and not compiled._happens(form, flat, "input_grad")
+        assert compiled._happens(form, transposed, "input_grad")
+        assert not compiled._happens(form, transposed, "forward")
+    assert [compiled._happens("norm", layer, "forward") for layer in (plain, flat, transposed)] == [
+        True, False, False
+    ]  # fmt: skip

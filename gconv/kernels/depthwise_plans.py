@@ -89,7 +89,7 @@ def plan_depthwise_weight(
     if slides and stands_upright(geometry):
         geometry, operands = upright_geometry(geometry), operands.upright()
     (n, _, p, q), (_, _, r, s) = geometry.output_size, geometry.weight_size
-    block = weight_tap_block((r, s), min(p, 128)) if slides else (r, s)
+    block = weight_tap_block((r, s), min(p, 128), operands.dtype) if slides else (r, s)
     shared = weight_grad_arguments(geometry, tile, operands, fusion)
     column_tiles = -(-n * q // tile.pixels)
     programs = shared["packs"] * -(-r // block[0]) * -(-s // block[1])

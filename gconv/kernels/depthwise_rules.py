@@ -102,18 +102,19 @@ def tap_block(kernel: tuple[int, int], tile: Tile, dtype: torch.dtype) -> tuple[
     return cheapest_block(kernel, cost, 26 if dtype.itemsize == 2 else 12)
 
 
-def weight_tap_block(kernel: tuple[int, int], rows: int) -> tuple[int, int]:
+def weight_tap_block(kernel: tuple[int, int], rows: int, dtype: torch.dtype) -> tuple[int, int]:
     """The block of taps that a program of the weight gradient sums: all, or as many as fit its registers.
 
     It holds a sum for each, and as many rows of dy as the block has. In each row it loads a column of x for
     each of the block's, and one of dy. It slides over the ``rows`` rows of dy, and over as
-    many more as the block has.
+    many more as the block has. In float32, thirteen columns of x spill on Blackwell.
     """
     if math.prod(kernel) <= DEPTHWISE_TAPS and kernel[0] <= 7:
         return kernel
+    widest = 12 if dtype.itemsize == 4 else kernel[1]
 
     def cost(block: tuple[int, int]) -> float:
-        if math.prod(block) + block[0] > DEPTHWISE_TAPS + 7 or block[0] > LANES:
+        if math.prod(block) + block[0] > DEPTHWISE_TAPS + 7 or block[0] > LANES or block[1] > widest:
             return math.inf
         turns = -(-(rows + block[0] - 1) // block[0]) * block[0]
         return turns * (2 * math.prod(block) + A_LOAD * (block[1] + 1) + 2)

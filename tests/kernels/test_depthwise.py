@@ -174,10 +174,10 @@ def test_blocks_of_taps_cover_the_kernel_and_fit_the_registers() -> None:
         for dtype, most in ((HALF, 26), (torch.float32, 12)):
             block = tap_block((r, s), tile, dtype)
             assert block[0] <= r and block[1] <= s and block[0] * block[1] <= most
-        block = weight_tap_block((r, s), 56)
+        block = weight_tap_block((r, s), 56, torch.float16)
         assert block[0] * block[1] + block[0] <= 56
     for kernel in ((3, 3), (5, 5), (7, 7), (1, 31)):
-        assert weight_tap_block(kernel, 56) == kernel
+        assert weight_tap_block(kernel, 56, torch.float16) == kernel
 
 
 def test_large_kernels_of_stride_1_run_in_blocks() -> None:

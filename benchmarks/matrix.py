@@ -22,14 +22,15 @@ import triton
 
 from benchmarks import stamps
 from benchmarks.sources import ROOT, digests
+from gconv.measure.suites import QUICK
 from gconv.measure.terminal import fail
 
 # Options of ``python -m gconv kernels`` for each table; it compiles for five GPUs, by default in float16.
 TABLES = {
     "plain": ("--dtypes", "float16", "bfloat16", "tf32", "float32"),
-    "epilogue": ("--form", "epilogue"),
-    "residual": ("--form", "residual"),
-    "norm": ("--form", "norm"),
+    "epilogue": ("--form", "epilogue", "--suite", *QUICK),
+    "residual": ("--form", "residual", "--suite", *QUICK),
+    "norm": ("--form", "norm", "--suite", *QUICK),
 }
 # With other Tritons than the installed one, what is compiled is less: its code is nearly the same.
 OLDER = ("sm_80", "sm_90")

@@ -112,5 +112,5 @@ SUITES: dict[str, tuple[Layer, ...]] = {
 }
 
 REAL = [name for name in SUITES if name != "tiny"]  # of real networks
-# Whose kernels the compiled tables also hold with epilogues and norms: the others' take it tens of seconds each.
+# Whose kernels the compiled tables hold with epilogues and norms too: each of the others takes many seconds.
 QUICK = [name for name in REAL if name not in ("large_depthwise", "audio")]

@@ -17,7 +17,7 @@ import gconv
 from gconv import dispatch, kernels
 from gconv.geometry import ConvGeometry
 from gconv.kernels.device import Device
-from gconv.kernels.forward import plan_forward
+from gconv.kernels.forward import plan_pass
 from gconv.kernels.launch import Launch, OperandLayout
 
 MOST = 15e-6  # seconds over F.conv2d, on the CPU, without gradients
@@ -75,7 +75,7 @@ def test_kernels_up_to_the_launch(
 
     calls = {
         "forward": lambda: kernels.forward(x, w, None, geometry, None),
-        "input_grad": lambda: kernels.input_grad(x, w, geometry),
+        "input_grad": lambda: kernels.input_grad(x, w, None, geometry),
         "weight_grad": lambda: kernels.weight_grad(x, x, geometry, False),
         "call": call,
         "call, no_grad": call,
@@ -92,7 +92,7 @@ def test_launch(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, la
     monkeypatch.setattr(stub_gpu.Launcher, "__call__", lambda self, *arguments: None)
     x, w, geometry = small_layer()
     operands = OperandLayout(x.stride(), w.stride(), torch.float32, "tf32", Device("cuda", "none", 132))
-    plan, y = plan_forward(geometry, operands), torch.empty_like(x)
+    plan, y = plan_pass("forward", geometry, operands), torch.empty_like(x)
     options, tensors = {**plan.arguments, **plan.tile.options}, (x, w, None, y, None, None, None)
 
     def through_triton() -> None:

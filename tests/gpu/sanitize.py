@@ -27,6 +27,7 @@ LAYERS = {
     "slide": ConvGeometry.of((2, 16, 5, 9), (16, 4, 3, 3), ONE, (0, 0, 0, 0), (1, 2), 4),
     "taps": ConvGeometry.of((2, 32, 5, 7), (16, 16, 1, 1), ONE, (0, 0, 0, 0), ONE, 2),
     "depthwise-slide": ConvGeometry.of((2, 32, 6, 9), (32, 1, 3, 3), ONE, SAME, ONE, 32),
+    "depthwise-blocks": ConvGeometry.of((2, 32, 6, 9), (32, 1, 9, 9), ONE, (4, 4, 4, 4), ONE, 32),
     "depthwise": ConvGeometry.of((2, 32, 7, 9), (32, 1, 3, 3), DOWN, SAME, ONE, 32),
 }
 TYPES = ("bfloat16", "float32", "tf32")
@@ -40,7 +41,7 @@ def start_kernels(geometry: ConvGeometry, type_: str, device: torch.device) -> N
     bias = torch.randn(geometry.weight_size[0], device=device, dtype=problem.dtype)
     with problem.precision():
         kernels.forward(x, weight, bias, geometry, "relu")
-        kernels.input_grad(dy, weight, geometry)
+        kernels.input_grad(dy, weight, torch.randn_like(norm[0]).to(x.dtype), geometry, "relu")
         kernels.weight_grad(dy, x, geometry, True)
         kernels.norm_forward(x, norm, weight, bias, geometry)
         kernels.norm_input_grad(dy, weight, x, norm, geometry)

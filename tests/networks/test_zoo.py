@@ -11,6 +11,7 @@ import zoo
 from torch import Tensor, nn
 
 import gconv
+from gconv.torch_internals import ConvolutionBase
 
 # One of each family, and of each way to build the block around the convolution, with the image it gets.
 NETWORKS = {
@@ -139,7 +140,7 @@ def test_every_grouped_convolution_of_timm_is_swapped() -> None:
         counted = Counter(
             "dense" if m.groups == 1 else "depthwise" if m.groups == m.in_channels else "grouped"
             for m in dict.fromkeys(model.modules())
-            if isinstance(m, nn.Conv2d)
+            if isinstance(m, ConvolutionBase)
         )
         report = gconv.convert(model)
         reasons = Counter(layer.reason.partition(":")[0] for layer in report.left)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from marks import interpreted
-from oracle import FUNCTIONS, Case, check
+from calls import BACKENDS, B, W, X, right
+from oracle import FUNCTIONS
 from torch import nn
 
 import gconv
@@ -19,19 +19,7 @@ from gconv import arguments
 from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, KINDS, Kind
 from gconv.module import LAYERS
 
-BACKENDS = ("aten", "reference")
-X, W, B = torch.randn(1, 4, 5, 5), torch.randn(6, 2, 3, 3), torch.randn(6)
 TRANSPOSED = [CONV_TRANSPOSE1D, CONV_TRANSPOSE2D]
-
-
-def right(kind: Kind) -> dict[str, Any]:
-    """Return the arguments of a call that is right: 4 channels become 6 in 2 groups, by 3 taps on 5."""
-    if kind is CONV2D:
-        return {"input": X, "weight": W, "bias": B, "groups": 2}
-    channels = (4, 3) if kind.transposed else (6, 2)
-    weight = torch.randn(*channels, *[3] * kind.dims)
-    return {"input": torch.randn(1, 4, *[5] * kind.dims), "weight": weight, "bias": B, "groups": 2}
-
 
 # What is changed in the call of group_conv2d that is right.
 REFUSED = [
@@ -282,240 +270,6 @@ def test_unknown_backend_is_refused() -> None:
             use()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("groups", [np.int64(2), torch.tensor(2)], ids=repr)
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_groups_are_taken_in_every_form_that_pytorch_takes(kind: Kind, groups: object, backend: str) -> None:
-    call = right(kind) | {"groups": groups}
-    torch.testing.assert_close(FUNCTIONS[kind](**call, backend=backend), kind.pytorch(**call))
-
-
-class Listed(Sequence):
-    """A list that is none, as OmegaConf's ListConfig is."""
-
-    def __init__(self, *items: object) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> object:
-        return self.items[index]
-
-    def __repr__(self) -> str:
-        return repr(list(self.items))
-
-
-# Makers from the number of dimensions, since an iterator can be taken apart once only. 2 in every place is a
-# call that fits.
-Maker = Callable[[int], Any]
-NUMBERS: dict[str, Maker] = {
-    "an int": lambda dims: 2,
-    "NumPy's int": lambda dims: np.int32(2),
-    "NumPy's number of no dimension": lambda dims: np.array(2),
-    "a tensor of no dimension": lambda dims: torch.tensor(2),
-    "a tuple": lambda dims: (2,) * dims,
-    "a list": lambda dims: [2] * dims,
-    "a list of one": lambda dims: [2],
-    "torch.Size": lambda dims: torch.Size((2,) * dims),
-    "NumPy's ints in a tuple": lambda dims: (np.int64(2), np.int8(2), np.int16(2))[:dims],
-    "a tensor of one number": lambda dims: torch.tensor([2]),
-    "tensors in a tuple": lambda dims: (torch.tensor(2),) * dims,
-}
-ITERABLES: dict[str, Maker] = {
-    "a list-like": lambda dims: Listed(*[2] * dims),
-    "a NumPy array": lambda dims: np.array([2] * dims),
-    "a NumPy array of one": lambda dims: np.array([2]),
-    "a tensor": lambda dims: torch.tensor([2] * dims),
-    "a generator": lambda dims: (2 for _ in range(dims)),
-    "a range": lambda dims: range(2, 3),
-    "a map": lambda dims: map(int, "2" * dims),
-    "keys": lambda dims: {2: "vertical"}.keys(),
-}
-SETTINGS = [
-    pytest.param(kind, name, id=f"{kind}, {name}")
-    for kind in KINDS
-    for name in ("stride", "padding", "dilation", *["output_padding"] * kind.transposed)
-]
-
-
-def with_setting(kind: Kind, name: str, value: Any) -> dict[str, Any]:
-    """Return the call that is right with one setting; an output padding of 2 needs a stride beyond it."""
-    return right(kind) | ({"stride": 3} if name == "output_padding" else {}) | {name: value}
-
-
-@pytest.mark.parametrize("make", NUMBERS.values(), ids=NUMBERS)
-@pytest.mark.parametrize(("kind", "name"), SETTINGS)
-def test_numbers_are_taken_in_every_form_that_pytorch_takes(kind: Kind, name: str, make: Maker) -> None:
-    call = with_setting(kind, name, 2)
-    ours = FUNCTIONS[kind](**call | {name: make(kind.dims)})
-    torch.testing.assert_close(ours, kind.pytorch(**call))
-
-
-@pytest.mark.parametrize(("kind", "name"), SETTINGS)
-@pytest.mark.parametrize("make", ITERABLES.values(), ids=ITERABLES)
-def test_what_pytorch_does_not_take_apart_is_refused(kind: Kind, name: str, make: Maker) -> None:
-    for convolve in (kind.pytorch, FUNCTIONS[kind]):
-        value = make(kind.dims)
-        if isinstance(value, torch.Tensor) and len(value) == 1:
-            return  # a number
-        with pytest.raises(TypeError):
-            convolve(**with_setting(kind, name, value))
-
-
-@pytest.mark.parametrize("make", (NUMBERS | ITERABLES).values(), ids=NUMBERS | ITERABLES)
-@pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation", "output_padding"])
-@pytest.mark.parametrize("layer", LAYERS)
-def test_the_layers_take_numbers_in_every_form_that_pytorchs_take(
-    layer: type[nn.Module], name: str, make: Maker
-) -> None:
-    """As plain ints, whatever they came in."""
-    kind = layer._gconv_kind
-    if name == "output_padding" and not kind.transposed:
-        return
-    options = {"kernel_size": 3, "groups": 2, "stride": 3 if name == "output_padding" else 1}
-    ours = layer(4, 4, **options | {name: make(kind.dims)})
-    theirs = kind.layer(4, 4, **options | {name: 2})
-    theirs.load_state_dict(ours.state_dict())
-    assert repr(ours) == f"Group{theirs!r}"
-    assert {type(number) for number in getattr(ours, name)} == {int}
-    x = right(kind)["input"]
-    torch.testing.assert_close(ours(x), theirs(x))
-
-
-@pytest.mark.parametrize("name", ["in_channels", "out_channels", "groups"])
-@pytest.mark.parametrize("make", [np.int16, np.array, torch.tensor])
-def test_the_module_takes_channels_and_groups_in_every_form(name: str, make: Callable[[int], Any]) -> None:
-    numbers = {"in_channels": 4, "out_channels": 4, "groups": 2}
-    layer = gconv.GroupConv2d(**numbers | {name: make(numbers[name])}, kernel_size=3)
-    assert repr(layer) == repr(gconv.GroupConv2d(4, 4, 3, groups=2)) and type(getattr(layer, name)) is int
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"kernel_size": Listed(3, "a")},
-            "kernel_size must be an int or a pair of ints, got [3, 'a'] of type L",
-        ),
-        ({"kernel_size": (n / 2 for n in (6, 6))}, "got (3.0, 3.0) of type tuple"),
-        ({"kernel_size": None}, "kernel_size must be an int or a pair of ints, got None of type NoneType"),
-        ({"stride": np.array([1.0, 2.0])}, "got array([1., 2.]) of type ndarray"),
-        (
-            {"stride": np.float32(1)},
-            "stride must be an int or a pair of ints, got np.float32(1.0) of type flo",
-        ),
-        ({"dilation": "2"}, "dilation must be an int or a pair of ints, got '2' of type str"),
-        ({"groups": 2.0}, "groups must be an int, got 2.0 of type float"),
-        ({"groups": "2"}, "groups must be an int, got '2' of type str"),
-        ({"in_channels": (4,)}, "in_channels must be an int, got (4,) of type tuple"),
-        ({"out_channels": None}, "out_channels must be an int, got None of type NoneType"),
-        ({"out_channels": True}, "out_channels must be an int, got True of type bool"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_numbers_that_are_none_are_refused_by_type_and_value(change: dict, message: str) -> None:
-    with pytest.raises(TypeError, match=re.escape(message)):
-        gconv.GroupConv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **change})
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_too_many_numbers_are_refused_in_every_form(layer: type[nn.Module]) -> None:
-    rule = {1: "one number", 2: "one number or two", 3: "one number or three"}[layer._gconv_kind.dims]
-    wrong = [2] * (layer._gconv_kind.dims + 1)
-    names = (
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        *["output_padding"] * layer._gconv_kind.transposed,
-    )
-    for make in (tuple, list, iter, np.array, torch.tensor, lambda numbers: Listed(*numbers)):
-        for name in names:
-            message = f"{name} must be {rule}, got {len(wrong)}: .*2{'.*2' * layer._gconv_kind.dims}"
-            with pytest.raises(RuntimeError, match=message):
-                layer(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, name: make(wrong)})
-
-
-@pytest.fixture(scope="module")
-def pytorchs() -> dict[str, Any]:
-    """What PyTorch tests its convolutions with; its catalogue of all operators takes seconds to import."""
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    return {op.name.removeprefix("nn.functional."): op for op in op_db if "functional.conv" in op.name}
-
-
-Convolve = Callable[..., torch.Tensor]
-
-
-def call_sample(convolve: Convolve, sample: Any, **options: str) -> torch.Tensor:
-    """Call a convolution with the arguments of a sample."""
-    return convolve(sample.input, *sample.args, **sample.kwargs, **options)
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_pytorchs_own_samples(pytorchs: dict, kind: Kind, backend: str, dtype: torch.dtype) -> None:
-    samples = list(pytorchs[kind.name].sample_inputs("cpu", dtype, requires_grad=True))
-    assert len(samples) >= 10
-    for sample in samples:
-        ours = call_sample(FUNCTIONS[kind], sample, backend=backend)
-        theirs = call_sample(kind.pytorch, sample)
-        torch.testing.assert_close(ours, theirs)
-        tensors = [t for t in (sample.input, *sample.args) if isinstance(t, torch.Tensor)]
-        grad = torch.randn_like(theirs)
-        grads = [torch.autograd.grad(y, tensors, grad) for y in (ours, theirs)]
-        torch.testing.assert_close(*grads)
-
-
-# The interpreter takes seconds for images, half a minute for volumes.
-IN_FLOAT32 = [
-    pytest.param(
-        *(kind, backend),
-        id=f"{kind}-{backend}",
-        marks=[interpreted, *[pytest.mark.long] * (kind.dims > 1)] if backend == "triton" else [],
-    )
-    for kind in KINDS
-    for backend in (*BACKENDS, "triton")
-]
-
-
-@pytest.mark.usefixtures("boolean_masks", "nothing_is_zero_by_chance")
-@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-@pytest.mark.parametrize(("kind", "backend"), IN_FLOAT32)
-def test_pytorchs_own_samples_in_float32(pytorchs: dict, kind: Kind, backend: str) -> None:
-    for sample in pytorchs[kind.name].sample_inputs("cpu", torch.float32):
-        x, w, b = sample.input, *sample.args
-        # They are evenly spread from -9 to 9, the bounds are for a deviation of 1.
-        tensors = tuple(None if t is None else t / 5.2 for t in (x, w, b))
-        case = Case("", tuple(x.shape), tuple(w.shape), sample.kwargs, b is not None, kind)
-        check(case, backend, torch.float32, tensors=tensors)
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_integers(pytorchs: dict, kind: Kind, backend: str) -> None:
-    for sample in pytorchs[kind.name].sample_inputs("cpu", torch.int64):
-        ours = call_sample(FUNCTIONS[kind], sample, backend=backend)
-        assert torch.equal(ours, call_sample(kind.pytorch, sample))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", [CONV1D, CONV2D, CONV3D], ids=str)
-def test_pytorchs_own_error_samples_raise_the_same_type(pytorchs: dict, kind: Kind, backend: str) -> None:
-    errors = list(pytorchs[kind.name].error_inputs("cpu"))
-    assert len(errors) > 8
-    for error in errors:
-        with pytest.raises(error.error_type):
-            call_sample(kind.pytorch, error.sample_input)
-        with pytest.raises(error.error_type):
-            call_sample(FUNCTIONS[kind], error.sample_input, backend=backend)
-
-
-# PyTorch has no such samples for transposed convolutions.
 WRONG_TRANSPOSED = {
     "output_padding as large as the stride": {"stride": 2, "output_padding": 2},
     "output_padding below 0": {"stride": 2, "output_padding": -1},

@@ -1,7 +1,7 @@
 """Find the code that decides a result: the definitions its roots reach, name by name, through our modules.
 
-Comments, docstrings, formatting and the order of definitions don't count, and neither does a definition that
-nothing on the way names: no edit that cannot change a result makes it stale. What runs by a string, as
+Comments, docstrings, the text of errors, formatting and the order of definitions don't count, and neither does a
+definition that nothing on the way names: an edit that can't change a result doesn't make it stale. What runs by a string, as
 ``dispatch.IMPLEMENTATIONS`` does, or as a method of an object nobody names, is not found: name it as a root.
 """
 
@@ -196,7 +196,9 @@ def _names(node: ast.AST) -> Iterator[list[str]]:
 
 
 def _shape(node: object) -> str:
-    """Return what a piece of syntax says, without docstrings and positions, the same in every Python.
+    """Return a text that is equal for pieces of syntax that do the same, whichever Python parsed them.
+
+    Docstrings, positions and the messages of errors are left out.
 
     ``ast.dump`` differs: newer Pythons add fields, and leave out empty ones.
     """
@@ -207,8 +209,15 @@ def _shape(node: object) -> str:
     fields = dict(ast.iter_fields(node))
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         fields["body"] = [statement for statement in node.body if not _is_docstring(statement)]
+    if isinstance(node, ast.Raise):
+        return f"Raise({_raised(node)})"
     said = [f"{name}={_shape(value)}" for name, value in fields.items() if value not in (None, [])]
     return f"{type(node).__name__}({','.join(said)})"
+
+
+def _raised(node: ast.Raise) -> str:
+    """Return the type of the error that a statement raises, without its message."""
+    return _shape(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
 
 
 def _decides_nothing(node: ast.stmt) -> bool:

@@ -23,6 +23,8 @@ FACTOR = 2
 def double(x):
     \"\"\"Doubles.\"\"\"
     show(x)
+    if x is None:
+        raise TypeError("x is None")
     return FACTOR * x
 
 def triple(x):
@@ -62,6 +64,7 @@ def test_what_decides_a_result_is_found_by_name_through_modules() -> None:
     [
         ("sums", "FACTOR = 2 -> FACTOR = 3"),
         ("sums", "FACTOR * x -> x * FACTOR"),
+        ("sums", "TypeError -> ValueError"),
         ("layer", "double(x) -> triple(x)"),
         ("work", "run(1) -> run(2)"),
         ("sums", "FACTOR = 2 -> FACTOR = 2\\nprint(FACTOR)"),
@@ -79,6 +82,7 @@ def test_a_change_of_what_decides_a_result_is_seen(path: str, change: str) -> No
         ("sums", "Doubles. -> Twice as much."),
         ("sums", "return FACTOR * x -> # why\\n    return (FACTOR\\n            * x)"),
         ("sums", "3 * x -> 4 * x"),
+        ("sums", '"x is None" -> f"x must be a number, got {x}"'),
         ("other", "... -> return 1"),
         ("terminal", "... -> print(x)"),
         ("work", "__main__': -> __main__' and True:"),

@@ -4,12 +4,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples test long matrix compat kernels gpu measure bench lint format clean
+.PHONY: help demo examples test long docs matrix compat kernels gpu measure bench lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: .venv/train.installed  ## train a ResNeXt on 4,000 real digits and evaluate it on 1,000 others (3 minutes)
+demo: .venv/train.installed  ## convert a network, then train a ResNeXt on 4,000 real digits (3 minutes)
+	$(BIN)/python examples/first_steps.py
 	$(BIN)/python -m resnext train --overwrite
 	$(BIN)/python -m resnext evaluate
 	$(BIN)/python -m resnext predict runs/demo/samples/*.png
@@ -23,6 +24,10 @@ test: .venv/dev.installed  ## run the tests (3 minutes)
 
 long: .venv/dev.installed  ## run the tests that take longer: kernels in every type, every network of timm (8 minutes)
 	$(BIN)/python -m pytest -q -m long --numprocesses auto --dist worksteal --benchmark-disable
+
+docs: .venv/dev.installed  ## build the documentation as a website in build/site (1 minute)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html, or run $(BIN)/mkdocs serve"
 
 matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons; write the tables (15 minutes)
 	$(BIN)/python -m benchmarks.matrix --triton .venv/triton-3.6

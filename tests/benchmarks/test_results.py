@@ -1,4 +1,4 @@
-"""The committed results: what decides each, whether it still holds, and that the READMEs quote them."""
+"""The committed results: what decides each, whether it still holds, and that the documents quote them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import documents
 import pytest
 from commands import Run, rows
 from rich.console import Console
@@ -19,7 +20,7 @@ from resnext.comparison import Compared, verdict
 
 ROOT = Path(__file__).parents[2]
 CPU = stamps.RESULTS_FOLDER / "cpu"
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = documents.site_text()
 BENCHMARKS = stamps.README.read_text()
 
 
@@ -97,7 +98,7 @@ def lines(text: str) -> set[str]:
 def test_the_readme_quotes_what_is_counted(run: Run, command: str) -> None:
     code, out, _ = run(*command.split())
     table = {line for line in lines(out) if line.startswith("│")}
-    assert code == 0 and len(table) > 4 and table <= lines(README)
+    assert code == 0 and len(table) > 4 and table <= lines(DOCUMENTS)
 
 
 def test_the_readme_quotes_the_demo() -> None:
@@ -108,8 +109,8 @@ def test_the_readme_quotes_the_demo() -> None:
             "{epoch:.0f} {train_loss:.4f} {train_accuracy:.2f}% {test_loss:.4f} {test_accuracy:.2f}% "
             "{images_per_second:.0f} {seconds:.1f}"
         ).format(**value)
-        assert quoted in lines(README), quoted
-    assert f"{float(epochs[-1]['test_accuracy']):.2f}% of 1,000 held-out images right" in README
+        assert quoted in lines(DOCUMENTS), quoted
+    assert f"{float(epochs[-1]['test_accuracy']):.2f}% of 1,000 held-out images right" in DOCUMENTS
 
 
 def test_the_readme_quotes_the_study_of_cardinality() -> None:
@@ -120,23 +121,23 @@ def test_the_readme_quotes_the_study_of_cardinality() -> None:
     compared, console = [*pairs.values()], Console(width=110)
     with console.capture() as capture:
         console.print(tables.of_study("digits, 30 epochs, 3 seeds", compared))
-    assert lines(capture.get()) <= lines(README)
-    held_out = int(re.search(r"With (\d+) images a single error", README)[1])
+    assert lines(capture.get()) <= lines(DOCUMENTS)
+    held_out = int(re.search(r"With (\d+) images a single error", DOCUMENTS)[1])
     how_sure = verdict(compared, held_out).partition(", but seeds of one network")[2]
-    assert how_sure and how_sure in " ".join(README.split())
+    assert how_sure and how_sure in " ".join(DOCUMENTS.split())
 
 
 def test_the_readmes_quote_the_fused_trainings() -> None:
     table = accuracy.accuracy_table(read_table(CPU / "fused" / "accuracy.jsonl", accuracy.AccuracyRow))[1:]
     assert [row[0] for row in table] == ["unfused", "fused"]
     for name, _, _, of_seeds, mean, deviation, loss in table:
-        assert f"| {name} | {of_seeds} | {mean} | {deviation} | {loss} |" in README
+        assert f"| {name} | {of_seeds} | {mean} | {deviation} | {loss} |" in DOCUMENTS
         assert re.search(rf"\b{name} {mean} with (a deviation of )?{deviation}\b", BENCHMARKS)
 
 
 def test_the_readme_quotes_the_profile_of_a_network() -> None:
-    start = README.index("53 convolutions in a forward pass")
-    block = README[start : README.index("```", start)]
+    start = DOCUMENTS.index("53 convolutions in a forward pass")
+    block = DOCUMENTS[start : DOCUMENTS.index("```", start)]
     assert len(lines(block)) > 8 and lines(block) - {"..."} <= lines((CPU / "profile.txt").read_text())
 
 
@@ -166,7 +167,7 @@ def test_the_readmes_quote_the_host_times() -> None:
     for label, time in times.items():
         assert f"| {label} | {time:.1f} |" in BENCHMARKS, label
     in_short = f"adds {added['fastest rounds']:.0f} us to an eager call of `F.conv2d`, which takes "
-    assert f"{in_short}{benchmarks['test_call[F.conv2d]']['stats']['min'] * 1e6:.0f} us" in README
+    assert f"{in_short}{benchmarks['test_call[F.conv2d]']['stats']['min'] * 1e6:.0f} us" in DOCUMENTS
     kept, through = (benchmarks[f"test_launch[{way}]"]["stats"]["min"] * 1e6 for way in ("kept", "Triton's"))
     kernels = (ROOT / "gconv" / "kernels" / "README.md").read_text()
     assert f"in {kept:.1f} us" in kernels and f"{through:.0f} us of the host's time" in kernels

@@ -1,4 +1,4 @@
-"""The repository: imports between packages, needs of the core, documents that tell the truth, CI."""
+"""The repository: imports between packages, dependencies of the core, versions, CI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import compat
 import pytest
-import zoo
 
 from gconv.kernels.launch import NEWEST_TRITON
 from gconv.torch_internals import TESTED
@@ -92,40 +91,6 @@ def test_command_line_without_its_libraries_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr == "error: the command line needs rich: install gconv with its extra 'train'\n"
-
-
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-OUTPUTS = [block.splitlines() for language, block in BLOCKS if not language]
-MEASURED = "  floor "  # a printed line that differs between machines
-
-
-@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
-def test_python_in_the_readme_runs_and_prints_what_it_says(code: str, capsys: pytest.CaptureFixture) -> None:
-    if "import timm" in code:
-        zoo.load("timm")
-    exec(compile(code, "README.md", "exec"), {})
-    printed = capsys.readouterr().out.splitlines()
-    if "print(gconv.explain" in code or "print(report)" in code:
-        (quoted,) = [output for output in OUTPUTS if output[0].split() == printed[0].split()]
-        said = {" ".join(line.split()) for line in quoted if line != "..." and not line.startswith(MEASURED)}
-        assert said <= {" ".join(line.split()) for line in printed}
-
-
-@pytest.mark.parametrize(
-    "document",
-    ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "gconv/kernels/README.md", "docs/api.md"],
-)
-def test_files_and_pictures_that_a_document_names_exist(document: str) -> None:
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / document).read_text())
-    assert links
-    for link in links:
-        assert (ROOT / document).parent.joinpath(link).exists(), link
-
-
-def test_make_targets_that_the_readme_names_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE)) <= targets
 
 
 def test_the_tested_versions_are_those_that_are_asked_for() -> None:

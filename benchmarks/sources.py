@@ -1,8 +1,9 @@
 """Find the code that decides a result: the definitions its roots reach, name by name, through our modules.
 
-Comments, docstrings, the text of errors, formatting and the order of definitions don't count, and neither does a
-definition that nothing on the way names: an edit that can't change a result doesn't make it stale. What runs by a string, as
-``dispatch.IMPLEMENTATIONS`` does, or as a method of an object nobody names, is not found: name it as a root.
+An edit that can't change a result doesn't make it stale: comments, docstrings, the messages of errors,
+formatting and the order of definitions don't count, and definitions that the roots don't reach don't either.
+Code that is reached through a string, as in ``dispatch.IMPLEMENTATIONS``, or as a method of an object that
+nobody names, isn't found: name it as a root.
 """
 
 from __future__ import annotations

@@ -68,9 +68,7 @@ def main() -> None:
 
     after = logits_and_gradients(model, images)
     logits, gradients = [((a - b).norm() / b.norm()).item() for a, b in zip(after, before, strict=True)]
-    print(
-        f"\nrelative difference from the original network: logits {logits:.0e}, gradients {gradients:.0e}\n"
-    )
+    print(f"\nrelative difference from the original: logits {logits:.0e}, gradients {gradients:.0e}\n")
 
     print(">>> print(gconv.explain(model[1][3], x))")
     print(gconv.explain(model[1][3], torch.randn(256, 128, 56, 56, device=device)))

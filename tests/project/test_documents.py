@@ -1,4 +1,4 @@
-"""The documents: their code runs and prints what they quote, their commands, options, links and pictures exist."""
+"""The documents: their code runs and prints what they quote; commands, options and links in them exist."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import documents
 import pytest
 import zoo
 
+COMMAND = re.compile(r"(?:python -m |torchrun \S+ -m )?(gconv|benchmarks|resnext)\b(?: ([a-z]+))?(.*)")
 MEASURED = ("floor ",)  # how printed lines begin that differ between machines
-PYTHON = [
-    page for page in documents.ALL if any(block.language == "python" for block in documents.blocks(page))
-]
+PYTHON = [page for page in documents.ALL if "```python" in page.read_text()]
 
 
 def squeezed(text: str) -> list[str]:
@@ -29,7 +28,7 @@ def squeezed(text: str) -> list[str]:
 def test_python_in_a_document_runs_and_prints_what_it_quotes(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Blocks run in order and share their names; a quoted output starts with the first line that one prints."""
+    """Blocks run in order and share their names. A quoted output starts with a line that one of them prints."""
     if "import timm" in page.read_text():
         zoo.load("timm")
     names: dict[str, object] = {}
@@ -88,9 +87,7 @@ def test_commands_and_options_in_documents_exist(
     used: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for page in documents.ALL:
         for command in documents.commands(page):
-            found = re.match(
-                r"(?:python -m |torchrun \S+ -m )?(gconv|benchmarks|resnext)\b(?: ([a-z]+))?(.*)", command
-            )
+            found = COMMAND.match(command)
             if found and not command.startswith("resnext/"):
                 program, subcommand, rest = found.groups()
                 key = (program, subcommand) if subcommand else (program,)

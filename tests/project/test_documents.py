@@ -28,7 +28,7 @@ def squeezed(text: str) -> list[str]:
 def test_python_in_a_document_runs_and_prints_what_it_quotes(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Blocks run in order and share their names. A quoted output starts with a line that one of them prints."""
+    """Blocks run in order and share names. A quoted output starts with a line that one of them prints."""
     if "import timm" in page.read_text():
         zoo.load("timm")
     names: dict[str, object] = {}

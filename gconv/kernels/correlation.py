@@ -13,7 +13,7 @@ class Correlation:
     """A grouped correlation of a source x (N, H, W, groups, inputs) to y (N, P, Q, groups, outputs).
 
         y[n, p, q, g, o] = sum over r, s, i of x[n, h, w, g, i] weight[g, i, o, r, s]
-        where  divisor h = step p + dilation r - top,  and w likewise from q, s and left,
+        where  divisor h = step p + dilation r - top,  and the same for w with q, s and left,
 
     x counts as zero outside the image and where the division leaves a remainder. The forward pass has a
     divisor of 1. The input gradient has a step of 1, divides by the stride and meets the taps in reverse

@@ -186,9 +186,7 @@ def test_loads_of_eight_bytes_match_float64(one_of_each: Case, monkeypatch: pyte
 
 def test_offsets_of_64_bits_match_float64(one_of_each: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "is_wide", lambda *_: True)
-    monkeypatch.setattr(
-        launch, "device_of", lambda _: Device("cpu", "wide", 2)
-    )  # not in the cache of plans
+    monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "wide", 2))  # not in the cache of plans
     check_kernels(one_of_each, torch.float32)
 
 

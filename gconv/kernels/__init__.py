@@ -58,7 +58,7 @@ def pays_for_a_call(
     device: torch.device,
     host: float,
 ) -> bool:
-    """Return whether a kernel is faster in any of ``passes`` that PyTorch needs at least ``host`` us for.
+    """Return whether a kernel is faster in any of ``passes`` that takes PyTorch ``host`` us or more.
 
     The other arguments are those of :func:`verdict`.
     """

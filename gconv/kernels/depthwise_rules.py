@@ -16,7 +16,7 @@ from gconv.kernels.tiles import LANES, Tile, all_registers, power_of_two
 
 DEPTHWISE_TAPS = 49  # 7x7: the registers of a thread hold this many weights, or sums, for two channels
 UPRIGHT_TAPS = 4  # in a row that slides along its length; more sums can't move up in each turn
-SUMS = 32  # pairs of channels that a thread holds in blocks of outputs
+SUMS = 32  # outputs of a block that a thread holds, each for two channels
 A_WARP = 64  # numbers of a tile for a warp: two for each thread
 A_LOAD, A_WEIGHT = 5.5, 5  # instructions for two channels, in addition to two multiply-adds per product
 

@@ -203,9 +203,9 @@ def strips_kernel(
     Column tap s of output t is column u = t STRIDE + s of the strip. That is another register tile and not
     another load, so (T - 1) STRIDE + 3 loads serve T columns of outputs.
 
-    Turn t of an image loads row t STRIDE - top of x, at stride 2 also the row below, and completes row t -
-    LAG of outputs. An image begins at turn ``begins``. That is 1 if the rows above and below the image are
-    zero: then one turn serves the end of an image and the beginning of the next.
+    Turn t of an image loads row t STRIDE - top of x, at stride 2 also the row below, and completes output row
+    t - LAG. An image begins at turn ``begins``. That is 1 if the rows above and below the image are zero:
+    then one turn serves the end of an image and the beginning of the next.
 
     Grid: batches of B packs, fastest, so that adjacent programs complete each other's cache lines; blocks of
     a pack's outputs; parts of a group of images; splits of ``rows`` turns each (:mod:`.walk`).

@@ -16,17 +16,17 @@ demo: .venv/train.installed  ## convert a network, then train a ResNeXt on 4,000
 	$(BIN)/python -m resnext predict runs/demo/samples/*.png
 	@echo "look at runs/demo/curves.png, confusion.png and mistakes.png; then: . .venv/bin/activate; resnext --help"
 
-examples: .venv/dev.installed  ## run examples/: a timm network in three lines, a RegNet, a ConvNeXt, a Conformer (1 minute)
+examples: .venv/dev.installed  ## run the scripts in examples/ (1 minute)
 	for script in examples/*.py; do echo "== $$script"; $(BIN)/python tests/support/zoo.py $$script || exit 1; done
 
-test: .venv/dev.installed  ## run the tests (3 minutes)
+test: .venv/dev.installed  ## run the tests (5 minutes)
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --benchmark-disable
 
-long: .venv/dev.installed  ## run the tests that take longer: kernels in every type, every network of timm (8 minutes)
+long: .venv/dev.installed  ## run the long tests: kernels in every type, every network of timm (8 minutes)
 	$(BIN)/python -m pytest -q -m long --numprocesses auto --dist worksteal --benchmark-disable
 
-docs: .venv/dev.installed  ## build the documentation as a website in build/site (1 minute)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --quiet
+docs: .venv/dev.installed  ## build the documentation in build/site (1 minute)
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --quiet
 	@echo "open build/site/index.html, or run $(BIN)/mkdocs serve"
 
 matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five GPUs with two Tritons; write the tables (15 minutes)
@@ -38,16 +38,16 @@ compat: .venv/dev.installed  ## test the oldest and the newest supported torch a
 kernels: .venv/dev.installed  ## print registers, spills and instructions of every kernel, for five GPUs (2 minutes)
 	$(BIN)/python -m gconv kernels
 
-gpu: .venv/dev.installed  ## test the kernels on the GPU of this machine (minutes; goes on where it was stopped)
+gpu: .venv/dev.installed  ## test the kernels on the GPU of this machine (minutes; resumable)
 	$(BIN)/python tests/gpu/on_gpu.py --out runs/gpu.json
 
-measure: .venv/dev.installed  ## tune and measure on the GPU of this machine (hours; goes on where it was stopped)
+measure: .venv/dev.installed  ## tune and measure on the GPU of this machine (hours; resumable)
 	GCONV_CACHE=gconv/kernels/measured $(BIN)/python -m gconv tune
 	$(BIN)/python -m benchmarks run
 	$(BIN)/python -m benchmarks networks
 	$(BIN)/python -m benchmarks report
 
-bench: .venv/dev.installed  ## time gconv beside F.conv2d and write benchmarks/results/cpu/bench.json
+bench: .venv/dev.installed  ## time gconv next to F.conv2d, and write benchmarks/results/cpu/bench.json
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/cpu/bench.json
 	$(BIN)/python -m benchmarks.stamps cpu/bench.json
 
@@ -60,7 +60,7 @@ format: .venv/dev.installed  ## fix style and formatting where ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove .venv and the caches of the tools; keep runs/
+clean:  ## remove .venv and all caches, but keep runs/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build *.egg-info
 
 $(BIN)/python:

@@ -1,4 +1,7 @@
-"""The Triton backend: the three passes as kernels for NVIDIA and AMD GPUs, channels_last throughout."""
+"""The Triton backend: forward pass, input gradient and weight gradient as kernels for NVIDIA and AMD GPUs.
+
+All of them work on channels_last tensors. docs/kernels.md explains their design.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +31,21 @@ __all__ = [
 
 
 def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: torch.device) -> Tile:
-    """Kernel and tile that a pass runs in, under PyTorch's present settings."""
+    """Return the kernel and tile that a pass runs in, under PyTorch's current settings."""
     return choice.tile_of(pass_, geometry, dtype, precision_of(dtype), device_of(device))
 
 
 def verdict(
     pass_: str, geometry: ConvGeometry, dtype: torch.dtype, layout: str, device: torch.device
 ) -> choice.Verdict:
-    """Whether the kernels are faster than PyTorch's own, under PyTorch's present settings, and why.
+    """Return whether the kernel of a pass is faster than PyTorch, under PyTorch's current settings, and why.
 
     Args:
         pass_: "forward", "input_grad" or "weight_grad".
-        geometry: the sizes.
+        geometry: the convolution.
         dtype: of the tensors.
-        layout: theirs, "channels_last" or "contiguous", which the kernels convert.
-        device: where they are.
+        layout: of the tensors, "channels_last" or "contiguous". The kernels convert contiguous tensors.
+        device: of the tensors.
     """
     return choice.verdict(pass_, geometry, dtype, precision_of(dtype), layout, device_of(device))
 
@@ -55,9 +58,9 @@ def pays_for_a_call(
     device: torch.device,
     host: float,
 ) -> bool:
-    """Whether the kernels pay in any of ``passes`` that takes PyTorch's own at least ``host`` microseconds.
+    """Return whether a kernel is faster in any of ``passes`` that takes PyTorch ``host`` us or more.
 
-    Other arguments are those of :func:`verdict`, whose answers this comes to.
+    The other arguments are those of :func:`verdict`.
     """
     return choice.pays_for_a_call(
         passes, geometry, dtype, precision_of(dtype), layout, device_of(device), host

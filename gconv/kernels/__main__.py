@@ -1,4 +1,4 @@
-"""``python -m gconv.kernels``, another name of ``python -m gconv kernels``."""
+"""Make ``python -m gconv.kernels`` run ``python -m gconv kernels``."""
 
 import runpy
 import sys

@@ -1,7 +1,8 @@
-"""Batch norm and ReLU by themselves, each as one pass over memory: the equations of :mod:`gconv.batch_norm`.
+"""Batch norm and ReLU alone, each as one pass over memory, after the equations of :mod:`gconv.batch_norm`.
 
-The convolution's kernels do what touches the convolution. These do what is left: the statistics of its input,
-the norm and ReLU of its output, and their gradients. Tensors are pixels x channels, channels_last.
+The convolution kernels compute the norms next to a convolution. These kernels compute the rest: the
+statistics of its input, norm and ReLU of its output, and their gradients. Tensors are pixels x channels,
+channels_last.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from gconv.kernels.prologue import load_norm
 from gconv.kernels.prologue import normalise as normalise_tile
 from gconv.kernels.tiles import Tile, power_of_two
 
-WAVES = 4  # of programs, among which the pixels of a channel are divided
+WAVES = 4  # waves of programs that share the pixels of a channel
 
 
 @triton.jit
 def locate(i_tile, i_block, pixels, channels, BM: tl.constexpr, BC: tl.constexpr):
-    """Offset of a tile's first pixel; offsets from it  # [BM, BC]; channels and the two masks."""
+    """Return a tile's first offset; offsets from there  # [BM, BC]; its channels; and which pixels exist."""
     channel = i_block * BC + tl.arange(0, BC)
     lane = tl.arange(0, BM)
     first = tl.cast(i_tile, tl.int64) * BM
@@ -48,7 +49,7 @@ def normalise_kernel(p_x, p_norm, p_y, pixels, channels, blocks, BM: tl.constexp
 def through_norm_kernel(
     p_dy, p_x, p_norm, p_slope, p_dx, pixels, channels, blocks, BM: tl.constexpr, BC: tl.constexpr
 ):
-    """dx = scale dz + slope[0] (x - mean) + slope[1], dz being dy where the ReLU let x through.
+    """dx = scale dz + slope[0] (x - mean) + slope[1]; dz is dy where the ReLU let x through, else zero.
 
     Grid: blocks of BC channels, fastest; tiles of BM pixels.
     """
@@ -70,7 +71,7 @@ def gather_kernel(
 ):  # fmt: skip
     """The moments of x, or the two sums of dz, in parts.
 
-    Grid: blocks of BC channels, fastest; splits, each of which takes every ``splits``-th tile of BM pixels.
+    Grid: blocks of BC channels, fastest; splits, each of every ``splits``-th tile of BM pixels.
     """
     i_block, i_split = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     c = i_block * BC + tl.arange(0, BC)
@@ -86,13 +87,13 @@ def gather_kernel(
             dz = through_relu(load_tile(p_dy + at, o, m, c < channels, False), x, norm, m).to(tl.float32)
             sums = (sums[0] + dz, sums[1] + dz * (x - norm[2][None, :]))
         else:
-            # Lanes beyond the last pixel repeat their mean, which changes nothing.
+            # Lanes past the last pixel get their mean again, which changes nothing.
             sums = add_moments(sums, tl.where(m[:, None], x, sums[0]), (i_tile - i_split) // splits + 1)
     store_sums(p_sums, i_split, sums, counts, channels, c, c < channels, EPILOGUE)
 
 
 def normalise(x: Tensor, norm: Tensor) -> Tensor:
-    """max(scale x + shift, 0), like x (N, C, H, W) in channels_last."""
+    """Return max(scale x + shift, 0), (N, C, H, W) in channels_last."""
     x = _dense(x)
     y = torch.empty_like(x)
     plan_norm(normalise_kernel, x.numel() // x.shape[1], x.shape[1])(x, norm, y)
@@ -100,18 +101,18 @@ def normalise(x: Tensor, norm: Tensor) -> Tensor:
 
 
 def moments(x: Tensor) -> Tensor:
-    """(2, C): mean and biased variance of each channel of x (N, C, H, W)."""
+    """Return (2, C): mean and biased variance of each channel of x (N, C, H, W)."""
     x = _dense(x)
     return _gather(x, None, None, "moments")
 
 
 def grad_sums(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
-    """(2, C): the two sums, from ``grad``, of the output."""
+    """Return (2, C): the two sums, from the output's gradient ``grad``."""
     return _gather(_dense(x), _dense(grad), norm, "gradient")
 
 
 def through_norm(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
-    """dx (N, C, H, W) from ``grad``, of the output, and slope (2, C)."""
+    """Return dx (N, C, H, W) from the output's gradient ``grad`` and slope (2, C)."""
     grad, x = _dense(grad), _dense(x)
     dx = torch.empty_like(x)
     plan_norm(through_norm_kernel, x.numel() // x.shape[1], x.shape[1])(grad, x, norm, slope, dx)
@@ -128,19 +129,19 @@ def _gather(x: Tensor, grad: Tensor | None, norm: Tensor | None, epilogue: str) 
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """``tensor`` as pixels x channels without gaps, copied only if it is not."""
+    """Return ``tensor`` as pixels x channels without gaps, copied only if necessary."""
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _tile(channels: int) -> Tile:
-    """Eight numbers of a thread in a row, which a 16-byte load brings."""
+    """Return a tile in which a thread has eight adjacent numbers: a 16-byte load."""
     lanes = min(64, max(16, power_of_two(channels)))
     return Tile("batch_norm", 1, 2048 // lanes, lanes, lanes, warps=4)
 
 
 @lru_cache(PLANS_KEPT)
 def plan_norm(kernel: object, pixels: int, channels: int) -> Launch:
-    """How a kernel runs that takes each tile of pixels and channels once."""
+    """Plan a kernel that visits each tile of pixels and channels once."""
     tile = _tile(channels)
     blocks = -(-channels // tile.outputs)
     values = {"pixels": pixels, "channels": channels, "blocks": blocks}
@@ -150,7 +151,7 @@ def plan_norm(kernel: object, pixels: int, channels: int) -> Launch:
 
 @lru_cache(PLANS_KEPT)
 def plan_gather(pixels: int, channels: int, epilogue: str, device: Device) -> Launch:
-    """How sums over the pixels are gathered."""
+    """Plan how sums over the pixels are gathered."""
     tile = _tile(channels)
     blocks, tiles = -(-channels // tile.outputs), -(-pixels // tile.pixels)
     splits = min(tiles, max(1, WAVES * tile.resident * device.processors // blocks))

@@ -1,9 +1,11 @@
-"""Which tile a pass runs in, and whether it beats PyTorch's own: as measured on the GPU, else by rule.
+"""Choose the tile of a pass, and decide whether its kernel beats PyTorch.
 
-A table of measurements is one JSON file for each GPU, which ``python -m gconv tune`` writes: those that come
-with gconv are in ``measured/``, the user's own, which go before them, in :func:`user_folder`. The entry that
-counts for a geometry is the nearest one of its kind, which has the same group widths, kernel, stride and so
-on, and another number of images, pixels or groups.
+Both use measurements made on the GPU if there are any, and rules otherwise. A table of measurements is one
+JSON file for each GPU, written by ``python -m gconv tune``. Tables that come with gconv are in ``measured/``;
+the user's tables are in :func:`user_folder` and take precedence.
+
+For a geometry, the nearest entry of the same kind counts. Entries of one kind have the same group widths,
+kernel size, stride and so on; they differ in the number of images, pixels or groups.
 """
 
 from __future__ import annotations
@@ -29,24 +31,24 @@ from gconv.kernels.strip_rules import bias_pair_tile
 from gconv.kernels.tiles import LANES, SLIDE_LANES, Tile
 
 SHIPPED = Path(__file__).parent / "measured"
-# By pass; raised when a change of its kernels makes what was measured wrong: other tiles, other speeds.
+# Version of each pass. Increase it when a change of the kernels invalidates measured tiles and times.
 KERNELS = {"forward": 5, "input_grad": 6, "weight_grad": 6}
-KEPT = 4096  # answers; images of ever new sizes must not fill the memory
-# How much faster than PyTorch's own an entry must be for the kernels to be taken, by its distance in octaves:
-# what two measurements of one thing differ by; a layer of up to twice or half the size; any other.
+KEPT = 4096  # cached answers; bounds the memory if every image has a new size
+# How much faster than PyTorch an entry must be for the kernel to be used, by the entry's distance in octaves.
+# 0: the amount by which repeated measurements differ. Up to 1: a layer of up to twice or half the size.
 MARGINS = ((0.0, 0.02), (1.0, 0.05), (math.inf, 0.1))
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was measured for one pass of one geometry.
+    """A measurement of one pass of one geometry.
 
     Args:
-        kind: what an entry must share with a geometry to count for it: pass, type, channels of a group in and
-            out, kernel, stride, dilation.
-        size: images, height, width and groups.
-        tile: the fastest of those that gave the right result.
-        triton, aten: microseconds of the kernel and of PyTorch, by layout.
+        kind: what the entry and a geometry must have in common: pass, type, input and output channels of a
+            group, kernel size, stride, dilation.
+        size: number of images, height, width and number of groups.
+        tile: the fastest of the tiles that gave the right result.
+        triton, aten: microseconds that the kernel and PyTorch take, by layout.
     """
 
     kind: tuple
@@ -57,23 +59,23 @@ class Entry:
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> Entry:
-        """From its fields, of which JSON made lists."""
+        """Return an entry from its fields as JSON has them, with lists in place of tuples."""
         pass_, type_, inputs, outputs, *pairs = fields["kind"]
         kind = (pass_, type_, inputs, outputs, *map(tuple, pairs))
         return cls(kind, tuple(fields["size"]), Tile(**fields["tile"]), fields["triton"], fields["aten"])
 
     def distance(self, size: tuple[int, int, int, int]) -> float:
-        """In octaves: how many times images, pixels or groups have to be doubled or halved in all."""
+        """Return how often images, pixels or groups must be doubled or halved to get to ``size``: octaves."""
         return sum(abs(math.log2(max(a, 1) / b)) for a, b in zip(size, self.size, strict=True))
 
     def pays(self, size: tuple[int, int, int, int], layout: str) -> bool:
-        """Whether the kernel is faster for tensors of ``layout`` by the margin of its distance."""
+        """Return whether the kernel is faster for tensors of ``layout``, by the margin for this distance."""
         distance = self.distance(size)
         margin = next(margin for far, margin in MARGINS if distance <= far)
         return self.triton[layout] <= (1 - margin) * self.aten[layout]
 
     def told(self, size: tuple[int, int, int, int], layout: str) -> str:
-        """What was measured, in words."""
+        """Return what was measured, in words."""
         n, h, w, groups = self.size
         near = f" for {n} images of {h} x {w} in {groups} groups, the nearest" if self.distance(size) else ""
         return (
@@ -82,15 +84,15 @@ class Entry:
 
 
 def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
-    """The tile of a pass: of the nearest layer that was measured, else by rule."""
+    """Return the tile of a pass: that of the nearest measured layer if there is one, otherwise by rule."""
     entry = nearest(pass_, geometry, dtype, precision, device)
     return tile_by_rule(pass_, geometry, dtype, precision, device) if entry is None else entry.tile
 
 
 def fused_tile_of(pass_: str, geometry: ConvGeometry, operands: OperandLayout, fusion: Fusion) -> Tile:
-    """The tile that a pass runs in with ``fusion`` inside its kernel.
+    """Return the tile of a pass with ``fusion`` inside its kernel.
 
-    With a batch norm always by rule: only plain passes are measured.
+    With batch norm, the tile always comes from the rules, because only plain passes are measured.
     """
     with_norm = fusion.prologue or fusion.epilogue in PARTIALS
     tile = (norm_tile if with_norm else tile_of)(pass_, geometry, *operands.kind)
@@ -99,7 +101,7 @@ def fused_tile_of(pass_: str, geometry: ConvGeometry, operands: OperandLayout, f
     if fusion.bias and tile.kernel == "pairs":
         return bias_pair_tile(tile)
     if fusion.bias and pass_ == "weight_grad" and tile.kernel == "strips":
-        most = max(1, 6 // (tile.packs * operands.dtype.itemsize))  # the sums of dy take some
+        most = max(1, 6 // (tile.packs * operands.dtype.itemsize))  # the sums of dy take registers
         return replace(tile, columns=min(tile.columns, most))
     return tile
 
@@ -108,10 +110,10 @@ class Verdict(NamedTuple):
     """Whether a pass should run on the kernels.
 
     Args:
-        pays: whether they are faster than PyTorch's own, by the time on the device.
+        pays: whether the kernel is faster than PyTorch, by the time on the device.
         reason: why, in words.
-        least: microseconds that PyTorch's own takes: as measured, or the memory floor, which it cannot beat;
-            0 if neither is known.
+        least: lower bound on PyTorch's time in microseconds: the measured time, or the memory floor; 0 if
+            neither is known.
     """
 
     pays: bool
@@ -123,10 +125,10 @@ class Verdict(NamedTuple):
 def verdict(
     pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, layout: str, device: Device
 ) -> Verdict:
-    """Whether the kernel is faster than PyTorch's own, for tensors of ``layout``.
+    """Return whether the kernel is faster than PyTorch for tensors of ``layout``.
 
-    As it was measured; where nothing of the kind was, as :func:`pays_by_rule` says of channels_last. A dense
-    convolution is PyTorch's, whatever was measured for groups of its widths.
+    Measurements decide. Without any for this kind, :func:`pays_by_rule` decides for channels_last. Dense
+    convolutions always go to PyTorch, even if there are measurements for groups of the same widths.
     """
     floor = geometry.compulsory_bytes(dtype.itemsize) / device.bandwidth * 1e6
     if geometry.groups == 1:
@@ -152,16 +154,16 @@ def pays_for_a_call(
     device: Device,
     host: float,
 ) -> bool:
-    """Whether the kernel pays in any pass that takes PyTorch's own at least ``host`` microseconds."""
+    """Return whether the kernel is faster in any pass that takes PyTorch at least ``host`` microseconds."""
     verdicts = (verdict(pass_, geometry, dtype, precision, layout, device) for pass_ in passes)
     return any(found.pays and found.least >= host for found in verdicts)
 
 
 def pays_by_rule(pass_: str, geometry: ConvGeometry, dtype: torch.dtype) -> bool:
-    """Whether gconv beat cuDNN on an H200 in a pass, by a twentieth, for ResNeXt's layers of this kind.
+    """Return whether gconv beat cuDNN by 5% or more in this pass, for such layers of ResNeXt on an H200.
 
-    That was measured in bfloat16. What was not is left to PyTorch, and so is what gained less: at stride 2
-    the forward pass of groups of 16 and of 32 channels, and the weight gradient of groups of 8.
+    That was measured in bfloat16. Kinds that weren't measured or gained less go to PyTorch: at stride 2 the
+    forward pass of groups of 16 and 32 channels, and the weight gradient of groups of 8.
     """
     same = geometry.stride[0] == geometry.stride[1] and geometry.dilation == (1, 1)
     if geometry.weight_size[2:] != (3, 3) or dtype.itemsize != 2 or not same or geometry.stride[0] > 2:
@@ -178,32 +180,32 @@ def pays_by_rule(pass_: str, geometry: ConvGeometry, dtype: torch.dtype) -> bool
 def nearest(
     pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
 ) -> Entry | None:
-    """The entry that counts for a geometry, None where nothing of its kind was measured."""
+    """Return the nearest entry of a geometry's kind, or None if nothing of that kind was measured."""
     entries = table(device.name).get(kind_of(pass_, geometry, type_name(dtype, precision)), ())
     size = size_of(geometry)
     return min(entries, key=lambda entry: entry.distance(size), default=None)
 
 
 def kind_of(pass_: str, geometry: ConvGeometry, type_: str) -> tuple:
-    """What an entry must share with ``geometry`` to count for it."""
+    """Return what an entry must have in common with ``geometry`` to count for it."""
     cg, kg = geometry.channels_per_group
     return pass_, type_, cg, kg, geometry.weight_size[2:], geometry.stride, geometry.dilation
 
 
 def size_of(geometry: ConvGeometry) -> tuple[int, int, int, int]:
-    """Images, height, width, groups: what the nearest entry is looked for by."""
+    """Return images, height, width and groups, by which the nearest entry is found."""
     n, _, h, w = geometry.input_size
     return n, h, w, geometry.groups
 
 
 def type_name(dtype: torch.dtype, precision: str) -> str:
-    """ "float16", "bfloat16", "float32", or "tf32" for float32 that is multiplied so."""
+    """Return "float16", "bfloat16" or "float32", or "tf32" for float32 that is multiplied in TF32."""
     return "tf32" if dtype == torch.float32 and precision == "tf32" else str(dtype).removeprefix("torch.")
 
 
 @cache
 def table(device_name: str) -> dict[tuple, list[Entry]]:
-    """All entries for a GPU by kind; the user's alone for a kind of which there are any."""
+    """Return all entries for a GPU by kind. The user's entries of a kind replace the shipped ones."""
     tables = [_entries_or_none(folder / file_name(device_name)) for folder in (SHIPPED, user_folder())]
     found: dict[tuple, list[Entry]] = {}
     for entries in tables:
@@ -215,10 +217,10 @@ def table(device_name: str) -> dict[tuple, list[Entry]]:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The entries of a table that hold for the present kernels; none if there is no file.
+    """Return the entries of a table that are still valid for the current kernels; none if there is no file.
 
     Raises:
-        ValueError: the file is no table.
+        ValueError: if the file isn't a table.
     """
     if not path.exists():
         return []
@@ -229,16 +231,16 @@ def read_entries(path: Path) -> list[Entry]:
         )  # or one number for all
         return [e for e in map(Entry.read, saved["entries"]) if e.kind[0] not in old]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no table of gconv's: {error!r}") from None
+        raise ValueError(f"{path} is not a table written by `python -m gconv tune`: {error!r}") from None
 
 
 def outdated(kernels: dict[str, int]) -> list[str]:
-    """The passes whose kernels have changed since a table of ``kernels`` was measured."""
+    """Return the passes whose kernels have changed since a table for ``kernels`` was measured."""
     return [pass_ for pass_, version in KERNELS.items() if kernels.get(pass_) != version]
 
 
 def _entries_or_none(path: Path) -> list[Entry]:
-    """The entries of a table; with a warning none where it is no table: no convolution must fail for it."""
+    """Return the entries of a table; if it isn't a table, warn and return none: convolutions still run."""
     try:
         return read_entries(path)
     except ValueError as error:
@@ -247,17 +249,17 @@ def _entries_or_none(path: Path) -> list[Entry]:
 
 
 def file_name(device_name: str) -> str:
-    """Such as nvidia-h200.json."""
+    """Return a file name such as nvidia-h200.json."""
     return f"{slug(device_name)}.json"
 
 
 def slug(name: str) -> str:
-    """A device's name as files and folders bear it, such as nvidia-h200."""
+    """Return a device's name in the form that files and folders use, such as nvidia-h200."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def user_folder() -> Path:
-    """Where the user's own tables are: GCONV_CACHE, else gconv in the cache folder of the user."""
+    """Return the folder of the user's tables: GCONV_CACHE if set, otherwise gconv in the user's cache."""
     if folder := os.environ.get("GCONV_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gconv"

@@ -1,4 +1,4 @@
-"""What the forward kernels compute: correlations, which the forward pass and the input gradient both are."""
+"""The operation that forward passes and input gradients have in common: a grouped correlation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from gconv.geometry import ConvGeometry, Padding
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """One grouped correlation of a source x (N, H, W, groups, inputs) into y (N, P, Q, groups, outputs).
+    """A grouped correlation of a source x (N, H, W, groups, inputs) to y (N, P, Q, groups, outputs).
 
         y[n, p, q, g, o] = sum over r, s, i of x[n, h, w, g, i] weight[g, i, o, r, s]
-        where  divisor h = step p + dilation r - top,  and w likewise from q, s and left,
+        where  divisor h = step p + dilation r - top,  and the same for w with q, s and left,
 
-    and x counts as zero outside the image and where the division leaves a rest. The forward pass steps and
-    divides by 1. The input gradient divides by the stride and meets the taps in the opposite order.
+    x counts as zero outside the image and where the division leaves a remainder. The forward pass has a
+    divisor of 1. The input gradient has a step of 1, divides by the stride and meets the taps in reverse
+    order.
 
     Args:
         size: (N, H, W) of x.
@@ -25,9 +26,9 @@ class Correlation:
         inputs, outputs: channels of one group of x and of y.
         kernel: (R, S).
         step, divisor, dilation: (vertical, horizontal).
-        top, left: zeros around x. May be negative: rows and columns that are skipped.
-        transposed: weights are stored as (outputs, inputs) for the forward pass; this swaps the two and flips
-            the taps.
+        top, left: zeros around x. Negative values skip rows and columns.
+        transposed: whether to swap inputs and outputs of the weights and flip the taps. Weights are stored as
+            (outputs, inputs) for the forward pass.
     """
 
     size: tuple[int, int, int]
@@ -45,12 +46,12 @@ class Correlation:
 
     @classmethod
     def of(cls, pass_: str, geometry: ConvGeometry) -> Correlation:
-        """That of "forward" or "input_grad"."""
+        """Return the correlation of "forward" or "input_grad"."""
         return cls.forward(geometry) if pass_ == "forward" else cls.input_grad(geometry)
 
     @classmethod
     def forward(cls, geometry: ConvGeometry) -> Correlation:
-        """y from x."""
+        """Return the correlation that computes y from x."""
         n, _, h, w = geometry.input_size
         cg, kg = geometry.channels_per_group
         return cls(
@@ -70,7 +71,7 @@ class Correlation:
 
     @classmethod
     def input_grad(cls, geometry: ConvGeometry) -> Correlation:
-        """dx from dy: tap r of the correlation is tap R - 1 - r of the convolution."""
+        """Return the correlation that computes dx from dy: its tap r is tap R - 1 - r of the convolution."""
         n, _, h, w = geometry.input_size
         _, _, p, q = geometry.output_size
         cg, kg = geometry.channels_per_group
@@ -92,12 +93,12 @@ class Correlation:
 
     @property
     def lies_flat(self) -> bool:
-        """Whether it is 1-d, one row of several taps, at stride and dilation 1."""
+        """Whether it is 1-d: one row of several taps, at stride and dilation 1."""
         flat = self.size[1] == self.output[0] == self.kernel[0] == 1 and self.top == 0
         return flat and self.step[1] == self.divisor[1] == self.dilation[1] == 1 < self.kernel[1]
 
     def upright(self) -> Correlation:
-        """The same with rows for columns, for operands whose strides are swapped, too."""
+        """Return the correlation with rows and columns exchanged. Its operands' strides must be, too."""
         return replace(
             self,
             size=(self.size[0], self.size[2], self.size[1]),
@@ -111,10 +112,10 @@ class Correlation:
         )
 
     def weight_strides(self, strides: Sequence[int]) -> tuple[int, int, int, int, int, int]:
-        """Where weight[g, i, o, r, s] stands in a (K, C / groups, R, S) tensor of ``strides``.
+        """Return where weight[g, i, o, r, s] is in a (K, C / groups, R, S) tensor of ``strides``.
 
         Returns:
-            Position of the first one, then strides along g, i, o, r and s.
+            Position of the first weight, then strides along g, i, o, r and s.
         """
         k, c, r, s = strides
         if not self.transposed:
@@ -124,16 +125,16 @@ class Correlation:
 
 
 def stands_upright(geometry: ConvGeometry) -> bool:
-    """Whether weight gradients slide along the rows of ``geometry``: its kernel is one row of several taps.
+    """Return whether weight gradients slide along the rows: the kernel is one row of several taps.
 
-    Tap (0, s) has the same number as tap (s, 0) of the kernel that stands upright.
+    Tap (0, s) of the kernel is tap (s, 0) of the upright kernel, and both have the same number.
     """
     _, _, r, s = geometry.weight_size
     return r == 1 < s and geometry.stride[1] == geometry.dilation[1] == 1
 
 
 def upright_geometry(geometry: ConvGeometry) -> ConvGeometry:
-    """``geometry`` with rows for columns, for operands whose strides are swapped, too."""
+    """Return ``geometry`` with rows and columns exchanged. The strides of its operands must be, too."""
     (n, channels, h, w), (k, group_in, r, s) = geometry.input_size, geometry.weight_size
     top, bottom, left, right = geometry.padding
     return replace(
@@ -147,6 +148,6 @@ def upright_geometry(geometry: ConvGeometry) -> ConvGeometry:
 
 
 def pairs_of(length: int, offset: int) -> tuple[int, int]:
-    """The first a, and how many, so that all of 0 .. length - 1 are 2a + offset or 2a + 1 + offset."""
+    """Return the first a, and how many, such that 2a + offset and 2a + 1 + offset cover 0 .. length - 1."""
     first = -offset // 2
     return first, (length - 1 - offset) // 2 - first + 1

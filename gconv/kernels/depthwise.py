@@ -1,4 +1,4 @@
-"""One channel a group: multiply-adds, where a product of tiles would multiply fifteen zeros in sixteen."""
+"""Depthwise kernels: multiply-adds. Products of tiles would multiply fifteen zeros in sixteen."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import triton.language as tl
 from gconv.kernels.epilogue import Sink, emit, load_bias
 from gconv.kernels.packing import COUNTS, STRIDES, WEIGHTS, as_mask, load_tile, locate_columns
 
-OWN_WEIGHTS = [name for name in WEIGHTS if name not in ("w_i", "w_o")]  # there is one input and one output
+OWN_WEIGHTS = [name for name in WEIGHTS if name not in ("w_i", "w_o")]  # a group has one input and output
 FORWARD = [*COUNTS, *STRIDES, *OWN_WEIGHTS, "columns", "rows", "y_w"]
 WEIGHT_GRAD = [*COUNTS, *STRIDES, "columns", "rows", "splits", "dy_n", "dy_h", "dy_w"]
 
 
 @triton.jit
 def locate_depthwise(i_pack, groups, B: tl.constexpr):
-    """Channels of a block and which of them exist  # [B]
+    """Return the channels of a block and which of them exist  # [B]
 
-    Two to a thread, for loads of 4 bytes, which a warp still makes whole: with more, the weights that every
-    thread holds would not fit its registers.
+    A thread has two channels, for loads of 4 bytes, with which a warp still loads complete lines. With more
+    channels, the weights that every thread holds wouldn't fit its registers.
     """
     channel = i_pack * B + tl.arange(0, B)
     return tl.max_contiguous(channel, 2), channel < groups
@@ -26,7 +26,7 @@ def locate_depthwise(i_pack, groups, B: tl.constexpr):
 
 @triton.jit
 def repeat(value, TIMES: tl.constexpr):
-    """A tuple of TIMES values."""
+    """Return a tuple of TIMES values."""
     values = ()
     for _ in tl.static_range(TIMES):
         values = values + (value,)
@@ -35,7 +35,7 @@ def repeat(value, TIMES: tl.constexpr):
 
 @triton.jit
 def add_products(sums, x, weights, s: tl.constexpr, S: tl.constexpr):
-    """sums[r] + x * weights[r, s] for every kernel row r."""
+    """Return sums[r] + x * weights[r, s] for every kernel row r."""
     added = ()
     for r in tl.static_range(len(sums)):
         added = added + (sums[r] + x * weights[r * S + s][None, :],)
@@ -44,7 +44,7 @@ def add_products(sums, x, weights, s: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def add_gradients(sums, x, dy, s: tl.constexpr, S: tl.constexpr):
-    """sums[r, s] + x * dy[r] for every kernel row r; the other columns' sums as they are."""
+    """Return sums[r, s] + x * dy[r] for every kernel row r, and the sums of other columns unchanged."""
     added = ()
     for t in tl.static_range(len(sums)):
         if t % S == s:
@@ -64,7 +64,7 @@ def depthwise_slide_kernel(
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Vertical stride and dilation 1: slides down the rows of x, each loaded once for the R outputs it feeds.
+    """Vertical stride and dilation 1: slide down the rows of x; load each once for the R outputs it feeds.
 
         y[p] = sum over r, s of x[p - top + r, q step_w - left + s tap_w] w[r, s], elementwise along channels
 
@@ -121,13 +121,13 @@ def depthwise_slide_weight_kernel(
         sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, h, w]
         where  h = p - top + r,  w = q step_w - left + s tap_w
 
-    Grid: blocks of BO channels, fastest; blocks of BR x BS taps; splits, each of which takes every
-    ``splits``-th piece of work, a tile of BM columns by a chunk of ``rows`` rows. To a block of taps, the
-    image begins further up and to the left.
+    Grid: blocks of BO channels, fastest; blocks of BR x BS taps; splits, each of every ``splits``-th piece of
+    work, a tile of BM columns by a chunk of ``rows`` rows. For a block of taps, the image begins further up
+    and to the left.
 
     In registers: BR BS sums [BM, BO], added up over the columns at the end, and BR rows of dy, which move up
-    as the rows move down. That takes two to four instructions for each row of dy, so a turn of the loop may
-    take as many rows of x (TURNS).
+    as the rows move down. Moving them takes two to four instructions for each row of dy, so a turn of the
+    loop may take several rows of x (TURNS).
     """
     ACROSS: tl.constexpr = (S + BS - 1) // BS
     BLOCKS: tl.constexpr = (R + BR - 1) // BR * ACROSS
@@ -191,14 +191,14 @@ def depthwise_kernel(
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Any geometry with one channel a group, in and out.
+    """Any depthwise geometry.
 
         y[p, q] = sum over taps r, s of x[h, w] weight[r, s], elementwise along the channels
 
     with h and w as in :class:`~gconv.kernels.correlation.Correlation`.
 
     Grid: blocks of BO channels, fastest; tiles of BM columns; chunks of ``rows`` output rows. Going down the
-    rows, a program meets each row of x R times in turn: once from memory, then in L1.
+    rows, a program meets each row of x R times in succession: once from memory, then from L1.
 
     In registers: the sums of one output row, [BM, BO].
     """
@@ -241,12 +241,12 @@ def depthwise_weight_kernel(
     BIAS: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
     X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of the weight gradient with one channel a group, in and out.
+    """Partial sums of the weight gradient for any depthwise geometry.
 
         sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, h, w], elementwise along channels
 
-    Grid: blocks of BO channels, fastest; splits, each of which takes every ``splits``-th piece of work, a
-    tile of BM columns by a chunk of ``rows`` rows.
+    Grid: blocks of BO channels, fastest; splits, each of every ``splits``-th piece of work, a tile of BM
+    columns by a chunk of ``rows`` rows.
 
     In registers: a sum for each column, tap and channel, [BM, BT, BO], added up over the columns at the end.
     """

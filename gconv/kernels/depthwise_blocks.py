@@ -1,4 +1,4 @@
-"""Large kernels with one channel a group: blocks of outputs stay in registers, and blocks of taps pass by."""
+"""Large depthwise kernels: blocks of outputs stay in registers, and blocks of taps stream past."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from gconv.kernels.depthwise import locate_depthwise, repeat
 from gconv.kernels.epilogue import Sink, emit, load_bias
 from gconv.kernels.packing import COUNTS, load_tile, locate_columns
 
-FAR = tl.constexpr(2**29)  # a column that no image has
+FAR = tl.constexpr(2**29)  # a column outside every image
 
 
 @triton.jit
 def load_block(p_w, taps, fresh, m_channel, BR: tl.constexpr, BS: tl.constexpr):
-    """The weights of a block of taps, zero for those that another block has  # each [1, BO]
+    """Load the weights of a block of taps, zero for taps that another block has  # each [1, BO]
 
     Args:
-        p_w: that of the block's first tap, for each channel.
-        taps: from a tap to the next, along the kernel's rows and columns.
-        fresh: how many of the block's first rows and columns another block has.
-        m_channel: a tuple of which channels exist; empty if all do.
+        p_w: pointers to the weights of the block's first tap, one for each channel.
+        taps: distance from one tap to the next, along the kernel's rows and columns.
+        fresh: number of the block's first rows and columns that another block has.
+        m_channel: a tuple of the mask of existing channels; empty if all exist.
     """
     weights = ()
     for t in tl.static_range(BR * BS):
@@ -33,7 +33,7 @@ def load_block(p_w, taps, fresh, m_channel, BR: tl.constexpr, BS: tl.constexpr):
 
 @triton.jit
 def add_block(sums, x, weights, u: tl.constexpr, v: tl.constexpr, T: tl.constexpr, BS: tl.constexpr):
-    """sums[i, t] + x weights[u - i, v - t] for the outputs of rows i and columns t that meet x[u, v]."""
+    """Return sums[i, t] + x weights[u - i, v - t] for the outputs (row i, column t) that meet x[u, v]."""
     added = ()
     for o in tl.static_range(len(sums)):
         if (o // T <= u) & ((u - o // T) * BS < len(weights)) & (o % T <= v) & (v - o % T < BS):
@@ -52,19 +52,19 @@ def depthwise_blocks_kernel(
     PB: tl.constexpr, T: tl.constexpr, BR: tl.constexpr, BS: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Stride and dilation 1: sums PB rows of T neighbouring columns at a time, over all taps.
+    """Stride and dilation 1: sum PB rows of T adjacent columns at a time, over all taps.
 
         y[p, q] = sum over r, s of x[p - top + r, q - left + s] w[r, s], elementwise along the channels
 
     A block of BR x BS taps meets (PB + BR - 1) x (T + BS - 1) pixels of x, each loaded once for all outputs.
-    The last block begins so early that it ends with the kernel; the taps that it shares with the block before
-    count as zero. Blocks whose rows are outside the image are left out. Weights lie as (R, S, channels), and
-    FLIP says that the last tap comes first.
+    The last block begins early enough to end with the kernel, and its taps that the previous block has count
+    as zero. Blocks whose rows are outside the image are skipped. Weights are laid out (R, S, channels); FLIP
+    means that the last tap comes first.
 
     Grid: blocks of BO channels, fastest; tiles of BM strips of T columns, ``columns`` in all; blocks of rows.
 
-    In registers: the PB T sums [BM, BO], and the weights of the block's taps. STEP, from a pixel of x to the
-    next, is a constant, so that loads along a row share an address.
+    In registers: the PB T sums [BM, BO], and the weights of the block's taps. STEP, the distance from a pixel
+    of x to the next, is a constant, so that loads along a row share an address.
     """
     i_pack = tl.program_id(0) % packs
     i_m = tl.program_id(0) // packs % tl.cdiv(columns, BM)

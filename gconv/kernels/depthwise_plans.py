@@ -1,4 +1,4 @@
-"""Plan the launches of the kernels that have one channel a group."""
+"""Plan the launches of depthwise kernels, for groups of one channel."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from gconv.kernels.tiles import Tile
 
 
 def plan_depthwise(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan ``depthwise_kernel`` or the sliding one, which know no batch norm.
+    """Plan ``depthwise_kernel`` or ``depthwise_slide_kernel``.
 
     Raises:
-        ValueError: ``fusion`` has one.
+        ValueError: if ``fusion`` has a batch norm, which these kernels don't support.
     """
     _refuse_norm(fusion)
     slides = tile.kernel == "depthwise-slide"
@@ -56,10 +56,10 @@ def plan_depthwise(c: Correlation, tile: Tile, operands: OperandLayout, fusion: 
 
 
 def plan_depthwise_blocks(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan ``depthwise_blocks_kernel``: stride and dilation 1. It knows no batch norm.
+    """Plan ``depthwise_blocks_kernel``: stride and dilation 1.
 
     Raises:
-        ValueError: ``fusion`` has one.
+        ValueError: if ``fusion`` has a batch norm, which this kernel doesn't support.
     """
     _refuse_norm(fusion)
     shared = correlation_arguments(c, tile, operands, fusion)
@@ -84,7 +84,7 @@ def plan_depthwise_blocks(c: Correlation, tile: Tile, operands: OperandLayout, f
 def plan_depthwise_weight(
     geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
 ) -> tuple[Launch, int]:
-    """Plan ``depthwise_weight_kernel`` or the sliding one. Return how many splits it makes, too."""
+    """Plan ``depthwise_weight_kernel`` or ``depthwise_slide_weight_kernel``. Return launch and splits."""
     slides = tile.kernel == "depthwise-slide"
     if slides and stands_upright(geometry):
         geometry, operands = upright_geometry(geometry), operands.upright()
@@ -109,4 +109,4 @@ def plan_depthwise_weight(
 
 def _refuse_norm(fusion: Fusion) -> None:
     if fusion.has_norm:
-        raise ValueError("kernels of one channel a group have no batch norm inside")
+        raise ValueError("depthwise kernels don't support batch norm: pass a tile of the taps kernel")

@@ -1,4 +1,4 @@
-"""Tiles by rule for the kernels that have one channel a group, and which taps their programs take at once."""
+"""Tiles by rule for depthwise kernels, and how many taps their programs take at a time."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from gconv.kernels.correlation import Correlation, stands_upright
 from gconv.kernels.device import Device
 from gconv.kernels.tiles import LANES, Tile, all_registers, power_of_two
 
-DEPTHWISE_TAPS = 49  # 7x7: as many weights, or sums, as the registers of a thread hold for two channels
-UPRIGHT_TAPS = 4  # of a row that slides along its length: so many sums can move up in each turn
-SUMS = 32  # of a thread's pairs of channels that blocks of outputs hold
-A_WARP = 64  # numbers of a tile that are two for each of its threads
-A_LOAD, A_WEIGHT = 5.5, 5  # instructions for two channels, beside two multiply-adds for each product
+DEPTHWISE_TAPS = 49  # 7x7: the registers of a thread hold this many weights, or sums, for two channels
+UPRIGHT_TAPS = 4  # in a row that slides along its length; more sums can't move up in each turn
+SUMS = 32  # outputs of a block that a thread holds, each for two channels
+A_WARP = 64  # numbers of a tile for a warp: two for each thread
+A_LOAD, A_WEIGHT = 5.5, 5  # instructions for two channels, in addition to two multiply-adds per product
 
 
 def depthwise_lanes(groups: int) -> int:
-    """Channels of a tile: 64, or fewer where they divide all: masked channels are loaded one by one."""
+    """Return a tile's channels: 64, or fewer if these divide the groups. Masked channels load one by one."""
     divisor = math.gcd(64, groups)
     return divisor if divisor >= LANES else min(64, power_of_two(groups))
 
 
 def depthwise_tile(correlation: Correlation, device: Device) -> Tile:
-    """Multiply-adds, no product of tiles. Where it slides, so few pixels that all taps' weights fit."""
+    """Return a tile for multiply-adds. If it slides, it has few enough pixels for the weights of all taps."""
     c = correlation
     channels, taps = depthwise_lanes(c.groups), math.prod(c.kernel)
     if c.lies_flat and taps <= UPRIGHT_TAPS:
         return upright_tile(c.size[0], channels, 4)
-    blocks = device.kind != "hip"  # AMD's compiler needs minutes and 14 GB for a block's masked loads
+    blocks = device.kind != "hip"  # the compiler for AMD takes minutes and 14 GB for a block's masked loads
     if blocks and c.step == c.dilation == c.divisor == (1, 1) and (taps > DEPTHWISE_TAPS or c.lies_flat):
         return blocks_tile(c, channels, device)
     slides = c.step[0] == c.dilation[0] == 1 and c.divisor == (1, 1)
@@ -44,12 +44,12 @@ def depthwise_tile(correlation: Correlation, device: Device) -> Tile:
 
 
 def upright_tile(images: int, channels: int, a_thread: int) -> Tile:
-    """That of rows that slide along their length: its pixels are images, of which there may be few.
+    """Return the tile for rows that slide along their length; its pixels are images, perhaps few.
 
     Args:
-        images: how many there are.
-        channels: of the tile.
-        a_thread: numbers that a thread has at most, each with a sum for every tap.
+        images: number of images.
+        channels: channels of the tile.
+        a_thread: most numbers of a thread, each with a sum for every tap.
     """
     warps = max(1, min(4, power_of_two(images) * channels // A_WARP))
     pixels = min(power_of_two(images), a_thread * 32 * warps // channels)
@@ -57,9 +57,9 @@ def upright_tile(images: int, channels: int, a_thread: int) -> Tile:
 
 
 def blocks_tile(correlation: Correlation, channels: int, device: Device) -> Tile:
-    """As many outputs as a thread has registers for, of rows and columns that fill the image evenly.
+    """Return a tile with as many outputs as registers hold, in rows and columns that fill the image evenly.
 
-    A kernel of one row or column meets no pixel twice across it.
+    A kernel of one row or column doesn't reuse pixels across it.
     """
     c = correlation
     rows = evenly(c.output[0], 1 if c.kernel[0] == 1 else SUMS // 2 if c.kernel[1] == 1 else 8)
@@ -71,12 +71,15 @@ def blocks_tile(correlation: Correlation, channels: int, device: Device) -> Tile
 
 
 def evenly(length: int, most: int) -> int:
-    """Length of the pieces, none longer than ``most``, that ``length`` falls into with the least rest."""
+    """Return the length of the most even pieces of ``length``, none longer than ``most``."""
     return -(-length // -(-length // most))
 
 
 def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
-    """Where it slides, so few pixels that a block of taps' sums fit. Else taps are the tile's third axis."""
+    """Return the weight gradient's tile.
+
+    If it slides, it has few enough pixels for the sums of a block of taps. Otherwise taps are its third axis.
+    """
     taps = math.prod(geometry.weight_size[2:])
     registers, split = all_registers(device), {"warps": 4, "resident": 16}
     channels = depthwise_lanes(geometry.groups)
@@ -92,7 +95,7 @@ def depthwise_weight_tile(geometry: ConvGeometry, device: Device) -> Tile:
 
 
 def tap_block(kernel: tuple[int, int], tile: Tile, dtype: torch.dtype) -> tuple[int, int]:
-    """The block of taps (rows, columns) that a block of outputs meets at once: of the fewest instructions."""
+    """Return the block of taps (rows, columns) for a block of outputs that takes the fewest instructions."""
 
     def cost(block: tuple[int, int]) -> float:
         taps = math.prod(block)
@@ -103,11 +106,11 @@ def tap_block(kernel: tuple[int, int], tile: Tile, dtype: torch.dtype) -> tuple[
 
 
 def weight_tap_block(kernel: tuple[int, int], rows: int, dtype: torch.dtype) -> tuple[int, int]:
-    """The block of taps that a program of the weight gradient sums: all, or as many as fit its registers.
+    """Return the block of taps that a program of the weight gradient sums: as many as fit its registers.
 
-    It holds a sum for each, and as many rows of dy as the block has. In each row it loads a column of x for
-    each of the block's, and one of dy. It slides over the ``rows`` rows of dy, and over as
-    many more as the block has. In float32, thirteen columns of x spill on Blackwell.
+    A program holds a sum for each tap of the block, and as many rows of dy as the block has. For each row it
+    loads a column of x for each column of the block, and one column of dy. It slides over the ``rows`` rows
+    of dy, and over as many more as the block has. In float32, thirteen columns of x spill on Blackwell.
     """
     if math.prod(kernel) <= DEPTHWISE_TAPS and kernel[0] <= 7:
         return kernel
@@ -123,9 +126,9 @@ def weight_tap_block(kernel: tuple[int, int], rows: int, dtype: torch.dtype) -> 
 
 
 def rows_in_turn(kernel: tuple[int, int], block: tuple[int, int]) -> int:
-    """Rows that one turn of the weight gradient's loop takes: as many as the block has, where these are many.
+    """Return how many rows a turn of the weight gradient's loop takes: one, or all rows of a large block.
 
-    Then no rows of dy move from register to register, and code is long.
+    With all rows in a turn, rows of dy don't move between registers, but the code is long.
     """
     return block[0] if block != kernel or block[0] > 7 else 1
 
@@ -133,7 +136,7 @@ def rows_in_turn(kernel: tuple[int, int], block: tuple[int, int]) -> int:
 def cheapest_block(
     kernel: tuple[int, int], cost: Callable[[tuple[int, int]], float], most: int
 ) -> tuple[int, int]:
-    """The block of up to ``most`` taps of which so many as cover ``kernel`` have the least ``cost``."""
+    """Return the block of up to ``most`` taps that covers ``kernel`` at the least total ``cost``."""
     r, s = kernel
     blocks = [(br, bs) for br, bs in product(range(1, r + 1), range(1, s + 1)) if br * bs <= most]
     return min(blocks, key=lambda block: cost(block) * -(-r // block[0]) * -(-s // block[1]))

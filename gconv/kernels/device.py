@@ -1,4 +1,4 @@
-"""What the kernels need to know of the machine they run on."""
+"""What the kernels need to know about the GPU they run on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A processor of tensors.
+    """A GPU, or Triton's interpreter.
 
     Args:
         kind: "cuda", "hip", or "cpu" for Triton's interpreter.
-        name: as its driver calls it.
-        processors: streaming multiprocessors or compute units.
-        capability: compute capability of NVIDIA's, times ten; 0 for others.
-        bandwidth: bytes a second that its memory could move at most; infinite if that is not known.
+        name: the driver's name for it.
+        processors: number of streaming multiprocessors or compute units.
+        capability: compute capability of an NVIDIA GPU times ten; 0 for others.
+        bandwidth: peak memory bandwidth in bytes per second; infinite if unknown.
     """
 
     kind: str
@@ -31,7 +31,7 @@ class Device:
 
 @cache
 def device_of(device: torch.device) -> Device:
-    """The description of a torch device."""
+    """Return the description of a torch device."""
     if device.type != "cuda":
         return Device("cpu", "interpreter", 2)
     properties = torch.cuda.get_device_properties(device)
@@ -43,14 +43,14 @@ def device_of(device: torch.device) -> Device:
 
 
 def bandwidth_of(properties: Any) -> float:
-    """Return the peak bytes a second of a GPU's memory: clock (kHz) times bus (bits), two transfers each."""
+    """Return a GPU's peak memory bandwidth in bytes per second: clock (kHz) x bus (bits) x two transfers."""
     found = 2e3 * getattr(properties, "memory_clock_rate", 0) * getattr(properties, "memory_bus_width", 0) / 8
-    return found or math.inf  # unknown where a driver reports 0, as for memory shared with the host
+    return found or math.inf  # a driver may report 0, for example for memory shared with the host
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """Return how ``F.conv2d`` would multiply tensors of a type on a GPU now: "tf32", or "ieee" in full."""
-    if dtype != torch.float32 or torch.version.hip is not None:  # first: the setting takes 1 us to read
+    """Return how ``F.conv2d`` multiplies tensors of a type on a GPU: in "tf32", or in full ("ieee")."""
+    if dtype != torch.float32 or torch.version.hip is not None:  # first, as reading the setting takes 1 us
         return "ieee"
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # the stubs lack cudnn.conv
     return "tf32" if conv.fp32_precision == "tf32" else "ieee"

@@ -1,9 +1,9 @@
-"""What the kernels do to outputs before they store them, so that no other pass over memory has to.
+"""The epilogues of the kernels: what they do to outputs before storing them, to save passes over memory.
 
 residual   y = activation(y + bias + residual)
-moments    y as it is, and mean and sum of squared deviations of each channel, for the next batch norm
-gradient   dx = dy where scale x + shift > 0, with the sums of dx and dx (x - mean): the way back through
-           ReLU, and what batch norm's gradient needs of it
+moments    y unchanged, and the mean and sum of squared deviations of each channel, for the next batch norm
+gradient   dx = dy where scale x + shift > 0, with the sums of dx and dx (x - mean): the gradient of ReLU, and
+           what the gradient of batch norm needs
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gconv.kernels.tiles import Tile
 
 @triton.jit
 def activate(y, ACTIVATION: tl.constexpr):
-    """The activation, on float32. NaN stays NaN, as in PyTorch's."""
+    """Apply the activation, on float32. NaN stays NaN, as in PyTorch."""
     if ACTIVATION == "relu":
         y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "relu6":
@@ -36,16 +36,16 @@ def activate(y, ACTIVATION: tl.constexpr):
 
 
 class Sink(NamedTuple):
-    """Where a row of outputs goes, and what goes into them beside the sums.
+    """Where a row of outputs goes, and what is added to its sums.
 
     Args:
-        p_y: the outputs, ``at`` a row's distance from there.
-        p_side: the residual, or x of a gradient, which lies as y does.
-        bias: a tuple of the tile's channels' numbers  # [BO]; empty if there are none.
-        offset: of a tile in its row  # [BM, BO]
-        step: from one column of a strip to the next.
-        masks: of pixels, one for each column of a strip.
-        m_channel: a tuple of which channels exist  # [BO]; empty if all do.
+        p_y: the outputs. ``at`` is the distance of a row from there.
+        p_side: the residual, or x for a gradient, laid out like y.
+        bias: a tuple of the bias of the tile's channels  # [BO]; empty without a bias.
+        offset: offsets of a tile in its row  # [BM, BO]
+        step: distance from one column of a strip to the next.
+        masks: masks of pixels, one for each column of a strip.
+        m_channel: a tuple of the mask of existing channels  # [BO]; empty if all exist.
         norm: batch norm of the outputs' channels, for a gradient.
     """
 
@@ -61,7 +61,7 @@ class Sink(NamedTuple):
 
 @triton.jit
 def load_bias(p_bias, channel, m_channel):
-    """``Sink.bias``, in float32."""
+    """Load ``Sink.bias``, in float32."""
     bias = ()
     if p_bias is not None:
         bias = (tl.load(p_bias + channel, m_channel, 0.0).to(tl.float32),)
@@ -70,7 +70,7 @@ def load_bias(p_bias, channel, m_channel):
 
 @triton.jit
 def mask_sink(sink, m_pixel):
-    """The mask of a tile of outputs  # [BM, BO], or [BM, 1] where all channels exist"""
+    """Return the mask of a tile of outputs  # [BM, BO], or [BM, 1] if all channels exist"""
     mask = as_mask(m_pixel)[:, None]
     if len(sink.m_channel) > 0:
         mask = mask & sink.m_channel[0][None, :]
@@ -79,7 +79,7 @@ def mask_sink(sink, m_pixel):
 
 @triton.jit
 def finish(acc, sink, at, offset, m_pixel, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr):
-    """The float32 sums of a tile with bias and residual, through the activation, in y's type."""
+    """Return the float32 sums of a tile with bias, residual and activation, in the type of y."""
     if len(sink.bias) > 0:
         acc += sink.bias[0][None, :]
     if EPILOGUE == "residual":
@@ -89,9 +89,9 @@ def finish(acc, sink, at, offset, m_pixel, ACTIVATION: tl.constexpr, EPILOGUE: t
 
 @triton.jit
 def emit(acc, sums, rows, sink, at, m_pixel, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr):
-    """The epilogue on the float32 sums of a tile, then its store; ``sums`` with the tile in them.
+    """Apply the epilogue to the float32 sums of a tile and store it; return ``sums`` with the tile added.
 
-    ``rows``: this one is the so many-th.
+    ``rows``: number of this row, counted from 1.
     """
     y = finish(acc, sink, at, sink.offset, m_pixel, ACTIVATION, EPILOGUE)
     mask = mask_sink(sink, m_pixel)
@@ -107,14 +107,14 @@ def emit(acc, sums, rows, sink, at, m_pixel, ACTIVATION: tl.constexpr, EPILOGUE:
 
 @triton.jit
 def through_relu(grad, x, norm, m_pixel):
-    """``grad`` where the prologue let x through; zero elsewhere, and outside the image."""
+    """Return ``grad`` where the prologue let x through, and zero elsewhere and outside the image."""
     stopped = x * norm[0][None, :] + norm[1][None, :] <= 0
     return tl.where(stopped | ~m_pixel[:, None], 0.0, grad)
 
 
 @triton.jit
 def add_gradient(sums, grad, x, norm):
-    """The sums of a gradient and of its product with x less its mean, of both halves."""
+    """Add the two halves of a gradient, and of its product with x - mean, to their sums."""
     grad = grad.to(tl.float32)
     g0, g1 = halves(grad)
     p0, p1 = halves(grad * (x - norm[2][None, :]))
@@ -123,10 +123,10 @@ def add_gradient(sums, grad, x, norm):
 
 @triton.jit
 def add_moments(sums, y, rows):
-    """Welford's running mean and squared deviations of each lane, whose ``rows``-th number is y.
+    """Update Welford's running mean and squared deviations of each lane; y is its number ``rows``.
 
-    Stable, however far the mean is from zero: differences from the mean are all that is ever squared. Before
-    the first row, nothing is added.
+    This is stable, however far the mean is from zero, because only differences from the mean are squared.
+    Before the first row, nothing is added.
     """
     mean, squares = sums
     apart = tl.where(rows > 0, y - mean, 0.0)
@@ -136,19 +136,20 @@ def add_moments(sums, y, rows):
 
 @triton.jit
 def halves(tile):
-    """The upper and the lower half of a tile's rows: in tensor cores' sums, two registers of a thread."""
+    """Return the upper and lower half of a tile's rows; in the layout of sums, two registers of a thread."""
     return tile.reshape(2, tile.shape[0] // 2, tile.shape[1]).permute(1, 2, 0).split()
 
 
 @triton.jit
 def add_apart(sums, y, m_pixel, begins):
-    """Sums of y less the first number of its lane, and of the squares of that, both halves in one lane.
+    """Add y minus the first number of its lane, and the square of that, with both halves in one lane.
 
-    Stable, as Welford's way is, in fewer instructions. For n numbers y of mean m, the first of them f:
+    This is as stable as Welford's algorithm, in fewer instructions. For n numbers y of mean m, the first of
+    them f:
 
         sum of (y - f)^2 = sum of (y - m)^2 + n (f - m)^2 <= (n + 1) sum of (y - m)^2
 
-    since f is one of them. So n + 1 epsilons are the most that the subtraction loses, wherever the mean is.
+    because f is one of them. So the subtraction loses at most n + 1 epsilons, wherever the mean is.
     """
     start, total, squares = sums
     y0, y1 = halves(y)
@@ -162,7 +163,7 @@ def add_apart(sums, y, m_pixel, begins):
 
 @triton.jit
 def mean_and_squares(sums, counts):
-    """What :func:`store_sums` takes, from what :func:`add_apart` made of ``counts`` numbers of each lane."""
+    """Convert the sums of :func:`add_apart`, of ``counts`` numbers per lane, for :func:`store_sums`."""
     start, total, squares = sums
     step = total / tl.maximum(counts, 1)[:, None]
     return start + step, squares - step * total
@@ -170,9 +171,9 @@ def mean_and_squares(sums, counts):
 
 @triton.jit
 def store_sums(p_sums, i_part, sums, counts, channels, channel, m_channel, EPILOGUE: tl.constexpr):
-    """A program's part of the sums, of all its lanes, which took ``counts`` numbers each  # [BM]
+    """Store a program's part of the sums: all of its lanes, of ``counts`` numbers each  # [BM]
 
-    Laid out (parts, 3 or 2, channels): mean, squared deviations and how many; or the two sums.
+    The parts are laid out (parts, 3 or 2, channels): mean, squared deviations and count; or the two sums.
     """
     if EPILOGUE == "moments":
         counts = counts.to(tl.float32)
@@ -196,9 +197,9 @@ def merge_kernel(
     p_parts, p_result, parts, channels,
     EPILOGUE: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """The parts that programs left, merged in fixed order.
+    """Merge the parts that programs stored, in fixed order.
 
-    Of moments: mean and variance of all pixels, from parts i of n_i pixels, mean m_i and squares s_i:
+    For moments: mean and variance of all pixels, from parts i of n_i pixels, mean m_i and squares s_i:
 
         mean = sum n_i m_i / sum n_i,    variance = (sum s_i + n_i (m_i - mean)^2) / sum n_i
 
@@ -241,7 +242,7 @@ MERGER = Tile("merge", groups=1, pixels=32, inputs=32, outputs=32, warps=4)
 
 
 def merge(parts: Tensor, epilogue: str) -> Tensor:
-    """(2, channels) from (parts, 3 or 2, channels): mean and variance, or the two sums."""
+    """Return (2, channels) from (parts, 3 or 2, channels): mean and variance, or the two sums."""
     result = torch.empty((2, parts.shape[2]), dtype=torch.float32, device=parts.device)
     plan_merge(len(parts), parts.shape[2], epilogue)(parts, result)
     return result
@@ -249,7 +250,7 @@ def merge(parts: Tensor, epilogue: str) -> Tensor:
 
 @lru_cache(PLANS_KEPT)
 def plan_merge(parts: int, channels: int, epilogue: str) -> Launch:
-    """How ``parts`` parts are merged."""
+    """Plan how ``parts`` parts are merged."""
     values = {"parts": parts, "channels": channels, "EPILOGUE": epilogue}
     values |= {"BS": MERGER.pixels, "BE": MERGER.outputs}
     return Launch.of(merge_kernel, -(-channels // MERGER.outputs), values, MERGER)

@@ -1,4 +1,4 @@
-"""The forward pass, and what it shares with the input gradient: choose a tile, plan a launch, launch it."""
+"""The forward pass, and the steps it shares with the input gradient: choose a tile, plan and launch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gconv.kernels.launch import (
 from gconv.kernels.plans import plan_correlation, plan_pack
 from gconv.kernels.tiles import Tile, blocks_of
 
-PACKED = ("strips", "pairs")  # kernels that read the weights in the order of their registers
+PACKED = ("strips", "pairs")  # kernels that read weights packed in the order of their registers
 
 
 def forward(
@@ -36,7 +36,7 @@ def forward(
     residual: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """y = activation(conv(input) + bias + residual), channels_last.
+    """Return y = activation(conv(input) + bias + residual), channels_last.
 
     y and residual are (N, K, P, Q), input (N, C, H, W), weight (K, C / groups, R, S), bias (K,).
     """
@@ -52,9 +52,9 @@ def norm_forward(
     geometry: ConvGeometry,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y = conv(relu(scale input + shift)) + bias, and mean and variance (2, K) of its channels.
+    """Return y = conv(relu(scale input + shift)) + bias, and the mean and variance (2, K) of its channels.
 
-    ``norm`` (3, C), float32: scale, shift, mean.
+    ``norm`` (3, C), float32, has scale, shift and mean.
     """
     fusion, norm = Fusion(bias is not None, prologue=True, epilogue="moments"), norm.contiguous()
     y, parts = run_correlation("forward", input, weight, bias, geometry, fusion, norm=norm, tile=tile)
@@ -77,7 +77,7 @@ def run_correlation(
     """Run "forward" on x or "input_grad" on dy.
 
     Returns:
-        y or dx, and what the programs gathered of its channels: (parts, 3 or 2, channels), or None.
+        y or dx, and what the programs gathered for its channels: (parts, 3 or 2, channels), or None.
     """
     x = channels_last(source)
     y = empty_channels_last(geometry.output_size if pass_ == "forward" else geometry.input_size, x)
@@ -97,12 +97,12 @@ def run_correlation(
 
 
 def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: Tile) -> Tensor:
-    """``weight`` (K, C / groups, 3, 3) as the kernels of strips read it in ``tile``.
+    """Return ``weight`` (K, C / groups, 3, 3) in the order in which strip kernels read it.
 
     Args:
         weight, geometry: of the convolution.
-        transposed: for the input gradient.
-        tile: that of the kernel.
+        transposed: whether it is for the input gradient.
+        tile: the kernel's tile.
     """
     plan, size = plan_pack(geometry, transposed, weight.stride(), tile)
     buffer = torch.empty(size, dtype=weight.dtype, device=weight.device)
@@ -111,14 +111,14 @@ def packed(weight: Tensor, geometry: ConvGeometry, transposed: bool, tile: Tile)
 
 
 def taps_first(weight: Tensor) -> Tensor:
-    """``weight`` (K, 1, R, S) as blocks of taps read it, (R, S, K): many programs load each of them often."""
+    """Return ``weight`` (K, 1, R, S) as (R, S, K), because many programs load each tap many times."""
     return weight[:, 0].permute(1, 2, 0).contiguous()
 
 
 def room_for_parts(fusion: Fusion, plan: Launch | None, channels: int, device: torch.device) -> Tensor | None:
-    """Room for what the programs of ``plan`` gather of each channel; None if they gather nothing.
+    """Return a buffer for what the programs of ``plan`` gather for each channel; None if they gather nothing.
 
-    Without a plan, of an empty batch, there are no parts: (0, 3 or 2, channels).
+    Empty batches have no plan, and so no parts: (0, 3 or 2, channels).
     """
     numbers = PARTIALS.get(fusion.epilogue)
     if numbers is None:
@@ -128,13 +128,13 @@ def room_for_parts(fusion: Fusion, plan: Launch | None, channels: int, device: t
 
 
 def parts_of(plan: Launch) -> int:
-    """How many programs of ``plan`` share a channel, each with another part of its pixels."""
+    """Return how many programs of ``plan`` share a channel, each with another part of its pixels."""
     blocks = blocks_of(plan.tile, plan.arguments["CO"])
     return plan.programs // (plan.arguments["packs"] * blocks)
 
 
 def in_layout_of(y: Tensor, side: Tensor | None) -> Tensor | None:
-    """``side`` in the layout of y, as kernels read it: copied only if it has another."""
+    """Return ``side`` in the layout of y, which kernels expect; copied only if it has another."""
     if side is None or side.stride() == y.stride():
         return side
     return torch.empty_like(y).copy_(side)
@@ -151,8 +151,10 @@ def plan_pass(
     """Plan "forward" or "input_grad" of ``geometry``.
 
     Args:
-        operands: describes x or dy, and the weight.
-        tile: what the kernel works in. By default the one that is chosen for it.
+        pass_, geometry: what to compute.
+        operands: layout of x or dy, and of the weight.
+        fusion: what else runs in the kernel. Defaults to nothing.
+        tile: the kernel's tile. Defaults to the one that is chosen for the geometry.
     """
     tile = tile or fused_tile_of(pass_, geometry, operands, fusion)
     return plan_correlation(Correlation.of(pass_, geometry), tile, operands, fusion)

@@ -1,4 +1,4 @@
-"""The input gradient: a correlation of dy with the flipped weights, in kernels that forward passes share."""
+"""The input gradient: a correlation of dy with the flipped weights, in the kernels of forward passes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def input_grad(
     residual: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """activation(dx + bias + residual), channels_last: with bias, a transposed convolution's forward pass.
+    """Return activation(dx + bias + residual), channels_last: the forward pass of a transposed convolution.
 
     dx and residual are (N, C, H, W), grad_output (N, K, P, Q), weight (K, C / groups, R, S), bias (C,).
     """
@@ -37,7 +37,7 @@ def norm_input_grad(
     geometry: ConvGeometry,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of scale input + shift, from that of conv(relu(scale input + shift)), and its sums.
+    """Return the gradient of scale input + shift, from that of conv(relu(scale input + shift)), and sums.
 
     Returns:
         da (N, C, H, W), channels_last, zero where the ReLU was; the sums (2, C) of da and da (input - mean).

@@ -1,4 +1,4 @@
-"""From tensors and a plan to a running kernel."""
+"""Start a kernel from tensors and a plan."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from gconv.kernels.device import Device, device_of, precision_of
 from gconv.kernels.tiles import Tile
 from gconv.torch_internals import current_cuda_device
 
-NEWEST_TRITON = "3.9"  # that `make compat` has run; the newest pair of pyproject.toml
-PLANS_KEPT = 4096  # of each pass; images of ever new sizes must not fill the memory
-ALIGNMENT = 16  # bytes; Triton compiles another kernel for tensors that start elsewhere
+NEWEST_TRITON = "3.9"  # the newest that `make compat` has run, as in pyproject.toml
+PLANS_KEPT = 4096  # for each pass; bounds the memory if every image has a new size
+ALIGNMENT = 16  # bytes; Triton compiles another kernel for tensors that aren't aligned to this
 
 
 class OperandLayout(NamedTuple):
-    """What a plan needs to know of the two tensors that a pass multiplies.
+    """What a plan needs to know about the two tensors that a pass multiplies.
 
     Args:
-        first, second: their strides.
-        dtype: that of both.
+        first, second: strides of the two tensors.
+        dtype: of both.
         precision: how float32 is multiplied, "tf32" or "ieee".
         device: where they are.
     """
@@ -41,27 +41,27 @@ class OperandLayout(NamedTuple):
 
     @classmethod
     def of(cls, first: Tensor, second: Tensor) -> OperandLayout:
-        """Describe two tensors, under PyTorch's present settings."""
+        """Return the layout of two tensors, under PyTorch's current settings."""
         dtype, device = first.dtype, device_of(first.device)
         return cls(first.stride(), second.stride(), dtype, precision_of(dtype), device)
 
     def upright(self) -> OperandLayout:
-        """The same with rows for columns."""
+        """Return the layout with rows and columns exchanged."""
         first, second = ((*strides[:2], strides[3], strides[2]) for strides in (self.first, self.second))
         return self._replace(first=first, second=second)
 
     @property
     def kind(self) -> tuple[torch.dtype, str, Device]:
-        """What the choice of a tile needs to know."""
+        """What the choice of a tile depends on."""
         return self.dtype, self.precision, self.device
 
 
 class Fusion(NamedTuple):
-    """What runs inside a kernel beside the convolution: its prologue (:mod:`.prologue`) and its epilogue.
+    """What a kernel computes besides the convolution: its prologue (:mod:`.prologue`) and epilogue.
 
     Args:
-        bias: added to the sums.
-        activation: None, "relu", "relu6", "silu" or "hardswish", after bias and residual.
+        bias: whether a bias is added to the sums.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied after bias and residual.
         prologue: whether batch norm and ReLU are applied to x.
         epilogue: "plain", "residual", "moments" or "gradient" (:mod:`.epilogue`).
     """
@@ -73,7 +73,7 @@ class Fusion(NamedTuple):
 
     @classmethod
     def of(cls, bias: Tensor | None, activation: str | None, residual: Tensor | None) -> Fusion:
-        """What follows a convolution without batch norm; tensors or None."""
+        """Return the fusion for a convolution without batch norm, from its tensors or None."""
         return cls(bias is not None, activation, epilogue="plain" if residual is None else "residual")
 
     @property
@@ -83,12 +83,12 @@ class Fusion(NamedTuple):
 
     @property
     def has_side(self) -> bool:
-        """Whether the kernel reads another tensor of y's size: a residual, or x of a gradient."""
+        """Whether the kernel reads another tensor of the size of y: a residual, or x for a gradient."""
         return self.epilogue in ("residual", "gradient")
 
     @property
     def absent(self) -> frozenset[str]:
-        """The tensors that the kernels of forward pass and input gradient get None for, by name."""
+        """Names of the tensors that kernels of forward passes and input gradients get None for."""
         present = {
             "p_bias": self.bias,
             "p_norm": self.has_norm,
@@ -99,22 +99,22 @@ class Fusion(NamedTuple):
 
 
 PLAIN = Fusion()
-PARTIALS = {"moments": 3, "gradient": 2}  # numbers that a program leaves of each channel
+PARTIALS = {"moments": 3, "gradient": 2}  # numbers that a program stores for each channel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Launch:
-    """A kernel and everything it is started with except the tensors; made once for each geometry.
+    """A kernel and everything needed to start it except the tensors. Made once for each geometry.
 
-    Triton's own launcher looks at every argument to find the binary that fits, which takes the host longer
-    than all the rest of a call. So the binary it found is kept, and started directly.
+    Triton's launcher looks at every argument to find the compiled binary that fits, which takes the host
+    longer than all the rest of a call. So we keep that binary and start it directly.
 
     Args:
         kernel: the ``triton.jit`` function.
         programs: size of the grid, which has one axis.
-        arguments: those that follow the tensors, by name, in the kernel's order.
-        tile: what the kernel works in.
-        absent: names of the tensors that it is called with None for.
+        arguments: the arguments that follow the tensors, by name, in the kernel's order.
+        tile: the tile that the kernel works in.
+        absent: names of the tensors that the kernel gets None for.
     """
 
     kernel: Any
@@ -133,22 +133,23 @@ class Launch:
         tile: Tile,
         absent: Collection[str] = (),
     ) -> Launch:
-        """Check that ``arguments`` are those of the kernel, all of them and no others, and sort them.
+        """Check that ``arguments`` are exactly those of the kernel, and sort them.
 
         Args:
-            absent: names of the tensors that are None; of these, only those that the kernel takes count.
+            kernel, programs, arguments, tile: as in the class.
+            absent: names of the tensors that are None. Names that the kernel doesn't have are ignored.
 
         Raises:
-            TypeError: an argument is missing, or unknown to the kernel.
+            TypeError: if an argument is missing, or the kernel doesn't have it.
         """
         names = [name for name in kernel.arg_names if not name.startswith("p_")]
         if wrong := arguments.keys() ^ set(names):
-            raise TypeError(f"{kernel.__name__} takes {names}; missing or unknown: {sorted(wrong)}")
+            raise TypeError(f"{kernel.__name__} expects {names}; missing or unknown: {sorted(wrong)}")
         none = frozenset(absent) & set(kernel.arg_names)
         return cls(kernel, programs, {name: arguments[name] for name in names}, tile, none)
 
     def __call__(self, first: Tensor, *others: Tensor | None) -> None:
-        """Start the kernel on its tensors, in its order, None for those that are absent."""
+        """Start the kernel on its tensors, in the kernel's order, with None for those that are absent."""
         device, tensors = first.device, (first, *others)
         if device.type != "cuda" or device.index == current_cuda_device():
             return self._start(device, tensors)
@@ -157,7 +158,7 @@ class Launch:
 
     def _start(self, device: torch.device, tensors: tuple[Tensor | None, ...]) -> None:
         addresses = 0
-        kinds: list[Any] = [device.index]  # what Triton compiles for, beside the plan's own arguments
+        kinds: list[Any] = [device.index]  # what Triton compiles for, in addition to the plan's arguments
         for tensor in tensors:
             if tensor is None:
                 kinds.append(None)
@@ -171,7 +172,7 @@ class Launch:
         if start is not None:
             return start(tensors)
         compiled = self._start_through_triton(tensors)
-        if compiled is not None:  # None: the interpreter's
+        if compiled is not None:  # the interpreter returns None
             self._started[key] = starter(compiled, self.programs, device, (*self.arguments.values(),))
 
     def _start_through_triton(self, tensors: tuple[Tensor | None, ...]) -> Any:
@@ -184,8 +185,9 @@ def starter(
 ) -> Callable[[tuple[Tensor | None, ...]], None]:
     """Return a function that starts a compiled kernel on tensors, on the current stream of ``device``.
 
-    Does what ``compiled[grid](...)`` does in Triton 3.6 to 3.9, which takes twice as long because it gathers
-    what a hook around launches might ask for. Where there is one, such as Proton's, it is called itself.
+    It does what ``compiled[grid](...)`` does in Triton 3.6 to 3.9. That takes twice as long, because it
+    gathers what a hook around launches might ask for. If there is a hook, such as Proton's, we call
+    ``compiled[grid]``.
     """
     through_hooks = compiled[(programs, 1, 1)]
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
@@ -201,16 +203,16 @@ def starter(
 
 
 def has_hook(chain: Any) -> bool:
-    """Whether a chain of Triton's hooks, which may be None or empty, calls anything."""
+    """Return whether a chain of Triton's hooks, which may be None or empty, calls anything."""
     return bool(getattr(chain, "calls", chain))
 
 
 @cache
 def note_untested_triton() -> None:
-    """Log one line, once, if Triton is newer than any that gconv was tested with.
+    """Log one line, once, if Triton is newer than the newest that gconv was tested with.
 
-    A log record and not a warning: the caller's code cannot change it, and ``python -W error`` must not turn
-    a kernel that may well work into an exception.
+    This is a log record and not a warning: users can't fix it in their code, and ``python -W error`` must not
+    turn a kernel that may well work into an exception.
     """
     installed, tested = (
         tuple(map(int, re.findall(r"\d+", version)[:2])) for version in (triton.__version__, NEWEST_TRITON)
@@ -225,12 +227,12 @@ def note_untested_triton() -> None:
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """``tensor``, copied only if its channels are not side by side in memory."""
+    """Return ``tensor``, copied only if its channels aren't adjacent in memory."""
     if tensor.stride(1) == 1 or tensor.shape[1] == 1:
         return tensor
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def empty_channels_last(size: tuple[int, ...], like: Tensor) -> Tensor:
-    """An uninitialised tensor (N, C, H, W) with the channels side by side."""
+    """Return an uninitialized tensor (N, C, H, W) in channels_last."""
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The arguments that many kernels take: sizes, strides, sides of tiles."""
+"""The arguments that many kernels share: sizes, strides, sides of tiles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.kernels.walk import Walk
 def correlation_arguments(
     c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion
 ) -> dict[str, Any]:
-    """Return what every kernel of forward pass and input gradient takes: sizes, strides, sides of tiles."""
+    """Return the arguments of every forward and input gradient kernel: sizes, strides, sides of tiles."""
     (_, h, w), (p, q), channels = c.size, c.output, c.groups * c.outputs
     x_n, _, x_h, x_w = operands.first
     x_unit = tiles.common_unit(tile.load, operands.dtype, x_n, x_h, x_w)
@@ -49,7 +49,7 @@ def correlation_arguments(
 def weight_grad_arguments(
     geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion
 ) -> dict[str, Any]:
-    """Return what every kernel of a weight gradient takes: sizes, strides, sides of tiles."""
+    """Return the arguments of every weight gradient kernel: sizes, strides, sides of tiles."""
     (_, _, h, w), (_, _, p, q) = geometry.input_size, geometry.output_size
     (dy_n, _, dy_h, dy_w), (x_n, _, x_h, x_w) = operands.first, operands.second
     dy_unit = tiles.common_unit(tiles.WIDEST, operands.dtype, dy_n, dy_h, dy_w)
@@ -81,17 +81,17 @@ def weight_grad_arguments(
 
 
 def pack_arguments(inputs: int, outputs: int, tile: Tile) -> dict[str, int]:
-    """Return how a pack's groups lie in a tile, for kernels that multiply matrices."""
+    """Return how the groups of a pack are laid out in a tile, for kernels that multiply matrices."""
     return {"CI": inputs, "CO": outputs, "G": tile.groups, "BI": tile.inputs}
 
 
 def weight_arguments(c: Correlation, strides: Sequence[int]) -> dict[str, int]:
-    """Return where weight[g, i, o, r, s] stands in a tensor of ``strides``."""
+    """Return where weight[g, i, o, r, s] is in a tensor of ``strides``."""
     return dict(zip(WEIGHTS, c.weight_strides(strides), strict=True))
 
 
 def walk_arguments(walk: Walk, tile: Tile) -> dict[str, int]:
-    """Return how strips share the rows of all images."""
+    """Return how the programs share the rows of all images."""
     return {name: getattr(walk, name) for name in WALK} | {"T": tile.columns, "B": tile.packs}
 
 

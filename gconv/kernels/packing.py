@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-# The interpreter multiplies the bit patterns of bfloat16; it gets float32 instead, which the sums are in.
+# The interpreter multiplies the bit patterns of bfloat16, so it gets float32 operands, the type of the sums.
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
-# Plain counts, whose divisibility tells the compiler nothing: one binary serves them all.
+# Plain counts. Their divisibility doesn't help the compiler, so one binary serves all values.
 COUNTS = ["packs", "groups", "H", "W", "P", "Q", "top", "left"]
 STRIDES = ["x_n", "x_h", "x_w"]
 WEIGHTS = ["w_0", "w_g", "w_i", "w_o", "w_r", "w_s"]
@@ -23,7 +23,7 @@ WALK = ["images", "strips", "group", "parts", "turns", "rows"]
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b, in float32; PRECISION ("tf32" or "ieee") is how float32 operands are multiplied."""
+    """Return acc + a @ b in float32. PRECISION ("tf32" or "ieee") is how float32 operands are multiplied."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -31,9 +31,9 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def locate_columns(i_m, columns, Q, BM: tl.constexpr, WIDE: tl.constexpr):
-    """A tile of columns: its first image, then how far on the image of each is, its q, its mask  # [BM]
+    """Locate a tile of columns: its first image; for each column its image from there, q and mask  # [BM]
 
-    The columns of all images stand side by side, so that narrow images (14 pixels, 7) waste no lanes.
+    The columns of all images are numbered consecutively, so that narrow images (14 pixels, 7) waste no lanes.
     """
     m = i_m * BM + tl.arange(0, BM)
     first = i_m * BM // Q
@@ -45,7 +45,7 @@ def locate_columns(i_m, columns, Q, BM: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def locate_strips(i_part, group, strips, BM: tl.constexpr, WIDE: tl.constexpr):
-    """A tile of a group's strips: the image of the group, the strip of the image, the mask  # [BM]"""
+    """Locate a tile of a group's strips: image of the group, strip of the image, mask  # [BM]"""
     m = i_part * BM + tl.arange(0, BM)
     image = m // strips
     if WIDE:
@@ -55,7 +55,7 @@ def locate_strips(i_part, group, strips, BM: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def locate_channels(i_pack, i_block, groups, CHANNELS: tl.constexpr, G: tl.constexpr, B: tl.constexpr):
-    """Channels of block ``i_block`` of a pack of G groups of CHANNELS each, and which of them exist  # [B]"""
+    """Return the channels of a block in a pack of G groups of CHANNELS each, and their mask  # [B]"""
     lane = i_block * B + tl.arange(0, B)
     channel = i_pack * (G * CHANNELS) + lane
     if G == 1:
@@ -64,11 +64,11 @@ def locate_channels(i_pack, i_block, groups, CHANNELS: tl.constexpr, G: tl.const
 
 
 class Weights(NamedTuple):
-    """The compact weights, in memory.
+    """The compact weights in memory.
 
     Args:
-        p: the first of them.
-        groups: how many.
+        p: pointer to the first weight.
+        groups: number of groups.
         g, i, o, r, s: strides along groups, inputs and outputs of a group, rows and columns of the kernel.
     """
 
@@ -86,10 +86,10 @@ def locate_weights(
     i_pack, block, w,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Offsets and mask of a block-diagonal tile in the compact weights  # [BI, BO]
+    """Return offsets and mask of a block-diagonal tile in the compact weights  # [BI, BO]
 
-    Entry (i, o) is the weight from input i to output o of the pack where both are in one group. Elsewhere it
-    is zero; these zeros are masked loads, they are never in memory. ``block``: of inputs, of outputs.
+    If input i and output o of the pack are in one group, entry (i, o) is their weight. All other entries are
+    zero; these zeros are masked loads and never in memory. ``block``: block of inputs, block of outputs.
     """
     i = block[0] * BI + tl.arange(0, BI)
     o = block[1] * BO + tl.arange(0, BO)
@@ -103,7 +103,7 @@ def locate_weights(
 
 @triton.jit
 def locate_sums(i_i, i_o, k, m_k, CI: tl.constexpr, CO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
-    """Offsets of a tile's diagonal blocks in sums laid out (K, C / groups), and their mask  # [BO, BI]"""
+    """Return offsets of a tile's diagonal blocks in sums laid out (K, C / groups), and a mask  # [BO, BI]"""
     i, o = i_i * BI + tl.arange(0, BI), i_o * BO + tl.arange(0, BO)
     m = ((o // CO)[:, None] == (i // CI)[None, :]) & m_k[:, None]
     return (k * CI)[:, None] + (i % CI)[None, :], m
@@ -111,9 +111,9 @@ def locate_sums(i_i, i_o, k, m_k, CI: tl.constexpr, CO: tl.constexpr, BI: tl.con
 
 @triton.jit
 def as_mask(m):
-    """A mask that a scalar condition was joined to, as loads and stores take it.
+    """Return a mask that was combined with a scalar condition, in the form that loads and stores accept.
 
-    The interpreter broadcasts the result of a scalar comparison as integers, which it refuses as a mask from
+    The interpreter broadcasts the result of a scalar comparison as integers, which it rejects as a mask from
     Triton 3.9 on. Compiled, this is ``m``.
     """
     if INTERPRETED:
@@ -123,7 +123,7 @@ def as_mask(m):
 
 @triton.jit
 def load_tile(p, offset, m_pixel, m_channel, FULL: tl.constexpr):
-    """Pixels x channels, zero where a mask is off. FULL: all channels exist, the pixels' mask is enough."""
+    """Load pixels x channels, zero where a mask is off. FULL: all channels exist, so mask pixels only."""
     m_pixel = as_mask(m_pixel)
     if FULL:
         return tl.load(p + offset, mask=m_pixel[:, None], other=0.0)
@@ -132,7 +132,7 @@ def load_tile(p, offset, m_pixel, m_channel, FULL: tl.constexpr):
 
 @triton.jit
 def store_tile(p, offset, tile, m_pixel, m_channel, FULL: tl.constexpr):
-    """The counterpart of :func:`load_tile`; rounds to the type in memory."""
+    """Store what :func:`load_tile` loads, rounded to the type in memory."""
     tile = tile.to(p.dtype.element_ty)
     m_pixel = as_mask(m_pixel)
     if FULL:
@@ -143,7 +143,7 @@ def store_tile(p, offset, tile, m_pixel, m_channel, FULL: tl.constexpr):
 
 @triton.jit
 def mask_columns(j, step, W, m_column):
-    """Which columns lie in the image, for each of three taps ``step`` pixels apart that start at ``j``."""
+    """Return which columns are in the image, for three taps ``step`` pixels apart, starting at ``j``."""
     return (
         m_column & (j >= 0) & (j < W),
         m_column & (j + step >= 0) & (j + step < W),
@@ -153,7 +153,7 @@ def mask_columns(j, step, W, m_column):
 
 @triton.jit
 def load_row(p, offset, step, m_columns, inside, m_channel, FULL: tl.constexpr):
-    """What the three taps of a kernel row meet in one row of the image, each  # [BM, B]"""
+    """Load what the three taps of a kernel row meet in one row of the image, each  # [BM, B]"""
     x0 = load_tile(p, offset, m_columns[0] & inside, m_channel, FULL)
     x1 = load_tile(p, offset + step, m_columns[1] & inside, m_channel, FULL)
     x2 = load_tile(p, offset + 2 * step, m_columns[2] & inside, m_channel, FULL)
@@ -162,7 +162,7 @@ def load_row(p, offset, step, m_columns, inside, m_channel, FULL: tl.constexpr):
 
 @triton.jit
 def load_weight_row(p, step, mask):
-    """The weights of a kernel row's three taps, each  # [BI, BO]"""
+    """Load the weights of a kernel row's three taps, each  # [BI, BO]"""
     return tl.load(p, mask, 0.0), tl.load(p + step, mask, 0.0), tl.load(p + 2 * step, mask, 0.0)
 
 
@@ -170,7 +170,7 @@ def load_weight_row(p, step, mask):
 def load_kernel(
     i_pack, w, CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr
 ):
-    """The weights of a pack's 3x3 taps: three rows of three block-diagonal tiles, each  # [BI, BO]"""
+    """Load the weights of a pack's 3x3 taps: three rows of three block-diagonal tiles, each  # [BI, BO]"""
     offset, mask = locate_weights(i_pack, (0, 0), w, CI, CO, G, BI, BO)
     p = w.p + offset
     return (
@@ -182,7 +182,7 @@ def load_kernel(
 
 @triton.jit
 def dot_row(x, w, acc, PRECISION: tl.constexpr):
-    """acc + x[0] @ w[0] + x[1] @ w[1] + x[2] @ w[2]  # [BM, BO]"""
+    """Return acc + x[0] @ w[0] + x[1] @ w[1] + x[2] @ w[2]  # [BM, BO]"""
     acc = dot(x[0], w[0], acc, PRECISION)
     acc = dot(x[1], w[1], acc, PRECISION)
     return dot(x[2], w[2], acc, PRECISION)

@@ -1,4 +1,4 @@
-"""The 3x3 input gradient at stride 2: strips of dy that slide down the rows, and write dx in pairs."""
+"""The 3x3 input gradient at stride 2: slides strips of dy down the rows, and writes dx in pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gconv.kernels.strips import Source, join_packs, load_strip, load_taps
 
 @triton.jit
 def add_pairs(sums, x, w, ODD: tl.constexpr):
-    """The sums of each column of a strip of pairs, plus what a row of x adds through a row of the kernel."""
+    """Return the sums of each column of a strip of pairs, plus a row of x times a row of the kernel."""
     added = ()
     for t in tl.static_range(len(x) - 1):
         even = dot(x[t], w[0], sums[2 * t + ODD], "ieee")
@@ -28,7 +28,7 @@ def add_pairs(sums, x, w, ODD: tl.constexpr):
 
 @triton.jit
 def fold(tile):
-    """Sums of every eighth row, which one thread holds in tensor cores' layout  # [8, channels]"""
+    """Return the sums of every eighth row, which one thread holds in the layout of sums  # [8, channels]"""
     return tl.sum(tile.reshape(tile.shape[0] // 8, 8, tile.shape[1]), 0)
 
 
@@ -36,15 +36,15 @@ def fold(tile):
 def emit_pairs(
     acc, sums, sink, at, inside, complete, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr
 ):  # fmt: skip
-    """Stores a row of strips of pairs if it is ``inside`` y and ``complete``; ``sums`` with it in them."""
+    """Store a row of strips of pairs if it is ``inside`` y and ``complete``; return ``sums`` plus the row."""
     for u in tl.static_range(len(acc)):
         y = join_packs(acc[u])
         offset, m_y = sink.offset + u * sink.step, sink.masks[u] & (inside & complete)
         if EPILOGUE == "gradient":
-            # A mask of its own, so that the store's isn't kept in registers from when x was asked for.
+            # A separate mask. Otherwise the store's mask would stay in registers from the load of x on.
             x = tl.load(sink.p_side + at + offset, mask_sink(sink, sink.masks[u] & inside), 0.0)
             x = x.to(tl.float32)
-            # As through_relu does, in one comparison: outside the image numbers don't come through, NaN does.
+            # Like through_relu in a single comparison. Outside the image, numbers become zero but NaN stays.
             bound = tl.where(m_y, 0.0, float("inf"))
             before = x * sink.norm[0][None, :] + sink.norm[1][None, :]
             y = tl.where(before <= bound[:, None], 0.0, y).to(sink.p_y.dtype.element_ty)
@@ -67,7 +67,7 @@ def pairs_kernel(
     STAGES: tl.constexpr, T: tl.constexpr, B: tl.constexpr,
     BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """3x3, divided by 2: slides BM strips of T columns of x down its rows, and writes two rows of y for each.
+    """3x3, divided by 2: slide BM strips of T columns of x down its rows; write two rows of y for each.
 
     x is dy, y is dx, and w the flipped weights. Rows 2a + top and 2a + 1 + top of y are even and odd, and so
     are columns 2b + left and 2b + 1 + left:
@@ -77,16 +77,17 @@ def pairs_kernel(
         odd, even                                            x[a + 1, b] w[1, 0] + x[a + 1, b + 1] w[1, 2]
         odd, odd                                                                   x[a + 1, b + 1] w[1, 1]
 
-    Row a of x completes the even row above it and the odd row beside it, and begins the even row below. Pairs
-    of columns begin at even numbers, so ODD, whether ``left`` is, says which of the two comes first: if ODD,
-    that of b - 1. Either way columns b and b + 1 of x make a pair, so T + 1 loads serve 2 T columns of y.
+    Row a of x completes the even row above it and the odd row next to it, and begins the even row below.
+    Pairs of columns begin at even numbers, so ODD, whether ``left`` is odd, determines which of the two comes
+    first: if ODD, that of b - 1. Either way columns b and b + 1 of x make a pair, so T + 1 loads serve 2 T
+    columns of y.
 
-    Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; blocks of a
-    pack's outputs; parts of a group of images; splits, each of which takes ``rows`` turns (:mod:`.walk`).
-    Turn t of an image takes row ``above`` + t of x; the first is ``begins``, as in the strips kernel.
+    Grid: batches of B packs, fastest, so that adjacent programs complete each other's cache lines; blocks of
+    a pack's outputs; parts of a group of images; splits of ``rows`` turns each (:mod:`.walk`). Turn t of an
+    image takes row ``above`` + t of x; the first turn is ``begins``, as in the strips kernel.
 
     In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row completes
-    and of those that it begins. In shared memory: the rows that are on their way.
+    and of those that it begins. In shared memory: the rows in flight.
     """
     BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     i_pack = tl.program_id(0) % packs
@@ -124,7 +125,7 @@ def pairs_kernel(
     source = Source(o_x, step_x, m_x, m_c, norm)
     sink = Sink(p_y, p_side, load_bias(p_bias, k, m_k), o_y, step_y, m_y, () if FULL else (m_k,), norm)
 
-    i_begin = tl.maximum(start - 1, 0)  # another program's, whose sums this one needs too
+    i_begin = tl.maximum(start - 1, 0)  # another program's turn, but this one needs its sums, too
     turn = i_begin % turns + begins
     left_over = images - i_begin // turns * group
     n = (i_begin // turns * group).to(tl.int64)
@@ -133,7 +134,7 @@ def pairs_kernel(
     next_x = (group.to(tl.int64) * x_n - (turns - 1).to(tl.int64) * x_h) * X_UNIT  # from an image's last turn
     next_y = (group.to(tl.int64) * P - 2 * (turns - 1)) * Q * step_y
     even = zeros
-    # Triton copies ahead what isn't for a product, x of the epilogue, only where the loop says how far.
+    # Without num_stages, Triton wouldn't copy x of the epilogue ahead, because it isn't for a product.
     for i in tl.range(i_begin, stop, num_stages=STAGES):
         a = above + turn
         x = load_strip(p_row, source, image < tl.where((a >= 0) & (a < H), left_over, 0), False, FULL, B)

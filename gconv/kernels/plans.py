@@ -1,7 +1,7 @@
 """Plan the launches of all kernels: grid and arguments, from a geometry and a tile.
 
 :func:`plan_correlation` plans forward passes and input gradients, :func:`plan_weight_sums` weight gradients.
-Each kernel has a planner; those of groups of one channel are in :mod:`.depthwise_plans`.
+Each kernel has a planner; the planners for depthwise kernels are in :mod:`.depthwise_plans`.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ def plan_weight_sums(
     """Plan the partial sums of a weight gradient in ``tile``.
 
     Args:
-        sums_a_split: float32 numbers that each split writes.
+        geometry, tile, operands, fusion: the pass.
+        sums_a_split: number of float32 numbers that each split writes.
 
     Returns:
-        The launch, and how many splits it makes.
+        The launch and the number of splits.
     """
     tile = tiles.with_whole_packs(tile, geometry.groups, *geometry.channels_per_group)
     return WEIGHT_SUMS[tile.kernel](geometry, tile, operands, fusion, 4 * sums_a_split)
 
 
 def plan_strips(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan ``strips_kernel``: 3x3, stride 1 or 2."""
+    """Plan ``strips_kernel``: 3x3 at stride 1 or 2."""
     (n, h, _), (p, q), stride = c.size, c.output, c.step[0]
     shared = correlation_arguments(c, tile, operands, fusion)
     programs = shared["packs"] * tiles.blocks_of(tile, c.outputs)
@@ -93,7 +94,7 @@ def plan_pairs(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusi
 
 
 def plan_slide(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusion) -> Launch:
-    """Plan ``slide_kernel``: 3x3, vertical stride 1 or 2."""
+    """Plan ``slide_kernel``: 3x3 at vertical stride 1 or 2."""
     columns = c.size[0] * c.output[1]
     shared = correlation_arguments(c, tile, operands, fusion)
     packed_tiles = shared["packs"] * -(-columns // tile.pixels)
@@ -159,7 +160,7 @@ def plan_taps(c: Correlation, tile: Tile, operands: OperandLayout, fusion: Fusio
 def plan_strips_weight(
     geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
 ) -> tuple[Launch, int]:
-    """Plan ``strips_weight_kernel``: 3x3, stride 1 or 2. Return how many splits it makes, too."""
+    """Plan ``strips_weight_kernel``: 3x3 at stride 1 or 2. Return the launch and the number of splits."""
     cg, kg = geometry.channels_per_group
     programs = tiles.programs_a_split(tile, geometry.groups, cg, kg)
     walk = Walk.of_weights(geometry, tile, programs, bytes_a_split, operands.device)
@@ -172,7 +173,7 @@ def plan_strips_weight(
 def plan_slide_weight(
     geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
 ) -> tuple[Launch, int]:
-    """Plan ``slide_weight_kernel``: 3x3, vertical stride 1 or 2. Return how many splits it makes, too."""
+    """Plan ``slide_weight_kernel``: 3x3, vertical stride 1 or 2. Return the launch and the splits."""
     cg, kg = geometry.channels_per_group
     n, _, p, q = geometry.output_size
     programs = tiles.programs_a_split(tile, geometry.groups, cg, kg)
@@ -194,7 +195,7 @@ def plan_slide_weight(
 def plan_taps_weight(
     geometry: ConvGeometry, tile: Tile, operands: OperandLayout, fusion: Fusion, bytes_a_split: int
 ) -> tuple[Launch, int]:
-    """Plan ``taps_weight_kernel``: any geometry. Return how many splits it makes, too."""
+    """Plan ``taps_weight_kernel``: any geometry. Return the launch and the number of splits."""
     cg, kg = geometry.channels_per_group
     n, _, p, q = geometry.output_size
     _, _, r, s = geometry.weight_size
@@ -219,7 +220,7 @@ def plan_taps_weight(
 def plan_pack(
     geometry: ConvGeometry, transposed: bool, strides: tuple[int, ...], tile: Tile
 ) -> tuple[Launch, int]:
-    """How weights of ``strides`` are packed, and how many numbers that makes."""
+    """Plan how weights of ``strides`` are packed. Return the launch and the size of the packed weights."""
     c = Correlation.of("input_grad" if transposed else "forward", geometry)
     values = weight_arguments(c, strides) | pack_arguments(c.inputs, c.outputs, tile)
     values |= {"groups": c.groups, "BO": tile.outputs}
@@ -228,7 +229,7 @@ def plan_pack(
 
 
 def _no_norm(fusion: Fusion) -> tuple[str, ...]:
-    """The tensors that kernels of weight gradients get None for."""
+    """Return the names of the tensors that weight gradient kernels get None for."""
     return () if fusion.prologue else ("p_norm",)
 
 

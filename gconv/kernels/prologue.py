@@ -1,6 +1,6 @@
-"""What the kernels do to x on its way in: the batch norm and ReLU before a convolution.
+"""The prologue of the kernels: batch norm and ReLU on x, before the convolution.
 
-``norm`` holds three numbers for each channel, scale, shift and mean:
+``norm`` has three numbers for each channel: scale, shift and mean.
 
     a = max(scale x + shift, 0),  and zero outside the image
 """
@@ -15,7 +15,7 @@ from gconv.kernels.packing import INTERPRETED, dot
 
 @triton.jit
 def load_norm(p_norm, channels, channel, m_channel, USED: tl.constexpr):
-    """(scale, shift, mean) of a tile's channels, each  # [B]. An empty tuple if not USED."""
+    """Load (scale, shift, mean) of a tile's channels, each  # [B]. Return an empty tuple if not USED."""
     norm = ()
     if USED:
         scale = tl.load(p_norm + channel, m_channel, 0.0)
@@ -26,7 +26,7 @@ def load_norm(p_norm, channels, channel, m_channel, USED: tl.constexpr):
 
 @triton.jit
 def normalise(x, norm, m_pixel, PROLOGUE: tl.constexpr):
-    """The prologue on a tile, where a pixel is in the image. NaN stays NaN, as in PyTorch's ReLU."""
+    """Apply the prologue to a tile, with zeros outside the image. NaN stays NaN, as in PyTorch's ReLU."""
     if PROLOGUE:
         a = x.to(tl.float32) * norm[0][None, :] + norm[1][None, :]
         a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -36,7 +36,7 @@ def normalise(x, norm, m_pixel, PROLOGUE: tl.constexpr):
 
 @triton.jit
 def normalise_row(x, norm, m_columns, inside, PROLOGUE: tl.constexpr):
-    """The prologue on what the three taps of a kernel row meet."""
+    """Apply the prologue to what the three taps of a kernel row meet."""
     return (
         normalise(x[0], norm, m_columns[0] & inside, PROLOGUE),
         normalise(x[1], norm, m_columns[1] & inside, PROLOGUE),
@@ -46,12 +46,12 @@ def normalise_row(x, norm, m_columns, inside, PROLOGUE: tl.constexpr):
 
 @triton.jit
 def as_sums(x):
-    """An operand in float32, in the registers where a product's sums are  # [BM, BI], or [B, BM, BI]
+    """Return an operand in float32, in the registers where a product's sums are  # [BM, BI], or [B, BM, BI]
 
-    It is the product of x with ones on the diagonal. That leaves each number as it is, and puts it where the
-    next product can take it from. Without it, Triton computes where x was loaded, and takes what comes of it
-    through shared memory once more. Two products take fewer instructions than to unpack x, too. What is not
-    finite reaches the other lanes of its pack, as it would in the convolution.
+    It is the product of x with the identity. That changes no finite number, and puts each one where the next
+    product can use it. Without it, Triton would compute where x was loaded, and bring the result through
+    shared memory once more. Two products also take fewer instructions than unpacking x. Infinities and NaN
+    reach the other lanes of their pack, as they would in the convolution.
     """
     side: tl.constexpr = x.shape[-1]
     lane = tl.arange(0, side)
@@ -63,7 +63,7 @@ def as_sums(x):
 
 @triton.jit
 def normalise_operand(x, norm, m_pixel):
-    """The prologue on an operand of a product  # [BM, BI], or [B, BM, BI]"""
+    """Apply the prologue to an operand of a product  # [BM, BI], or [B, BM, BI]"""
     if len(x.shape) == 3:
         scale = norm[0].reshape(x.shape[0], 1, x.shape[2])
         shift = norm[1].reshape(x.shape[0], 1, x.shape[2])
@@ -73,5 +73,5 @@ def normalise_operand(x, norm, m_pixel):
     a = tl.maximum(as_sums(x) * scale + shift, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if INTERPRETED:
         return tl.where(m, a, 0.0).to(x.dtype)
-    # A product is of two numbers at once, a selection of one.
+    # One instruction multiplies two numbers, but selects only one.
     return a.to(x.dtype) * tl.where(m, 1.0, 0.0).to(x.dtype)

@@ -1,8 +1,8 @@
-"""Which kernel runs a geometry, and in tiles of what size, by rule.
+"""Choose the kernel and tile of a geometry by rule.
 
-The rules come from register counts, which ``python -m gconv kernels`` prints: the largest tile that keeps its
-weights and sums in registers, with enough of them left that other programs hide the latency of memory. Where
-a GPU was measured, :mod:`~gconv.kernels.choice` knows better.
+The rules are based on register counts, which ``python -m gconv kernels`` prints: they choose the largest tile
+that keeps its weights and sums in registers and leaves enough of them for other programs, which hide the
+latency of memory. On GPUs that were measured, the tables of :mod:`~gconv.kernels.choice` take precedence.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ from gconv.kernels.tiles import (
 def tile_by_rule(
     pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
 ) -> Tile:
-    """The tile of "forward", "input_grad" or "weight_grad"."""
+    """Return the tile of "forward", "input_grad" or "weight_grad"."""
     if pass_ == "weight_grad":
         return weight_grad_tile(geometry, dtype, precision, device)
     return correlation_tile(Correlation.of(pass_, geometry), dtype, precision, device)
 
 
 def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
-    """The tile where batch norm runs inside the kernel: smaller, where that takes registers.
+    """Return the tile for batch norm inside the kernel, which is smaller if batch norm needs the registers.
 
-    Groups of one channel, and of more than 32, go as matrix products: their kernels know no batch norm.
+    Depthwise groups, and groups of more than 32 channels, run as matrix products: their own kernels don't
+    support batch norm.
     """
     inputs, outputs = geometry.channels_per_group
     if inputs == outputs == 1 or max(inputs, outputs) > SLIDE_LANES:
@@ -68,18 +69,18 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
         return norm_pair_tile(tile, correlation)
     if tile.kernel not in ("slide", "residue"):
         return tile
-    if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which no registers are left for
+    if precision == "tf32" and tile.outputs > LANES:  # twice the bits, which don't fit the registers
         sides = (inputs, outputs) if pass_ == "forward" else (outputs, inputs)
         return taps_tile(*sides, dtype, precision, device)
     crowded = precision == "tf32" or tile.outputs > LANES or tile.kernel == "residue"
     registers = all_registers(device) if crowded else None
-    if pass_ == "forward":  # its prologue's instructions are its limit, to which copying ahead adds
+    if pass_ == "forward":  # limited by the prologue's instructions, and copying ahead adds more
         tile = replace(tile, stages=1)
     return replace(tile, pixels=tile.pixels // 2, warps=2, registers=registers)
 
 
 def residual_tile(tile: Tile) -> Tile:
-    """``tile`` with registers left for a residual."""
+    """Return ``tile`` with registers left for a residual."""
     if tile.kernel == "residue":  # in TF32
         return replace(tile, pixels=tile.pixels // 2)
     if tile.kernel == "slide" and tile.warps == 1:
@@ -94,7 +95,7 @@ def residual_tile(tile: Tile) -> Tile:
 def correlation_tile(
     correlation: Correlation, dtype: torch.dtype, precision: str, device: Device, norm: bool = False
 ) -> Tile:
-    """The tile of the forward pass, or of the input gradient."""
+    """Return the tile of a forward pass or an input gradient."""
     if correlation.inputs == correlation.outputs == 1:
         return depthwise_tile(correlation, device)
     slides = correlation.kernel == (3, 3) and correlation.dilation[0] == 1
@@ -113,7 +114,7 @@ def correlation_tile(
 def weight_grad_tile(
     geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device, norm: bool = False
 ) -> Tile:
-    """The tile of the weight gradient: ``inputs`` and ``outputs`` are the sides of its sums."""
+    """Return the tile of the weight gradient. Its ``inputs`` and ``outputs`` are the sides of the sums."""
     cg, kg = geometry.channels_per_group
     if cg == kg == 1:
         return depthwise_weight_tile(geometry, device)
@@ -126,15 +127,15 @@ def weight_grad_tile(
 
 
 def fits_registers(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> bool:
-    """Whether the nine taps' tiles stay in registers, as the kernels that slide over rows need it."""
+    """Return whether the tiles of nine taps fit the registers, which kernels that slide over rows need."""
     return max(inputs, outputs) <= SLIDE_LANES and uses_tensor_cores(dtype, precision, device)
 
 
 def slide_tile(kernel: str, correlation: Correlation, dtype: torch.dtype, device: Device) -> Tile:
-    """One warp or two, so that Triton keeps to mma.sync, which beats wgmma on tiles this narrow.
+    """Return a tile of one or two warps, so that Triton uses mma.sync, which beats wgmma on narrow tiles.
 
-    Each warp reads the weights from shared memory for each row, which is what limits these kernels next to
-    the memory. So one is better than two where it has the registers for it: for sixteen lanes of 16 bits.
+    Each warp reads the weights from shared memory for each row. Next to memory, this is what limits these
+    kernels, so one warp is better than two if its registers suffice: for sixteen lanes of 16 bits.
     """
     inputs, outputs = correlation.inputs, correlation.outputs
     groups = groups_in_pack(inputs, outputs)
@@ -143,7 +144,7 @@ def slide_tile(kernel: str, correlation: Correlation, dtype: torch.dtype, device
     tile = Tile(kernel, groups, 64 if narrow else 32, side_i, side_o, warps=2)
     if device.kind == "hip" or (dtype.itemsize == 4 and not narrow):
         return tile
-    if dtype.itemsize == 4:  # a row of as many bytes as two of 16 bits
+    if dtype.itemsize == 4:  # a row has as many bytes as two rows of 16 bits
         return replace(tile, stages=2)
     if narrow and kernel == "slide" and correlation.step[0] == 1:
         tile = replace(tile, warps=1, registers=all_registers(device))
@@ -151,7 +152,7 @@ def slide_tile(kernel: str, correlation: Correlation, dtype: torch.dtype, device
 
 
 def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:
-    """A matrix product's tile, as large as the group allows; smaller where it runs on multiply-add units."""
+    """Return the tile of a matrix product: as large as the group allows, smaller on multiply-add units."""
     groups = groups_in_pack(inputs, outputs)
     if not uses_tensor_cores(dtype, precision, device):
         return Tile("taps", groups, 64, LANES, lanes(groups * outputs, 32), warps=4, stages=2)
@@ -160,9 +161,10 @@ def taps_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, dev
 
 
 def slide_weight_tile(inputs: int, outputs: int, step: int, dtype: torch.dtype, device: Device) -> Tile:
-    """Nine sums [outputs, inputs] in the registers of a warp or two; a pack's blocks share rows in L2.
+    """Return a tile with nine sums [outputs, inputs] in the registers of one or two warps.
 
-    At a step of 2, which has two rows of x in hand, the bias gradient's sums would not fit beside them.
+    A pack's blocks share rows in L2. At a step of 2, two rows of x are in registers, so the bias gradient's
+    sums need a smaller tile.
     """
     groups = groups_in_pack(inputs, outputs)
     side_o = lanes(groups * outputs, 32)
@@ -176,7 +178,7 @@ def slide_weight_tile(inputs: int, outputs: int, step: int, dtype: torch.dtype, 
 
 
 def taps_weight_tile(inputs: int, outputs: int, dtype: torch.dtype, precision: str, device: Device) -> Tile:
-    """One tap's sums, as large as the group allows."""
+    """Return a tile with the sums of one tap, as large as the group allows."""
     groups = groups_in_pack(inputs, outputs)
     most = 64 if uses_tensor_cores(dtype, precision, device) else 32
     side_i, side_o = lanes(groups * inputs, most), lanes(groups * outputs, most)

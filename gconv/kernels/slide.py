@@ -1,7 +1,7 @@
 """3x3 kernels that slide down the rows of one tile of columns: for AMD, unequal strides and norms in TF32.
 
-On NVIDIA's GPUs the kernels of strips (:mod:`.strips`, :mod:`.strips_weight`, :mod:`.pairs`) do the same with
-fewer loads, and are taken where they can be.
+On NVIDIA GPUs, strip kernels (:mod:`.strips`, :mod:`.strips_weight`, :mod:`.pairs`) do the same with fewer
+loads, and are used wherever they support the geometry.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def slide_kernel(
     PRECISION: tl.constexpr, FULL: tl.constexpr, WIDE: tl.constexpr,
     X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """3x3, vertical stride 1 or 2: slides down the rows of x and loads each once for every output it feeds.
+    """3x3, vertical stride 1 or 2: slide down the rows of x; load each row once for all outputs it feeds.
 
         y[p] = x[p STRIDE - top] w[0] + x[p STRIDE - top + 1] w[1] + x[p STRIDE - top + 2] w[2]
 
-    where x[h] w[r] sums three taps, column-shifted loads of the row that meet in L1.
+    where x[h] w[r] sums three taps: loads of the row shifted by a column, which meet in L1.
 
-    Grid: packs of channels, fastest, so that neighbours complete each other's cache lines; tiles of BM
+    Grid: packs of channels, fastest, so that adjacent programs complete each other's cache lines; tiles of BM
     columns; chunks of ``rows`` output rows.
 
     In registers: one row's three x tiles [BM, BI], and the sums [BM, BO] of the outputs that the row feeds:
     three at stride 1, which move up as the rows move down, two at stride 2. In shared memory: the nine weight
-    tiles [BI, BO], and the rows that are on their way.
+    tiles [BI, BO], and the rows in flight.
     """
     i_pack = tl.program_id(0) % packs
     i_m = tl.program_id(0) // packs % tl.cdiv(columns, BM)
@@ -79,7 +79,7 @@ def slide_kernel(
     sums = (zero, zero)
     if STRIDE == 1:
         last, middle = zero, zero
-        # Rows above the image add nothing, but for those at which an output row is complete.
+        # Rows above the image add nothing. Start at the first one that completes an output row.
         start = tl.maximum(h0, tl.minimum(0, h0 + 2))
         p_x += (n * x_n + start.to(tl.int64) * x_h) * X_UNIT
         at = (n * P + start + top - 2) * Q * y_w * Y_UNIT
@@ -197,7 +197,7 @@ def residue_kernel(
 
 @triton.jit
 def add_outer_row(sums, dy, x, PRECISION: tl.constexpr):
-    """The sums of a kernel row's three taps, each + dy.T @ x  # [BO, BI]"""
+    """Return the sums of a kernel row's three taps, each plus dy.T @ x  # [BO, BI]"""
     dy = tl.trans(dy)
     s0 = dot(dy, x[0], sums[0], PRECISION)
     s1 = dot(dy, x[1], sums[1], PRECISION)
@@ -207,7 +207,7 @@ def add_outer_row(sums, dy, x, PRECISION: tl.constexpr):
 
 @triton.jit
 def store_row(p, offset, step, sums, mask):
-    """The sums of a kernel row's three taps, ``step`` numbers apart."""
+    """Store the sums of a kernel row's three taps, ``step`` numbers apart."""
     tl.store(p + offset, sums[0], mask)
     tl.store(p + step + offset, sums[1], mask)
     tl.store(p + 2 * step + offset, sums[2], mask)
@@ -223,17 +223,17 @@ def slide_weight_kernel(
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr,
     BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums for 3x3, vertical stride 1 or 2: slides down the rows of dy and x and loads each once.
+    """Partial sums for 3x3, vertical stride 1 or 2: slide down the rows of dy and x; load each row once.
 
         sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, h, w]
         where  h = p STRIDE - top + r,  w = q step_w - left + s tap_w
 
-    Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; splits, each of which takes
-    ``rows`` rows of dy, numbered through tiles of BM columns.
+    Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; splits of ``rows`` rows of dy
+    each, numbered through tiles of BM columns.
 
     In registers: the nine sums [BO, BI], one row's three x tiles [BM, BI], and the dy tiles [BM, BO] that
     meet it: three at stride 1, which move up as the rows move down, two at stride 2. In shared memory: the
-    rows that are on their way.
+    rows in flight.
     """
     OUTPUT_BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     INPUT_BLOCKS: tl.constexpr = (G * CI + BI - 1) // BI
@@ -266,7 +266,7 @@ def slide_weight_kernel(
         dy1 = tl.zeros([BM, BO], p_dy.dtype.element_ty)
         dy2 = tl.zeros([BM, BO], p_dy.dtype.element_ty)
         last = end * STRIDE - top
-        # Rows of x below the image add nothing; those beside rows of dy are the bias gradient's.
+        # Rows of x below the image add nothing, but the bias gradient needs those with a row of dy.
         for h in range(h0, tl.minimum(last + 2, tl.maximum(last, H)), STRIDE):
             dy0 = load_tile(p_grad, o_dy, m_column & (h < last), m_k, FULL)
             x = load_row(p_row, o_x, step, m_x, (h >= 0) & (h < H), m_c, FULL)
@@ -275,7 +275,7 @@ def slide_weight_kernel(
             if STRIDE == 1:
                 sums1 = add_outer_row(sums1, dy1, a, PRECISION)
                 sums2 = add_outer_row(sums2, dy2, a, PRECISION)
-                # Triton loads ahead only in loops that hand on what they made, so dy1 is made anew, as it is.
+                # Triton loads ahead only in loops that pass on what they computed, so dy1 is recomputed.
                 dy2 = tl.where(h >= h0, dy1, 0.0)
             else:
                 sums2 = add_outer_row(sums2, dy1, a, PRECISION)

@@ -1,4 +1,4 @@
-"""Which geometries the kernels that slide strips compute, and in tiles of what size, by rule."""
+"""Which geometries the strip kernels compute, and their tiles, by rule."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.tiles import LANES, SLIDE_LANES, WORKSPACE, Tile, fills, groups_in_pack, lanes
 
-STRIP_LANES = 128  # the most inputs whose weights for eight outputs fit the registers of a warp
-BLACKWELL = 100  # its compute capability, times ten
-ROOMY = (80, 90, 100, 103)  # compute capabilities with more than 100 KiB of shared memory a processor
+STRIP_LANES = 128  # most inputs whose weights for eight outputs fit the registers of a warp
+BLACKWELL = 100  # compute capability times ten
+ROOMY = (80, 90, 100, 103)  # compute capabilities with more than 100 KiB of shared memory per processor
 
 
 def has_strips(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> bool:
-    """Whether the strips kernel computes a correlation: 3x3 on tensor cores, the same step both ways."""
+    """Return whether the strips kernel computes a correlation: 3x3 on tensor cores, with equal steps."""
     c = correlation
     plain = c.kernel == (3, 3) and c.dilation == c.divisor == (1, 1) and c.step in ((1, 1), (2, 2))
-    most = STRIP_LANES if c.step == (1, 1) else STRIP_LANES // 2  # two rows of x at once take registers
+    most = STRIP_LANES if c.step == (1, 1) else STRIP_LANES // 2  # two rows of x take more registers
     if dtype.itemsize == 4:
         most = SLIDE_LANES if precision == "tf32" else 0
     return plain and max(c.inputs, c.outputs) <= most and device.kind != "hip"
 
 
 def strip_tile(correlation: Correlation, dtype: torch.dtype, device: Device) -> Tile:
-    """As measured on an H200 in 16 bits: eight packs of sixteen lanes on four warps, or 32 lanes on two.
+    """Return the tile of the strips kernel: eight packs of sixteen lanes on four warps, or 32 lanes on two.
 
-    Two packs are what the registers of a warp hold, in TF32 one. With four rows in shared memory, at stride 2
-    with three pairs of rows, eight packs take a fourth of what a GPU for servers has; elsewhere one less.
+    This was fastest on an H200 in 16 bits. The registers of a warp hold two packs, in TF32 one. With four
+    rows in shared memory, or three pairs of rows at stride 2, eight packs use a fourth of what a data center
+    GPU has; other GPUs get one row less.
     """
     c = correlation
     if max(c.inputs, c.outputs) > SLIDE_LANES:
@@ -54,17 +55,18 @@ def strip_tile(correlation: Correlation, dtype: torch.dtype, device: Device) -> 
     tile = with_packs(tile, c.groups, c.inputs, c.outputs, most=8, a_warp=2)
     if tile.packs == 1:
         return replace(tile, resident=13)
-    if tile.packs > 2:  # two programs of eight packs, in 100 KiB as well
+    if tile.packs > 2:  # so that two programs of eight packs fit, in 100 KiB as well
         roomy = device.capability in ROOMY
         tile = replace(tile, stages=2 + roomy if slow else 3 + roomy)
     return tile
 
 
 def wide_strip_tile(correlation: Correlation) -> Tile:
-    """Blocks of up to 64 outputs, by all inputs of a group, on as many warps as hold the weights.
+    """Return a tile of up to 64 outputs and all inputs of a group, on as many warps as hold the weights.
 
-    A thread keeps 144 registers of weights: those of a warp's sixteen outputs for up to 64 inputs, of eight
-    for more. The warps of a program share the rows of x, so they are as many as the outputs need.
+    A thread keeps 144 registers of weights: those of a warp's sixteen outputs for up to 64 inputs, or of
+    eight outputs for more. The warps of a program share the rows of x, so there are as many as the outputs
+    need.
     """
     c = correlation
     inputs, outputs = lanes(c.inputs, STRIP_LANES), lanes(c.outputs, 64)
@@ -77,9 +79,10 @@ def wide_strip_tile(correlation: Correlation) -> Tile:
 def has_weight_strips(
     geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device, norm: bool
 ) -> bool:
-    """Whether strips compute the weight gradient: in TF32, and with batch norm, where the registers allow.
+    """Return whether strips compute the weight gradient.
 
-    And where the sums of the tiles that a row of an image takes fit the workspace: each leaves its own.
+    In TF32 and with batch norm they do if the registers suffice. Each tile of strips in a row of an image
+    stores its own sums, and these must fit the workspace.
     """
     narrow = max(geometry.channels_per_group) <= LANES
     if dtype.itemsize == 4 and (geometry.stride == (2, 2) or not narrow):
@@ -92,11 +95,12 @@ def has_weight_strips(
 
 
 def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, device: Device, norm: bool = False) -> Tile:
-    """Nine sums [outputs, inputs] in registers: of two packs of sixteen lanes on one warp, or 32 on two.
+    """Return a tile with nine sums [outputs, inputs] in registers: two packs on one warp, or 32 lanes on two.
 
-    In TF32 one pack has the bytes of two. With batch norm inside, its numbers and its arithmetic take the
-    registers of the other. Two packs of one column were faster on an H200 than of two columns, whose pieces
-    of 64 bytes lie further apart. On Blackwell the same code takes more registers, so strips are narrower.
+    A pack has sixteen lanes. In TF32 one pack has the bytes of two. With batch norm inside, its numbers and
+    its arithmetic need the registers of the second pack. On an H200, two packs of one column were faster than
+    two packs of two columns, whose pieces of 64 bytes are further apart. On Blackwell the same code needs
+    more registers, so strips are narrower.
     """
     cg, kg = geometry.channels_per_group
     groups = groups_in_pack(cg, kg)
@@ -127,16 +131,17 @@ def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, device: Device
 
 
 def has_pairs(correlation: Correlation, dtype: torch.dtype, device: Device) -> bool:
-    """Whether the pairs kernel computes a correlation: the input gradient of 3x3 at stride 2, in 16 bits."""
+    """Return whether the pairs kernel computes a correlation: 16-bit input gradients of 3x3 at stride 2."""
     c = correlation
     plain = c.kernel == (3, 3) and c.dilation == (1, 1) and c.divisor == (2, 2)
     return plain and max(c.inputs, c.outputs) <= STRIP_LANES and dtype.itemsize == 2 and device.kind != "hip"
 
 
 def pair_tile(correlation: Correlation) -> Tile:
-    """Eight packs of sixteen lanes on four warps, or 32 lanes on two, as in strips; as wide as registers let.
+    """Return the tile of the pairs kernel: eight packs of sixteen lanes on four warps, or 32 lanes on two.
 
-    Odd numbers of channels are loaded one by one, through registers.
+    Strips are as wide as the registers allow. Odd numbers of channels are loaded one by one, through
+    registers.
     """
     c = correlation
     if max(c.inputs, c.outputs) > SLIDE_LANES:
@@ -153,15 +158,15 @@ def pair_tile(correlation: Correlation) -> Tile:
 
 
 def bias_pair_tile(tile: Tile) -> Tile:
-    """``tile`` of the pairs kernel with a bias, for which the widest lack the registers on Blackwell."""
+    """Return ``tile`` of the pairs kernel for a bias; on Blackwell the widest tiles lack registers for it."""
     return tile if tile.inputs <= 64 else replace(tile, warps=2 * tile.warps, resident=1)
 
 
 def norm_strip_tile(tile: Tile, pass_: str, correlation: Correlation) -> Tile:
-    """``tile`` of the strips kernel with batch norm inside: a pack on each warp, for want of registers.
+    """Return ``tile`` of the strips kernel for batch norm, which leaves registers for one pack on each warp.
 
-    One pack alone has wider strips, which load fewer columns twice. A row more on its way was worth a fifth
-    to a third of the time on an H200.
+    If there is only one pack, its strips are wider, so that fewer columns are loaded twice. One more row in
+    flight saved a fifth to a third of the time on an H200.
     """
     c = correlation
     slow, wide = c.step == (2, 2), max(tile.inputs, tile.outputs) > LANES
@@ -174,10 +179,10 @@ def norm_strip_tile(tile: Tile, pass_: str, correlation: Correlation) -> Tile:
 
 
 def norm_pair_tile(tile: Tile, correlation: Correlation) -> Tile:
-    """Pairs with batch norm: narrow, for more registers; a pack on each warp.
+    """Return ``tile`` of the pairs kernel for batch norm: narrow, to save registers, a pack on each warp.
 
-    32 lanes with masks of their channels, or of more inputs than outputs, take twice the warps, whose copies
-    are of 8 bytes.
+    With 32 lanes, if channels are masked or there are more inputs than outputs, it uses twice the warps,
+    whose copies are 8 bytes wide.
     """
     c = correlation
     if max(tile.inputs, tile.outputs) > LANES:
@@ -188,12 +193,12 @@ def norm_pair_tile(tile: Tile, correlation: Correlation) -> Tile:
 
 
 def with_packs(tile: Tile, groups: int, inputs: int, outputs: int, most: int, a_warp: int = 1) -> Tile:
-    """``tile`` with as many packs, up to ``most``, as fill it, and ``a_warp`` of them on each warp.
+    """Return ``tile`` with as many packs, up to ``most``, as the groups fill, and ``a_warp`` packs per warp.
 
-    What counts is how many bytes of a pixel a program moves at once. Of the speed of a whole copy, on an H200
-    reads in pieces of 32 bytes reach 62 to 69%, of 64 bytes 67 to 83%, of 128 bytes all; copies in pieces of
-    64 bytes 72 to 81%, of 128 bytes 85%, of 256 bytes 90%. Programs that complete each other's pieces drift
-    apart, and then memory serves each piece alone.
+    What counts is how many bytes of a pixel a program moves together. On an H200, as a fraction of the speed
+    of a whole copy, reads in pieces of 32 bytes reach 62 to 69%, of 64 bytes 67 to 83%, of 128 bytes 100%;
+    copies in pieces of 64 bytes 72 to 81%, of 128 bytes 85%, of 256 bytes 90%. Programs that complete each
+    other's pieces drift apart, and then memory serves each piece separately.
     """
     fill = tile.groups * inputs == tile.inputs and tile.groups * outputs == tile.outputs
     packs = math.gcd(most, groups // tile.groups) if fill and groups % tile.groups == 0 else 1

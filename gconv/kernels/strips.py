@@ -1,4 +1,4 @@
-"""3x3 kernels that slide strips of neighbouring columns down the rows: forward pass and input gradient."""
+"""3x3 kernels that slide strips of adjacent columns down the rows: forward pass and input gradient."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from gconv.kernels.prologue import as_sums, load_norm, normalise_operand
 
 PACKING = tiles.Tile("pack", groups=1, pixels=1, inputs=1, outputs=1, warps=4)
 QUAD = 4  # threads that share a row of a product's operand
-# Of two axes along which nothing is contiguous, Triton puts threads along the first, from 3.7 on the second.
+# If neither of two axes is contiguous, Triton puts threads along the first, from 3.7 on along the second.
 ROWS_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 
 
 @triton.jit
 def position_in_quad(i, BI: tl.constexpr, E: tl.constexpr):
-    """Where input ``i`` of a block of a pack stands in packed weights: each thread's inputs are neighbours.
+    """Return where input ``i`` of a block is in packed weights, so that each thread's inputs are adjacent.
 
-    In tensor cores' registers thread t of four holds inputs 4 E j + E t + e of every j, where E numbers e
+    In the registers of tensor cores, thread t of four holds inputs 4 E j + E t + e of every j; E numbers e
     fill 32 bits.
     """
     return i % (4 * E) // E * (BI // 4) + i // (4 * E) * E + i % E
@@ -54,9 +54,9 @@ def pack_kernel(
     p_w, p_packed, groups, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Weights as :func:`load_tap` reads them: (packs, blocks of outputs, 9, blocks of inputs, BO, BK).
+    """Pack weights as :func:`load_tap` reads them: (packs, output blocks, 9, input blocks, BO, BK).
 
-    Zero off the diagonal. Of a block's BK inputs a thread of four reads 16 bytes.
+    They are zero off the diagonal. Of a block's BK inputs, each of four threads reads 16 bytes.
 
     Grid: taps, fastest; blocks of a pack's outputs; packs.
     """
@@ -76,12 +76,12 @@ def pack_kernel(
 
 @triton.jit
 def load_tap(p_w, i_first, tap, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
-    """One tap's weights of B packs from the first, in registers for good  # [BI, BO], or [B, BI, BO]
+    """Load one tap's weights of B packs into registers, where they stay  # [BI, BO], or [B, BI, BO]
 
-    Triton reloads operands of products from shared memory in every turn of a loop, but for those that were
-    loaded just as the product wants them, which is what the packed order and the shape of this load are for.
-    ``quad`` is 4, known at run time only: a thread loads its BK / 4 inputs of a block at once, and no more.
-    Packs take turns every eight rows, which is how two warps come to hold a pack each.
+    Triton reloads operands of products from shared memory in every turn of a loop, unless they were loaded in
+    exactly the layout of the product. The packed order and the shape of this load achieve that. ``quad`` is
+    4, but known only at run time: so a thread loads its BK / 4 inputs of a block together, and no more. Packs
+    alternate every eight rows, so that each of two warps holds one pack.
     """
     E: tl.constexpr = 32 // p_w.dtype.element_ty.primitive_bitwidth
     BK: tl.constexpr = min(BI, 16 * E)
@@ -104,7 +104,7 @@ def load_tap(p_w, i_first, tap, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.
 
 @triton.jit
 def load_taps(p_w, i_first, r, quad, B: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
-    """The weights of kernel row ``r``."""
+    """Load the weights of kernel row ``r``."""
     return (
         load_tap(p_w, i_first, 3 * r, quad, B, BI, BO),
         load_tap(p_w, i_first, 3 * r + 1, quad, B, BI, BO),
@@ -124,7 +124,7 @@ class Source(NamedTuple):
 
 @triton.jit
 def split_packs(tile, B: tl.constexpr):
-    """[BM, BI], or [B, BM, BI], from [BM, B BI]"""
+    """Return [BM, BI], or [B, BM, BI], from [BM, B BI]."""
     if B > 1:
         tile = tile.reshape(tile.shape[0], B, tile.shape[1] // B).permute(1, 0, 2)
     return tile
@@ -132,7 +132,7 @@ def split_packs(tile, B: tl.constexpr):
 
 @triton.jit
 def join_packs(tile):
-    """The way back."""
+    """Undo :func:`split_packs`."""
     if len(tile.shape) == 3:
         tile = tile.permute(1, 0, 2).reshape(tile.shape[1], tile.shape[0] * tile.shape[2])
     return tile
@@ -140,7 +140,7 @@ def join_packs(tile):
 
 @triton.jit
 def load_strip(p, source, inside, PROLOGUE: tl.constexpr, FULL: tl.constexpr, B: tl.constexpr):
-    """The columns of a row that strips of outputs meet, each  # [BM, BI], or [B, BM, BI]"""
+    """Load the columns of a row that strips of outputs meet, each  # [BM, BI], or [B, BM, BI]"""
     columns = ()
     for u in tl.static_range(len(source.masks)):
         m_x = source.masks[u] & inside
@@ -154,7 +154,7 @@ def load_strip(p, source, inside, PROLOGUE: tl.constexpr, FULL: tl.constexpr, B:
 
 @triton.jit
 def add_row(sums, x, w, STRIDE: tl.constexpr, PRECISION: tl.constexpr):
-    """The sums of each column of a strip, plus what a row of x adds to them through a row of the kernel."""
+    """Return the sums of each column of a strip, plus a row of x times a row of the kernel."""
     added = ()
     for t in tl.static_range(len(sums)):
         acc = dot(x[t * STRIDE], w[0], sums[t], PRECISION)
@@ -165,9 +165,9 @@ def add_row(sums, x, w, STRIDE: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def emit_strip(done, sums, sink, at, inside, begins, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr):
-    """Finishes and stores the outputs of a row of strips; ``sums`` with them in it.
+    """Finish and store the outputs of a row of strips; return ``sums`` with them added.
 
-    ``at``: where the row is. ``begins``: the program has stored none before it.
+    ``at``: where the row is. ``begins``: whether it is the first row that the program stores.
     """
     for t in tl.static_range(len(done)):
         offset, m_y = sink.offset + t * sink.step, sink.masks[t] & inside
@@ -196,22 +196,22 @@ def strips_kernel(
     X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr,
     T: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """3x3, stride 1 or 2: slides BM strips of T output columns down the rows; loads each column of x once.
+    """3x3 at stride 1 or 2: slide BM strips of T output columns down the rows; load each column of x once.
 
         y[p, q + t] = sum over r, s of x[p STRIDE - top + r, (q + t) STRIDE - left + s] w[r, s]
 
-    Column tap s of output t is column u = t STRIDE + s of the strip: another register tile, not another load,
-    so (T - 1) STRIDE + 3 loads serve T columns of outputs.
+    Column tap s of output t is column u = t STRIDE + s of the strip. That is another register tile and not
+    another load, so (T - 1) STRIDE + 3 loads serve T columns of outputs.
 
-    Turn t of an image loads row t STRIDE - top of x, at stride 2 the one below it too, and completes row
-    t - LAG of outputs. An image begins at turn ``begins``: at 1 where the rows above and below it are zero,
-    so that one turn serves the end of an image and the beginning of the next.
+    Turn t of an image loads row t STRIDE - top of x, at stride 2 also the row below, and completes output row
+    t - LAG. An image begins at turn ``begins``. That is 1 if the rows above and below the image are zero:
+    then one turn serves the end of an image and the beginning of the next.
 
-    Grid: batches of B packs, fastest, so that neighbours complete each other's cache lines; blocks of a
-    pack's outputs; parts of a group of images; splits, each of which takes ``rows`` turns (:mod:`.walk`).
+    Grid: batches of B packs, fastest, so that adjacent programs complete each other's cache lines; blocks of
+    a pack's outputs; parts of a group of images; splits of ``rows`` turns each (:mod:`.walk`).
 
     In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row feeds;
-    what an epilogue gathers, of all the program's rows. In shared memory: the rows that are on their way.
+    what an epilogue gathers from all rows of the program. In shared memory: the rows in flight.
     """
     BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     GATHERS: tl.constexpr = EPILOGUE == "moments" or EPILOGUE == "gradient"
@@ -254,7 +254,7 @@ def strips_kernel(
     bias = load_bias(p_bias, k, m_k)
     sink = Sink(p_y, p_side, bias, o_y, step_y, m_y, () if FULL else (m_k,), norm_y)
 
-    # The first turns are another program's, whose sums this one needs too.
+    # The first turns belong to another program, but this one needs their sums, too.
     i_begin = tl.maximum(start - LAG, 0)
     turn = i_begin % turns + begins
     left_over = images - i_begin // turns * group
@@ -273,7 +273,7 @@ def strips_kernel(
         complete = image < tl.where((turn >= LAG) & (i >= start), left_over, 0)
         x = load_strip(p_row, source, inside, PROLOGUE, FULL, B)
         done = add_row(last, x, w2, STRIDE, PRECISION)
-        if GATHERS or STRIDE == 2:  # at once, for the registers' sake
+        if GATHERS or STRIDE == 2:  # right away, which frees registers
             sums = emit_strip(done, sums, sink, at, complete, i == first, ACTIVATION, EPILOGUE)
         if STRIDE == 1:
             last = add_row(middle, x, w1, STRIDE, PRECISION)

@@ -1,4 +1,4 @@
-"""3x3 weight gradient: slides strips of neighbouring columns down the rows of dy and x together."""
+"""3x3 weight gradient: slides strips of adjacent columns down the rows of dy and x together."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Row(NamedTuple):
     """Where a row of strips is.
 
     Args:
-        p: the row.
-        offset: of the strips' first column from it, a tile.
-        step: from a column to the next.
-        masks: of the columns, which of them the image has.
+        p: pointer to the row.
+        offset: offsets of the strips' first column from there, a tile.
+        step: distance from one column to the next.
+        masks: which columns are in the image, one mask for each column.
     """
 
     p: Any
@@ -40,15 +40,16 @@ class Row(NamedTuple):
 def load_gradient(
     row, inside, m_k, identity, bias, BIAS: tl.constexpr, PRECISION: tl.constexpr, FULL: tl.constexpr
 ):
-    """A row of dy in strips, transposed, as a product's left operand in registers, each  # [B BO, BM]
+    """Load a row of dy in strips, transposed, as a product's left operand in registers, each  # [B BO, BM]
 
-    And ``bias``, the running sums of dy  # [B BO, 4], to which each thread adds what it holds of a channel.
+    Also return ``bias``, the running sums of dy  # [B BO, 4], to which each thread adds what it has of a
+    channel.
 
-    Three rows of x meet each row of dy, but what a loop hands on to its next turn lies in registers as it was
-    loaded, from where Triton would bring it to the product's layout through shared memory each time. The
-    sums of a product already lie as the next product's left operand. So one product with the identity makes
-    the layout once; it changes no number that is finite, but for the rounding to TF32 that the next product
-    would make.
+    Three rows of x meet each row of dy. But a loop keeps what it passes to its next turn in registers as it
+    was loaded, and Triton would bring it to the product's layout through shared memory each time. The sums of
+    a product already have the layout of the next product's left operand. So a single product with the
+    identity creates this layout. It changes no finite number, except for the rounding to TF32 that the next
+    product would make anyway.
     """
     columns = ()
     for t in tl.static_range(len(row.masks)):
@@ -64,7 +65,7 @@ def load_gradient(
 
 @triton.jit
 def load_inputs(row, inside, norm, m_c, PROLOGUE: tl.constexpr, FULL: tl.constexpr):
-    """The columns of a row of x that a strip's kernels meet, through the norm, each  # [BM, B BI]"""
+    """Load the columns of a row of x that a strip's kernels meet, through the norm, each  # [BM, B BI]"""
     columns = ()
     for u in tl.static_range(len(row.masks)):
         m = as_mask(row.masks[u] & inside)
@@ -75,7 +76,7 @@ def load_inputs(row, inside, norm, m_c, PROLOGUE: tl.constexpr, FULL: tl.constex
 
 @triton.jit
 def add_columns(sums, dy, x, STRIDE: tl.constexpr, PRECISION: tl.constexpr):
-    """The sums of a kernel row's three taps, plus what a row of dy and the row of x that it meets add."""
+    """Return the sums of a kernel row's three taps, plus a row of dy times the row of x that it meets."""
     s0, s1, s2 = sums
     for t in tl.static_range(len(dy)):
         s0 = dot(dy[t], x[t * STRIDE], s0, PRECISION)
@@ -86,7 +87,7 @@ def add_columns(sums, dy, x, STRIDE: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def renew(row):
-    """``row`` as it is. Triton loads ahead only in loops that don't hand on what they were handed."""
+    """Return ``row`` unchanged. Triton loads ahead only in loops that don't pass on what they were passed."""
     columns = ()
     bits: tl.constexpr = tl.int16 if row[0].dtype.primitive_bitwidth == 16 else tl.int32
     for t in tl.static_range(len(row)):
@@ -96,9 +97,10 @@ def renew(row):
 
 @triton.jit
 def own_inputs(sums, B: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
-    """Of each pack's sums those with its own inputs  # [B BO, BI]
+    """Return the part of each pack's sums that belongs to its own inputs  # [B BO, BI]
 
-    No instruction: the splits rename registers, and products whose sums are dropped here are never compiled.
+    This takes no instruction: the splits rename registers, and products whose sums are dropped here are never
+    compiled.
     """
     if B == 2:
         left, right = tl.split(sums.reshape(2, BO, 2, BI).permute(1, 3, 0, 2))
@@ -110,7 +112,7 @@ def own_inputs(sums, B: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
 
 @triton.jit
 def store_taps(p, step, sums, offset, mask, B: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
-    """The diagonal blocks of a kernel row's three taps, ``step`` numbers apart."""
+    """Store the diagonal blocks of a kernel row's three taps, ``step`` numbers apart."""
     for s in tl.static_range(3):
         tl.store(p + s * step + offset, own_inputs(sums[s], B, BI, BO), mask)
 
@@ -125,23 +127,23 @@ def strips_weight_kernel(
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr,
     T: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums for 3x3, stride 1 or 2: slides BM strips of T columns of dy down the rows.
+    """Partial sums for 3x3 at stride 1 or 2: slide BM strips of T columns of dy down the rows.
 
         sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, h, w]
         where  h = p STRIDE - top + r,  w = q STRIDE - left + s
 
     Column t of a strip of dy meets columns t STRIDE + s of x: T loads of dy and (T - 1) STRIDE + 3 of x.
 
-    Turn t of an image loads row t of dy and row t STRIDE - top of x, at stride 2 the one below it too. The
-    last rows of dy are met by x in the LAG turns that follow, in which no more of dy is loaded.
+    Turn t of an image loads row t of dy and row t STRIDE - top of x, at stride 2 also the row below. The last
+    rows of dy meet x in the LAG turns that follow, in which no more of dy is loaded.
 
     Grid: batches of B packs, fastest; blocks of a pack's outputs, then inputs; parts of a group of images;
-    splits, each of which takes ``rows`` turns (:mod:`.walk`). Two packs are one tile of twice as many
-    channels, so that a load moves 64 bytes of a pixel. Nobody needs the products of one pack's dy with the
-    other's x, so the compiler leaves them out.
+    splits of ``rows`` turns each (:mod:`.walk`). Two packs are one tile of twice as many channels, so that a
+    load moves 64 bytes of a pixel. Nothing uses the products of one pack's dy with the other pack's x, so the
+    compiler removes them.
 
     In registers: the sums of the nine taps [B BO, B BI], and the rows of dy that meet a row of x: three at
-    stride 1, which move up as the rows move down, two at stride 2. In shared memory: rows on their way.
+    stride 1, which move up as the rows move down, two at stride 2. In shared memory: the rows in flight.
     """
     OUTPUT_BLOCKS: tl.constexpr = (G * CO + BO - 1) // BO
     INPUT_BLOCKS: tl.constexpr = (G * CI + BI - 1) // BI
@@ -153,7 +155,7 @@ def strips_weight_kernel(
     start = i_tile // parts * rows
     stop = tl.minimum(start + rows, tl.cdiv(images, group) * turns)
 
-    # A last block that channels don't fill begins earlier, in the block before, so that no lane is masked.
+    # If channels don't fill the last block, it begins earlier, in the previous block, to avoid masked lanes.
     first_i = tl.minimum(i_i * BI, max(G * CI - BI, 0))
     first_o = tl.minimum(i_o * BO, max(G * CO - BO, 0))
     c, m_c = locate_channels(i_pack, 0, groups, CI, B * G, B * BI)

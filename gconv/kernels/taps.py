@@ -35,7 +35,7 @@ def taps_kernel(
 ):  # fmt: skip
     """Any geometry: one matrix product for each tap and block of input channels, summed in order.
 
-    The equation is :class:`~gconv.kernels.correlation.Correlation`'s.
+    :class:`~gconv.kernels.correlation.Correlation` has the equation.
 
     Grid: packs of channels, fastest; blocks of BO outputs of a pack; tiles of BM pixels, numbered through
     images, rows and columns.
@@ -93,12 +93,12 @@ def taps_weight_kernel(
     FULL: tl.constexpr, WIDE: tl.constexpr, X_UNIT: tl.constexpr, DY_UNIT: tl.constexpr,
     BM: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums for any geometry, one tap a program.
+    """Partial sums for any geometry, one tap per program.
 
         sums[split, r, s] = sum over the split's n, p, q of dy[n, p, q] x[n, p STEP_H + r TAP_H - top, ...]
 
-    Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; taps; splits, each of which
-    takes every ``splits``-th tile of BM pixels, numbered through images, rows and columns.
+    Grid: packs of channels, fastest; blocks of a pack's outputs, then inputs; taps; splits, each of every
+    ``splits``-th tile of BM pixels, numbered through images, rows and columns.
 
     In registers: the tap's sums [BO, BI]. The tiles of dy [BM, BO] and x [BM, BI] stream past.
     """
@@ -134,8 +134,8 @@ def taps_weight_kernel(
     p_sums += i_split.to(tl.int64) * (R * S * size + BIAS * groups * CO)
     tl.store(p_sums + i_tap * size + o_sums, sums, m_sums)
     if BIAS:
-        # In a loop of its own: where dy is summed beside the product, Triton copies the next tile of dy over
-        # the one that wgmma still reads.
+        # In a separate loop: if dy is summed in the loop with the product, Triton copies the next tile of dy
+        # over the one that wgmma is still reading.
         bias = tl.zeros([BO], tl.float32)
         last = tl.where((i_i == 0) & (i_tap == 0), tl.cdiv(columns, BM), 0)
         for i_m in range(i_split, last, splits):

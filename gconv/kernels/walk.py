@@ -1,9 +1,9 @@
-"""The way of kernels that slide strips of columns down the rows: one loop over the rows of all images.
+"""How strip kernels walk down the rows: one loop over the rows of all images.
 
-Images stand side by side in groups, and a group's strips are cut into tiles, ``parts`` of them. A program
-keeps to one part, so its columns and their masks are the same in every group. Groups lie one below the other:
-a program slides down the rows of one, then of the next, without a stop, and what a turn of its loop needs is
-on its way turns before, across images too.
+Images are placed side by side in groups, and the strips of a group are cut into tiles, its ``parts``. A
+program keeps to one part, so its columns and their masks are the same in every group. The groups are stacked:
+a program slides down the rows of one group, then of the next, without a break. What an iteration ("turn") of
+its loop needs is loaded some turns ahead, even if it belongs to another image.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from gconv.kernels.device import Device
 
 
 class Walk(NamedTuple):
-    """How the strips of all images are shared among programs.
+    """How programs share the strips of all images.
 
     Args:
-        images: all of them.
-        strips: of an image.
-        group: images in a group.
-        parts: tiles of strips in a group.
-        turns: turns of the loop that the rows of an image take.
-        rows: turns of a program, of all images' turns.
-        splits: programs that share a part.
+        images: number of images.
+        strips: number of strips in an image.
+        group: number of images in a group.
+        parts: number of tiles of strips in a group.
+        turns: number of turns of the loop that the rows of an image take.
+        rows: number of turns of a program, out of all images' turns.
+        splits: number of programs that share a part.
     """
 
     images: int
@@ -47,14 +47,14 @@ class Walk(NamedTuple):
         tile: tiles.Tile,
         device: Device,
     ) -> Walk:
-        """The walk of a kernel in ``tile``.
+        """Return the walk of a kernel in ``tile``.
 
         Args:
-            images, strips, turns: as above.
-            programs: that each tile of strips takes, for packs and blocks of channels.
-            bytes_a_split: of the sums that the programs of a tile of strips leave; 0 if none.
-            tile: of the kernel.
-            device: whose processors share the work.
+            images, strips, turns: as in the class.
+            programs: number of programs for each tile of strips, for packs and blocks of channels.
+            bytes_a_split: size of the sums that the programs of a tile of strips store; 0 if none.
+            tile: the kernel's tile.
+            device: the GPU whose processors share the work.
         """
         most = tile.resident * device.processors // programs
         if bytes_a_split:
@@ -69,18 +69,19 @@ class Walk(NamedTuple):
     def of_weights(
         cls, geometry: ConvGeometry, tile: tiles.Tile, programs: int, bytes_a_split: int, device: Device
     ) -> Walk:
-        """The walk of a weight gradient, of which each tile of strips takes ``programs``."""
+        """Return the walk of a weight gradient with ``programs`` programs for each tile of strips."""
         (n, _, h, _), (_, _, p, q), stride = geometry.input_size, geometry.output_size, geometry.stride[0]
         turns = p + (2 if stride == 1 else 1)
         if geometry.padding.top > 0 and (turns - 1) * stride - geometry.padding.top >= h:
-            turns -= 1  # its row of x is zero, as the first one of the next image is
+            turns -= 1  # its row of x is zero, and so is the first row of the next image
         return cls.of(n, -(-q // tile.columns), turns, programs, bytes_a_split, tile, device)
 
 
 def images_in_group(images: int, strips: int, pixels: int, most: int) -> int:
-    """How many images fill tiles of ``pixels`` strips best: the fewest that take the fewest tiles.
+    """Return how many images best fill tiles of ``pixels`` strips: the fewest that need the fewest tiles.
 
-    Of those that make no more than ``most`` parts, which programs have to share; but one image may.
+    Only group sizes with at most ``most`` parts count, because programs have to share the parts; one image
+    always counts.
     """
 
     def parts(group: int) -> int:

@@ -23,8 +23,8 @@ def reduce_kernel(
 ):  # fmt: skip
     """dw and db = the partial sums, added up over the splits in fixed order and rounded once.
 
-    Grid: tiles of BE of the ``size`` sums: ``weights`` of them laid out (R, S, K, C / groups), then the K of
-    the bias. In registers: BS running totals of each, [BS, BE], added up at the end.
+    Grid: tiles of BE of the ``size`` sums: ``weights`` of them laid out (R, S, K, C / groups), then the K
+    sums of the bias. In registers: BS running totals of each, [BS, BE], added up at the end.
     """
     e = tl.program_id(0) * BE + tl.arange(0, BE)
     split = tl.arange(0, BS)
@@ -49,7 +49,10 @@ def weight_grad(
     with_bias: bool,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """dw (K, C / groups, R, S) and, if asked, dbias (K,), from grad_output (N, K, P, Q) and input."""
+    """Return dw (K, C / groups, R, S) and, if asked for, dbias (K,).
+
+    grad_output is (N, K, P, Q), input (N, C, H, W).
+    """
     return run_weight_grad(grad_output, input, None, geometry, with_bias, tile)
 
 
@@ -61,7 +64,7 @@ def norm_weight_grad(
     with_bias: bool,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same where relu(scale input + shift) was convolved; ``norm`` (3, C), float32."""
+    """Return the same for a convolution of relu(scale input + shift); ``norm`` (3, C), float32."""
     return run_weight_grad(grad_output, input, norm.contiguous(), geometry, with_bias, tile)
 
 
@@ -73,7 +76,7 @@ def run_weight_grad(
     with_bias: bool,
     tile: Tile | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """dw and, if asked, dbias; ``norm`` None for the input as it is."""
+    """Return dw and, if asked for, dbias. Without ``norm``, the input itself was convolved."""
     dy, x = channels_last(grad_output), channels_last(input)
     layout = torch.channels_last if dy is grad_output or x is input else torch.contiguous_format
     dw = torch.empty(geometry.weight_size, dtype=x.dtype, device=x.device, memory_format=layout)
@@ -85,7 +88,7 @@ def run_weight_grad(
     sums = torch.empty((splits, size), dtype=torch.float32, device=x.device)
     if plan.tile.depthwise:
         if norm is not None:
-            raise ValueError("kernels of one channel a group have no batch norm inside")
+            raise ValueError("depthwise kernels don't support batch norm: pass a tile of the taps kernel")
         plan(dy, x, sums)
     else:
         plan(dy, x, sums, norm)
@@ -97,10 +100,13 @@ def run_weight_grad(
 def plan_weight_grad(
     geometry: ConvGeometry, operands: OperandLayout, fusion: Fusion = PLAIN, tile: Tile | None = None
 ) -> tuple[Launch, int, int]:
-    """Plan the partial sums of ``geometry`` from dy and x as ``operands`` describes them.
+    """Plan the partial sums of ``geometry`` from dy and x.
 
     Args:
-        tile: what the kernel works in. By default the one that is chosen for it.
+        geometry: what to compute.
+        operands: layout of dy and x.
+        fusion: what else runs in the kernel. Defaults to nothing.
+        tile: the kernel's tile. Defaults to the one that is chosen for the geometry.
 
     Returns:
         The launch; how many partial sums there are of each number; how many numbers.

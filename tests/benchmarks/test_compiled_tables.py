@@ -1,4 +1,4 @@
-"""The committed tables of compiled kernels: no spills, few instructions, and a README that quotes them.
+"""The committed tables of compiled kernels: no spills, few instructions, and documentation that quotes them.
 
 ``make matrix`` compiles every kernel, in fifteen minutes, and writes the tables.
 """
@@ -16,25 +16,25 @@ from gconv.measure import compiled
 OLDEST = re.search(r"triton==([\d.]+)", (ROOT / "Makefile").read_text())[1]
 KEPT = [(version, name) for version in (PINNED, OLDEST) for name in matrix.TABLES]
 
-# The lines of the tables in the kernels' README, and where their numbers come from: form, kernel, tile.
+# The lines of the tables in docs/kernels.md, and where their numbers come from: form, kernel, tile.
 STRIPS, WEIGHT = (f"{name}_kernel, stride" for name in ("strips", "strips_weight"))
 QUOTED = {
-    "forward, input gradient, stride 1, Cg to 16": (
+    "forward, input gradient, stride 1, Cg up to 16": (
         "plain", f"{STRIPS} 1", "strips, 16 x 2 pixels x 16 -> 16 channels, 8 packs, 4 warps, 4 stages"
     ),
-    "forward, input gradient, stride 1, Cg to 32": (
+    "forward, input gradient, stride 1, Cg up to 32": (
         "plain", f"{STRIPS} 1", "strips, 16 x 4 pixels x 32 -> 32 channels, 2 warps, 3 stages"
     ),
-    "forward, stride 2, Cg to 16": (
+    "forward, stride 2, Cg up to 16": (
         "plain", f"{STRIPS} 2", "strips, 16 pixels x 16 -> 16 channels, 8 packs, 4 warps, 3 stages"
     ),
-    "input gradient, stride 2, Cg to 16": (
+    "input gradient, stride 2, Cg up to 16": (
         "plain", "pairs_kernel", "pairs, 16 x 2 pixels x 16 -> 16 channels, 8 packs, 4 warps, 3 stages"
     ),
-    "weight gradient, stride 1, Cg to 16": (
+    "weight gradient, stride 1, Cg up to 16": (
         "plain", f"{WEIGHT} 1", "strips, 16 pixels x 16 -> 16 channels, 2 packs, 1 warp, 3 stages"
     ),
-    "weight gradient, stride 1, Cg to 32": (
+    "weight gradient, stride 1, Cg up to 32": (
         "plain", f"{WEIGHT} 1", "strips, 16 x 2 pixels x 32 -> 32 channels, 2 warps, 4 stages"
     ),
     "depthwise 3x3, forward, 144 channels": (
@@ -43,13 +43,13 @@ QUOTED = {
     "depthwise 7x7, forward, 96 channels": (
         "plain", "depthwise_slide_kernel", "depthwise-slide, 16 pixels x 32 channels, 4 warps"
     ),
-    "norm: forward, stride 1, Cg to 16": (
+    "norm: forward, stride 1, Cg up to 16": (
         "norm", f"{STRIPS} 1", "strips, 16 x 2 pixels x 16 -> 16 channels, 4 packs, 4 warps, 3 stages"
     ),
-    "norm: input gradient, stride 1, Cg to 16": (
+    "norm: input gradient, stride 1, Cg up to 16": (
         "norm", f"{STRIPS} 1", "strips, 16 x 2 pixels x 16 -> 16 channels, 4 packs, 4 warps, 3 stages"
     ),
-    "norm: weight gradient, stride 1, Cg to 16": (
+    "norm: weight gradient, stride 1, Cg up to 16": (
         "norm", f"{WEIGHT} 1", "strips, 16 x 4 pixels x 16 -> 16 channels, 1 warp, 3 stages"
     ),
 }  # fmt: skip
@@ -102,9 +102,9 @@ def test_packs_cost_little_and_fill_a_gpu_once(
 
 
 def quoted_lines() -> dict[str, dict[str, str]]:
-    """The lines of the tables of instructions in the kernels' README, by their label."""
+    """The lines of the tables of instructions in docs/kernels.md, by their label."""
     lines, head, before = {}, None, ""
-    for line in (ROOT / "gconv" / "kernels" / "README.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "kernels.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if not line.startswith("|"):
             head = None
@@ -118,7 +118,7 @@ def quoted_lines() -> dict[str, dict[str, str]]:
     return lines
 
 
-def test_the_kernels_readme_quotes_the_tables() -> None:
+def test_the_documentation_quotes_the_tables() -> None:
     lines = quoted_lines()
     assert lines.keys() == QUOTED.keys()
     for label, (form, kernel, tile) in QUOTED.items():
@@ -134,6 +134,6 @@ def test_the_kernels_readme_quotes_the_tables() -> None:
         if shared := line.get("shared"):
             kilobytes = {f"{int(row['shared']) / 1000:.0f}" for row in rows}
             assert shared.removesuffix(" kB") in kilobytes, label
-    text = (ROOT / "gconv" / "kernels" / "README.md").read_text()
+    text = " ".join((ROOT / "docs" / "kernels.md").read_text().split())
     said = re.search(r"at ([\d.]+) each that is", text)[1]
-    assert lines["forward, input gradient, stride 1, Cg to 16"]["instructions"] == f"{said} an output"
+    assert lines["forward, input gradient, stride 1, Cg up to 16"]["instructions"] == f"{said} per output"

@@ -71,7 +71,7 @@ def test_numbers_that_make_no_sense_are_refused(option: list[str], capsys: pytes
         ),
         (["--model", "resnext:resnext50_32x4d", "--image", "1", "8", "8", "--out", "x"], "does not run on"),
         (["--suite", "tiny", "--out", "/proc/nowhere/table.json"], "/proc/nowhere"),
-        (["--suite", "tiny", "--out", __file__], "test_tune_command.py is no table of gconv's"),
+        (["--suite", "tiny", "--out", __file__], "test_tune_command.py is not a table written by"),
         (["--model", "resnext", "--out", "x"], "resnext must be MODULE:FUNCTION"),
     ],
     ids=lambda part: part if isinstance(part, str) else " ".join(part),

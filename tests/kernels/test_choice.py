@@ -1,4 +1,4 @@
-"""Tile and backend as measured: the nearest entry counts, and ``auto`` is never slower by it."""
+"""Tile and backend from measurements: the nearest entry counts, and ``auto`` never chooses the slower one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HALF = (torch.float16, "ieee", GPU)
 
 @pytest.fixture(autouse=True)
 def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]:
-    """Of the tables that come with gconv, and of the user's: both empty."""
+    """Return empty folders for the shipped tables and for the user's tables."""
     shipped, own = tmp_path / "shipped", tmp_path / "own"
     monkeypatch.setattr(choice, "SHIPPED", shipped)
     monkeypatch.setenv("GCONV_CACHE", str(own))
@@ -33,7 +33,7 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path
 
 
 def entry(geometry: ConvGeometry, pixels: int, triton: float = 1.0, aten: float = 2.0) -> choice.Entry:
-    """Of a forward pass in float16, with a tile that no rule makes."""
+    """Return an entry for a forward pass in float16, with a tile that no rule makes."""
     rule = rules.tile_by_rule("forward", geometry, *HALF)
     return choice.Entry(
         choice.kind_of("forward", geometry, "float16"),
@@ -130,7 +130,7 @@ def test_contiguous_tensors_go_to_the_kernels_where_copies_pay(folders: tuple) -
 def test_a_dense_convolution_is_pytorchs_whatever_was_measured_for_groups_of_its_widths(
     folders: tuple,
 ) -> None:
-    """As ``group_conv2d`` has it, so that ``explain`` says who runs it."""
+    """``group_conv2d`` does the same, so ``explain`` shows the right backend."""
     dense = replace(LAYER, channels=4, groups=1).geometry(32)
     write(folders[0], entry(LAYER.geometry(32), 64, 1.0, 4.0))
     for layout in ("channels_last", "contiguous"):
@@ -152,7 +152,8 @@ def test_reasons_tell_what_was_measured(folders: tuple) -> None:
 def test_what_is_no_table_is_left_aside_with_a_warning(text: str, folders: tuple) -> None:
     folders[1].mkdir()
     (folders[1] / "nvidia-test-1.json").write_text(text)
-    with pytest.warns(UserWarning, match="nvidia-test-1.json is no table of gconv's: .*; it is left aside"):
+    message = "nvidia-test-1.json is not a table written by `python -m gconv tune`: .*; it is left aside"
+    with pytest.warns(UserWarning, match=message):
         tile = choice.tile_of("forward", LAYER.geometry(32), *HALF)
     assert tile == by_rule("forward", LAYER.geometry(32), *HALF[:2])
 

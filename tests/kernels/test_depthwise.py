@@ -1,4 +1,4 @@
-"""Large kernels and 1-d ones of one channel a group, interpreted: blocks of outputs and of taps."""
+"""Large and 1-d depthwise kernels, interpreted: blocks of outputs and of taps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def depthwise(
     images: int = 2,
     **settings: Any,
 ) -> Case:
-    """Return a layer of one channel a group, padded by half the kernel unless ``settings`` say otherwise."""
+    """Return a depthwise layer, padded by half the kernel size unless ``settings`` say otherwise."""
     settings = {"padding": (kernel[0] // 2, kernel[1] // 2), "groups": channels, **settings}
     return Case("", (images, channels, *size), (channels, 1, *kernel), settings)
 
@@ -57,7 +57,7 @@ def depthwise(
     ids=str,
 )
 def test_large_kernels_match_float64(size: tuple[int, int], kernel: tuple[int, int]) -> None:
-    """Even and odd, on images that are smaller than they are and no multiple of a block."""
+    """Even and odd sizes, on images that are smaller than the kernel and not a multiple of a block."""
     check_kernels(depthwise(size, kernel, channels=3, images=1 if max(size) > 9 else 2), HALF)
 
 
@@ -77,7 +77,7 @@ def test_channels_that_fill_a_tile_and_do_not(
 
 @pytest.mark.parametrize("padding", [0, (0, 5), (12, 1)], ids=str)
 def test_large_kernels_with_any_padding(padding: int | tuple[int, int]) -> None:
-    """Rows of blocks that lie outside the image are left out, and only those."""
+    """Only rows of blocks outside the image are skipped."""
     check_kernels(depthwise((12, 12), (9, 10), 3, 1, padding=padding), HALF)
 
 
@@ -86,9 +86,9 @@ def test_large_kernels_with_any_padding(padding: int | tuple[int, int]) -> None:
 def test_blocks_of_any_height_and_width(
     rows: int, columns: int, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch, processors: Processors
 ) -> None:
-    """Tuning may take other blocks of outputs than the rules; the last block of taps overlaps another."""
+    """Tuning may choose other blocks of outputs than the rules; the last block of taps overlaps another."""
     monkeypatch.setattr(depthwise_plans, "tap_block", lambda *_: block)
-    processors(block[0] + 10)  # past the plans that are kept
+    processors(block[0] + 10)  # not in the cache of plans
     case = depthwise((6, 8), (6, 5), images=1)
     tensors, geometry = case.tensors(HALF), geometry_of(case)
     x, w, bias = (t.detach() for t in tensors)
@@ -105,9 +105,9 @@ def test_blocks_of_any_height_and_width(
 def test_weight_gradients_in_blocks_that_pass_the_kernels_end(
     block: tuple[int, int], monkeypatch: pytest.MonkeyPatch, processors: Processors
 ) -> None:
-    """Taps past the end have no sums; the bias gradient, whose sums come next, has those of one block."""
+    """Taps past the end have no sums. The bias gradient, whose sums follow, gets those of one block only."""
     monkeypatch.setattr(depthwise_plans, "weight_tap_block", lambda *_: block)
-    processors(block[0] + 20)  # past the plans that are kept
+    processors(block[0] + 20)  # not in the cache of plans
     check_kernels(depthwise((6, 5), (9, 7), images=1), HALF)
 
 
@@ -124,7 +124,7 @@ def test_an_epilogue_in_both_passes(name: str, activation: str | None, residual:
 )
 @pytest.mark.parametrize("taps", [4, 9])
 def test_one_row_with_strides_dilation_and_padding(taps: int, settings: dict[str, Any]) -> None:
-    """A step along the one row leaves it lying; one across it, of which there is nothing, doesn't."""
+    """With a step along it, the row isn't turned upright; a step across it has no effect."""
     check_kernels(depthwise((1, 21), (1, taps), **settings), HALF)
 
 
@@ -137,7 +137,7 @@ def test_one_row_inside_a_taller_image_or_padding_does_not_stand_upright() -> No
 
 @pytest.mark.parametrize("count", [1, 132])
 def test_rows_upright_in_chunks(count: int, processors: Processors) -> None:
-    """Each program has at least as many rows as it loads beyond them."""
+    """Each program has at least as many rows as it loads in addition."""
     device = processors(count)
     case = depthwise((1, 60), (1, 31), images=1)
     strides = (60 * 6, 1, 60 * 6, 6)
@@ -150,7 +150,7 @@ def test_rows_upright_in_chunks(count: int, processors: Processors) -> None:
 
 def test_offsets_of_64_bits(monkeypatch: pytest.MonkeyPatch, processors: Processors) -> None:
     monkeypatch.setattr(tiles, "is_wide", lambda *_: True)
-    processors(5)  # past the plans that are kept
+    processors(5)  # not in the cache of plans
     check_kernels(depthwise((5, 4), (9, 9)), HALF)
     check_kernels(depthwise((1, 9), (1, 4)), HALF)
 
@@ -158,7 +158,7 @@ def test_offsets_of_64_bits(monkeypatch: pytest.MonkeyPatch, processors: Process
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # infinity times zero
 @pytest.mark.parametrize("kernel", [(9, 9), (13, 4), (1, 31)], ids=str)
 def test_infinity_reaches_only_the_outputs_that_meet_it(kernel: tuple[int, int]) -> None:
-    """Taps that fill up a block are those of the block before, not pixels past the kernel."""
+    """Taps that fill up a block belong to the previous block; they aren't pixels past the kernel."""
     case = depthwise((1, 40) if kernel[0] == 1 else (20, 20), kernel, channels=2, images=1)
     x, w, _ = (t.detach().abs() for t in case.tensors(HALF))
     x[0, 0, x.shape[2] // 2, 20 if kernel[0] == 1 else 10] = torch.inf
@@ -181,7 +181,7 @@ def test_blocks_of_taps_cover_the_kernel_and_fit_the_registers() -> None:
 
 
 def test_large_kernels_of_stride_1_run_in_blocks() -> None:
-    """31x31 of both forward passes, on few programs as on many."""
+    """13x13 in both passes, with few programs and with many."""
     for images in (1, 256):
         geometry = geometry_of(replace(depthwise((7, 7), (13, 13), 64, 1), input=(images, 64, 7, 7)))
         for pass_ in ("forward", "input_grad"):

@@ -1,4 +1,4 @@
-"""What runs in the kernels beside the convolution, in Triton's interpreter, against float64."""
+"""Batch norm, activations and residuals inside the kernels, in Triton's interpreter, against float64."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_batch_norm_in_sixteen_bits(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("case", ONE_OF_EACH[:2], ids=lambda case: case.name)
 def test_batch_norm_in_tf32(case: Case) -> None:
-    """In the interpreter, which multiplies in full: this is about the kernels that TF32 runs in."""
+    """Run the kernels for TF32, in the interpreter, which multiplies in full precision."""
     with cudnn_precision("tf32"):
         check(norm_results(case, torch.float32))
 
@@ -66,7 +66,7 @@ def test_batch_norm_with_rows_in_chunks(case: Case, monkeypatch: pytest.MonkeyPa
     ids=str,
 )
 def test_batch_norm_of_pairs_with_any_padding(size: tuple[int, int], padding: int | tuple[int, int]) -> None:
-    """What the sums hold of rows and columns that aren't in the image is nothing."""
+    """Rows and columns outside the image add nothing to the sums."""
     settings = {"stride": 2, "padding": padding, "groups": 8}
     check(norm_results(Case("", (3, 32, *size), (32, 4, 3, 3), settings), torch.float16))
 
@@ -81,9 +81,9 @@ def test_two_runs_are_bit_equal() -> None:
 
 @pytest.mark.parametrize("name", ["slide, width 4", "stride 2, odd", "taps, width 56"])
 def test_moments_are_stable_for_large_means(name: str) -> None:
-    """A mean 10,000 deviations from zero: a sum of squares in float32 would have lost the variance.
+    """The mean is 10,000 standard deviations from zero: a sum of squares in float32 would lose the variance.
 
-    What is left is the rounding of numbers of that size, a thousandth of their deviation.
+    What remains is the rounding of numbers of that size, a thousandth of their standard deviation.
     """
     case = named(name)
     geometry = geometry_of(case)
@@ -97,9 +97,9 @@ def test_moments_are_stable_for_large_means(name: str) -> None:
     torch.testing.assert_close(moments[1].double(), variance, rtol=2e-3, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # that is what is tested
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # this is what the test is about
 def test_rows_above_the_first_do_not_count() -> None:
-    """What float16 cannot hold of them is never stored, and must not reach the moments either."""
+    """Their values overflow float16. They are never stored, and must not reach the moments either."""
     x = torch.zeros(1, 16, 4, 4, dtype=torch.float16)
     x[:, :, 0] = 2
     w = torch.zeros(16, 4, 3, 3, dtype=torch.float16)
@@ -160,7 +160,7 @@ def test_an_input_gradient_has_the_epilogue_of_a_transposed_convolution(
 
 @pytest.mark.parametrize("name", ["slide, width 4", "stride 2, odd"])
 def test_an_input_gradient_in_tf32_has_an_epilogue(name: str) -> None:
-    """In the interpreter, which multiplies in full: this is about the kernels that TF32 runs in."""
+    """Run the kernels for TF32, in the interpreter, which multiplies in full precision."""
     with cudnn_precision("tf32"):
         check_epilogue("input_grad", named(name), "silu", residual=True, dtype=torch.float32)
 

@@ -1,6 +1,6 @@
-"""The kernels themselves, in Triton's interpreter: every family, in every type, against float64.
+"""The kernels in Triton's interpreter: every family, in every type, against float64.
 
-What they allocate starts as NaN, so that an element that is never written shows.
+The memory that they allocate starts as NaN, so that an element that is never written is noticed.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ ONE_OF_EACH = (
     ]
 )
 def one_of_each(request: pytest.FixtureRequest) -> Case:
-    """A case for each kernel."""
+    """Return a case for each kernel."""
     return request.param
 
 
 def is_long(case: Case, dtype: torch.dtype) -> bool:
-    """Whether it waits for `make long`: in the interpreter the widest take ten seconds."""
+    """Return whether the case runs only with `make long`: the widest take ten seconds in the interpreter."""
     widest = case.name in ("taps, width 56", "taps, width 264")
     return widest or (dtype != torch.float16 and case.name not in ("slide, width 4", "stride 2, odd"))
 
@@ -89,7 +89,7 @@ def test_every_family_matches_float64(case: Case, dtype: torch.dtype) -> None:
     ],
 )
 def test_the_families_cover_every_kernel(kernel: str, packs: int) -> None:
-    """But for the residue kernel, which needs TF32, or a tile that is given: see the tiles' tests."""
+    """Except the residue kernel, which needs TF32 or an explicit tile: test_tiles.py covers it."""
     used = set()
     for case, pass_ in itertools.product(FAMILIES, ("forward", "input_grad", "weight_grad")):
         tile = kernels.tile_of(pass_, geometry_of(case), torch.float16, torch.device("cpu"))
@@ -108,7 +108,7 @@ def test_only_float32_is_multiplied_as_cudnn_is_set(setting: str) -> None:
     "name", ["slide, width 4", "slide, width 3 to 5", "stride 2, odd", "stride 2, padding 3"]
 )
 def test_tf32_matches_float64(name: str) -> None:
-    """In the interpreter, which multiplies in full: this is about the kernels that TF32 runs in."""
+    """Run the kernels for TF32, in the interpreter, which multiplies in full precision."""
     with cudnn_precision("tf32"):
         check_kernels(next(case for case in FAMILIES if case.name == name), torch.float32)
 
@@ -154,7 +154,7 @@ def geometries(draw: st.DrawFn, kernel: str) -> Case:
 @pytest.mark.parametrize("examples", [6, pytest.param(200, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kernel", ["3x3", "any", "depthwise"])
 def test_any_geometry_matches_float64(kernel: str, examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many drawn of each kind, on a device of few and of many processors: rows whole and in chunks."""
+    """Draw cases of each kind, for few and for many processors: all rows in one program, or in chunks."""
 
     @settings(max_examples=examples, deadline=None, derandomize=True)
     @given(
@@ -177,7 +177,7 @@ def test_rows_in_chunks_match_float64(one_of_each: Case, monkeypatch: pytest.Mon
 
 
 def test_loads_of_eight_bytes_match_float64(one_of_each: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rules load sixteen at once; a table may say eight."""
+    """The rules load sixteen bytes; a measured table may have eight."""
     by_rule = rules.tile_by_rule
     monkeypatch.setattr(choice, "tile_by_rule", lambda *arguments: replace(by_rule(*arguments), load=8))
     monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "other loads", 132))
@@ -186,9 +186,7 @@ def test_loads_of_eight_bytes_match_float64(one_of_each: Case, monkeypatch: pyte
 
 def test_offsets_of_64_bits_match_float64(one_of_each: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "is_wide", lambda *_: True)
-    monkeypatch.setattr(
-        launch, "device_of", lambda _: Device("cpu", "wide", 2)
-    )  # past the plans that are kept
+    monkeypatch.setattr(launch, "device_of", lambda _: Device("cpu", "wide", 2))  # not in the cache of plans
     check_kernels(one_of_each, torch.float32)
 
 
@@ -199,7 +197,7 @@ def test_offsets_are_64_bits_where_a_tile_may_pass_31() -> None:
     assert tiles.is_wide(tile, 8, (1,), (2**31,))
     strips = tiles.Tile("strips", 4, 16, 16, 16, warps=1)
     assert not tiles.is_wide(strips, 512, (2**27 - 1,), (1,))
-    assert tiles.is_wide(strips, 512, (2**27,), (1,))  # sixteen images may be side by side
+    assert tiles.is_wide(strips, 512, (2**27,), (1,))  # a tile may span sixteen images
 
 
 def test_two_runs_are_bit_equal(one_of_each: Case) -> None:

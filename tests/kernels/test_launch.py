@@ -1,4 +1,4 @@
-"""What reaches the driver: kept kernels start as Triton's own launcher starts them."""
+"""What reaches the driver: cached kernels start exactly as Triton's launcher starts them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from gconv.kernels.weight_grad import norm_weight_grad
 ROOT = Path(__file__).parents[2]
 Run = Callable[[str], str]
 
-# A process with a driver that has no GPU, and without the interpreter. It runs each piece of code that it is
-# sent in a copy of itself, which has imported everything and kept nothing.
+# A process with a stub driver without a GPU, and without the interpreter. It runs each piece of code that it
+# gets in a fork of itself, which has imported everything and cached nothing.
 SERVER = """
 import json, os, pathlib, sys, torch, traceback
 import stub_gpu
@@ -77,7 +77,7 @@ def server() -> Iterator[subprocess.Popen]:
 
 @pytest.fixture
 def run(server: subprocess.Popen, tmp_path: Path) -> Run:
-    """Run code with a cache of its own, and return what it prints."""
+    """Run code with a cache for this call only, and return what it prints."""
 
     def call(code: str) -> str:
         print(json.dumps([code, str(tmp_path)]), file=server.stdin, flush=True)
@@ -122,7 +122,7 @@ print(*[name for name, _, _ in launches])
 
 
 def test_a_hook_around_launches_sees_kept_kernels_too(run: Run) -> None:
-    """As a profiler puts one there, and takes it away."""
+    """Profilers add hooks and remove them again."""
     code = """
 from triton import knobs
 problem = Problem("forward", layer.geometry(2), "float16")
@@ -142,7 +142,7 @@ print(len(launches), seen, seen_after)
 
 
 def test_another_alignment_or_type_gets_a_kernel_of_its_own(run: Run) -> None:
-    """A tensor that starts at no multiple of 16 bytes; then a reduction to float32 after one to float16."""
+    """A tensor that isn't aligned to 16 bytes; then a reduction to float32 after one to float16."""
     code = """
 from triton.runtime.jit import JITFunction
 through = []
@@ -170,7 +170,7 @@ print(len(through), [arguments[1].dtype for name, _, arguments in launches if na
 
 
 def test_what_tuning_compiles_is_what_is_launched(run: Run) -> None:
-    """Else each candidate is compiled again, one after the other, when it is measured."""
+    """Otherwise each candidate would be compiled again, one after the other, when it is measured."""
     code = """
 import os
 cache = pathlib.Path(os.environ["TRITON_CACHE_DIR"])
@@ -198,7 +198,7 @@ def test_a_launch_takes_what_its_kernel_knows_and_nothing_else() -> None:
     assert list(plan.arguments) == list(arguments), "in the kernel's order"
     assert plan.absent == {"p_norm"}, "of the tensors that it has"
     for wrong in (arguments | {"rows": 1}, {name: arguments[name] for name in list(arguments)[1:]}):
-        with pytest.raises(TypeError, match=r"takes .*missing or unknown: \[.(rows|pixels)"):
+        with pytest.raises(TypeError, match=r"expects .*missing or unknown: \[.(rows|pixels)"):
             Launch.of(normalise_kernel, 2, wrong, tile)
 
 
@@ -206,9 +206,10 @@ def test_depthwise_kernels_refuse_a_norm_that_they_would_leave_out() -> None:
     x, weight, norm = torch.ones(1, 16, 4, 4), torch.ones(16, 1, 3, 3), torch.ones(3, 16)
     geometry = ConvGeometry.of(x.shape, weight.shape, (1, 1), (1, 1, 1, 1), (1, 1), 16)
     tile = Tile("depthwise-slide", 1, 4, 16, 16, warps=1)
-    with pytest.raises(ValueError, match="one channel a group have no batch norm"):
+    message = "depthwise kernels don't support batch norm: pass a tile of the taps kernel"
+    with pytest.raises(ValueError, match=message):
         norm_forward(x, norm, weight, None, geometry, tile=tile)
-    with pytest.raises(ValueError, match="one channel a group have no batch norm"):
+    with pytest.raises(ValueError, match=message):
         norm_weight_grad(x, x, norm, geometry, False, tile=tile)
 
 
@@ -249,7 +250,7 @@ def test_an_untested_newer_triton_is_logged_in_one_line(
 def test_an_untested_newer_triton_is_logged_once(
     logged: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a kernel first starts, also in a compiled graph; not as a warning, which fails tests."""
+    """The first time that a kernel starts, even in a compiled graph. A warning would fail users' tests."""
     monkeypatch.setattr("triton.__version__", "99.0.0")
     x, w, _ = Case("", (1, 2, 3, 3), (2, 1, 1, 1), {}).tensors(torch.float32)
 

@@ -1,6 +1,6 @@
 """Batch norm inside strips of columns and pairs, interpreted, at the edges of tiles.
 
-The tiles are given, so that all of them run, whatever the rules say.
+The tests set the tiles, so that all of them run, independent of the rules.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ pytestmark = INTERPRETED_KERNELS
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_norms_gather_from_blocks_of_outputs(stride: int) -> None:
-    """As many parts as there are splits, whatever the blocks."""
+    """There are as many parts as splits, for any blocks."""
     check_norm_strips(layer((4, 5), 24, 24, 2, stride=stride), outputs=16)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("columns", "width"), [(1, 1), (1, 5), (2, 1), (2, 5), (3, 2), (3, 8), (4, 9)])
 def test_batch_norm_in_rows_that_are_no_multiple_of_a_strip(columns: int, width: int, stride: int) -> None:
-    """Of a strip that ends outside the image, only the columns inside are normalised and counted."""
+    """If a strip ends outside the image, only the columns inside are normalized and counted."""
     case = layer((3, stride * width), stride=stride)
     assert geometry_of(case).output_size[3] == width
     check_norm_strips(case, columns=columns)
@@ -51,7 +51,7 @@ def test_batch_norm_in_two_packs(columns: int, size: tuple[int, int], dtype: tor
 def test_batch_norm_in_programs_of_rows_that_span_two_tiles(
     count: int, packs: int, stride: int, padding: int, processors: Processors
 ) -> None:
-    """A program gathers of all its rows, in whichever tile; each leaves a part."""
+    """A program gathers from all of its rows, in any tile; each program stores a part."""
     processors(count)
     case = replace(seven_rows(9, stride, padding), weight=(32, 4, 3, 3))
     case = replace(case, input=(9, 32, *case.input[2:]), settings={**case.settings, "groups": 8})
@@ -86,7 +86,7 @@ def test_batch_norm_of_groups_of_any_width(
 def test_moments_in_strips_are_stable_for_large_means(
     columns: int, packs: int, dtype: torch.dtype, processors: Processors
 ) -> None:
-    """Means of many deviations, as far as sixteen bits hold them: y differs in its last digits.
+    """Means of as many deviations as sixteen bits can represent: y differs in its last digits.
 
     A sum of squares in float32 would lose the variance.
     """

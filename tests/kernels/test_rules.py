@@ -1,4 +1,4 @@
-"""Tiles by rule, where nothing was measured."""
+"""Tiles by rule, for geometries without measurements."""
 
 from __future__ import annotations
 

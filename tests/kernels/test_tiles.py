@@ -1,6 +1,6 @@
 """Strips of columns and pairs, interpreted, at the edges of tiles.
 
-The tiles are given, so that all of them run, whatever the rules say.
+The tests set the tiles, so that all of them run, independent of the rules.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ pytestmark = INTERPRETED_KERNELS
     ("inputs", "outputs", "groups", "columns"), [(4, 4, 4, 3), (16, 16, 2, 2), (32, 32, 1, 1), (13, 24, 2, 2)]
 )
 def test_strips_of_float32(inputs: int, outputs: int, groups: int, columns: int, stride: int) -> None:
-    """As TF32 runs in them on a GPU; the interpreter multiplies in full."""
+    """TF32 runs in these tiles on a GPU; the interpreter multiplies in full precision."""
     case = layer((4, 5), inputs, outputs, groups, stride=stride)
     check_strips(case, torch.float32, columns=columns)
 
@@ -51,7 +51,7 @@ def test_strips_of_float32(inputs: int, outputs: int, groups: int, columns: int,
     [(1, 1), (1, 5), (2, 1), (2, 4), (2, 5), (3, 2), (3, 6), (3, 7), (3, 8), (4, 1), (4, 3), (4, 8), (4, 9)],
 )
 def test_rows_narrower_than_a_strip_or_no_multiple_of_it(columns: int, width: int, stride: int) -> None:
-    """``width`` is that of the outputs; the last column that stride 2 reads is there, and is not."""
+    """``width`` is that of the outputs; at stride 2, with and without the last column that is read."""
     for extra in range(stride):
         case = layer((3, stride * width - extra), stride=stride)
         assert geometry_of(case).output_size[3] == width
@@ -67,7 +67,7 @@ def test_two_packs_a_program(columns: int, groups: int, width: int) -> None:
 
 @pytest.mark.parametrize(("packs", "warps"), [(4, 2), (4, 4), (8, 4)])
 def test_many_packs_a_program(packs: int, warps: int) -> None:
-    """Weight gradients take two."""
+    """Weight gradients have at most two packs."""
     for stride in (1, 2):
         case = layer((4, 5), 8, 8, 16, stride=stride)
         tensors, geometry = case.tensors(HALF), geometry_of(case)
@@ -92,7 +92,7 @@ def test_fewer_packs_where_groups_do_not_fill_them(groups: int, packs: int, left
 
 @pytest.mark.parametrize(("groups", "width"), [(12, 4), (3, 4), (2, 8), (6, 8), (1, 16), (3, 16)])
 def test_packs_that_make_no_pairs_run_one_by_one(groups: int, width: int) -> None:
-    """The tile of the nearest layer may hold two packs, where this one has one or three."""
+    """The tile of the nearest layer may have two packs, when this layer has one or three."""
     for stride in (1, 2):
         check_strips(layer((3, 5), width, width, groups, stride=stride), columns=2, packs=2)
 
@@ -103,7 +103,7 @@ def test_packs_that_make_no_pairs_run_one_by_one(groups: int, width: int) -> Non
 def test_tiles_of_many_images_and_images_in_two_tiles(
     images: int, each: int, group: int, parts: int, columns: int, packs: int, stride: int
 ) -> None:
-    """Four images share three tiles; of seven, three are in the second group; one takes two tiles."""
+    """Four images share three tiles; of seven images, three are in the second group; one takes two tiles."""
     case = layer((3, each * columns * stride), groups=8, images=images, stride=stride)
     plan = plan_pass("forward", geometry_of(case), OPERANDS, tile=strips(case, columns=columns, packs=packs))
     assert (plan.arguments["group"], plan.arguments["parts"]) == (group, parts)
@@ -140,7 +140,7 @@ def test_programs_of_rows_of_two_groups_of_images(
 
 @pytest.mark.parametrize("count", [1, 3, 132])
 def test_programs_of_row_pairs_of_two_groups_of_images(count: int, processors: Processors) -> None:
-    """The eight turns of an image begin above it: the first pair has one row outside, the last one, too."""
+    """An image's eight turns begin above it: the first and the last pair each have one row outside."""
     case, tile = seven_rows(9, 2, 1), {"columns": 2, "resident": 1}
     operands = OPERANDS._replace(device=processors(count))
     plan = plan_pass("input_grad", geometry_of(case), operands, tile=strips(case, True, **tile))
@@ -152,13 +152,13 @@ def test_programs_of_row_pairs_of_two_groups_of_images(count: int, processors: P
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (1, 34)], ids=str)
 @pytest.mark.parametrize("padding", [1, 2])
 def test_images_of_one_row_or_column(padding: int, size: tuple[int, int]) -> None:
-    """The least that stride 2 leaves of them: T + 1 columns are loaded, of which one or none is there."""
+    """The smallest images at stride 2: of the T + 1 columns that are loaded, one or none exists."""
     check_strips(layer(size, groups=8, images=1, stride=2, padding=padding), columns=2, packs=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_residue_kernel_in_sixteen_bits(dtype: torch.dtype) -> None:
-    """No rule chooses it on NVIDIA's GPUs, but tuning may."""
+    """No rule chooses it on NVIDIA GPUs, but tuning may."""
     for case in FAMILIES:
         if not case.name.startswith("stride 2,"):
             continue
@@ -199,7 +199,7 @@ def test_odd_and_even_sizes_with_padding_past_the_kernel(
     ],
 )
 def test_groups_of_any_width(inputs: int, outputs: int, groups: int, changes: dict[str, int]) -> None:
-    """Blocks of outputs too, which no rule makes; widths that leave lanes of a tile without a channel."""
+    """Also blocks of outputs, which no rule makes, and widths that leave some lanes without a channel."""
     for stride in (1, 2):
         check_strips(layer((4, 5), inputs, outputs, groups, stride=stride), **changes)
 
@@ -219,7 +219,7 @@ def test_bias_residual_and_activation(
 @pytest.mark.parametrize("columns", [1, 3])
 def test_offsets_of_64_bits(columns: int, monkeypatch: pytest.MonkeyPatch, processors: Processors) -> None:
     monkeypatch.setattr(tiles, "is_wide", lambda *_: True)
-    processors(5)  # past the plans that are kept
+    processors(5)  # not in the cache of plans
     for stride in (1, 2):
         check_strips(layer((4, 5), stride=stride), columns=columns)
         check_norm_strips(layer((4, 5), stride=stride), columns=columns)
@@ -228,7 +228,7 @@ def test_offsets_of_64_bits(columns: int, monkeypatch: pytest.MonkeyPatch, proce
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("load", "groups", "unit"), [(16, 8, 8), (8, 8, 4), (16, 6, 4), (16, 5, 2)])
 def test_loads_of_each_width(load: int, groups: int, unit: int, dtype: torch.dtype) -> None:
-    """Strides come in units of what a load takes, and what divides them all."""
+    """Strides are in units of what a load brings and what divides them all."""
     case = layer((4, 5), inputs=2, outputs=2, groups=groups)
     x, w, _ = (t.detach() for t in case.tensors(dtype))
     x, geometry, tile = (
@@ -255,7 +255,7 @@ FORMS = {
 
 
 def dense_packs(case: Case, weight: Tensor, tile: Tile, transposed: bool) -> Tensor:
-    """What ``weight`` is between the channels of each pack  # (packs, 9, inputs, outputs), zero past them."""
+    """Return ``weight`` between the channels of each pack  # (packs, 9, inputs, outputs), zero past them"""
     blocks = weight.unflatten(0, (case.groups, -1))  # (groups, outputs, inputs, 3, 3)
     blocks = blocks.flip(3, 4) if transposed else blocks.transpose(1, 2)
     inputs, outputs = blocks.shape[1:3]
@@ -276,7 +276,7 @@ def dense_packs(case: Case, weight: Tensor, tile: Tile, transposed: bool) -> Ten
 def test_weights_of_any_strides_are_packed_for_the_threads(
     inputs: int, outputs: int, groups: int, dtype: torch.dtype, transposed: bool, form: str
 ) -> None:
-    """Thread t of four reads its inputs of a block, 16 bytes, side by side: those that fill its registers."""
+    """Thread t of four reads its 16 bytes of a block's inputs, in the order of its registers."""
     case = layer((4, 4), inputs, outputs, groups)
     tile = strips(case, transposed, outputs=128) if max(inputs, outputs) > 64 else strips(case, transposed)
     in_register = 4 // dtype.itemsize

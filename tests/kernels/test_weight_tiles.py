@@ -1,6 +1,6 @@
 """The weight gradient's rows and blocks, interpreted, at the edges of tiles.
 
-The tiles are given, so that all of them run, whatever the rules say.
+The tests set the tiles, so that all of them run, independent of the rules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = INTERPRETED_KERNELS
 def test_bias_gradient_of_groups_wider_than_a_block(
     count: int, splits: int, channels: tuple[int, int], groups: int, processors: Processors
 ) -> None:
-    """One program sums dy of a split and block of outputs; those of other inputs and taps leave it alone."""
+    """One program sums dy of a split and block of outputs; programs of other inputs and taps skip it."""
     inputs, outputs = channels
     case = Case("", (3, inputs, 4, 4), (outputs, inputs // groups, 1, 2), {"groups": groups})
     tile = Tile("taps", 1, 16, 16, 16, warps=4, resident=1)
@@ -63,7 +63,7 @@ def test_weight_gradient_of_two_groups_of_images(
 
 @pytest.mark.parametrize(("images", "width"), [(4, 9), (1, 40)])
 def test_partial_sums_of_tiles_that_share_rows(images: int, width: int, processors: Processors) -> None:
-    """Each part of a group of images leaves its own."""
+    """Each part of a group of images stores its own sums."""
     case = layer((5, width), images=images)
     operands = OPERANDS._replace(device=processors(6))
     tile = Tile("strips", 4, 16, 16, 16, warps=1, resident=1)
@@ -78,7 +78,7 @@ def test_partial_sums_of_tiles_that_share_rows(images: int, width: int, processo
 def test_weight_gradient_of_wide_groups(
     count: int, stride: int, padding: int, size: tuple[int, int], processors: Processors
 ) -> None:
-    """Tiles of many images, in one program and in several; blocks that the channels do not fill."""
+    """Tiles of many images, in one program and in several; blocks that the channels don't fill."""
     if min(size) + 2 * padding < 3:
         return
     processors(count)
@@ -88,7 +88,7 @@ def test_weight_gradient_of_wide_groups(
 
 @pytest.mark.parametrize("count", [1, 132])
 def test_bias_gradient_of_wide_groups(count: int, processors: Processors) -> None:
-    """Of the programs of other blocks of inputs only the first writes it."""
+    """Among the programs of one block of outputs, only that of the first block of inputs writes it."""
     processors(count)
     case = layer((3, 18), 40, 20, 2, images=2)
     check_weight_grad(case, Tile("strips", 1, 16, 16, 16, warps=1, resident=16))

@@ -176,8 +176,8 @@ def explain_call(
     if not taken or max(taken) >= HOST:
         return found
     reason = (
-        f"too small to gain in an eager call: PyTorch may need only {max(taken):.2g} us on the GPU, less "
-        f"than {HOST:g}, and launching the kernels takes the CPU longer; use torch.compile or backend='triton'"
+        f"too small to gain in an eager call: PyTorch may take only {max(taken):.2g} us on the GPU, "
+        f"less than {HOST:g}, and the CPU takes longer to launch the kernels; use torch.compile or backend='triton'"
     )
     return {
         pass_: Decision("aten", reason if decision.backend == "triton" else decision.reason, decision.least)
@@ -186,7 +186,7 @@ def explain_call(
 
 
 def _why_not_folded(call: Call, layout: str) -> str | None:
-    """Return why "auto" runs a 3-d convolution on PyTorch; None if slices are images without a copy."""
+    """Return why "auto" runs a 3-d convolution on PyTorch, or None if it needs no copy."""
     if call.depth is None or (call.depth.folds and layout == "channels_last"):
         return None
     if call.depth.folds:

@@ -349,7 +349,7 @@ def _check_channels(in_channels: Any, out_channels: Any, groups: Any) -> tuple[i
 
 
 def pad_input(layer: Any, input: Tensor) -> tuple[Tensor, Any]:
-    """Pad the input with the layer's ``padding_mode``; return it and the padding that the convolution adds."""
+    """Pad the input with the layer's ``padding_mode``; return it and the padding left to do."""
     if layer.padding_mode == "zeros":
         return input, layer.padding
     return F.pad(input, zeros_around(layer), mode=layer.padding_mode), 0

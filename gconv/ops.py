@@ -83,7 +83,7 @@ class Operator:
         return f"{self.name}({arguments}) -> {'(Tensor, Tensor)' if self.second else 'Tensor'}"
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run the pass, as an operator only if something observes operators: a mode, a transform or the profiler.
+        """Run the pass; as an operator only if a mode, a transform or the profiler observes operators.
 
         An operator written in Python costs the host 25 us per call. All tensors of all passes are checked
         here, so that no lazily conjugated, batched or wrapped tensor reaches a kernel.

@@ -177,7 +177,8 @@ def explain_call(
         return found
     reason = (
         f"too small to gain in an eager call: PyTorch may take only {max(taken):.2g} us on the GPU, "
-        f"less than {HOST:g}, and the CPU takes longer to launch the kernels; use torch.compile or backend='triton'"
+        f"less than {HOST:g}, and the CPU takes longer to launch the kernels; use torch.compile or "
+        "backend='triton'"
     )
     return {
         pass_: Decision("aten", reason if decision.backend == "triton" else decision.reason, decision.least)

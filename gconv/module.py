@@ -133,7 +133,7 @@ class _Transposed(GroupConvolution):
 
 
 class GroupConv1d(_Convolution, nn.Conv1d):
-    """An ``nn.Conv1d`` that runs on gconv's kernels, through ``gconv.group_conv1d``.
+    """An ``nn.Conv1d`` computed by ``gconv.group_conv1d``, on the fastest backend.
 
     Its constructor accepts the arguments of ``nn.Conv1d``, and an activation. State dicts are
     interchangeable.
@@ -167,7 +167,7 @@ class GroupConv1d(_Convolution, nn.Conv1d):
 
 
 class GroupConv2d(_Convolution, nn.Conv2d):
-    """An ``nn.Conv2d`` that runs on gconv's kernels, through ``gconv.group_conv2d``.
+    """An ``nn.Conv2d`` computed by ``gconv.group_conv2d``, on the fastest backend.
 
     Its constructor accepts the arguments of ``nn.Conv2d``, and an activation. State dicts are
     interchangeable.
@@ -210,7 +210,7 @@ class GroupConv2d(_Convolution, nn.Conv2d):
 
 
 class GroupConv3d(_Convolution, nn.Conv3d):
-    """An ``nn.Conv3d`` that runs through ``gconv.group_conv3d``, on gconv's kernels where they fit.
+    """An ``nn.Conv3d`` computed by ``gconv.group_conv3d``, on the fastest backend.
 
     Its constructor accepts the arguments of ``nn.Conv3d``, and an activation. State dicts are
     interchangeable.
@@ -244,7 +244,7 @@ class GroupConv3d(_Convolution, nn.Conv3d):
 
 
 class GroupConvTranspose1d(_Transposed, nn.ConvTranspose1d):
-    """An ``nn.ConvTranspose1d`` that runs on gconv's kernels, through ``gconv.group_conv_transpose1d``.
+    """An ``nn.ConvTranspose1d`` computed by ``gconv.group_conv_transpose1d``, on the fastest backend.
 
     Its constructor accepts the arguments of ``nn.ConvTranspose1d``, and an activation. State dicts are
     interchangeable. ``forward`` accepts ``output_size`` too.
@@ -280,7 +280,7 @@ class GroupConvTranspose1d(_Transposed, nn.ConvTranspose1d):
 
 
 class GroupConvTranspose2d(_Transposed, nn.ConvTranspose2d):
-    """An ``nn.ConvTranspose2d`` that runs on gconv's kernels, through ``gconv.group_conv_transpose2d``.
+    """An ``nn.ConvTranspose2d`` computed by ``gconv.group_conv_transpose2d``, on the fastest backend.
 
     Its constructor accepts the arguments of ``nn.ConvTranspose2d``, and an activation. State dicts are
     interchangeable. ``forward`` accepts ``output_size`` too.

@@ -47,9 +47,10 @@ def conv_between_norms(
     Falls back to calling the modules one after the other if the kernels can't run or wouldn't be faster:
 
     - on the backend "aten", which "auto" selects on a CPU
-    - if a norm isn't exactly ``nn.BatchNorm2d`` (but ``nn.SyncBatchNorm``, say), or lacks weights or running
-      statistics
-    - if the convolution isn't exactly ``gconv.GroupConv2d`` without an activation, padded with zeros
+    - if a norm is of another class than ``nn.BatchNorm2d``, such as ``nn.SyncBatchNorm``, or has no weights
+      or running statistics
+    - if the convolution is of another class than ``gconv.GroupConv2d``, has an activation, or has a
+      ``padding_mode`` other than "zeros"
     - if a module has hooks
     - if autocast would narrow the input
     - under ``torch.func``, forward mode, ``torch.export`` and ``torch.jit.trace``

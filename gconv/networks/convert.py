@@ -41,7 +41,7 @@ def convert(
     those whose inputs are already channels_last, such as transposed (N, L, C) tensors.
 
     **Subclasses.** A subclass of ``nn.Conv2d`` becomes a subclass of both classes, if gconv can run its
-    convolution. That is true for subclasses that leave the convolution to ``nn.Conv2d``, and for timm's
+    convolution. It can for subclasses that leave the convolution to ``nn.Conv2d``, and for timm's
     ``Conv2dSame``, ``ScaledStdConv2d`` and ``ScaledStdConv2dSame``. ``nn.LazyConv2d`` becomes ``GroupConv2d``
     with its first input. The same applies to the other kinds of convolution. Parametrizations are kept.
 
@@ -59,8 +59,7 @@ def convert(
             were measured to gain more than it costs to copy input and output.
 
     Returns:
-        A report that lists each convolution as converted or skipped, with the reason. ``print`` it to see a
-        table.
+        A report of all convolutions, converted or skipped, with the reason for each; ``print`` it.
 
     Raises:
         TypeError: ``model`` is not a module or is a TorchScript module, which can't be changed, or ``filter``

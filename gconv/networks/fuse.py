@@ -36,10 +36,10 @@ def fuse(
             Defaults to True.
 
     Returns:
-        The fused module and a report, which you can ``print``. The module is a ``torch.fx.GraphModule`` whose
-            parameters don't require gradients. Its ``forward`` has the arguments of the model's, with the
-            same names and order, but optional arguments only accept their default values. It has no other
-            methods.
+        The fused module, a ``torch.fx.GraphModule`` whose parameters don't require gradients. Its ``forward``
+            has the arguments of the model's, with the same names and order, but optional arguments only
+            accept their default values. It has no other methods.
+        A report of what was fused; ``print`` it.
 
     Raises:
         TypeError: ``model`` is not a module, or is a TorchScript module.

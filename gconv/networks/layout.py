@@ -20,8 +20,7 @@ def move_to_channels_last(convolutions: Sequence[nn.Module]) -> str:
     """Move the contiguous weights of ``convolutions`` to channels_last, with their gradients and momenta.
 
     Skips parametrized, sharded and lazy weights, and weights whose memory is used by something else: flat
-        buffers,
-    shared memory, the buckets of DistributedDataParallel.
+    buffers, shared memory, the buckets of DistributedDataParallel.
 
     Args:
         convolutions: 2-d layers; several can share a weight.

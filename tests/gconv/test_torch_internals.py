@@ -43,7 +43,7 @@ def test_functions_run_without_the_faster_way(monkeypatch: pytest.MonkeyPatch) -
 
 
 def private_names(path: Path) -> list[str]:
-    """Return the private names of PyTorch in a file: its imports and attributes of ``torch`` and its modules."""
+    """Return the private names of PyTorch that a file imports or reads from ``torch`` and its modules."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):

@@ -1,4 +1,14 @@
-"""Grouped convolutions for PyTorch that drop into other people's networks."""
+"""Fast grouped convolutions for PyTorch, as drop-in replacements for its functions and layers.
+
+Three ways to use them:
+
+- functions, such as ``group_conv2d``, with the arguments of ``F.conv2d``
+- layers, such as ``GroupConv2d``, which are subclasses of ``nn.Conv2d``
+- whole networks: ``convert`` replaces the layers of a model in place, ``fuse`` copies it for inference
+
+``explain`` and ``profile`` show which backend runs a layer or a network, and what it costs. ``backend``
+selects the backend.
+"""
 
 from gconv.dispatch import backend
 from gconv.functional import (

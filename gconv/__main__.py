@@ -1,4 +1,4 @@
-"""``python -m gconv``."""
+"""Run the command line: ``python -m gconv``."""
 
 import sys
 

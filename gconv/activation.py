@@ -1,4 +1,4 @@
-"""What kernels can do to the outputs of a convolution before they store them, as PyTorch does it."""
+"""The activations that kernels can apply to outputs before they store them, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.
 
 
 def check_activation(activation: Any) -> None:
-    """Raises ValueError where ``activation`` is not one that the kernels can apply."""
+    """Raise ValueError unless ``activation`` is None or a key of ``ACTIVATIONS``."""
     if activation is not None and activation not in ACTIVATIONS:
         names = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"activation must be None or one of {names}, got {activation!r}")
 
 
 def finish(output: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
-    """activation(output + residual), with PyTorch's broadcasting, types and gradients.
+    """Return activation(output + residual), with PyTorch's broadcasting, types and gradients.
 
-    May write over ``output``: nobody else has seen it. Not over a tracer's: an exported graph must change no
-    tensor in place.
+    May overwrite ``output``, since nothing else refers to it yet. It doesn't if ``output`` is a tracer's
+    tensor, because an exported graph must not change tensors in place.
     """
     if residual is not None:
         output = output + residual

@@ -1,4 +1,4 @@
-"""Check the arguments of gconv's functions, once, the same for every backend."""
+"""Check the arguments of gconv's functions, once per call and in the same way for every backend."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gconv.activation import check_activation
 from gconv.geometry import ConvGeometry, Padding, output_length, same_padding
 from gconv.kinds import Call, Depth, Kind
 
-# Calls whose sizes and settings fit together, so that a layer's next call need not be checked again.
+# Calls that passed the checks, so that a layer's next call skips them.
 _checked: dict[tuple[Any, ...], Call] = {}
-CHECKED = 4096  # inputs of ever new sizes must not fill the memory
+CHECKED = 4096  # limits the memory that inputs of ever-changing sizes take
 
 
 def prepare(
@@ -32,14 +32,14 @@ def prepare(
     Args:
         kind: which convolution.
         input, weight, bias, activation, residual: as in :func:`gconv.group_conv2d`.
-        settings: what ``kind.pytorch`` takes after the bias.
+        settings: the arguments of ``kind.pytorch`` after the bias.
 
     Returns:
-        The type that the convolution runs in, autocast's if that is on, and the call.
+        The dtype that the convolution runs in (that of autocast, if it is on), and the call.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: the activation or the name of a padding is unknown.
+        ValueError: the activation or the padding mode is unknown.
         RuntimeError: numbers, shapes, dtypes or devices don't fit together.
     """
     _check_types(kind, input, weight, bias, activation, residual)
@@ -48,7 +48,7 @@ def prepare(
     plain = type(input) is Tensor and not torch.compiler.is_compiling() and all(map(_is_plain, settings))
     try:
         call = _checked.get(key) if plain else None
-    except TypeError:  # sizes are symbols, of a tracer beneath functorch's wrappers
+    except TypeError:  # a tracer under functorch's wrappers has symbolic sizes, which can't be hashed
         plain, call = False, None
     if call is None:
         call = _check_numbers(kind, input, weight, bias, settings)
@@ -58,14 +58,14 @@ def prepare(
 
 
 def _is_plain(setting: Any) -> bool:
-    """Whether no invalid setting compares equal to this one: True equals 1, but is not an int to us."""
+    """Whether no invalid setting compares equal to this one: True == 1, but isn't accepted as an int."""
     if type(setting) is tuple:
         return all([type(number) is int for number in setting])
     return type(setting) in (int, str)
 
 
 def _check_types(kind: Kind, input: Any, weight: Any, bias: Any, activation: Any, residual: Any) -> None:
-    """Check everything that does not depend on a number: types, dimensions, devices, names."""
+    """Check what doesn't depend on numbers: types, dimensions, devices, names."""
     tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
     tensors = tensors and (bias is None or isinstance(bias, Tensor))
     if not (tensors and (residual is None or isinstance(residual, Tensor))):
@@ -75,19 +75,19 @@ def _check_types(kind: Kind, input: Any, weight: Any, bias: Any, activation: Any
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
     check_activation(activation)
     if input.ndim not in (kind.dims + 1, kind.dims + 2):
-        raise RuntimeError(f"input must be (N, {kind.sizes}) or ({kind.sizes}), got {_size(input)}")
+        raise RuntimeError(f"input must have shape (N, {kind.sizes}) or ({kind.sizes}), got {_size(input)}")
     if weight.ndim != kind.dims + 2:
         first = ("out_channels", "in_channels / groups")
         if kind.transposed:
             first = ("in_channels", "out_channels / groups")
-        raise RuntimeError(f"weight must be ({', '.join(first)}, {kind.taps}), got {_size(weight)}")
+        raise RuntimeError(f"weight must have shape ({', '.join(first)}, {kind.taps}), got {_size(weight)}")
     if weight.device != input.device or (bias is not None and bias.device != input.device):
         places = ", ".join(str(t.device) for t in (input, weight, bias) if t is not None)
-        raise RuntimeError(f"input, weight and bias must be on one device, got {places}")
+        raise RuntimeError(f"input, weight and bias must be on the same device, got {places}")
 
 
 def common_dtype(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> torch.dtype:
-    """Return the dtype that the tensors have in common, after autocast, if it is on, has cast them."""
+    """Return the common dtype of the tensors, after casting them if autocast is on."""
     dtypes = [input.dtype, weight.dtype] if bias is None else [input.dtype, weight.dtype, bias.dtype]
     device = "cpu" if input.is_cpu else input.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
@@ -96,11 +96,11 @@ def common_dtype(input: Tensor, weight: Tensor, bias: Tensor | None, activation:
     dtype = dtypes[0]
     if dtypes.count(dtype) != len(dtypes):
         types = ", ".join(map(str, dtypes))
-        raise RuntimeError(f"input, weight and bias must have one dtype, got {types}")
+        raise RuntimeError(f"input, weight and bias must have the same dtype, got {types}")
     if dtype == torch.bool or input.layout != torch.strided:
         raise RuntimeError(f"input must be a dense tensor of numbers, got {dtype} in layout {input.layout}")
     if activation is not None and dtype.is_complex:
-        raise RuntimeError(f"activation={activation!r} is not defined on complex numbers, got {dtype}")
+        raise RuntimeError(f"activation={activation!r} is not defined for complex numbers, got {dtype}")
     return dtype
 
 
@@ -117,7 +117,7 @@ def _check_numbers(
     groups = integer("groups", groups)
     zeros = _padding(kind, padding, weight.shape[2:], stride, dilation)
     _check_channels(kind, input, weight, bias, groups)
-    # "same" stays a word: PyTorch cannot pad two sides by different numbers.
+    # Keep "same" as a word: PyTorch can't pad two sides by different numbers.
     padded = "same" if padding == "same" else tuple([before for before, _ in zeros])
     if kind.transposed:
         extra = numbers("output_padding", output_padding, 0, kind.dims)
@@ -126,11 +126,11 @@ def _check_numbers(
     return _call(kind, input, weight, (stride, padded, dilation, groups), zeros)
 
 
-Zeros = Sequence[tuple[int, int]]  # before and after, along each dimension
+Zeros = Sequence[tuple[int, int]]  # zeros before and after the input, along each dimension
 
 
 def _call(kind: Kind, input: Tensor, weight: Tensor, settings: tuple[Any, ...], zeros: Zeros) -> Call:
-    """Return a convolution as a call. ``settings``: stride, padding, dilation, groups, checked."""
+    """Return the call of a convolution. ``settings``: stride, padding, dilation and groups, checked."""
     stride, _, dilation, groups = settings
     dims = kind.dims
     lengths, kernel = input.shape[-dims:], weight.shape[2:]
@@ -140,8 +140,8 @@ def _call(kind: Kind, input: Tensor, weight: Tensor, settings: tuple[Any, ...], 
     ]
     if min(outputs) < 1:
         raise RuntimeError(
-            f"the kernel is larger than the input: {_product(kernel)} with dilation {_shown(dilation)} on "
-            f"{_product(lengths)} with padding {_shown(zeros)}"
+            f"the kernel must not be larger than the padded input, got kernel {_product(kernel)} with "
+            f"dilation {_shown(dilation)} and input {_product(lengths)} with padding {_shown(zeros)}"
         )
     k, batch = weight.shape[0], input.shape[: input.ndim - dims - 1]
     size: tuple[int, ...] = (*(batch or (1,)), input.shape[-dims - 1], *lengths)
@@ -159,7 +159,7 @@ def _call(kind: Kind, input: Tensor, weight: Tensor, settings: tuple[Any, ...], 
 def _transposed_call(
     kind: Kind, input: Tensor, weight: Tensor, settings: tuple[Any, ...], zeros: Zeros, extra: tuple[int, ...]
 ) -> Call:
-    """Return a transposed convolution as a call. ``settings``: as PyTorch's functions take them, checked."""
+    """Return the call of a transposed convolution. ``settings``: in ``kind.pytorch``'s order, checked."""
     stride, _, _, groups, dilation = settings
     dims = kind.dims
     lengths, kernel = input.shape[-dims:], weight.shape[2:]
@@ -177,18 +177,20 @@ def _transposed_call(
     ]
     if min(outputs) < 1:
         raise RuntimeError(
-            f"the output would be empty: {_product(outputs)} from {_product(lengths)} with padding "
+            f"the output would be empty: {_product(outputs)} from input {_product(lengths)} with padding "
             f"{_shown([before for before, _ in zeros])} and output_padding {_shown(extra)}"
         )
-    # Of two rows or more of output padding the convolution would make another row of outputs. So its input
-    # has as many zeros less, or ends where no output reaches.
+    # The convolution whose input gradient this is would compute another row of outputs from output padding of
+    # a stride or more. So pad its input with fewer zeros or, where there are none, make the input end
+    # earlier.
     less = [max(0, more - (step - 1)) for more, step in zip(extra, stride, strict=True)]
     beyond = [max(0, fewer - before) for fewer, (before, _) in zip(less, zeros, strict=True)]
     zeros = [(before, max(0, before - fewer)) for fewer, (before, _) in zip(less, zeros, strict=True)]
     reached = [length - rest for length, rest in zip(outputs, beyond, strict=True)]
     if min(reached) < 1:
         raise RuntimeError(
-            f"no input reaches the output, {_product(outputs)}: F.{kind} returns the bias alone there"
+            f"no input reaches the {_product(outputs)} output, which would be the bias alone: reduce padding "
+            f"or output_padding, or call F.{kind}"
         )
     k, batch = weight.shape[1] * groups, input.shape[: input.ndim - dims - 1]
     geometry = _geometry((*(batch or (1,)), k, *reached), weight.shape, stride, zeros, dilation, groups)
@@ -205,7 +207,7 @@ def _geometry(
     dilation: Sequence[int],
     groups: int,
 ) -> ConvGeometry:
-    """Return the 2-d geometry of the last two dimensions, or of one row if there is only one."""
+    """Return the 2-d geometry of the last two dimensions; a single dimension becomes one row."""
     if len(size) == 3:
         size, kernel_size = (*size[:2], 1, size[2]), (*kernel_size[:2], 1, kernel_size[2])
         stride, zeros, dilation = (1, *stride), ((0, 0), *zeros), (1, *dilation)
@@ -216,20 +218,20 @@ def _geometry(
 def _padding(
     kind: Kind, padding: Any, kernel: Sequence[int], stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> Zeros:
-    """Return the zeros that ``padding`` stands for."""
+    """Return the zeros to add on each side, from the ``padding`` argument."""
     if not isinstance(padding, str) or kind.transposed:
         return [(zeros, zeros) for zeros in numbers("padding", padding, 0, kind.dims)]
     if padding == "valid":
         return [(0, 0)] * kind.dims
     if padding != "same":
-        raise ValueError(f"padding must be numbers, 'same' or 'valid', got {padding!r}")
+        raise ValueError(f"padding must be integers, 'same' or 'valid', got {padding!r}")
     if max(stride) > 1:
-        raise RuntimeError(f"padding='same' needs stride 1, got stride={_shown(stride)}")
+        raise RuntimeError(f"padding='same' requires stride 1, got stride={_shown(stride)}")
     return [same_padding(k, d) for k, d in zip(kernel, dilation, strict=True)]
 
 
 def _check_channels(kind: Kind, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-    """Check that the channels of input, weight and bias fit together, and that only the batch is empty."""
+    """Check that the channels of input, weight and bias fit together, and that no size but the batch is 0."""
     c, first, per_group = input.shape[-kind.dims - 1], *weight.shape[:2]
     if groups < 1:
         raise RuntimeError(f"groups must be at least 1, got {groups}")
@@ -237,41 +239,39 @@ def _check_channels(kind: Kind, input: Tensor, weight: Tensor, bias: Tensor | No
     if c % groups:
         raise RuntimeError(
             f"in_channels={c} is not divisible by groups={groups}; "
-            f"weight {_size(weight)} takes {taken} channels"
+            f"weight {_size(weight)} expects {taken} input channels"
         )
     if k % groups:
         raise RuntimeError(f"out_channels={k} is not divisible by groups={groups}")
     if min(*weight.shape, *input.shape[-kind.dims - 1 :]) < 1:
         raise RuntimeError(
-            f"only the batch may be empty, got input {_size(input)} and weight {_size(weight)}"
+            f"only the batch size may be 0, got input {_size(input)} and weight {_size(weight)}"
         )
     if taken != c:
-        in_groups = "" if kind.transposed else f" {per_group} input channels a group,"
+        in_groups = "" if kind.transposed else f" ({per_group} per group)"
         raise RuntimeError(
-            f"weight {_size(weight)} takes{in_groups} {taken} with groups={groups}, "
+            f"weight {_size(weight)} expects {taken} input channels{in_groups} with groups={groups}, "
             f"but input {_size(input)} has {c}"
         )
     if bias is not None and (bias.ndim != 1 or bias.shape[0] != k):
-        raise RuntimeError(
-            f"bias must have one number for each of the {k} output channels, got {_size(bias)}"
-        )
+        raise RuntimeError(f"bias must have shape ({k},), one number per output channel, got {_size(bias)}")
 
 
 def numbers(
     name: str, value: Any, least: int, dims: int, sequences: type | tuple[type, ...] = (tuple, list)
 ) -> tuple[int, ...]:
-    """Check one number, or one for each dimension, and return one for each.
+    """Check an argument that is one number or one per dimension, and return one per dimension.
 
     Args:
-        name: the argument's name, for messages.
-        value: its value.
+        name: name of the argument, for error messages.
+        value: value of the argument.
         least: the smallest number allowed.
-        dims: how many spatial dimensions there are.
-        sequences: types that hold numbers. Defaults to those that PyTorch's functions take.
+        dims: number of spatial dimensions.
+        sequences: types accepted as sequences. Defaults to those that PyTorch's functions accept.
 
     Raises:
         TypeError: ``value`` is neither an integer nor a sequence of integers.
-        RuntimeError: there are too many numbers, or none, or one is below ``least``.
+        RuntimeError: there are too many numbers or none, or one is below ``least``.
     """
     rule = {1: "an int or a tuple of one int", 2: "an int or a pair of ints", 3: "an int or three ints"}[dims]
     given: Sequence[Any] = (value,)
@@ -284,28 +284,28 @@ def numbers(
 
 
 def _items(name: str, value: Any, dims: int) -> tuple[Sequence[Any], Any]:
-    """Return the numbers of an argument, and its value as a message should show it."""
+    """Return the numbers of an argument, and its value for error messages."""
     if getattr(value, "ndim", 1) == 0:
         return (value,), value
     items = value if isinstance(value, (tuple, list)) else tuple(value)
-    shown = value if isinstance(value, Sized) else items  # an iterator is empty by now
+    shown = value if isinstance(value, Sized) else items  # an iterator is exhausted by now
     if len(items) not in (1, dims):
-        many = {1: "one number", 2: "one number or two", 3: "one number or three"}[dims]
+        many = {1: "one number", 2: "one or two numbers", 3: "one or three numbers"}[dims]
         raise RuntimeError(f"{name} must be {many}, got {len(items)}: {shown!r}")
     return items, shown
 
 
 def integer(name: str, number: Any, rule: str = "an int", value: Any = None) -> int:
-    """Check that ``number`` is an integer: Python's, NumPy's or one in a tensor, but no float and no bool.
+    """Check that ``number`` is an integer (of Python, NumPy or a tensor; not a bool) and return it.
 
     Args:
-        name: the argument's name, for messages.
-        number: what to check.
-        rule: what the argument must be.
-        value: the argument's value, if ``number`` is only a part of it.
+        name: name of the argument, for error messages.
+        number: the value to check.
+        rule: what the argument must be, for error messages. Defaults to "an int".
+        value: value of the argument, if ``number`` is only a part of it. Defaults to ``number``.
 
     Raises:
-        TypeError: it is not an integer.
+        TypeError: ``number`` is not an integer.
     """
     if type(number) is int:
         return number
@@ -325,10 +325,10 @@ def _size(tensor: Tensor) -> str:
 
 
 def _product(lengths: Sequence[int]) -> str:
-    """Such as "5 x 7"."""
+    """Return sizes as text, such as "5 x 7"."""
     return " x ".join(map(str, lengths))
 
 
 def _shown(values: Sequence[Any]) -> str:
-    """One value as itself, several as a tuple."""
+    """Return one value as itself, and several as a tuple."""
     return str(values[0]) if len(values) == 1 else str(tuple(values))

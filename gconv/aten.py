@@ -1,7 +1,7 @@
-"""The three passes through PyTorch's own operators: cuDNN, MIOpen, oneDNN or MPS, whatever the device has.
+"""The three passes through PyTorch's operators: cuDNN, MIOpen, oneDNN or MPS, depending on the device.
 
-PyTorch pads opposite sides alike. Where ours differ, the smaller of the two goes to the operator, and what
-is left over is padded before it or cropped after it.
+PyTorch pads opposite sides by the same number. If ours differ, the operator pads by the smaller one, and the
+rest is padded before it or cropped after it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def forward(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """y = activation(conv(input) + bias + residual).
+    """Return y = activation(conv(input) + bias + residual).
 
-    y and residual are (N, K, P, Q), input (N, C, H, W), weight (K, C / groups, R, S), bias (K,).
+    Shapes: y and residual (N, K, P, Q), input (N, C, H, W), weight (K, C / groups, R, S), bias (K,).
     """
     padding, extra = _split_padding(geometry)
     output = F.conv2d(
@@ -44,10 +44,10 @@ def input_grad(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """activation(dx + bias + residual), (N, C, H, W).
+    """Return activation(dx + bias + residual), (N, C, H, W), from grad_output (N, K, P, Q) and weight.
 
-    dx comes from grad_output (N, K, P, Q) and weight (K, C / groups, R, S). It is computed as a transposed
-    convolution: unlike ``convolution_backward`` that needs no tensor of x's size.
+    Computed as a transposed convolution, which unlike ``convolution_backward`` needs no tensor of the input's
+    size.
     """
     _, _, h, w = geometry.input_size
     padding, extra = _split_padding(geometry)
@@ -73,7 +73,7 @@ def input_grad(
 def weight_grad(
     grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """dw (K, C / groups, R, S) and, if asked, dbias (K,), from grad_output (N, K, P, Q) and input."""
+    """Return dw (K, C / groups, R, S), and dbias (K,) or None, from grad_output (N, K, P, Q) and input."""
     padding, extra = _split_padding(geometry)
     _, weight, bias = torch.ops.aten.convolution_backward(
         grad_output,
@@ -97,7 +97,7 @@ norm_weight_grad = partial(batch_norm.norm_weight_grad, weight_grad)
 
 
 def _split_padding(geometry: ConvGeometry) -> tuple[tuple[int, int], Padding]:
-    """What PyTorch can pad itself, (vertical, horizontal), and the zeros that are left over on each side."""
+    """Return the padding that PyTorch can do, (vertical, horizontal), and the rest on each side."""
     top, bottom, left, right = geometry.padding
     vertical, horizontal = min(top, bottom), min(left, right)
     return (vertical, horizontal), Padding(
@@ -106,5 +106,5 @@ def _split_padding(geometry: ConvGeometry) -> tuple[tuple[int, int], Padding]:
 
 
 def _pad(input: Tensor, extra: Padding) -> Tensor:
-    """``input`` with ``extra`` zeros around it, itself where there are none."""
+    """Return ``input`` padded with ``extra`` zeros, or unchanged if there are none."""
     return F.pad(input, (extra.left, extra.right, extra.top, extra.bottom)) if any(extra) else input

@@ -1,4 +1,4 @@
-"""Gradients of the three operators, to any order, in reverse and forward mode.
+"""Gradients of the three operators: of any order, in reverse and forward mode.
 
 The convolution is linear in x and in w, so the derivatives of each pass are the other two passes:
 
@@ -7,8 +7,7 @@ The convolution is linear in x and in w, so the derivatives of each pass are the
     dw = weight_grad(dy, x)  d(dy) = conv(x, ddw) + ddb     dx     = input_grad(dy, ddw)
 
 A transposed convolution is y = input_grad(x, w) + b. :func:`group_conv` and :func:`weight_grad` are the
-differentiable forms of the operators: the rest of the package calls them, and the gradients are built from
-them.
+differentiable versions of the operators. The rest of the package calls them, and so do the gradients.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from gconv.torch_internals import (
     transforms_active,
 )
 
-DIFFERENTIABLE = (None, "relu")  # whose gradients need nothing but the output
+DIFFERENTIABLE = (None, "relu")  # activations whose gradient needs only the output
 
 
 def group_conv(
@@ -43,19 +42,19 @@ def group_conv(
     backend: str,
     transposed: bool = False,
 ) -> Tensor:
-    """Return activation(conv(input, weight) + bias), or of the transposed convolution, the input gradient.
+    """Return activation(conv(input, weight) + bias), with the input gradient as conv if ``transposed``.
 
     Args:
-        input: (N, C, H, W); transposed (N, K, P, Q).
+        input: (N, C, H, W); (N, K, P, Q) if transposed.
         weight: (K, C / groups, R, S).
-        bias: (K,), transposed (C,), or None.
-        geometry: of the convolution that is not transposed.
+        bias: (K,), or (C,) if transposed; None for no bias.
+        geometry: sizes of the convolution that is not transposed.
         activation: None or "relu".
         backend: as in :func:`gconv.group_conv2d`.
-        transposed: Defaults to False.
+        transposed: whether to compute the transposed convolution. Defaults to False.
 
     Returns:
-        (N, K, P, Q); transposed (N, C, H, W).
+        (N, K, P, Q); (N, C, H, W) if transposed.
     """
     if _in_eager_autograd():
         arguments = (input, weight, bias, geometry, activation, backend, transposed)
@@ -70,16 +69,16 @@ def _correlation(transposed: bool) -> ops.Operator:
 def weight_grad(
     grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Return dw (K, C / groups, R, S) and dbias (K,), empty if not asked for, from grad_output and input."""
+    """Return dw (K, C / groups, R, S) and dbias (K,), empty without bias, from grad_output and input."""
     if _in_eager_autograd():
         return apply_function(WeightGradFunction, grad_output, input, geometry, with_bias, backend)
     return ops.weight_grad(grad_output, input, geometry, with_bias, backend)
 
 
 class GroupConvFunction(Function):
-    """The forward pass or the input gradient, each of which is the adjoint of the other in its input.
+    """The forward pass or the input gradient; in its input, each is the adjoint of the other.
 
-    Saves input and weight, and the output if ReLU's gradient needs it.
+    Saves the input, the weight and, for the gradient of ReLU, the output.
     """
 
     generate_vmap_rule = True
@@ -142,7 +141,7 @@ class GroupConvFunction(Function):
 
 
 class WeightGradFunction(Function):
-    """The weight and bias gradients: the adjoint of the convolution in w and b."""
+    """The weight and bias gradients, which are the adjoint of the convolution in w and b."""
 
     generate_vmap_rule = True
 
@@ -186,32 +185,36 @@ class WeightGradFunction(Function):
 
 
 def _in_eager_autograd() -> bool:
-    """Whether a Function should run the pass, for a gradient that someone may ask for.
+    """Whether to run the pass through a Function, because its gradient may be needed.
 
-    Not while Dynamo traces: it cannot trace a Function with a ``jvp``. Compiled graphs hold the operator,
-    whose autograd kernel applies the Function when the graph is differentiated.
+    Returns False while Dynamo traces, because it can't trace a Function with a ``jvp``. Compiled graphs
+    contain the operator instead, whose autograd kernel applies the Function when the graph is differentiated.
     """
     return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or forward_mode_active())
 
 
 def gradient_possible(*tensors: Tensor | None) -> bool:
-    """Whether someone may ask for a gradient through any of ``tensors``."""
+    """Whether a gradient through any of ``tensors`` may be needed."""
     if forward_mode_active() or transforms_active():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _refuse_nested_forward_mode() -> None:
-    """PyTorch hands a Function's ``jvp`` saved tensors without their outer tangents: silently wrong."""
+    """Raise RuntimeError in nested forward mode.
+
+    There PyTorch passes a Function's ``jvp`` saved tensors without their outer tangents, so the result would
+    be silently wrong.
+    """
     if jvp_nesting() > 1:
         raise RuntimeError(
-            "forward mode inside forward mode does not reach through gconv's functions: "
-            "take jacfwd of jacrev, as torch.func.hessian does, or backend='aten'"
+            "gconv does not support forward mode inside forward mode: "
+            "use jacfwd of jacrev, as torch.func.hessian does, or backend='aten'"
         )
 
 
 def _through_relu(grad: Tensor, output: Tensor | None) -> Tensor:
-    """``grad`` where ReLU let its input through, as PyTorch's own ReLU gradient decides it."""
+    """Return ``grad`` where ReLU passed its input and 0 elsewhere, with PyTorch's rule for zeros and NaN."""
     return grad if output is None else torch.ops.aten.threshold_backward(grad, output, 0)
 
 
@@ -233,15 +236,17 @@ def _differentiable_convolution(
         arguments = (input, weight, bias, geometry, activation, backend, transposed)
         return apply_function(GroupConvFunction, *arguments)
     if gradient_possible(input, weight, bias, residual):
-        raise RuntimeError("a residual or activation inside the kernel has no gradient: it is for inference")
+        raise RuntimeError(
+            "a residual or activation inside the kernel has no gradient: use it for inference only"
+        )
     with below_autograd():
         return _correlation(transposed)(input, weight, bias, geometry, activation, residual, backend)
 
 
 def _make_differentiable(operator: ops.Operator, with_gradient: Callable[..., Any]) -> None:
-    """Give ``operator`` its gradient where it is called itself: in compiled and exported graphs.
+    """Register the gradient of ``operator`` for graphs that call it directly, compiled or exported.
 
-    ``with_gradient`` takes the arguments of ``operator.run``.
+    ``with_gradient`` has the arguments of ``operator.run``.
     """
 
     def autograd_kernel(*args: Any) -> Any:
@@ -251,7 +256,7 @@ def _make_differentiable(operator: ops.Operator, with_gradient: Callable[..., An
         if transforms_active():
             raise RuntimeError(
                 "gconv's operators cannot be transformed by torch.func inside torch.compile: "
-                "transform the compiled function instead, or take backend='aten' there"
+                "transform the compiled function instead, or use backend='aten' inside it"
             )
         return with_gradient(*operator.unpack(args))
 
@@ -264,11 +269,13 @@ _make_differentiable(ops.weight_grad, partial(apply_function, WeightGradFunction
 
 
 def _refuse_gradients(operator: ops.Operator) -> None:
-    """Have ``operator`` raise if it is asked for a gradient, which only its caller in gconv knows."""
+    """Make ``operator`` raise an error if it needs a gradient, which only its caller in gconv can compute."""
 
     def autograd_kernel(*args: Any) -> Any:
         if gradient_possible(*[a for a in args if isinstance(a, Tensor)]):
-            raise RuntimeError(f"gconv.{operator.name} has no gradient: call gconv.conv_between_norms")
+            raise RuntimeError(
+                f"gconv.{operator.name} has no gradient: call gconv.conv_between_norms instead"
+            )
         with below_autograd():
             return getattr(torch.ops.gconv, operator.name)(*args)
 

@@ -1,20 +1,20 @@
 """Batch norm and ReLU around a convolution, as equations on tensors.
 
-:func:`norm_forward`, :func:`norm_input_grad` and :func:`norm_weight_grad` put them around a backend's passes;
-Triton's backend has kernels that do both at once.
+:func:`norm_forward`, :func:`norm_input_grad` and :func:`norm_weight_grad` apply them around a backend's
+passes; the Triton backend has kernels that compute both together.
 
-``norm`` (3, C) holds for each channel
+``norm`` (3, C) contains for each channel
 
     scale = weight / sqrt(variance + eps),   shift = bias - mean scale,   mean
 
-in float32, in float64 where the tensors are. With it, and da the gradient of a,
+in float32, or float64 if the tensors are. With the gradient da of a:
 
     a  = max(scale x + shift, 0)                                normalise
     dz = da where scale x + shift > 0, else 0                   through_relu
     sum of dz, and of dz (x - mean), over a channel's pixels    grad_sums
     dx = scale dz + slope[0] (x - mean) + slope[1]              through_norm
 
-The slope is what x does through mean and variance, where they are the batch's: see :func:`slope`.
+The slope is the gradient through mean and variance, if they are those of the batch: see :func:`slope`.
 """
 
 from __future__ import annotations
@@ -28,45 +28,45 @@ from gconv.geometry import ConvGeometry
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """The tensor in the type that sums are held in: float32 for sixteen-bit ones, else its own."""
+    """Return a tensor in the dtype of its sums: float32 if it has 16 bits, otherwise unchanged."""
     return tensor.to(wide_dtype(tensor.dtype))
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums over tensors of ``dtype`` are held in."""
+    """Return the dtype of sums over tensors of ``dtype``."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def make_norm(mean: Tensor, variance: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
-    """norm (3, C) of a batch norm: its ``weight`` and ``bias``, and the statistics that it divides by."""
+    """Return ``norm`` (3, C) from the statistics, ``weight`` and ``bias`` of a batch norm."""
     scale = weight.to(mean.dtype) * torch.rsqrt(variance + eps)
     return torch.stack([scale, bias.to(mean.dtype) - mean * scale, mean])
 
 
 def moments(x: Tensor) -> Tensor:
-    """(2, C): mean and biased variance of each channel of x (N, C, H, W)."""
+    """Return the mean and biased variance of each channel of x (N, C, H, W), as (2, C)."""
     variance, mean = torch.var_mean(wide(x), (0, 2, 3), correction=0)
     return torch.stack([mean, variance])
 
 
 def normalise(x: Tensor, norm: Tensor) -> Tensor:
-    """a (N, C, H, W) from x, rounded to its type."""
+    """Return a (N, C, H, W) from x, in the dtype of x."""
     return _affine(x, norm).relu_().to(x.dtype)
 
 
 def through_relu(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
-    """``grad``, of a, where the ReLU let x through."""
+    """Return the gradient before the ReLU from ``grad``, the gradient of a."""
     return torch.ops.aten.threshold_backward(grad, _affine(x, norm).to(grad.dtype), 0)
 
 
 def grad_sums(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
-    """(2, C): the two sums, from ``grad``, of a."""
+    """Return the two sums, (2, C), from ``grad``, the gradient of a."""
     grad, apart = wide(through_relu(grad, x, norm)), wide(x) - norm[2].view(-1, 1, 1)
     return torch.stack([grad.sum((0, 2, 3)), (grad * apart).sum((0, 2, 3))])
 
 
 def through_norm(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor:
-    """dx (N, C, H, W) from ``grad``, of a, and slope (2, C)."""
+    """Return dx (N, C, H, W) from ``grad``, the gradient of a, and ``slope`` (2, C)."""
     scale, _, mean = norm.view(3, -1, 1, 1)
     by_distance, constant = slope.view(2, -1, 1, 1)
     dx = wide(through_relu(grad, x, norm)) * scale + (wide(x) - mean) * by_distance + constant
@@ -74,9 +74,9 @@ def through_norm(grad: Tensor, x: Tensor, norm: Tensor, slope: Tensor) -> Tensor
 
 
 def slope(sums: Tensor, norm: Tensor, variance: Tensor, eps: float, pixels: int) -> Tensor:
-    """(2, C) from the two sums over ``pixels`` pixels: batch norm's gradient through mean and variance.
+    """Return the gradient through mean and variance, (2, C), from the two sums over ``pixels`` pixels.
 
-    slope[0] = -scale sum da (x - mean) / ((variance + eps) pixels),    slope[1] = -scale sum da / pixels
+    slope[0] = -scale sum dz (x - mean) / ((variance + eps) pixels),    slope[1] = -scale sum dz / pixels
     """
     part = -norm[0] / pixels
     return torch.stack([part * sums[1] / (variance + eps), part * sums[0]])
@@ -95,7 +95,7 @@ def norm_forward(
     bias: Tensor | None,
     geometry: ConvGeometry,
 ) -> tuple[Tensor, Tensor]:
-    """:meth:`gconv.backends.Backend.norm_forward` by a backend's ``forward``."""
+    """Compute :meth:`gconv.backends.Backend.norm_forward` with a backend's ``forward``."""
     output = forward(normalise(input, norm), weight, bias, geometry)
     return output, moments(output)
 
@@ -108,7 +108,7 @@ def norm_input_grad(
     norm: Tensor,
     geometry: ConvGeometry,
 ) -> tuple[Tensor, Tensor]:
-    """:meth:`gconv.backends.Backend.norm_input_grad` by a backend's ``input_grad``."""
+    """Compute :meth:`gconv.backends.Backend.norm_input_grad` with a backend's ``input_grad``."""
     grad = through_relu(input_grad(grad_output, weight, None, geometry), input, norm)
     return grad, grad_sums(grad, input, norm)
 
@@ -121,5 +121,5 @@ def norm_weight_grad(
     geometry: ConvGeometry,
     with_bias: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """:meth:`gconv.backends.Backend.norm_weight_grad` by a backend's ``weight_grad``."""
+    """Compute :meth:`gconv.backends.Backend.norm_weight_grad` with a backend's ``weight_grad``."""
     return weight_grad(grad_output, normalise(input, norm), geometry, with_bias)

@@ -1,9 +1,8 @@
-"""Which backend runs a pass, and why. The choice is made here alone.
+"""Choose the backend of each pass. No other module makes this choice.
 
-:func:`aten_alone` decides once for a call whether PyTorch's own function can take it. If not, each
-pass asks :func:`backend_for` when it runs: a gradient may have another layout than the input, and run
-elsewhere.
-:func:`explain_call` says the same in advance, with reasons, for reports.
+:func:`aten_alone` decides once per call whether PyTorch's own function runs all of it. If not, each pass
+calls :func:`backend_for` when it runs, because a gradient can have another layout than the input and so run
+on another backend. :func:`explain_call` makes the same decisions in advance, with reasons, for reports.
 """
 
 from __future__ import annotations
@@ -28,29 +27,42 @@ BACKENDS = ("auto", *IMPLEMENTATIONS)
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_INSTALLED = find_spec("triton") is not None
-MOST_ITEMS = 2**31 - 2**10  # kernels number pixels and weights with 32 bits, whole tiles of them
-# Microseconds that a pass must be known to take on the device before an eager call takes the kernels, which
-# keep the host some tens of them longer than F.conv2d (benchmarks/README.md). Where a convolution is shorter,
-# so is what is around it in a network: the device waits for the host, and no kernel makes it faster.
+MOST_ITEMS = 2**31 - 2**10  # kernels index pixels and weights with 32 bits, in complete tiles
+# "auto" runs the kernels in an eager call only if a pass is known to take at least this many microseconds on
+# the device. Launching the kernels takes the host some tens of microseconds longer than F.conv2d
+# (benchmarks/README.md). If a convolution is shorter, so are the layers around it: the device waits for the
+# host, and a faster kernel gains nothing.
 HOST = 25.0
 
-# A plain global: torch.compile guards on it and compiles anew when it changes. It cannot trace a ContextVar,
-# and it does not guard on thread-local state.
+# A plain global, because torch.compile guards on it and recompiles when it changes. It can't trace a
+# ContextVar and doesn't guard on thread-local state.
 _current = "auto"
 
 
 def backend(name: str) -> AbstractContextManager[None]:
-    """Run the grouped convolutions inside the ``with`` block, and their backward passes, on one backend.
+    """Select the backend of all grouped convolutions in a ``with`` block, and of their backward passes.
 
-    The setting holds for the whole process, like those of ``torch.backends``. ``backend=`` in a call
-    overrides it.
+    The setting applies to the entire process, as those of ``torch.backends`` do. The ``backend`` argument of
+    a call overrides it.
 
     Args:
-        name: "auto" takes the fastest, "triton" is gconv's kernels, "aten" is PyTorch's own convolution,
-            "reference" is readable PyTorch.
+        name: the backend.
+
+            - "auto": the fastest, pass by pass (the default outside of any block)
+            - "triton": gconv's Triton kernels
+            - "aten": PyTorch's own convolution
+            - "reference": each pass as an equation in plain PyTorch; slow, to compare with
+
+    Returns:
+        A context manager.
 
     Raises:
-        ValueError: ``name`` is none of them.
+        ValueError: ``name`` is not a backend.
+
+    Examples:
+        >>> layer = gconv.GroupConv2d(8, 8, 3, groups=4)
+        >>> with gconv.backend("reference"):
+        ...     y = layer(torch.randn(1, 8, 5, 5))
     """
     check_backend(name)
     return _set(name)
@@ -67,9 +79,9 @@ def _set(name: str) -> Iterator[None]:
 
 
 def requested(name: str | None) -> str:
-    """The backend that a call asks for: its argument, else that of the ``with backend(...)`` around it.
+    """Return the backend that a call requests: its argument, or that of the enclosing ``with backend(...)``.
 
-    An export to ONNX always takes "aten": other programs know no other.
+    In an export to ONNX it is always "aten", because other programs can't run gconv's operators.
     """
     if name is not None:
         check_backend(name)
@@ -79,18 +91,18 @@ def requested(name: str | None) -> str:
 
 
 def check_backend(name: str) -> None:
-    """Raises ValueError where ``name`` is no backend."""
+    """Raise ValueError unless ``name`` is a backend."""
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
 
 
 class Decision(NamedTuple):
-    """Who runs a pass.
+    """The backend that runs a pass, and why.
 
     Args:
         backend: a key of ``IMPLEMENTATIONS``.
-        reason: why, in words.
-        least: microseconds that the pass takes on "aten", at the least; 0 if that is not known.
+        reason: the reason for the choice, as text.
+        least: lower bound of the time that the pass takes on "aten", in microseconds; 0 if unknown.
     """
 
     backend: str
@@ -99,22 +111,22 @@ class Decision(NamedTuple):
 
 
 def aten_alone(name: str, input: Tensor, dtype: torch.dtype, call: Call) -> bool:
-    """Whether all passes of a call run on "aten", so that PyTorch's own function can take it.
+    """Whether all passes of a call run on "aten", so that PyTorch's own function can run it.
 
     Raises:
-        RuntimeError: "triton" was asked for and cannot run.
+        RuntimeError: "triton" was requested and can't run.
     """
     if name == "auto":
         return not (input.is_cuda and _kernels_could_pay(input, dtype, call))
     if name == "triton" and not torch.compiler.is_compiling():
-        _require_triton(input.device, dtype, call.geometry)  # else when the compiled graph runs
+        _require_triton(input.device, dtype, call.geometry)  # a compiled graph checks this when it runs
     return name == "aten"
 
 
 def decide_by_auto(
     pass_: str, device: torch.device, layout: str, dtype: torch.dtype, geometry: ConvGeometry
 ) -> Decision:
-    """Decide as "auto" does for tensors on ``device``, "channels_last" or "contiguous"."""
+    """Decide as "auto" does, for tensors on ``device`` in ``layout``: "channels_last" or "contiguous"."""
     if device.type != "cuda":
         return Decision("aten", f"gconv has no kernels for {device.type}, so PyTorch's own convolution runs")
     if problem := why_not_triton(device, dtype, geometry):
@@ -131,31 +143,32 @@ def explain_call(
     call: Call,
     passes: Sequence[str] | None = None,
 ) -> dict[str, Decision]:
-    """Decide who runs each pass that an eager call will need.
+    """Decide which backend runs each pass of an eager call.
 
-    By "auto" the kernels run none of them unless one of those that they would run takes the device at least
-    ``HOST``. In a compiled graph, which holds the call already, each pass goes by :func:`backend_for` alone.
+    "auto" selects the kernels only if at least one of the passes that they would run takes ``HOST`` or longer
+    on the device. In a compiled graph :func:`backend_for` decides each pass independently.
 
     Args:
-        name: the backend that was requested, of ``BACKENDS``.
-        device: where the tensors are.
-        layout: theirs, "channels_last" or "contiguous".
-        dtype: what the passes run in.
+        name: the requested backend, one of ``BACKENDS``.
+        device: device of the tensors.
+        layout: layout of the tensors, "channels_last" or "contiguous".
+        dtype: dtype that the passes run in.
         call: the call.
-        passes: passes of its geometry. Defaults to None, those that it may need now.
+        passes: passes of the call's geometry. Defaults to None: those that it needs with the current grad
+            mode.
 
     Returns:
         The decision for each pass of the geometry.
 
     Raises:
-        RuntimeError: "triton" was asked for and cannot run.
+        RuntimeError: "triton" was requested and can't run.
     """
     passes = call.passes if passes is None else passes
     geometry = call.geometry
     if name == "triton":
         _require_triton(device, dtype, geometry)
     if name != "auto":
-        return dict.fromkeys(passes, Decision(name, "asked for"))
+        return dict.fromkeys(passes, Decision(name, "requested"))
     if device.type == "cuda" and (problem := _why_not_folded(call, layout)):
         return dict.fromkeys(passes, Decision("aten", problem))
     found = {pass_: decide_by_auto(pass_, device, layout, dtype, geometry) for pass_ in passes}
@@ -163,8 +176,9 @@ def explain_call(
     if not taken or max(taken) >= HOST:
         return found
     reason = (
-        f"too small to gain in an eager call: PyTorch may need only {max(taken):.2g} us on the GPU, under "
-        f"{HOST:g}, and launching the kernels takes the CPU longer; use torch.compile or backend='triton'"
+        f"too small to gain in an eager call: PyTorch may take only {max(taken):.2g} us on the GPU, "
+        f"less than {HOST:g}, and the CPU takes longer to launch the kernels; use torch.compile or "
+        "backend='triton'"
     )
     return {
         pass_: Decision("aten", reason if decision.backend == "triton" else decision.reason, decision.least)
@@ -173,25 +187,25 @@ def explain_call(
 
 
 def _why_not_folded(call: Call, layout: str) -> str | None:
-    """Why "auto" leaves a 3-d convolution to PyTorch; None if its slices are images without a copy."""
+    """Return why "auto" runs a 3-d convolution on PyTorch, or None if it needs no copy."""
     if call.depth is None or (call.depth.folds and layout == "channels_last"):
         return None
     if call.depth.folds:
-        return "a contiguous input would be copied: gconv's kernels take 3-d ones in channels_last_3d"
-    return "a kernel, stride or padding in depth would copy the input: PyTorch's own 3-d convolution runs"
+        return "a contiguous input would be copied: gconv's kernels need 3-d inputs in channels_last_3d"
+    return "a kernel, stride or padding in depth would require a copy of the input, so PyTorch runs it"
 
 
 def backend_for(pass_: str, name: str, operand: Tensor, geometry: ConvGeometry) -> Backend:
-    """Choose the backend of one pass of a call that is not left to "aten" as a whole.
+    """Choose the backend of one pass of a call that doesn't run on "aten" entirely.
 
     Args:
-        pass_: of ``PASSES``.
-        name: the backend that was requested, of ``BACKENDS``.
-        operand: x or dy, whichever the pass reads first.
+        pass_: one of ``PASSES``.
+        name: the requested backend, one of ``BACKENDS``.
+        operand: the tensor whose device, dtype and layout decide: x, or dy for the input gradient.
         geometry: the sizes.
 
     Raises:
-        RuntimeError: "triton" was asked for and cannot run.
+        RuntimeError: "triton" was requested and can't run.
     """
     if name == "triton":
         _require_triton(operand.device, operand.dtype, geometry)
@@ -203,20 +217,21 @@ def backend_for(pass_: str, name: str, operand: Tensor, geometry: ConvGeometry) 
 
 @cache
 def _load(backend: str) -> Backend:
-    """The module of a backend, imported when it is first needed."""
+    """Import the module of a backend on first use."""
     return cast(Backend, import_module(IMPLEMENTATIONS[backend]))
 
 
 @cache
 def _kernels() -> ModuleType:
-    """The module of the kernels, which also says whether they pay."""
+    """Return the module of the kernels, which also predicts whether they are faster."""
     return import_module(IMPLEMENTATIONS["triton"])
 
 
 def _kernels_could_pay(input: Tensor, dtype: torch.dtype, call: Call) -> bool:
-    """Whether :func:`explain_call` takes "triton" for some pass that may follow, without its words.
+    """Whether :func:`explain_call` would choose "triton" for any pass of the call.
 
-    While Dynamo traces, which has no numbers to look up, only whether it might.
+    While Dynamo traces, there are no numbers to look up, so this only rules out what can't run on the
+    kernels.
     """
     geometry = call.geometry
     layout = layout_of(input, call.kind.dims)
@@ -231,7 +246,7 @@ def _kernels_could_pay(input: Tensor, dtype: torch.dtype, call: Call) -> bool:
 
 
 def this_device() -> torch.device:
-    """The GPU that is current, else the CPU."""
+    """Return the current GPU, or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -243,32 +258,32 @@ def _require_triton(device: torch.device, dtype: torch.dtype, geometry: ConvGeom
 
 
 def why_not_triton(device: torch.device, dtype: torch.dtype, geometry: ConvGeometry) -> str | None:
-    """Why the kernels cannot run, None where they can."""
+    """Return why the kernels can't run, or None if they can."""
     if not TRITON_INSTALLED:
         return "Triton is not installed; pip install triton"
     if problem := _device_problem(device):
         return problem
     if dtype not in TRITON_DTYPES:
-        return f"the kernels take float16, bfloat16 and float32, got {dtype}"
+        return f"the kernels support float16, bfloat16 and float32, got {dtype}"
     if geometry.most_items > MOST_ITEMS:
-        return f"the kernels take at most {MOST_ITEMS} pixels or weights, got {geometry.most_items}"
+        return f"the kernels support at most {MOST_ITEMS} pixels or weights, got {geometry.most_items}"
     return None
 
 
 @cache
 def _device_problem(device: torch.device) -> str | None:
-    """Why the kernels cannot run on ``device``, None where they can. Meta tensors are never run."""
+    """Return why the kernels can't run on ``device``, or None if they can; on "meta" nothing runs."""
     if device.type == "cuda":
         old = torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
-        return "the kernels need compute capability 8.0 or newer" if old else None
+        return "the kernels need a GPU of compute capability 8.0 or newer" if old else None
     if device.type == "meta" or (device.type == "cpu" and _interpreted()):
         return None
     return (
         f"the kernels need a CUDA or ROCm device, got {device.type}; "
-        "TRITON_INTERPRET=1 in the environment runs them on the CPU, slowly, to test them"
+        "to test them on the CPU, slowly, set TRITON_INTERPRET=1 in the environment"
     )
 
 
 def _interpreted() -> bool:
-    """Whether Triton runs in its interpreter: decided once, when the kernels are first imported."""
+    """Whether Triton runs in its interpreter, which is decided when the kernels are first imported."""
     return import_module("gconv.kernels.packing").INTERPRETED.value

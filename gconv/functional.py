@@ -1,6 +1,6 @@
-"""The convolutions: with the arguments of PyTorch's functions, and what often follows a convolution.
+"""The convolution functions: those of PyTorch, with an optional activation and residual.
 
-:func:`group_conv2d` describes what they have in common.
+:func:`group_conv2d` documents what they have in common.
 """
 
 from __future__ import annotations
@@ -33,23 +33,41 @@ def group_conv1d(
     residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Compute a grouped 1-d convolution on the fastest backend: ``F.conv1d``, and what often follows it.
+    """Compute a grouped 1-d convolution, with an optional residual and activation, on the fastest backend.
 
-    Nothing is copied to make it 2-d. The kernels read channels that lie side by side in memory, as those of a
-    transposed (N, L, C) tensor do; "auto" takes them for a contiguous input only where they were measured to
-    be worth its copies.
+    Accepts everything ``F.conv1d`` does, and runs the same kernels as ``group_conv2d``, on images of one row.
+    These kernels read channels that are adjacent in memory, as in a transposed (N, L, C) tensor. A contiguous
+    input has to be copied; "auto" does that only if it was measured to be faster.
 
     Args:
         input: (N, C, L), or (C, L) without a batch. N may be 0.
         weight: (K, C / groups, S).
-        bias, stride, padding, dilation, groups, activation, residual, backend: as in :func:`group_conv2d`,
-            along one dimension.
+        bias: (K,), or None for no bias. Defaults to None.
+        stride: distance between the inputs of neighboring outputs, at least 1. Defaults to 1.
+        padding: zeros on each side, at least 0; "valid" for none, "same" to keep the length at stride 1.
+            Defaults to 0.
+        dilation: distance between the taps of the kernel, at least 1. Defaults to 1.
+        groups: number of groups, which divides C and K. Defaults to 1.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result. Defaults to None.
+        residual: tensor to add before the activation, broadcast with the output. Defaults to None.
+        backend: "auto", "triton", "aten" or "reference". Defaults to None: the one set by ``gconv.backend``.
 
     Returns:
-        (N, K, Q), or (K, Q) without a batch, with Q = (L + 2 padding - dilation (S - 1) - 1) // stride + 1.
+        The output, (N, K, Q), or (K, Q) without a batch. Its length Q is
+            (L + 2 padding - dilation (S - 1) - 1) // stride + 1.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in :func:`group_conv2d`.
+        TypeError: an argument has the wrong type.
+        ValueError: the activation, the backend or the padding mode is unknown.
+        RuntimeError: sizes, dtypes or devices don't fit together, or ``backend="triton"`` can't run.
+
+    Examples:
+        A depthwise convolution over time, as in a Conformer:
+
+        >>> frames = torch.randn(8, 100, 256)  # (N, L, C)
+        >>> weight = torch.randn(256, 1, 31)
+        >>> gconv.group_conv1d(frames.transpose(1, 2), weight, padding=15, groups=256).shape
+        torch.Size([8, 256, 100])
     """
     settings = (stride, padding, dilation, groups)
     return _convolve(CONV1D, group_conv1d, input, weight, bias, settings, activation, residual, backend)
@@ -68,34 +86,50 @@ def group_conv2d(
     residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Compute a grouped 2-d convolution on the fastest backend: ``F.conv2d``, and what often follows it.
+    """Compute a grouped 2-d convolution, with an optional residual and activation, on the fastest backend.
 
-    Differentiable to any order, forward mode included; works under autocast, ``torch.compile``,
-    ``torch.export`` and ``torch.func``.
+    Accepts everything ``F.conv2d`` does, including unbatched and empty inputs and any layout. Returns
+    activation(conv(input, weight) + bias + residual).
+
+    It is differentiable to any order, in reverse and forward mode, and works under autocast,
+    ``torch.compile``, ``torch.export`` and ``torch.func``. In inference, residual and activation run inside
+    the kernels.
 
     Args:
         input: (N, C, H, W), or (C, H, W) for one image. N may be 0.
         weight: (K, C / groups, R, S).
-        bias: (K,), or None.
-        stride: one number, or (vertical, horizontal); at least 1.
-        padding: zeros around the image: one number, or (vertical, horizontal), at least 0; "valid" for none;
-            "same" for as many as keep H and W, at stride 1.
-        dilation: distance between taps, one number, or (vertical, horizontal); at least 1.
-        groups: C and K are split into this many independent convolutions.
-        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result.
-        residual: added to the result before the activation, as ``+`` does: of its shape, or broadcast.
-        backend: "auto", "triton", "aten" or "reference". Defaults to None, which takes that of an enclosing
-            ``with gconv.backend(...)``.
+        bias: (K,), or None for no bias. Defaults to None.
+        stride: distance between the inputs of neighboring outputs, one number or (vertical, horizontal), at
+            least 1. Defaults to 1.
+        padding: zeros on each side of the image, one number or (vertical, horizontal), at least 0; "valid"
+            for none, "same" to keep H and W at stride 1. Defaults to 0.
+        dilation: distance between the taps of the kernel, one number or (vertical, horizontal), at least 1.
+            Defaults to 1.
+        groups: number of groups, which divides C and K. Each group of C / groups input channels is connected
+            only to its K / groups output channels. Defaults to 1.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result. Defaults to None.
+        residual: tensor to add before the activation, broadcast with the output. Defaults to None.
+        backend: "auto", "triton", "aten" or "reference". Defaults to None: that of the enclosing
+            ``with gconv.backend(...)``, otherwise "auto".
 
     Returns:
-        (N, K, P, Q), or (K, P, Q) for one image, channels_last if input or weight is. The height P is
-        (H + 2 padding - dilation (R - 1) - 1) // stride + 1, the width Q likewise.
+        The output, (N, K, P, Q), or (K, P, Q) for one image. It is channels_last if input or weight is. Its
+            height P is (H + 2 padding - dilation (R - 1) - 1) // stride + 1; its width Q is computed the same
+            way from W and S.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an unknown activation, backend or name of a padding.
-        RuntimeError: numbers, shapes, dtypes or devices that don't fit together, as ``F.conv2d`` raises; or
-            ``backend="triton"`` cannot run.
+        ValueError: the activation, the backend or the padding mode is unknown.
+        RuntimeError: sizes, dtypes or devices don't fit together, or ``backend="triton"`` can't run.
+
+    Examples:
+        >>> x, weight = torch.randn(8, 128, 56, 56), torch.randn(128, 4, 3, 3)
+        >>> gconv.group_conv2d(x, weight, padding=1, groups=32).shape
+        torch.Size([8, 128, 56, 56])
+
+        A residual branch in one call, relu(conv(x) + x):
+
+        >>> y = gconv.group_conv2d(x, weight, padding=1, groups=32, activation="relu", residual=x)
     """
     settings = (stride, padding, dilation, groups)
     return _convolve(CONV2D, group_conv2d, input, weight, bias, settings, activation, residual, backend)
@@ -114,23 +148,42 @@ def group_conv3d(
     residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Compute a grouped 3-d convolution: ``F.conv3d``, and what often follows it.
+    """Compute a grouped 3-d convolution, with an optional residual and activation, on the fastest backend.
 
-    Kernels of depth 1 without stride or padding in depth are 2-d convolutions of the slices. "auto" takes
-    gconv's kernels only for those, in channels_last_3d, and leaves all others to PyTorch. "triton" and
-    "reference" compute any, but copy the input once for each tap in depth.
+    Accepts everything ``F.conv3d`` does. If the kernel has depth 1, and no stride or padding in depth, the
+    slices of a channels_last_3d input run as images of a 2-d convolution, without a copy. "auto" uses gconv's
+    kernels only for these and PyTorch for all others. "triton" and "reference" compute any 3-d convolution,
+    but copy the input once for each tap in depth.
 
     Args:
         input: (N, C, D, H, W), or (C, D, H, W) without a batch. N may be 0.
         weight: (K, C / groups, T, R, S).
-        bias, stride, padding, dilation, groups, activation, residual, backend: as in :func:`group_conv2d`;
-            three numbers are (depth, vertical, horizontal).
+        bias: (K,), or None for no bias. Defaults to None.
+        stride: distance between the inputs of neighboring outputs, one number or (depth, vertical,
+            horizontal), at least 1. Defaults to 1.
+        padding: zeros on each side, one number or (depth, vertical, horizontal), at least 0; "valid" for
+            none, "same" to keep D, H and W at stride 1. Defaults to 0.
+        dilation: distance between the taps of the kernel, one number or (depth, vertical, horizontal), at
+            least 1. Defaults to 1.
+        groups: number of groups, which divides C and K. Defaults to 1.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result. Defaults to None.
+        residual: tensor to add before the activation, broadcast with the output. Defaults to None.
+        backend: "auto", "triton", "aten" or "reference". Defaults to None: the one set by ``gconv.backend``.
 
     Returns:
-        (N, K, D', P, Q), or (K, D', P, Q) without a batch, channels_last_3d if input or weight is.
+        The output, (N, K, D', P, Q), or (K, D', P, Q) without a batch, with sizes as in ``group_conv2d``.
+            It is channels_last_3d if input or weight is.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in :func:`group_conv2d`.
+        TypeError: an argument has the wrong type.
+        ValueError: the activation, the backend or the padding mode is unknown.
+        RuntimeError: sizes, dtypes or devices don't fit together, or ``backend="triton"`` can't run.
+
+    Examples:
+        >>> x = torch.randn(1, 64, 8, 28, 28).to(memory_format=torch.channels_last_3d)
+        >>> weight = torch.randn(64, 4, 1, 3, 3)
+        >>> gconv.group_conv3d(x, weight, padding=(0, 1, 1), groups=16).shape
+        torch.Size([1, 64, 8, 28, 28])
     """
     settings = (stride, padding, dilation, groups)
     return _convolve(CONV3D, group_conv3d, input, weight, bias, settings, activation, residual, backend)
@@ -150,20 +203,33 @@ def group_conv_transpose1d(
     residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Compute a grouped transposed 1-d convolution: ``F.conv_transpose1d``, and what often follows it.
+    """Compute a grouped transposed 1-d convolution, with an optional residual and activation.
+
+    Accepts everything ``F.conv_transpose1d`` does, and runs the kernels of ``group_conv_transpose2d`` on
+    images of one row.
 
     Args:
         input: (N, C, L), or (C, L) without a batch. N may be 0.
         weight: (C, K / groups, S).
-        bias, stride, padding, output_padding, groups, dilation: as in :func:`group_conv_transpose2d`, along
-            one dimension.
-        activation, residual, backend: as in :func:`group_conv2d`.
+        bias: (K,), or None for no bias. Defaults to None.
+        stride: distance between the outputs of neighboring inputs, at least 1. Defaults to 1.
+        padding: outputs to cut off on each side, at least 0. Defaults to 0.
+        output_padding: outputs to add at the end, less than stride or dilation. Defaults to 0.
+        groups: number of groups, which divides C and K. Defaults to 1.
+        dilation: distance between the taps of the kernel, at least 1. Defaults to 1.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result. Defaults to None.
+        residual: tensor to add before the activation, broadcast with the output. Defaults to None.
+        backend: "auto", "triton", "aten" or "reference". Defaults to None: the one set by ``gconv.backend``.
 
     Returns:
-        (N, K, Q), or (K, Q) without a batch.
+        The output, (N, K, Q), or (K, Q) without a batch. Its length Q is
+            (L - 1) stride - 2 padding + dilation (S - 1) + output_padding + 1.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in :func:`group_conv_transpose2d`.
+        TypeError: an argument has the wrong type.
+        ValueError: the activation or the backend is unknown.
+        RuntimeError: sizes, dtypes or devices don't fit together, no input reaches the output, or
+            ``backend="triton"`` can't run.
     """
     settings = (stride, padding, output_padding, groups, dilation)
     function = group_conv_transpose1d
@@ -184,30 +250,43 @@ def group_conv_transpose2d(
     residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Compute a grouped transposed 2-d convolution: ``F.conv_transpose2d``, and what often follows it.
+    """Compute a grouped transposed 2-d convolution, with an optional residual and activation.
 
-    It is the input gradient of a convolution, and runs on the kernels of that pass.
+    Accepts everything ``F.conv_transpose2d`` does. It is the input gradient of a convolution and runs the
+    kernels of that pass.
 
     Args:
         input: (N, C, H, W), or (C, H, W) for one image. N may be 0.
         weight: (C, K / groups, R, S).
-        bias: (K,), or None.
-        stride: distance between the outputs of neighbouring inputs: one number, or (vertical, horizontal).
-        padding: rows and columns to cut off on each side of the output; at least 0.
-        output_padding: rows and columns to add at the end of the output; smaller than stride or dilation.
-        groups: C and K are split into this many independent convolutions.
-        dilation: distance between taps, one number, or (vertical, horizontal); at least 1.
-        activation, residual, backend: as in :func:`group_conv2d`.
+        bias: (K,), or None for no bias. Defaults to None.
+        stride: distance between the outputs of neighboring inputs, one number or (vertical, horizontal), at
+            least 1. Defaults to 1.
+        padding: rows and columns to cut off on each side of the output, one number or (vertical, horizontal),
+            at least 0. Defaults to 0.
+        output_padding: rows and columns to add at the end of the output, one number or (vertical,
+            horizontal), less than stride or dilation. Defaults to 0.
+        groups: number of groups, which divides C and K. Defaults to 1.
+        dilation: distance between the taps of the kernel, one number or (vertical, horizontal), at least 1.
+            Defaults to 1.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result. Defaults to None.
+        residual: tensor to add before the activation, broadcast with the output. Defaults to None.
+        backend: "auto", "triton", "aten" or "reference". Defaults to None: the one set by ``gconv.backend``.
 
     Returns:
-        (N, K, P, Q), or (K, P, Q) for one image, channels_last if input or weight is. The height P is
-        (H - 1) stride - 2 padding + dilation (R - 1) + output_padding + 1, the width Q likewise.
+        The output, (N, K, P, Q), or (K, P, Q) for one image. It is channels_last if input or weight is. Its
+            height P is (H - 1) stride - 2 padding + dilation (R - 1) + output_padding + 1; its width Q is
+            computed the same way from W and S.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an unknown activation or backend.
-        RuntimeError: numbers, shapes, dtypes or devices don't fit together; no input reaches the output; or
-            ``backend="triton"`` cannot run.
+        ValueError: the activation or the backend is unknown.
+        RuntimeError: sizes, dtypes or devices don't fit together, no input reaches the output, or
+            ``backend="triton"`` can't run.
+
+    Examples:
+        >>> x, weight = torch.randn(2, 64, 14, 14), torch.randn(64, 1, 4, 4)
+        >>> gconv.group_conv_transpose2d(x, weight, stride=2, padding=1, groups=64).shape
+        torch.Size([2, 64, 28, 28])
     """
     settings = (stride, padding, output_padding, groups, dilation)
     function = group_conv_transpose2d
@@ -228,9 +307,9 @@ def _convolve(
     """Compute any of the convolutions.
 
     Args:
-        kind: which one.
-        function: the function above, for ``__torch_function__``.
-        settings: what ``kind.pytorch`` takes after the bias.
+        kind: which convolution.
+        function: the public function, for ``__torch_function__``.
+        settings: the arguments of ``kind.pytorch`` after the bias.
         input, weight, bias, activation, residual, backend: as in :func:`group_conv2d`.
     """
     tensors = (input, weight, bias, residual)
@@ -243,7 +322,7 @@ def _convolve(
     dtype, call = prepare(kind, input, weight, bias, settings, activation, residual)
     name = dispatch.requested(backend)
     if dispatch.aten_alone(name, input, dtype, call):
-        # Under autocast PyTorch's functions cast, and remember the weights that they cast.
+        # Under autocast PyTorch's functions cast their arguments, and cache the cast weights.
         return finish(kind.pytorch(input, weight, bias, *call.settings), residual, activation)
     input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return _run_operators(call, input, weight, bias, activation, residual, name)
@@ -258,7 +337,7 @@ def _trace(
     activation: str | None,
     residual: Any,
 ) -> Tensor:
-    """Compute it by PyTorch's functions, for a tracer whose sizes are tensors, or another class."""
+    """Compute a convolution with PyTorch's functions, for ``torch.jit.trace`` and for tensor subclasses."""
     output = kind.pytorch(input, weight, bias, *settings)
     output = output if residual is None else output + residual
     return output if activation is None else ACTIVATIONS[activation](output)
@@ -273,7 +352,7 @@ def _run_operators(
     residual: Tensor | None,
     backend: str,
 ) -> Tensor:
-    """Compute it by gconv's operators, on tensors of one dtype."""
+    """Compute a convolution with gconv's operators; the tensors have the same dtype."""
     narrow = input.dtype != wide_dtype(input.dtype)
     if call.adds_gradients and narrow and autograd.gradient_possible(input, weight, bias):
         wide_bias = None if bias is None else wide(bias)
@@ -306,7 +385,7 @@ def _with_rows_beyond(
     residual: Tensor | None,
     backend: str,
 ) -> Tensor:
-    """Compute a transposed convolution that ends in rows or columns that no input reaches."""
+    """Compute a transposed convolution whose last rows or columns no input reaches."""
     rows, columns = call.beyond
     zeros = (0, columns, 0, rows)[: 2 * call.kind.dims]
     reached = _run_operators(call._replace(beyond=(0, 0)), input, weight, bias, None, None, backend)
@@ -320,9 +399,9 @@ def _with_rows_beyond(
 def _epilogue_fits(
     call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
 ) -> bool:
-    """Whether a kernel may add the residual and apply the activation.
+    """Whether a kernel can add the residual and apply the activation.
 
-    Not if someone may ask for gradients through them, or if the sum broadcasts or has another dtype than the
+    It can't if gradients through them may be needed, or if the sum broadcasts or has another dtype than the
     convolution.
     """
     if residual is not None:
@@ -334,7 +413,7 @@ def _epilogue_fits(
 
 
 def _has_its_own_convolution(tensor: Any) -> bool:
-    """Whether PyTorch's function may mean something else to a tensor's class, which doesn't know ours."""
+    """Whether the class of a tensor may override PyTorch's function, and so can't know gconv's."""
     if not isinstance(tensor, Tensor):
         return False
     own, plain = (getattr(cls.__torch_function__, "__func__", None) for cls in (type(tensor), Tensor))

@@ -1,6 +1,6 @@
 """The sizes of one grouped convolution, and what follows from them: output size, FLOPs, compulsory bytes.
 
-Names are those of the field: N, C, H, W for the input, K, P, Q for the output, R, S for the kernel,
+The names are the usual ones: N, C, H, W for the input, K, P, Q for the output, R, S for the kernel, and
 Cg = C / groups and Kg = K / groups for the channels of one group.
 """
 
@@ -15,7 +15,10 @@ PASSES = ("forward", "input_grad", "weight_grad")
 
 
 class Padding(NamedTuple):
-    """Zeros around the image, in pixels. The sides differ only for ``padding="same"`` with an even reach."""
+    """Zeros on each side of an image, in pixels.
+
+    Opposite sides differ only for ``padding="same"`` and an even kernel with odd dilation.
+    """
 
     top: int
     bottom: int
@@ -24,18 +27,18 @@ class Padding(NamedTuple):
 
 
 def same_padding(kernel: int, dilation: int) -> tuple[int, int]:
-    """The zeros before and after an axis that keep its length at stride 1; the odd one goes after."""
+    """Return the zeros before and after an axis that keep its length at stride 1; an odd one goes after."""
     total = dilation * (kernel - 1)
     return total // 2, total - total // 2
 
 
 def output_length(length: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Output length along one axis; ``padding`` is the sum of both sides."""
+    """Return the output length along one axis; ``padding`` is the sum of both sides."""
     return (length + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def steps_in_words(stride: tuple[int, ...], dilation: tuple[int, ...]) -> list[str]:
-    """Such as ["stride 2", "dilation (2, 1)"]; steps of 1 are left out."""
+    """Describe stride and dilation unless they are 1, such as ["stride 2", "dilation (2, 1)"]."""
     steps = {"stride": stride, "dilation": dilation}
     return [
         f"{name} {step[0] if len(set(step)) == 1 else step}"
@@ -45,7 +48,7 @@ def steps_in_words(stride: tuple[int, ...], dilation: tuple[int, ...]) -> list[s
 
 
 def kernel_in_words(size: Sequence[int]) -> str:
-    """Such as "3x3", or "kernel 31" along one dimension."""
+    """Describe a kernel size, such as "3x3", or "kernel 31" in one dimension."""
     return f"kernel {size[0]}" if len(size) == 1 else "x".join(map(str, size))
 
 
@@ -53,7 +56,7 @@ def kernel_in_words(size: Sequence[int]) -> str:
 class ConvGeometry:
     """The sizes of one grouped convolution.
 
-    The key of every plan and decision that is kept, so its hash is computed once.
+    It is the key of all caches of plans and decisions, so its hash is computed only once.
 
     Args:
         input_size: (N, C, H, W).
@@ -81,14 +84,14 @@ class ConvGeometry:
         dilation: Sequence[int],
         groups: int,
     ) -> ConvGeometry:
-        """The same from any sequences, as the operators receive them."""
+        """Make a geometry from any sequences, such as the lists that operators receive."""
         (n, c, h, w), (k, group_in, r, s) = input_size, weight_size
         (stride_h, stride_w), (dilation_h, dilation_w) = stride, dilation
         steps = (stride_h, stride_w), Padding(*padding), (dilation_h, dilation_w)
         return cls((n, c, h, w), (k, group_in, r, s), *steps, groups)
 
     def __hash__(self) -> int:
-        found = self.__dict__.get("_hash")  # no cached_property: its lock stops Dynamo
+        found = self.__dict__.get("_hash")  # not cached_property, whose lock stops Dynamo
         if found is None:
             found = hash((self.input_size, self.weight_size, *self.settings))
             object.__setattr__(self, "_hash", found)
@@ -96,12 +99,12 @@ class ConvGeometry:
 
     @property
     def settings(self) -> tuple[tuple[int, int], Padding, tuple[int, int], int]:
-        """(stride, padding, dilation, groups), in the order of the operators' arguments."""
+        """(stride, padding, dilation, groups), the order of the operators' arguments."""
         return self.stride, self.padding, self.dilation, self.groups
 
     @property
     def output_size(self) -> tuple[int, int, int, int]:
-        """(N, K, P, Q)."""
+        """Size of the output, (N, K, P, Q)."""
         n, _, h, w = self.input_size
         k, _, r, s = self.weight_size
         top, bottom, left, right = self.padding
@@ -111,7 +114,7 @@ class ConvGeometry:
 
     @property
     def most_items(self) -> int:
-        """How many input pixels, output pixels or weights there are, whichever are most."""
+        """Number of input pixels, output pixels or weights, whichever is largest."""
         n, _, h, w = self.input_size
         _, _, p, q = self.output_size
         return max(n * h * w, n * p * q, math.prod(self.weight_size))
@@ -123,15 +126,16 @@ class ConvGeometry:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of one pass, a multiply and an add counted as two.
+        """Floating-point operations of one pass, counting a multiply and an add as two.
 
-        Every pass pairs each output with each tap of its group once: 2 N K P Q Cg R S, as
-        ``torch.utils.flop_counter`` counts the forward pass (taps that fall on padding included).
+        Every pass combines each output with each tap of its group once: 2 N K P Q Cg R S.
+        ``torch.utils.flop_counter`` counts the forward pass in the same way, including taps that fall on
+        padding.
         """
         return 2 * math.prod(self.output_size) * math.prod(self.weight_size[1:])
 
     def __str__(self) -> str:
-        """Such as "8 x 128/32 x 56 x 56 -> 128, 3x3, stride 2": N x C/groups x H x W -> K, R x S."""
+        """Describe the sizes, such as "8 x 128/32 x 56 x 56 -> 128, 3x3": N x C/groups x H x W -> K, RxS."""
         n, c, h, w = self.input_size
         k, _, r, s = self.weight_size
         groups = f"/{self.groups}" if self.groups > 1 else ""
@@ -139,10 +143,11 @@ class ConvGeometry:
         return ", ".join([f"{n} x {c}{groups} x {h} x {w} -> {k}", kernel_in_words((r, s)), *steps])
 
     def compulsory_bytes(self, itemsize: int) -> int:
-        """Bytes that a pass cannot avoid moving, with elements of ``itemsize`` bytes: x, w and y once each.
+        """Return the bytes that a pass must move: x, w and y once each, with ``itemsize`` bytes per element.
 
-        One figure for the three passes: forward reads x and w and writes y, the input gradient reads dy
-        and w and writes dx, the weight gradient reads dy and x and writes dw.
+        The number is the same for all passes: forward reads x and w and writes y, the input gradient reads dy
+            and w
+        and writes dx, the weight gradient reads dy and x and writes dw.
         """
         return itemsize * sum(
             math.prod(size) for size in (self.input_size, self.weight_size, self.output_size)

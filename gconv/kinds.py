@@ -1,13 +1,13 @@
-"""The convolutions of PyTorch that gconv takes, and how each is computed by a 2-d one.
+"""The convolutions that gconv supports, and how a 2-d convolution computes each of them.
 
-The backends know 2-d convolutions only. The others become one without a copy:
+The backends only have 2-d convolutions. The others are turned into one:
 
-- 1-d: (N, C, L) is (N, C, 1, L), an image of one row.
-- Transposed: the forward pass is the input gradient of a convolution, whose forward pass and weight gradient
-  are then its gradients.
+- 1-d: (N, C, L) becomes (N, C, 1, L), an image of one row. This is a view.
+- Transposed: the forward pass is the input gradient of a convolution. The gradients are then the forward pass
+  and the weight gradient of that convolution.
 - 3-d: slices become images, (N D, C, H, W), and taps in depth become channels: see :class:`Depth`. With one
-  tap nothing is copied if the tensor is in channels_last_3d and no slice is left out. With T taps the input
-  is copied T times.
+  tap nothing is copied if the tensor is in channels_last_3d and all slices are used. With T taps the input is
+  copied T times.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Kind:
 
     Args:
         dims: number of spatial dimensions, 1, 2 or 3.
-        transposed: whether it is a transposed convolution.
+        transposed: whether it is a transposed convolution. Defaults to False.
 
     Attributes:
-        name: such as "conv_transpose2d".
+        name: name of the function, such as "conv_transpose2d".
         pytorch: the function in ``torch.nn.functional``.
         layer: the module in ``torch.nn``.
-        lazy: the module that learns the number of input channels from its first input.
+        lazy: the lazy module in ``torch.nn``, which takes the number of input channels from its first input.
         sizes: the axes of an input without batch, such as "C, H, W".
         taps: the axes of a kernel, such as "R, S".
     """
@@ -54,16 +54,16 @@ class Kind:
         return self.name
 
     def __reduce__(self) -> str:
-        """Pickle and copy a kind as the constant below that it is."""
+        """Pickle and copy a kind by the name of its constant below."""
         return self.name.upper()
 
     def pass_of_geometry(self, pass_: str) -> str:
-        """Return which pass of the 2-d geometry computes a pass of this convolution, or the reverse."""
+        """Return which pass of the 2-d geometry computes a pass of this convolution, or vice versa."""
         swapped = {"forward": "input_grad", "input_grad": "forward"}
         return swapped.get(pass_, pass_) if self.transposed else pass_
 
     def settings_of(self, layer: Any) -> tuple[Any, ...]:
-        """Return the settings of a layer, in the order in which ``pytorch`` takes them after the bias."""
+        """Return the settings of a layer, in the order of the arguments of ``pytorch`` after the bias."""
         if self.transposed:
             return layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         return layer.stride, layer.padding, layer.dilation, layer.groups
@@ -75,18 +75,18 @@ KINDS = (CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D)
 
 
 def kind_of(layer: nn.Module | type[nn.Module] | None) -> Kind | None:
-    """Return the kind of a layer, or of a class of layers; None if gconv does not take it."""
+    """Return the kind of a layer or of a class of layers, or None if gconv doesn't support it."""
     cls = layer if isinstance(layer, type) else type(layer)
     return next((kind for kind in KINDS if issubclass(cls, kind.layer)), None)
 
 
 class Depth(NamedTuple):
-    """How a 3-d convolution runs along its depth.
+    """The settings of a 3-d convolution along its depth.
 
     Args:
-        slices: D' of the output.
-        taps, stride, dilation: of the kernel in depth.
-        before, after: slices of zeros.
+        slices: number of output slices, D'.
+        taps, stride, dilation: of the kernel, in depth.
+        before, after: slices of zeros to pad with.
     """
 
     slices: int
@@ -98,13 +98,13 @@ class Depth(NamedTuple):
 
     @property
     def folds(self) -> bool:
-        """Whether the input's slices are the images, so that nothing has to be copied."""
+        """Whether the slices of the input can be the images, without a copy."""
         return self.taps == self.stride == 1 and self.before == self.after == 0
 
     def fold(self, input: Tensor) -> Tensor:
         """Turn slices into images and taps into channels: (N, C, D, H, W) -> (N D', C T, H, W).
 
-        Channel c T + t of output slice d is channel c of input slice d stride + t dilation - before.
+        Channel c T + t of image d is channel c of input slice d stride + t dilation - before.
         """
         if self.before or self.after:
             input = F.pad(input, (0, 0, 0, 0, self.before, self.after))
@@ -120,16 +120,17 @@ class Depth(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A convolution whose arguments fit together.
+    """A convolution whose arguments passed the checks.
 
     Args:
         kind: which function was called.
-        settings: what ``kind.pytorch`` takes after the bias, as plain numbers.
-        input_size, weight_size, output_size: the sizes of the call, with a batch if the input has one.
-        geometry: the 2-d convolution that computes it; if transposed, by its input gradient.
-        depth: how a 3-d convolution runs along its depth; else None.
+        settings: the arguments of ``kind.pytorch`` after the bias, as plain numbers.
+        input_size, weight_size, output_size: sizes of the call, with a batch if the input has one.
+        geometry: the 2-d convolution that computes it; its input gradient, if transposed.
+        depth: settings along the depth of a 3-d convolution. Defaults to None, for the other kinds.
         beyond: rows and columns at the end of a transposed convolution's output that no input reaches.
-        adds_gradients: whether a gradient is the sum of several results, that 16 bits would round one by one.
+        adds_gradients: whether a gradient is a sum of several results, each of which would be rounded to 16
+            bits.
     """
 
     kind: Kind
@@ -144,7 +145,7 @@ class Call(NamedTuple):
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """The passes of the geometry that the call may need: its gradients too, if they are on."""
+        """The passes of the geometry that the call may need, including gradients if they are enabled."""
         passes = PASSES if torch.is_grad_enabled() else PASSES[:1]
         return tuple(map(self.kind.pass_of_geometry, passes))
 
@@ -160,12 +161,12 @@ class Call(NamedTuple):
         return self.input_size[axis] // self.groups, self.output_size[axis] // self.groups
 
     def compulsory_bytes(self, itemsize: int) -> int:
-        """Bytes that a pass cannot avoid moving: input, weight and output once each."""
+        """Return the bytes that a pass must move: input, weight and output once each."""
         sizes = (self.input_size, self.weight_size, self.output_size)
         return itemsize * sum(math.prod(size) for size in sizes)
 
     def __str__(self) -> str:
-        """Such as "8 x 512/512 x 1500 -> 512, kernel 31": N x C/groups x L -> K, S."""
+        """Describe the sizes, such as "8 x 512/512 x 1500 -> 512, kernel 31": N x C/groups x L -> K, S."""
         axis = -self.kind.dims - 1
         batch, (c, *lengths) = self.input_size[:axis], self.input_size[axis:]
         groups = f"/{self.groups}" if self.groups > 1 else ""
@@ -176,20 +177,20 @@ class Call(NamedTuple):
         return ", ".join([f"{size} -> {self.output_size[axis]}", *words])
 
     def as_images(self, input: Tensor) -> Tensor:
-        """Return input or output, with or without a batch, as a batch of images."""
+        """Return an input or output, with or without a batch, as a batch of images."""
         batch = input if input.ndim == self.kind.dims + 2 else input.unsqueeze(0)
         if self.kind.dims == 1:
             return batch.unsqueeze(2)
         return batch if self.depth is None else self.depth.fold(batch)
 
     def as_kernel(self, weight: Tensor) -> Tensor:
-        """Return the weight as that of the 2-d convolution."""
+        """Return the weight of the 2-d convolution."""
         if self.kind.dims == 1:
             return weight.unsqueeze(2)
         return weight if self.depth is None else weight.flatten(1, 2)
 
     def as_output(self, images: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-        """Return a batch of output images in the shape of the result, with a batch if ``input`` has one."""
+        """Return output images in the shape of the result, with a batch if ``input`` has one."""
         if self.kind.dims == 1:
             images = images.squeeze(2)
         elif self.depth is not None:
@@ -198,7 +199,7 @@ class Call(NamedTuple):
 
 
 def conv2d_call(geometry: ConvGeometry) -> Call:
-    """Return a 2-d convolution of these sizes as a call."""
+    """Return the call of a 2-d convolution with this geometry."""
     top, bottom, left, right = geometry.padding
     padding = (top, left) if (top, left) == (bottom, right) else "same"
     settings = (geometry.stride, padding, geometry.dilation, geometry.groups)
@@ -207,18 +208,18 @@ def conv2d_call(geometry: ConvGeometry) -> Call:
 
 
 def _layout_of_volumes(input: Tensor, weight: Tensor) -> torch.memory_format:
-    """Return the layout of a 3-d convolution's result, as ``F.conv3d`` chooses it."""
+    """Return the layout of the result of a 3-d convolution, with the rule of ``F.conv3d``."""
     if not torch.compiler.is_compiling() and transforms_active():
-        return torch.contiguous_format  # vmap knows no other
+        return torch.contiguous_format  # the only one that vmap supports
     batch = input if input.ndim == 5 else input.unsqueeze(0)
     either = is_channels_last(batch) or is_channels_last(weight)
     return torch.channels_last_3d if either else torch.contiguous_format
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Return whether PyTorch's ``suggest_memory_format`` says so of images or volumes.
+    """Return whether PyTorch's ``suggest_memory_format`` considers images or volumes channels_last.
 
-    It takes 8 us, so strides that tell go first.
+    That function takes 8 us, so unambiguous strides are checked first.
     """
     layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
     channels_last = tensor.is_contiguous(memory_format=layout)
@@ -228,7 +229,7 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def layout_of(tensor: Tensor, dims: int = 2) -> str:
-    """Return "channels_last" if the channels lie side by side in memory, else "contiguous".
+    """Return "channels_last" if the channels are adjacent in memory, otherwise "contiguous".
 
     Args:
         tensor: (N, C, ...) or (C, ...).

@@ -1,4 +1,4 @@
-"""The layers: PyTorch's convolution modules, running through gconv's functions."""
+"""The layers: PyTorch's convolution modules, computed by gconv's functions."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class GroupConvolution(ConvolutionBase):
-    """What gconv's layers have in common; each also is one of PyTorch's own class.
+    """Base class of gconv's layers, each of which is also a subclass of a PyTorch layer.
 
     Attributes:
         activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result.
     """
 
-    # Names that no subclass of PyTorch's layers has: which convolution, and gconv's function for it.
+    # The kind of convolution and gconv's function for it. The prefix avoids clashes with names in subclasses
+    # of PyTorch's layers.
     _gconv_kind: Kind
     _gconv_function: Callable[..., Tensor]
 
-    # On the class, so that a module whose class was swapped has them: the activation, and what it was before.
+    # Class attributes, so that converted modules have them too: the activation, and the class before
+    # conversion.
     activation: str | None = None
     _gconv_original: type[nn.Module]
 
@@ -44,7 +46,7 @@ class GroupConvolution(ConvolutionBase):
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Refuse ``torch.jit.script``, which asks for this first, with an error that says what to do."""
+        """Raise an error for ``torch.jit.script``, which calls this method first."""
         raise RuntimeError(
             f"torch.jit.script cannot compile {type(self).__name__}: script before gconv.convert or after "
             "gconv.revert, or use torch.export or torch.jit.trace"
@@ -52,7 +54,7 @@ class GroupConvolution(ConvolutionBase):
 
 
 class _Convolution(GroupConvolution):
-    """The layers that are not transposed."""
+    """Base class of the layers that are not transposed."""
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class _Convolution(GroupConvolution):
         kernel_size = numbers("kernel_size", kernel_size, 1, dims, Iterable)
         stride = numbers("stride", stride, 1, dims, Iterable)
         steps = (stride, padding, numbers("dilation", dilation, 1, dims, Iterable))
-        init: Any = super().__init__  # of PyTorch's class, which comes after this one
+        init: Any = super().__init__  # of the PyTorch class, which is next in the MRO
         init(*channels[:2], kernel_size, *steps, channels[2], bias, padding_mode, device, dtype)
         self.activation = activation
 
@@ -89,7 +91,7 @@ class _Convolution(GroupConvolution):
 
 
 class _Transposed(GroupConvolution):
-    """The transposed layers."""
+    """Base class of the transposed layers."""
 
     def __init__(
         self,
@@ -120,7 +122,7 @@ class _Transposed(GroupConvolution):
                 ("dilation", dilation, 1),
             )
         ]
-        init: Any = super().__init__  # of PyTorch's class, which comes after this one
+        init: Any = super().__init__  # of the PyTorch class, which is next in the MRO
         init(*channels[:2], *sizes[:4], channels[2], bias, sizes[4], padding_mode, device, dtype)
         self.activation = activation
 
@@ -131,20 +133,32 @@ class _Transposed(GroupConvolution):
 
 
 class GroupConv1d(_Convolution, nn.Conv1d):
-    """An ``nn.Conv1d`` whose convolution runs through :func:`gconv.group_conv1d`.
+    """An ``nn.Conv1d`` computed by ``gconv.group_conv1d``, on the fastest backend.
 
-    Takes the arguments of ``nn.Conv1d``, has its parameters and state dict, and is one for ``isinstance``.
+    Its constructor accepts the arguments of ``nn.Conv1d``, and an activation. State dicts are
+    interchangeable.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype: as in ``nn.Conv1d``.
-        activation: as in :class:`GroupConv2d`.
+        in_channels: number of input channels, C.
+        out_channels: number of output channels, K.
+        kernel_size: length of the kernel, S.
+        stride: distance between the inputs of neighboring outputs. Defaults to 1.
+        padding: zeros on each side, "valid" or "same". Defaults to 0.
+        dilation: distance between the taps of the kernel. Defaults to 1.
+        groups: number of groups, which divides C and K. Defaults to 1.
+        bias: whether to learn a bias. Defaults to True.
+        padding_mode: "zeros", "reflect", "replicate" or "circular". Defaults to "zeros".
+        device: device of the parameters. Defaults to None, PyTorch's default device.
+        dtype: dtype of the parameters. Defaults to None, PyTorch's default dtype.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result. Defaults to None.
 
     Shape:
-        (N, C, L) -> (N, K, Q), or (C, L) -> (K, Q).
+        (N, C, L) -> (N, K, Q), or (C, L) -> (K, Q)
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in :class:`GroupConv2d`.
+        TypeError: a number is not an integer.
+        ValueError: ``groups`` doesn't divide the channels, or ``activation`` or ``padding_mode`` is unknown.
+        RuntimeError: ``kernel_size``, ``stride`` or ``dilation`` is less than 1, or ``padding`` less than 0.
     """
 
     _gconv_kind = CONV1D
@@ -153,22 +167,41 @@ class GroupConv1d(_Convolution, nn.Conv1d):
 
 
 class GroupConv2d(_Convolution, nn.Conv2d):
-    """An ``nn.Conv2d`` whose convolution runs through :func:`gconv.group_conv2d`.
+    """An ``nn.Conv2d`` computed by ``gconv.group_conv2d``, on the fastest backend.
 
-    Takes the arguments of ``nn.Conv2d``, has its parameters and state dict, and is one for ``isinstance``.
+    Its constructor accepts the arguments of ``nn.Conv2d``, and an activation. State dicts are
+    interchangeable.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype: as in ``nn.Conv2d``. Pairs may be anything iterable, such as a NumPy array.
-        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result.
+        in_channels: number of input channels, C.
+        out_channels: number of output channels, K.
+        kernel_size: size of the kernel, one number or (R, S).
+        stride: distance between the inputs of neighboring outputs, one number or (vertical, horizontal).
+            Defaults to 1.
+        padding: zeros on each side, one number or (vertical, horizontal), "valid" or "same". Defaults to 0.
+        dilation: distance between the taps of the kernel, one number or (vertical, horizontal). Defaults to
+            1.
+        groups: number of groups, which divides C and K. Defaults to 1.
+        bias: whether to learn a bias. Defaults to True.
+        padding_mode: "zeros", "reflect", "replicate" or "circular". Defaults to "zeros".
+        device: device of the parameters. Defaults to None, PyTorch's default device.
+        dtype: dtype of the parameters. Defaults to None, PyTorch's default dtype.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result. Defaults to None.
 
     Shape:
-        (N, C, H, W) -> (N, K, P, Q), or (C, H, W) -> (K, P, Q).
+        (N, C, H, W) -> (N, K, P, Q), or (C, H, W) -> (K, P, Q)
 
     Raises:
         TypeError: a number is not an integer.
-        ValueError: ``groups`` does not divide the channels; an unknown ``activation`` or ``padding_mode``.
-        RuntimeError: ``kernel_size``, ``stride`` or ``dilation`` is below 1, or ``padding`` below 0.
+        ValueError: ``groups`` doesn't divide the channels, or ``activation`` or ``padding_mode`` is unknown.
+        RuntimeError: ``kernel_size``, ``stride`` or ``dilation`` is less than 1, or ``padding`` less than 0.
+
+    Examples:
+        >>> layer = gconv.GroupConv2d(128, 128, 3, padding=1, groups=32, activation="relu")
+        >>> layer(torch.randn(8, 128, 56, 56)).shape
+        torch.Size([8, 128, 56, 56])
+        >>> isinstance(layer, nn.Conv2d)
+        True
     """
 
     _gconv_kind = CONV2D
@@ -177,20 +210,32 @@ class GroupConv2d(_Convolution, nn.Conv2d):
 
 
 class GroupConv3d(_Convolution, nn.Conv3d):
-    """An ``nn.Conv3d`` whose convolution runs through :func:`gconv.group_conv3d`.
+    """An ``nn.Conv3d`` computed by ``gconv.group_conv3d``, on the fastest backend.
 
-    Takes the arguments of ``nn.Conv3d``, has its parameters and state dict, and is one for ``isinstance``.
+    Its constructor accepts the arguments of ``nn.Conv3d``, and an activation. State dicts are
+    interchangeable.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype: as in ``nn.Conv3d``.
-        activation: as in :class:`GroupConv2d`.
+        in_channels: number of input channels, C.
+        out_channels: number of output channels, K.
+        kernel_size: size of the kernel, one number or (T, R, S).
+        stride: distance between the inputs of neighboring outputs, one number or three. Defaults to 1.
+        padding: zeros on each side, one number or three, "valid" or "same". Defaults to 0.
+        dilation: distance between the taps of the kernel, one number or three. Defaults to 1.
+        groups: number of groups, which divides C and K. Defaults to 1.
+        bias: whether to learn a bias. Defaults to True.
+        padding_mode: "zeros", "reflect", "replicate" or "circular". Defaults to "zeros".
+        device: device of the parameters. Defaults to None, PyTorch's default device.
+        dtype: dtype of the parameters. Defaults to None, PyTorch's default dtype.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result. Defaults to None.
 
     Shape:
-        (N, C, D, H, W) -> (N, K, D', P, Q), or (C, D, H, W) -> (K, D', P, Q).
+        (N, C, D, H, W) -> (N, K, D', P, Q), or (C, D, H, W) -> (K, D', P, Q)
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in :class:`GroupConv2d`.
+        TypeError: a number is not an integer.
+        ValueError: ``groups`` doesn't divide the channels, or ``activation`` or ``padding_mode`` is unknown.
+        RuntimeError: ``kernel_size``, ``stride`` or ``dilation`` is less than 1, or ``padding`` less than 0.
     """
 
     _gconv_kind = CONV3D
@@ -199,21 +244,34 @@ class GroupConv3d(_Convolution, nn.Conv3d):
 
 
 class GroupConvTranspose1d(_Transposed, nn.ConvTranspose1d):
-    """An ``nn.ConvTranspose1d`` whose convolution runs through :func:`gconv.group_conv_transpose1d`.
+    """An ``nn.ConvTranspose1d`` computed by ``gconv.group_conv_transpose1d``, on the fastest backend.
 
-    Takes the arguments of ``nn.ConvTranspose1d``, has its parameters and state dict, and is one for
-    ``isinstance``.
+    Its constructor accepts the arguments of ``nn.ConvTranspose1d``, and an activation. State dicts are
+    interchangeable. ``forward`` accepts ``output_size`` too.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
-            padding_mode, device, dtype: as in ``nn.ConvTranspose1d``.
-        activation: as in :class:`GroupConv2d`.
+        in_channels: number of input channels, C.
+        out_channels: number of output channels, K.
+        kernel_size: length of the kernel, S.
+        stride: distance between the outputs of neighboring inputs. Defaults to 1.
+        padding: outputs to cut off on each side. Defaults to 0.
+        output_padding: outputs to add at the end, less than stride or dilation. Defaults to 0.
+        groups: number of groups, which divides C and K. Defaults to 1.
+        bias: whether to learn a bias. Defaults to True.
+        dilation: distance between the taps of the kernel. Defaults to 1.
+        padding_mode: only "zeros". Defaults to "zeros".
+        device: device of the parameters. Defaults to None, PyTorch's default device.
+        dtype: dtype of the parameters. Defaults to None, PyTorch's default dtype.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result. Defaults to None.
 
     Shape:
-        (N, C, L) -> (N, K, Q), or (C, L) -> (K, Q).
+        (N, C, L) -> (N, K, Q), or (C, L) -> (K, Q)
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in :class:`GroupConvTranspose2d`.
+        TypeError: a number is not an integer.
+        ValueError: ``groups`` doesn't divide the channels, ``activation`` is unknown, or ``padding_mode`` is
+            not "zeros".
+        RuntimeError: ``kernel_size``, ``stride`` or ``dilation`` is less than 1, or a padding less than 0.
     """
 
     _gconv_kind = CONV_TRANSPOSE1D
@@ -222,24 +280,43 @@ class GroupConvTranspose1d(_Transposed, nn.ConvTranspose1d):
 
 
 class GroupConvTranspose2d(_Transposed, nn.ConvTranspose2d):
-    """An ``nn.ConvTranspose2d`` whose convolution runs through :func:`gconv.group_conv_transpose2d`.
+    """An ``nn.ConvTranspose2d`` computed by ``gconv.group_conv_transpose2d``, on the fastest backend.
 
-    Takes the arguments of ``nn.ConvTranspose2d``, has its parameters and state dict, and is one for
-    ``isinstance``. Its ``forward`` takes an ``output_size``, too.
+    Its constructor accepts the arguments of ``nn.ConvTranspose2d``, and an activation. State dicts are
+    interchangeable. ``forward`` accepts ``output_size`` too.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
-            padding_mode, device, dtype: as in ``nn.ConvTranspose2d``.
-        activation: as in :class:`GroupConv2d`.
+        in_channels: number of input channels, C.
+        out_channels: number of output channels, K.
+        kernel_size: size of the kernel, one number or (R, S).
+        stride: distance between the outputs of neighboring inputs, one number or (vertical, horizontal).
+            Defaults to 1.
+        padding: rows and columns to cut off on each side of the output, one number or (vertical, horizontal).
+            Defaults to 0.
+        output_padding: rows and columns to add at the end of the output, one number or (vertical,
+            horizontal), less than stride or dilation. Defaults to 0.
+        groups: number of groups, which divides C and K. Defaults to 1.
+        bias: whether to learn a bias. Defaults to True.
+        dilation: distance between the taps of the kernel, one number or (vertical, horizontal). Defaults to
+            1.
+        padding_mode: only "zeros". Defaults to "zeros".
+        device: device of the parameters. Defaults to None, PyTorch's default device.
+        dtype: dtype of the parameters. Defaults to None, PyTorch's default dtype.
+        activation: None, "relu", "relu6", "silu" or "hardswish", applied to the result. Defaults to None.
 
     Shape:
-        (N, C, H, W) -> (N, K, P, Q), or (C, H, W) -> (K, P, Q).
+        (N, C, H, W) -> (N, K, P, Q), or (C, H, W) -> (K, P, Q)
 
     Raises:
         TypeError: a number is not an integer.
-        ValueError: ``groups`` does not divide the channels; an unknown ``activation``; or a ``padding_mode``
-            other than "zeros".
-        RuntimeError: ``kernel_size``, ``stride`` or ``dilation`` is below 1, or a padding below 0.
+        ValueError: ``groups`` doesn't divide the channels, ``activation`` is unknown, or ``padding_mode`` is
+            not "zeros".
+        RuntimeError: ``kernel_size``, ``stride`` or ``dilation`` is less than 1, or a padding less than 0.
+
+    Examples:
+        >>> layer = gconv.GroupConvTranspose2d(64, 64, 4, stride=2, padding=1, groups=64)
+        >>> layer(torch.randn(2, 64, 14, 14), output_size=(28, 28)).shape
+        torch.Size([2, 64, 28, 28])
     """
 
     _gconv_kind = CONV_TRANSPOSE2D
@@ -260,7 +337,7 @@ LAYER_OF = {layer._gconv_kind: layer for layer in LAYERS}
 
 
 def _check_channels(in_channels: Any, out_channels: Any, groups: Any) -> tuple[int, int, int]:
-    """Check the channels of a layer and its groups, and return them as ints."""
+    """Check the channels and groups of a layer, and return them as ints."""
     groups = integer("groups", groups)
     in_channels, out_channels = integer("in_channels", in_channels), integer("out_channels", out_channels)
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
@@ -272,13 +349,13 @@ def _check_channels(in_channels: Any, out_channels: Any, groups: Any) -> tuple[i
 
 
 def pad_input(layer: Any, input: Tensor) -> tuple[Tensor, Any]:
-    """Pad the input by the layer's ``padding_mode``; return it and the padding left to the convolution."""
+    """Pad the input with the layer's ``padding_mode``; return it and the padding left to do."""
     if layer.padding_mode == "zeros":
         return input, layer.padding
     return F.pad(input, zeros_around(layer), mode=layer.padding_mode), 0
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Return whether a module has hooks, or a replaced forward, so that it must be called as a whole."""
+    """Return whether a module has hooks or a replaced forward, so that it must be called as a unit."""
     replaced = {"forward", "_conv_forward"} & module.__dict__.keys()
     return bool(replaced) or has_hooks(module)

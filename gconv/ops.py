@@ -1,12 +1,12 @@
-"""The passes as PyTorch operators: ``torch.ops.gconv.forward``, ``input_grad`` and so on, made from a table.
+"""The passes as PyTorch operators, ``torch.ops.gconv.forward``, ``input_grad`` and so on, defined by a table.
 
-As operators they stay whole in a compiled or exported graph. Each has a fake kernel (sizes and strides
-without data) and a FLOP formula for PyTorch's flop counter; :mod:`gconv.autograd` gives them their gradients.
-Where "aten" runs every pass, gconv's functions call PyTorch's instead, and none of this is used.
+An operator is a single node of a compiled or exported graph. Each has a fake kernel (sizes and strides
+without data) and a formula for PyTorch's FLOP counter; :mod:`gconv.autograd` registers their gradients. If
+"aten" runs every pass, gconv's functions call PyTorch's directly and don't use the operators.
 
-Arguments keep the order of :func:`gconv.group_conv2d`. Here and in :mod:`gconv.backends` one
-:class:`~gconv.geometry.ConvGeometry` stands for sizes and settings; the operators spell them out, with
-``padding`` as (top, bottom, left, right).
+Arguments have the order of :func:`gconv.group_conv2d`. Here and in :mod:`gconv.backends` a
+:class:`~gconv.geometry.ConvGeometry` contains the sizes and settings; the operators have an argument for
+each, with ``padding`` as (top, bottom, left, right).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gconv.torch_internals import (
 )
 
 SETTINGS = "int[2] stride, SymInt[4] padding, int[2] dilation, SymInt groups"
-# define and impl, not custom_op: a quarter of its host time a call.
+# define and impl, because they take a quarter of the host time per call that custom_op does.
 library = torch.library.Library("gconv", "DEF")
 
 
@@ -43,15 +43,15 @@ class Operator:
     """One pass as an operator. Call it with its tensors, a geometry, its options and the name of a backend.
 
     Args:
-        name: of the operator, and of the function in :class:`gconv.backends.Backend`.
-        tensors: as the schema declares them.
-        input, weight: which of the tensors have the sizes of x and w; None if the size is an argument.
-        operand: which tensor's device and layout decide who runs the pass.
-        like: the two tensors that decide the layout of the result.
-        result: which size of a geometry the result has.
-        options: as the schema declares them; they follow the settings.
-        second: what is returned beside the result: "" for nothing, "bias" for dbias (K,), or the name of the
-            size whose channels have two numbers each, (2, channels).
+        name: name of the operator and of the function in :class:`gconv.backends.Backend`.
+        tensors: the tensor arguments, as in the schema.
+        input, weight: indices of the tensors with the sizes of x and w; None if the size is an argument.
+        operand: index of the tensor whose device, dtype and layout decide the backend.
+        like: indices of the two tensors that decide the layout of the result.
+        result: name of the geometry's size that the result has.
+        options: the arguments after the settings, as in the schema. Defaults to none.
+        second: the second result: "" for none, "bias" for dbias (K,), or the name of a size of the geometry,
+            for two numbers per channel, (2, channels). Defaults to "".
     """
 
     name: str
@@ -63,10 +63,10 @@ class Operator:
     result: str
     options: tuple[str, ...] = ()
     second: str = ""
-    pass_: str = field(init=False)  # for which a backend is chosen
-    sizes: tuple[str, ...] = field(init=False)  # arguments of the schema that follow the tensors
-    count: int = field(init=False)  # of the tensors that come first
-    last: int | None = field(init=False)  # place of a tensor among the options, from the end
+    pass_: str = field(init=False)  # the pass whose backend is chosen
+    sizes: tuple[str, ...] = field(init=False)  # size arguments, which follow the tensors in the schema
+    count: int = field(init=False)  # number of tensors at the start
+    last: int | None = field(init=False)  # index of a tensor among the options, from the end
 
     def __post_init__(self) -> None:
         self.pass_ = self.name.removeprefix("norm_")
@@ -77,16 +77,16 @@ class Operator:
 
     @property
     def schema(self) -> str:
-        """The signature, as ``torch.library`` takes it."""
+        """The schema for ``torch.library``."""
         sizes = (f"SymInt[4] {name}" for name in self.sizes)
         arguments = ", ".join((*self.tensors, *sizes, SETTINGS, *self.options, "str backend"))
         return f"{self.name}({arguments}) -> {'(Tensor, Tensor)' if self.second else 'Tensor'}"
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run the pass, through its operator only if something is watching operators.
+        """Run the pass; as an operator only if a mode, a transform or the profiler observes operators.
 
-        An operator written in Python costs the host 25 us a call. Every tensor of every pass comes through
-        here, so no tensor that is lazily conjugated, batched or wrapped reaches a kernel.
+        An operator written in Python costs the host 25 us per call. All tensors of all passes are checked
+        here, so that no lazily conjugated, batched or wrapped tensor reaches a kernel.
         """
         tensors = arguments[: self.count]
         watched = tensors if self.last is None else (*tensors, arguments[self.last])
@@ -98,19 +98,19 @@ class Operator:
         return getattr(torch.ops.gconv, self.name)(*tensors, *sizes, *geometry.settings, *options)
 
     def run(self, *arguments: Any) -> Any:
-        """Run the pass on the backend that is chosen for it, in the layout that ``F.conv2d`` would give."""
+        """Run the pass on the backend chosen for it; the result has the layout that ``F.conv2d`` returns."""
         geometry, backend = arguments[self.count], arguments[-1]
         module = dispatch.backend_for(self.pass_, backend, arguments[self.operand], geometry)
-        with without_autocast():  # it has cast the operands already; here it would narrow the float32 sums
+        with without_autocast():  # the operands are cast already; autocast would narrow float32 sums
             results = getattr(module, self.name)(*arguments[:-1])
         result, second = results if self.second else (results, None)
         result = _arrange(result, _layout(arguments[self.like[0]], arguments[self.like[1]]))
         if not self.second:
             return result
-        return result, result.new_empty(0) if second is None else second  # operators return no None
+        return result, result.new_empty(0) if second is None else second  # operators can't return None
 
     def fake(self, *arguments: Any) -> Any:
-        """Return what ``run`` returns, without numbers."""
+        """Return empty tensors with the sizes, strides and dtypes of the results of ``run``."""
         geometry, like = arguments[self.count], arguments[self.like[0]]
         layout = _layout(like, arguments[self.like[1]])
         size = getattr(geometry, self.result)
@@ -126,17 +126,17 @@ class Operator:
         return result, sums
 
     def flops(self, *arguments: Any, out_shape: Any = None) -> int:
-        """Count the FLOPs of a call, from the operator's arguments with shapes in place of tensors."""
+        """Return the FLOPs of a call, from the operator's arguments with shapes instead of tensors."""
         return self.unpack(arguments, shape_of=lambda shape: shape)[self.count].flops
 
     def unpack(
         self, arguments: Sequence[Any], shape_of: Callable[[Any], Any] = lambda tensor: tensor.shape
     ) -> list[Any]:
-        """Turn the operator's arguments into those of ``run``: sizes and settings become a geometry.
+        """Turn the operator's arguments into those of ``run``, with a geometry for sizes and settings.
 
         Args:
-            arguments: all of them, by position.
-            shape_of: reads the shape of a tensor argument.
+            arguments: all arguments, by position.
+            shape_of: returns the shape of a tensor argument. Defaults to its ``shape``.
         """
         after = self.count + len(self.sizes)
         tensors, sizes, rest = arguments[: self.count], list(arguments[self.count : after]), arguments[after:]
@@ -152,20 +152,20 @@ class Operator:
         register_flop_formula(getattr(torch.ops.gconv, self.name))(self.flops)
 
     def on_aten(self, *arguments: Any) -> Any:
-        """Run the operator on PyTorch's own convolution, whatever its backend argument says."""
+        """Run the operator on PyTorch's own convolution, ignoring its backend argument."""
         return self.run(*self.unpack(arguments)[:-1], "aten")
 
 
 def ordinary(*tensors: Any) -> bool:
-    """Whether a kernel can read the tensors' numbers: no tracer, mode, transform or subclass is involved.
+    """Whether a kernel can read the data of the tensors: no tracer, mode, transform or subclass is involved.
 
     Args:
-        tensors: a tensor, then tensors or None.
+        tensors: a tensor, followed by tensors or None.
     """
     if torch.compiler.is_compiling() or dispatch_modes() or transforms_active():
         return False
     keys = _ordinary_keys(tensors[0].device)
-    for tensor in tensors:  # all() of a generator takes half a microsecond more
+    for tensor in tensors:  # all() of a generator is half a microsecond slower
         if tensor is not None and not (type(tensor) in _PLAIN and dispatch_keys(tensor) in keys):
             return False
     return True
@@ -176,7 +176,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 @cache
 def _ordinary_keys(device: torch.device) -> frozenset[int]:
-    """Dispatch keys of tensors that hold their numbers: not batched, lazily conjugated, wrapped and so on."""
+    """Return the dispatch keys of plain tensors: not batched, lazily conjugated, wrapped and so on."""
     found = set()
     for inference in () if device.type == "meta" else (False, True):
         with torch.inference_mode(inference):
@@ -185,15 +185,15 @@ def _ordinary_keys(device: torch.device) -> frozenset[int]:
 
 
 def _layout(first: Tensor, second: Tensor) -> torch.memory_format:
-    """The layout of a result, as ``F.conv2d`` chooses it: channels_last if either tensor's strides say so."""
+    """Return the layout of a result, with the rule of ``F.conv2d``: channels_last if either tensor is."""
     either = is_channels_last(first) or is_channels_last(second)
     return torch.channels_last if either else torch.contiguous_format
 
 
 def _arrange(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """``tensor`` in ``layout``, with that layout's strides along axes of length 1 too, where any would do."""
+    """Return ``tensor`` in ``layout``, with exactly its strides, even along axes of length 1."""
     whole = tensor.contiguous(memory_format=layout)
-    # An operator's result must not be a part of another tensor: the fake kernel's has offset 0.
+    # An operator's result must not be a view into another tensor: that of the fake kernel has offset 0.
     tensor = whole.clone(memory_format=layout) if whole.storage_offset() else whole
     _, c, h, w = tensor.shape
     strides = (c * h * w, 1, w * c, c) if layout == torch.channels_last else (c * h * w, h * w, w, 1)
@@ -211,7 +211,7 @@ forward = Operator(
     result="output_size",
     options=("str? activation", "Tensor? residual"),
 )
-input_grad = Operator(  # with a bias, a transposed convolution
+input_grad = Operator(  # has a bias for transposed convolutions
     "input_grad",
     (DY, W, B),
     input=None,
@@ -269,9 +269,17 @@ for _operator in OPERATORS:
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
-    """The operators as PyTorch's own convolutions, for ``ExportedProgram.run_decompositions``.
+    """Return decompositions of gconv's operators into PyTorch's, for ``ExportedProgram.run_decompositions``.
 
-    A program exported on a GPU holds gconv's operators: what loads it must import gconv. After
-    ``program.run_decompositions(gconv.decompositions())`` it runs anywhere, and goes to ONNX.
+    A program exported on a GPU can contain gconv's operators, so a script that loads it must import gconv.
+    After the decomposition it runs without gconv and can be exported to ONNX.
+
+    Returns:
+        A function in PyTorch's operators for each operator of gconv.
+
+    Examples:
+        >>> layer = gconv.GroupConv2d(8, 8, 3, groups=4)
+        >>> program = torch.export.export(layer, (torch.randn(1, 8, 5, 5),))
+        >>> portable = program.run_decompositions(gconv.decompositions())
     """
     return {getattr(torch.ops.gconv, operator.name).default: operator.on_aten for operator in OPERATORS}

@@ -1,4 +1,4 @@
-"""The three passes in pure PyTorch, each written as its equation: the readable truth, not a fast path.
+"""The three passes in plain PyTorch, each written as its equation: slow, but easy to check.
 
 With taps (r, s), strides (u, v), dilations (d, e) and x padded with zeros, output pixel (p, q) meets input
 pixel (u p + d r, v q + e s) through weight w[r, s], inside each group g:
@@ -7,9 +7,8 @@ pixel (u p + d r, v q + e s) through weight w[r, s], inside each group g:
     input_grad   dx[n,g,c,i,j] = sum over k,r,s of dy[n,g,k,p,q] w*[g,k,c,r,s]  with i = up+dr, j = vq+es
     weight_grad  dw[g,k,c,r,s] = sum over n,p,q of dy[n,g,k,p,q] x*[n,g,c,up+dr,vq+es]
 
-What may run inside the kernels beside them, batch norm before and after, is in :mod:`gconv.batch_norm`.
-
-(* conjugates complex numbers.) 16-bit tensors are multiplied and summed in float32 and rounded once.
+* conjugates complex numbers. 16-bit tensors are multiplied and summed in float32 and rounded once. The batch
+norms that kernels can compute before and after a convolution are in :mod:`gconv.batch_norm`.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ def forward(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """y = activation(conv(input) + bias + residual).
+    """Return y = activation(conv(input) + bias + residual).
 
-    y and residual are (N, K, P, Q), input (N, C, H, W), weight (K, C / groups, R, S), bias (K,).
+    Shapes: y and residual (N, K, P, Q), input (N, C, H, W), weight (K, C / groups, R, S), bias (K,).
     """
     n, k, p, q = geometry.output_size
     padded, weight = _pad(wide(input), geometry), wide(weight)
@@ -59,10 +58,7 @@ def input_grad(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """activation(dx + bias + residual), (N, C, H, W).
-
-    dx comes from grad_output (N, K, P, Q) and weight (K, C / groups, R, S).
-    """
+    """Return activation(dx + bias + residual), (N, C, H, W), from grad_output (N, K, P, Q) and weight."""
     n, c, h, w = geometry.input_size
     top, bottom, left, right = geometry.padding
     grads, weight = _by_group(wide(grad_output), 1, geometry), wide(weight)
@@ -79,7 +75,7 @@ def input_grad(
 def weight_grad(
     grad_output: Tensor, input: Tensor, geometry: ConvGeometry, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """dw (K, C / groups, R, S) and, if asked, dbias (K,), from grad_output (N, K, P, Q) and input."""
+    """Return dw (K, C / groups, R, S), and dbias (K,) or None, from grad_output (N, K, P, Q) and input."""
     padded, grads = _pad(wide(input), geometry), wide(grad_output)
     weight = grads.new_empty(geometry.weight_size)
     for r, s, pixels in _taps(geometry):
@@ -96,7 +92,7 @@ norm_weight_grad = partial(batch_norm.norm_weight_grad, weight_grad)
 
 
 def _taps(geometry: ConvGeometry) -> Iterator[tuple[int, int, tuple[slice, ...]]]:
-    """(r, s, index into the padded image of the pixels that tap (r, s) meets, one for each output)."""
+    """Yield each tap r, s with an index of its pixels in the padded image, one pixel for each output."""
     _, _, p, q = geometry.output_size
     _, _, kernel_h, kernel_w = geometry.weight_size
     for r in range(kernel_h):
@@ -111,7 +107,7 @@ def _every(step: int, start: int, count: int) -> slice:
 
 
 def _by_group(tensor: Tensor, channel_dim: int, geometry: ConvGeometry) -> Tensor:
-    """Splits the channels at ``channel_dim`` into (groups, channels of one group)."""
+    """Split the channels at ``channel_dim`` into (groups, channels of one group)."""
     return tensor.unflatten(channel_dim, (geometry.groups, -1))
 
 

@@ -1,4 +1,4 @@
-"""Lay out the plain text tables of reports."""
+"""Lay out plain-text tables."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 
 def columns(rows: Iterable[Sequence[str]], left: int, rule: bool = False) -> str:
-    """Return a table with columns as wide as they need.
+    """Return a table whose columns are as wide as their longest cell.
 
     Args:
-        rows: rows of cells, the same number in each; the first row is the head.
-        left: how many columns are aligned left; the others, for numbers, are aligned right.
-        rule: whether a line separates the head from the rest. Defaults to False.
+        rows: rows of cells, all of the same length; the first row is the header.
+        left: number of left-aligned columns, from the first; the others, for numbers, are right-aligned.
+        rule: whether to draw a line below the header. Defaults to False.
     """
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""``python -m gconv.tune``, another name of ``python -m gconv tune``."""
+"""``python -m gconv.tune`` is an alias of ``python -m gconv tune``."""
 
 import runpy
 import sys

@@ -1,14 +1,14 @@
-"""``conv_between_norms``: batch norm, ReLU, convolution, batch norm and ReLU, with the norms in its kernels.
+"""``conv_between_norms``: batch norm, ReLU, convolution, batch norm, ReLU, with the norms in its kernels.
 
-With z the input and a the input of the convolution, the forward pass is
+With z the input and a the input of the convolution, the forward pass computes
 
-    statistics of z
-    y = conv(a), where a = relu(norm(z)) is made as z is loaded, and the statistics of y as y is stored
+    the statistics of z
+    y = conv(a), computing a = relu(norm(z)) when it loads z, and the statistics of y when it stores y
     relu(norm(y))
 
-In the backward pass the gradient of a goes through the ReLU as it is stored, along with the sums that the
-gradient of the batch norm needs, and the weight gradient makes a from z again. So a is never in memory, and
-no extra pass computes the statistics of y.
+In the backward pass, the input gradient applies the gradient of the ReLU when it stores its result, and
+computes the sums that the gradient of the batch norm needs. The weight gradient computes a from z again. So a
+is never in memory, and the statistics of y need no extra pass.
 """
 
 from __future__ import annotations
@@ -41,33 +41,48 @@ def conv_between_norms(
 ) -> Tensor:
     """Compute ``relu(after(conv(relu(before(input)))))`` with fewer passes over memory.
 
-    Works in training and in evaluation mode: gradients are those of the modules, and running statistics are
-    updated as by the modules. The modules are called one after the other where the kernels cannot run or
-    would not be faster: on "aten", which "auto" takes on a CPU; with other norms than ``nn.BatchNorm2d``
-    itself, such as ``nn.SyncBatchNorm``, or another convolution than :class:`~gconv.GroupConv2d` itself;
-    with hooks on a module; where autocast would narrow the input; and under ``torch.func``, forward mode,
-    ``torch.export`` and ``torch.jit.trace``.
+    Works in training and evaluation mode. Gradients and updates of the running statistics are those of the
+    modules.
+
+    Falls back to calling the modules one after the other if the kernels can't run or wouldn't be faster:
+
+    - on the backend "aten", which "auto" selects on a CPU
+    - if a norm is of another class than ``nn.BatchNorm2d``, such as ``nn.SyncBatchNorm``, or has no weights
+      or running statistics
+    - if the convolution is of another class than ``gconv.GroupConv2d``, has an activation, or has a
+      ``padding_mode`` other than "zeros"
+    - if a module has hooks
+    - if autocast would narrow the input
+    - under ``torch.func``, forward mode, ``torch.export`` and ``torch.jit.trace``
 
     Args:
         input: (N, C, H, W).
-        before: batch norm of the input's C channels.
+        before: batch norm of the C input channels.
         conv: convolution from C to K channels.
-        after: batch norm of K channels.
-        backend: as in :func:`gconv.group_conv2d`.
+        after: batch norm of the K output channels.
+        backend: "auto", "triton", "aten" or "reference". Defaults to None: the one set by ``gconv.backend``.
 
     Returns:
-        (N, K, P, Q), in channels_last if input or weight is.
+        The output, (N, K, P, Q). It is channels_last if input or weight is.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as the modules raise them; RuntimeError also for a second
-            derivative.
+        TypeError: ``input`` or a number is of the wrong type.
+        ValueError: the backend is unknown, or there is only one value per channel in training.
+        RuntimeError: sizes, dtypes or devices don't fit together, ``backend="triton"`` can't run, or a second
+            derivative is needed.
+
+    Examples:
+        >>> before, after = nn.BatchNorm2d(128), nn.BatchNorm2d(128)
+        >>> conv = gconv.GroupConv2d(128, 128, 3, padding=1, groups=32, bias=False)
+        >>> gconv.conv_between_norms(torch.randn(8, 128, 56, 56), before, conv, after).shape
+        torch.Size([8, 128, 56, 56])
     """
     if not _can_fuse(input, before, conv, after):
         return _one_by_one(input, before, conv, after, backend)
     dtype, call = prepare(CONV2D, input, conv.weight, conv.bias, CONV2D.settings_of(conv))
     geometry = call.geometry
     name = dispatch.requested(backend)
-    fits = input.dtype == dtype and _sizes_fit(before, after, geometry)  # autocast does not narrow a norm
+    fits = input.dtype == dtype and _sizes_fit(before, after, geometry)  # norms aren't narrowed by autocast
     if dispatch.aten_alone(name, input, dtype, call) or not fits:
         return _one_by_one(input, before, conv, after, backend)
     weight, bias = (None if t is None else t.to(dtype) for t in (conv.weight, conv.bias))
@@ -89,13 +104,13 @@ def _one_by_one(
 
 
 def _relu(norm: nn.Module, x: Tensor) -> Tensor:
-    """Compute relu(norm(x)), in place if ``norm`` is a batch norm whose output nobody else has seen."""
+    """Compute relu(norm(x)), in place if ``norm`` is a batch norm without hooks that could see its output."""
     own = isinstance(norm, BatchNormBase) and not is_watched(norm)
     return F.relu(norm(x), inplace=own)
 
 
 def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) -> bool:
-    """Whether the kernels can run the call, and nobody watches what is between the modules."""
+    """Whether the kernels support the call, and no hook needs the tensors between the modules."""
     if type(input) is not Tensor or input.ndim != 4 or not input.is_floating_point():
         return False
     if not all(map(_is_plain_norm, (before, after))) or type(conv) is not GroupConv2d:
@@ -109,7 +124,7 @@ def _can_fuse(input: Any, before: nn.Module, conv: nn.Module, after: nn.Module) 
 
 
 def _is_plain_norm(norm: nn.Module) -> bool:
-    """Whether ``norm`` has weights and running statistics, and updates the latter at a fixed rate."""
+    """Whether ``norm`` has weights and running statistics, which it updates at a fixed rate."""
     if type(norm) is not nn.BatchNorm2d or norm.momentum is None or not norm.track_running_stats:
         return False
     has = (norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked)
@@ -117,7 +132,7 @@ def _is_plain_norm(norm: nn.Module) -> bool:
 
 
 def _sizes_fit(before: nn.BatchNorm2d, after: nn.BatchNorm2d, geometry: ConvGeometry) -> bool:
-    """Whether channels match and there is more than one pixel; batch norm raises its own error if not."""
+    """Whether the channels match and there is more than one pixel; if not, the modules raise the error."""
     n, c, h, w = geometry.input_size
     _, k, p, q = geometry.output_size
     return before.num_features == c and after.num_features == k and n * h * w > 1 and n * p * q > 1
@@ -126,7 +141,7 @@ def _sizes_fit(before: nn.BatchNorm2d, after: nn.BatchNorm2d, geometry: ConvGeom
 def _run(name: str, backend: str, *tensors: Tensor) -> Tensor:
     """Run a function of :mod:`gconv.batch_norm`, or the kernel of the same name, on ``tensors``.
 
-    In compiled graphs PyTorch's operators run it, which the compiler can fuse.
+    Compiled graphs use the function, because the compiler can fuse its operators.
     """
     kernels = backend in ("auto", "triton") and tensors[0].dtype in dispatch.TRITON_DTYPES
     module = batch_norm
@@ -136,9 +151,13 @@ def _run(name: str, backend: str, *tensors: Tensor) -> Tensor:
 
 
 def _norm(norm: nn.BatchNorm2d, moments: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return norm (3, C) for x and the variance (C,) in it.
+    """Return ``norm`` (3, C) for x, and its variance (C,).
 
-    From ``moments``, those of the batch, which also update the running statistics; or from the latter.
+    Args:
+        norm: the batch norm.
+        moments: statistics of the batch, (2, C), which also update the running statistics. None to use the
+            running statistics.
+        x: input of the norm.
     """
     running_mean, running_var, momentum = norm.running_mean, norm.running_var, norm.momentum
     batches = norm.num_batches_tracked
@@ -158,7 +177,7 @@ def _norm(norm: nn.BatchNorm2d, moments: Tensor | None, x: Tensor) -> tuple[Tens
 
 
 class _Convolution(Function):
-    """Compute y = conv(relu(norm(input))) and the moments of y; gradients flow through the statistics."""
+    """Compute y = conv(relu(norm(input))) and the moments of y, with gradients through the statistics."""
 
     @staticmethod
     def forward(
@@ -202,7 +221,7 @@ class _Convolution(Function):
 
 
 class _Normalisation(Function):
-    """Compute relu(norm(y)); gradients flow through the statistics where they are those of y."""
+    """Compute relu(norm(y)), with gradients through the statistics if they are those of y."""
 
     @staticmethod
     def forward(
@@ -233,7 +252,7 @@ class _Normalisation(Function):
 def _norm_gradients(
     ctx: Any, grad: Tensor, x: Tensor, gamma: Tensor, norm: Tensor, variance: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, gamma and beta from that of relu(norm(x)) and its two sums."""
+    """Return the gradients of x, gamma and beta from the gradient of relu(norm(x)) and its two sums."""
     pixels = x.numel() // x.shape[1]
     slope = (
         batch_norm.slope(sums, norm, variance, ctx.eps, pixels) if ctx.of_batch else torch.zeros_like(sums)

@@ -1,4 +1,4 @@
-"""``convert`` and ``revert``: swap the convolutions of a network for gconv's, and swap them back."""
+"""``convert`` and ``revert``: replace the convolutions of a network with gconv's layers, and undo that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.networks.layout import move_to_channels_last, restore
 from gconv.networks.reports import ConversionReport, ConvertedLayer, geometry_in_words
 from gconv.torch_internals import ConvolutionBase
 
-_SWAPPED = "_swapped_by_gconv"  # a mark in a module's __dict__, so that it is copied and pickled with it
+_SWAPPED = "_swapped_by_gconv"  # a mark in a module's __dict__, which is copied and pickled with the module
 
 
 def convert(
@@ -27,44 +27,51 @@ def convert(
     filter: Callable[[nn.Module, str], bool] | None = None,
     channels_last: bool = True,
 ) -> ConversionReport:
-    """Turn the grouped convolutions of a model into gconv's layers, in place.
+    """Convert the grouped convolutions of a model to gconv's layers, in place.
 
-    ``nn.Conv2d`` becomes :class:`~gconv.GroupConv2d`, and ``nn.Conv1d``, ``nn.Conv3d``,
-    ``nn.ConvTranspose1d`` and ``nn.ConvTranspose2d`` become their counterparts. A swapped module gets another
-    class. Its parameters, their names and order, hooks, device and mode stay the same, so optimisers, state
-    dicts and references to the module keep working.
+    ``nn.Conv2d`` becomes ``gconv.GroupConv2d``, and ``nn.Conv1d``, ``nn.Conv3d``, ``nn.ConvTranspose1d`` and
+    ``nn.ConvTranspose2d`` become their counterparts. Only the class of a module changes. Its parameters with
+    their names and order, hooks, device and mode stay the same, so optimizers, state dicts and references to
+    the module keep working. A second call changes nothing, and ``gconv.revert`` undoes the conversion.
 
-    If any 2-d layer is swapped, the weights of all 2-d convolutions in the model, transposed ones included,
-    move to channels_last, the kernels' layout, along with their gradients and the state of optimisers.
-    Activations follow, whatever the layout of the input, as they do after
-    ``model.to(memory_format=torch.channels_last)``. The layout of 1-d and 3-d layers is left alone: the
-    kernels run those whose inputs are channels_last already, such as transposed (N, L, C) tensors.
+    **Layout.** If any 2-d layer is converted, the weights of all 2-d convolutions in the model, including
+    transposed ones, move to channels_last, the layout that the kernels need, together with their gradients
+    and optimizer states. Activations then become channels_last whatever the layout of the input, as after
+    ``model.to(memory_format=torch.channels_last)``. 1-d and 3-d layers keep their layout. The kernels run
+    those whose inputs are already channels_last, such as transposed (N, L, C) tensors.
 
-    A second call changes nothing, and :func:`revert` undoes everything.
-
-    A subclass of ``nn.Conv2d`` becomes a subclass of both, if gconv can run its convolution: subclasses that
-    leave it to ``nn.Conv2d``, and timm's ``Conv2dSame``, ``ScaledStdConv2d`` and ``ScaledStdConv2dSame``. A
-    ``nn.LazyConv2d`` becomes a ``GroupConv2d`` with its first input. The same holds for the other kinds.
-    Parametrisations stay.
+    **Subclasses.** A subclass of ``nn.Conv2d`` becomes a subclass of both classes, if gconv can run its
+    convolution. It can for subclasses that leave the convolution to ``nn.Conv2d``, and for timm's
+    ``Conv2dSame``, ``ScaledStdConv2d`` and ``ScaledStdConv2dSame``. ``nn.LazyConv2d`` becomes ``GroupConv2d``
+    with its first input. The same applies to the other kinds of convolution. Parametrizations are kept.
 
     Args:
         model: any module, including a single convolution.
-        depthwise: also swap convolutions whose groups have one input channel.
-        filter: called as ``filter(module, qualified_name)`` for each convolution that could be swapped;
-            return False to leave it.
-        channels_last: pass False to leave the layout of all weights alone. Contiguous layers then run on
-            PyTorch's own convolution, unless the kernels were measured to gain more than copying input and
-            output costs. Do so for tools that require contiguous weights (FSDP2,
-            ``safetensors.torch.save_file``, ``LBFGS``, ``parameters_to_vector``, pruning), and pass
-            channels_last images instead; or for a model that flattens images with ``x.view(N, -1)``, which
-            PyTorch refuses in channels_last (``x.flatten(1)`` works).
+        depthwise: whether to convert depthwise convolutions too, whose groups have one input channel.
+            Defaults to False.
+        filter: called as ``filter(module, qualified_name)`` for each convolution that can be converted;
+            return False to skip it. Defaults to None, which skips none.
+        channels_last: whether to move 2-d weights to channels_last. Defaults to True. Pass False for tools
+            that require contiguous weights (FSDP2, ``safetensors.torch.save_file``, ``LBFGS``,
+            ``parameters_to_vector``, pruning), and pass channels_last images to the model instead. Pass False
+            also if the model flattens images with ``x.view(N, -1)``, which raises an error in channels_last
+            (``x.flatten(1)`` works). Contiguous layers run on PyTorch's own convolution, unless the kernels
+            were measured to gain more than it costs to copy input and output.
 
     Returns:
-        A report of every convolution, swapped or left, with the reason; ``print`` it.
+        A report of all convolutions, converted or skipped, with the reason for each; ``print`` it.
 
     Raises:
-        TypeError: ``model`` is not a module, or is a TorchScript module, which cannot be changed; or
-            ``filter`` is not callable.
+        TypeError: ``model`` is not a module or is a TorchScript module, which can't be changed, or ``filter``
+            is not callable.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(128, 128, 3, groups=32), nn.ReLU(), nn.Conv2d(128, 8, 1))
+        >>> report = gconv.convert(model)
+        >>> [layer.name for layer in report.swapped]
+        ['0']
+        >>> model[0]
+        GroupConv2d(128, 128, kernel_size=(3, 3), stride=(1, 1), groups=32)
     """
     check_model(model)
     if filter is not None and not callable(filter):
@@ -81,20 +88,26 @@ def convert(
 
 
 def revert(model: nn.Module) -> tuple[str, ...]:
-    """Undo :func:`convert` in place: swapped modules get their own class back, and weights their layout.
+    """Undo ``gconv.convert`` in place: restore the classes of converted modules and the layout of weights.
 
-    Layers that were created as ``GroupConv2d`` or one of its counterparts stay as they are.
+    Layers that were created as ``GroupConv2d`` or one of its counterparts are not changed.
 
     Args:
-        model: the module that was passed to :func:`convert`.
+        model: the module that was passed to ``gconv.convert``.
 
     Returns:
-        The qualified names of the modules that were reverted.
+        The qualified names of the reverted modules.
 
     Raises:
-        TypeError: as in :func:`convert`.
-        RuntimeError: a swapped layer has since been given an ``activation``, which its own class would not
-            apply, or another class, as FSDP2 does; nothing is reverted then.
+        TypeError: ``model`` is not a module, or is a TorchScript module.
+        RuntimeError: after its conversion, a layer got an ``activation``, which its original class would not
+            apply, or another class, for example by FSDP2. In this case no layer is reverted.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(128, 128, 3, groups=32))
+        >>> report = gconv.convert(model)
+        >>> gconv.revert(model)
+        ('0',)
     """
     check_model(model)
     swapped = {name: module for name, module in model.named_modules() if _is_swapped(module)}
@@ -102,7 +115,7 @@ def revert(model: nn.Module) -> tuple[str, ...]:
         _check_revertible(module, name)
     for module in swapped.values():
         own = _own_class(module)
-        if issubclass(own, GroupConvolution):  # else lazy, and not swapped yet
+        if issubclass(own, GroupConvolution):  # not a lazy layer before its first input
             _set_class(module, own._gconv_original)
         for mark in (_SWAPPED, "cls_to_become"):
             module.__dict__.pop(mark, None)
@@ -111,11 +124,13 @@ def revert(model: nn.Module) -> tuple[str, ...]:
 
 
 def check_model(model: Any) -> None:
-    """Raise TypeError unless ``model`` is a module whose parts can be exchanged."""
+    """Raise TypeError unless ``model`` is a module that can be changed."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("the code of a TorchScript module is fixed: convert before torch.jit.script")
+        raise TypeError(
+            "model must not be a TorchScript module, which cannot be changed: convert before torch.jit.script"
+        )
 
 
 def _kind(module: nn.Module) -> Kind:
@@ -136,7 +151,7 @@ def _is_lazy(module: nn.Module) -> bool:
 
 
 def _convert_layer(module: Any, name: str, reason_to_leave: str | None) -> ConvertedLayer:
-    """Swap a layer, unless there is a reason to leave it, and report what was done."""
+    """Convert a layer unless there is a reason to skip it, and return its line of the report."""
     geometry = geometry_in_words(module)
     if reason_to_leave is not None:
         return ConvertedLayer(name, geometry, False, reason_to_leave)
@@ -146,29 +161,33 @@ def _convert_layer(module: Any, name: str, reason_to_leave: str | None) -> Conve
 
 
 def _check_revertible(module: nn.Module, name: str) -> None:
-    """Raise RuntimeError if a swapped layer was changed since, so that its own class would not fit."""
+    """Raise RuntimeError if the original class of a layer no longer fits, because the layer changed."""
     if _is_lazy(module):
         return
     where, own = f"layer {name!r}" if name else "the model", _own_class(module)
     original = getattr(own, "_gconv_original", None)
     if original is None or own is not subclasses.grouped(original):
-        raise RuntimeError(f"{where} became a {own.__name__} after it was swapped: revert before that")
+        raise RuntimeError(
+            f"{where} became a {own.__name__} after conversion: call gconv.revert before its class changes"
+        )
     if module.activation is not None:
-        raise RuntimeError(f"{where} has activation={module.activation!r}: {original.__name__} has none")
+        raise RuntimeError(
+            f"{where} has activation={module.activation!r}, which {original.__name__} lacks: set it to None"
+        )
 
 
 def _is_swapped(module: nn.Module) -> bool:
-    """Whether ``convert`` swapped a module; a copy may have lost the mark, so its class counts too."""
+    """Whether a module was converted, by its mark or its class: a copy can lose the mark."""
     if _SWAPPED in module.__dict__:
         return True
     return isinstance(module, GroupConvolution) and module._gconv_original is not module._gconv_kind.layer
 
 
-_LARGE = {1: (32, 4096), 2: (256, 56, 56), 3: (16, 16, 56, 56)}  # batch and lengths by number of dimensions
+_LARGE = {1: (32, 4096), 2: (256, 56, 56), 3: (16, 16, 56, 56)}  # batch and lengths, by number of dimensions
 
 
 def _large_call(module: Any) -> Call | None:
-    """Return a call with a large batch; None if a lazy layer has no channels yet, or its kernel is larger."""
+    """Return a call with a large batch, or None if the layer is still lazy or its kernel is even larger."""
     if _is_lazy(module):
         return None
     kind = _kind(module)
@@ -182,7 +201,7 @@ def _large_call(module: Any) -> Call | None:
 
 
 def _swap(module: nn.Module) -> None:
-    """Make a module one of gconv's layers; a lazy one becomes one with its first input."""
+    """Make a module one of gconv's layers; a lazy module becomes one with its first input."""
     if _is_lazy(module):
         module.__dict__["cls_to_become"] = LAYER_OF[_kind(module)]
     else:
@@ -191,42 +210,42 @@ def _swap(module: nn.Module) -> None:
 
 
 def _own_class(module: nn.Module) -> type[Any]:
-    """Return the class of a module, without the one that a parametrisation made for it alone."""
+    """Return the class of a module, ignoring the class that a parametrization created for it."""
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 
 
 def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Make ``cls`` the class of a module, below the class of its parametrisation, if it has one."""
+    """Set the class of a module to ``cls``, or to a parametrized subclass if the module is parametrized."""
     if parametrize.is_parametrized(module):
         properties = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
         cls = type(f"Parametrized{cls.__name__}", (cls,), properties)
-    object.__setattr__(module, "__class__", cls)  # not through __setattr__ of the class, which may do more
+    object.__setattr__(module, "__class__", cls)  # skips a custom __setattr__ of the class
 
 
 def _reason_to_leave(
     module: Any, name: str, depthwise: bool, filter: Callable[[nn.Module, str], bool] | None
 ) -> str | None:
-    """Return why a layer is not swapped, None if it is."""
+    """Return why a layer is skipped, or None if it should be converted."""
     if kind_of(module) is None:
-        return f"gconv does not take nn.{type(module).__name__}"
+        return f"gconv does not support nn.{type(module).__name__}"
     kind, lazy = _kind(module), _is_lazy(module)
     if isinstance(module, GroupConvolution) or (lazy and _is_swapped(module)):
-        return f"is a {LAYER_OF[kind].__name__} already"
+        return f"already a {LAYER_OF[kind].__name__}"
     if module.groups == 1:
         return "dense: groups=1"
     if not depthwise and module.groups == (module.out_channels if lazy else module.in_channels):
-        return f"{'may be depthwise' if lazy else 'depthwise'}: convert(..., depthwise=True) swaps it"
+        return f"{'may be depthwise' if lazy else 'depthwise'}: pass depthwise=True to convert it"
     own: Any = module.cls_to_become if lazy else _own_class(module)
     if (lazy and own is not kind.layer) or not issubclass(own, kind.layer):
-        return f"its class {type(module).__name__} hides the one that it is made of"
+        return f"cannot tell which class {type(module).__name__} is made from"
     if {"forward", "_conv_forward"} & module.__dict__.keys():
         return "its forward was replaced"
     if hasattr(module, "activation"):
-        return "has an activation of its own"
+        return "has an attribute named activation"
     if getattr(module, "qconfig", None) is not None:
-        return "is prepared for torch.ao.quantization, which looks for its very class"
+        return "prepared for torch.ao.quantization, which needs its exact class"
     if reason := subclasses.why_not(own):
         return reason
     if filter is not None and not filter(module, name):
-        return "the filter left it"
+        return "excluded by filter"
     return None

@@ -18,33 +18,42 @@ from gconv.torch_internals import tree_leaves
 def fuse(
     model: nn.Module, example: Tensor | None = None, *, depthwise: bool = True
 ) -> tuple[nn.Module, FusionReport]:
-    """Copy ``model`` for inference, with fewer passes over memory.
+    """Copy a model for inference, with fewer passes over memory.
 
-    A batch norm that follows a convolution that gconv takes is folded into its weights. Grouped
-    convolutions become gconv's layers, and their kernels also apply the ReLU, ReLU6, SiLU or hardswish that
-    follows and, if they are 1-d or 2-d and not transposed, add a shortcut. Everything else runs as before,
-    and so does a transposed convolution that is called with an ``output_size``. The model is traced by
-    ``torch.fx``; a module whose path depends on its input, or that has hooks, cannot be traced and stays as
-    it is.
+    Folds each batch norm that follows a supported convolution into the weights of that convolution. Converts
+    grouped convolutions to gconv's layers, and lets their kernels apply the ReLU, ReLU6, SiLU or hardswish
+    that follows. 1-d and 2-d kernels that aren't transposed also add a shortcut. Everything else runs as
+    before, including transposed convolutions called with an ``output_size``.
+
+    The model is traced by ``torch.fx``. A module whose control flow depends on its input, or that has hooks,
+    can't be traced and is kept unchanged.
 
     Args:
-        model: in evaluation mode; it is not changed.
-        example: an input to compare both on; the outputs must agree to 1e-3 of the largest
-            number, to 5e-2 in 16 bits. Defaults to None, which trusts the trace.
-        depthwise: also take convolutions whose groups have one input channel. Defaults to True.
+        model: a model in evaluation mode; it is not changed.
+        example: an input on which to compare the outputs of both models. They must agree to 1e-3 of the
+            largest number, or 5e-2 in 16 bits. Defaults to None: no comparison.
+        depthwise: whether to convert depthwise convolutions too, whose groups have one input channel.
+            Defaults to True.
 
     Returns:
-        The new module, whose parameters need no gradients, and a report; ``print`` it. The module is a
-        ``torch.fx.GraphModule``: its ``forward`` has the arguments of the model's, with the same names in the
-        same order, but refuses other values than the defaults for optional ones. It has no other methods.
+        The fused module, a ``torch.fx.GraphModule`` whose parameters don't require gradients. Its ``forward``
+            has the arguments of the model's, with the same names and order, but optional arguments only
+            accept their default values. It has no other methods.
+        A report of what was fused; ``print`` it.
 
     Raises:
         TypeError: ``model`` is not a module, or is a TorchScript module.
-        ValueError: a part of it is in training mode, where a batch norm depends on the batch; or the model
+        ValueError: a module is in training mode, in which batch norms depend on the batch, or the model
             itself has hooks or a replaced forward, which would be lost.
-        RuntimeError: the model itself cannot be traced, or the signature of its ``forward`` cannot be kept:
-            fuse its parts instead; or the new module fails on ``example`` or returns something else, because
-            the trace took a path that the model does not.
+        RuntimeError: the model itself can't be traced or its signature can't be reproduced (fuse its
+            submodules instead), or on ``example`` the fused module fails or returns something else, because
+            tracing followed a path that the model doesn't.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.BatchNorm2d(8), nn.ReLU()).eval()
+        >>> fused, report = gconv.fuse(model)
+        >>> report.folded
+        ['1']
     """
     check_model(model)
     training = [name for name, module in model.named_modules() if module.training]
@@ -52,7 +61,7 @@ def fuse(
         where = "the model" if training[0] == "" else f"layer {training[0]!r}"
         raise ValueError(f"{where} is in training mode: call .eval() first")
     if is_watched(model):
-        raise ValueError("the model has hooks or a forward that was replaced, which would be lost")
+        raise ValueError("the model has hooks or a replaced forward, which fuse would lose")
     root = copy.deepcopy(model)
     convert(root, depthwise=depthwise)
     graph, opaque = trace(root)
@@ -67,26 +76,30 @@ def fuse(
 
 def _compare(model: nn.Module, fused: nn.Module, example: Tensor) -> None:
     """Raise RuntimeError unless ``fused`` runs on ``example`` and returns what ``model`` does."""
-    path = "tracing took a path that the model does not"
+    path = "tracing followed a path that the model does not take"
     with torch.no_grad():
         expected = tree_leaves(model(example.clone()))
         try:
             found = tree_leaves(fused(example.clone()))
-        except Exception as error:  # operators may raise anything on each other's results
+        except Exception as error:  # operators can raise any error on unexpected results
             problem = f"{type(error).__name__}: {error}"
-            raise RuntimeError(f"the fused network fails on the example: {path}: {problem}") from error
+            raise RuntimeError(
+                f"the fused network fails on the example, because {path}: {problem}"
+            ) from error
     if len(expected) != len(found):
-        raise RuntimeError(f"the fused network returns {len(found)} values, the model {len(expected)}")
+        raise RuntimeError(
+            f"the fused network returns {len(found)} values, but the model {len(expected)}: {path}"
+        )
     for right, result in zip(expected, found, strict=True):
         if isinstance(right, Tensor) and right.numel():
             apart = _relative_error(result, right)
             tolerance = 0.05 if right.dtype in (torch.float16, torch.bfloat16) else 1e-3
-            if not apart <= tolerance:  # NaN is not, either
-                raise RuntimeError(f"on the example the fused network is {apart:.1e} off: {path}")
+            if not apart <= tolerance:  # also true for NaN
+                raise RuntimeError(f"on the example the fused network has an error of {apart:.1e}: {path}")
 
 
 def _relative_error(result: object, right: Tensor) -> float:
-    """Return the largest difference over the largest number of ``right``; infinity if shapes differ."""
+    """Return the largest difference divided by the largest number of ``right``; infinity if shapes differ."""
     if not isinstance(result, Tensor) or result.shape != right.shape:
         return torch.inf
     exact = right.double()

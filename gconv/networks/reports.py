@@ -1,4 +1,4 @@
-"""What ``convert`` and ``fuse`` did to each convolution of a network, as tables to print."""
+"""Reports of what ``convert`` and ``fuse`` did to each convolution of a network, as tables to print."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PYTORCH = "PyTorch"
 
 @dataclass(frozen=True)
 class ConvertedLayer:
-    """One convolution that :func:`~gconv.convert` looked at.
+    """A convolution in the report of ``gconv.convert``.
 
     Attributes:
         name: qualified name in the model; empty for the model itself.
-        geometry: such as "128 -> 256, 3x3, stride 2".
-        swapped: whether it is one of gconv's layers now.
-        reason: why it was swapped or left.
-        large_call: a call with a large batch, such as 256 images of 56 x 56, for which the report says who
-            would run it; None if the layer was left or has seen no input yet.
+        geometry: channels, kernel, stride and dilation, such as "128 -> 256, 3x3, stride 2".
+        swapped: whether the layer was converted to gconv's.
+        reason: why it was converted or skipped.
+        large_call: a call with a large batch, such as 256 images of 56 x 56, for which the report shows the
+            backend. None if the layer was skipped or is lazy and has had no input yet.
     """
 
     name: str
@@ -40,15 +40,15 @@ class ConvertedLayer:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What :func:`~gconv.convert` swapped, what it left, and why; ``print`` it as a table.
+    """The report of ``gconv.convert``: what it converted or skipped, and why. ``print`` it as a table.
 
-    Printing says which layers the kernels will run on this machine, and so may initialise CUDA. 1-d and 3-d
-    layers, whose layout ``convert`` leaves alone, are judged for contiguous inputs; ask
-    :func:`~gconv.explain` about others.
+    The table also shows which backend runs each layer on this machine, so printing can initialize CUDA. It
+    assumes channels_last inputs for 2-d layers and contiguous inputs for 1-d and 3-d layers, whose layout
+    ``convert`` doesn't change. For other inputs call ``gconv.explain``.
 
     Attributes:
-        layers: every convolution of the model.
-        layout: what was done to the layout of the weights, in words; empty if nothing was.
+        layers: all convolutions of the model.
+        layout: how the layout of the weights changed, as text; empty if it didn't.
     """
 
     layers: tuple[ConvertedLayer, ...]
@@ -56,46 +56,48 @@ class ConversionReport:
 
     @property
     def swapped(self) -> tuple[ConvertedLayer, ...]:
-        """The layers that are gconv's now."""
+        """The layers that were converted."""
         return tuple(layer for layer in self.layers if layer.swapped)
 
     @property
     def left(self) -> tuple[ConvertedLayer, ...]:
-        """The layers that were not swapped."""
+        """The layers that were skipped."""
         return tuple(layer for layer in self.layers if not layer.swapped)
 
     def __str__(self) -> str:
         if not self.layers:
-            return "no convolution in the model that gconv takes; calls of functions such as F.conv2d stay"
+            return (
+                "the model has no convolution layers; calls of functions such as F.conv2d are not converted"
+            )
         here = {layer: _who_runs(layer.large_call) for layer in self.swapped if layer.large_call is not None}
-        rows = [("layer", "geometry", "result", "why", "runs here on")]
+        rows = [("layer", "geometry", "result", "reason", "backend here")]
         for layer in self.layers:
             runner, _ = here.get(layer, ("", ""))
-            result = "swapped" if layer.swapped else "left"
+            result = "converted" if layer.swapped else "skipped"
             rows.append((layer.name or "(the model)", layer.geometry, result, layer.reason, runner))
         return "\n".join([columns(rows, left=5), *self._remarks(dict(here.values()))])
 
     def _remarks(self, runners: dict[str, str]) -> Iterator[str]:
-        """Yield the lines below the table; ``runners`` maps those who run layers here to the reason."""
-        yield f"{len(self.swapped)} of {len(self.layers)} convolutions swapped"
+        """Yield the lines below the table; ``runners`` maps what runs the layers here to the reason."""
+        yield f"converted {len(self.swapped)} of {len(self.layers)} convolutions"
         if self.layout:
             yield self.layout
         yield from (f"{name}: {reason}" for name, reason in runners.items() if name == PYTORCH)
         if any(name != PYTORCH for name in runners):
-            yield "small batches stay with PyTorch: gconv.profile(model, x) says which layers gain what"
+            yield "small batches run on PyTorch; gconv.profile(model, x) measures the gain of each layer"
 
 
 @dataclass
 class FusedLayer:
-    """One convolution of a network that :func:`~gconv.fuse` returned.
+    """A convolution in the report of ``gconv.fuse``.
 
     Attributes:
-        name: qualified name.
-        geometry: such as "128 -> 256, 3x3, stride 2".
-        norm: name of the batch norm that was folded into its weights.
-        activation: the activation that its kernel applies.
-        residual: whether its kernel adds the shortcut.
-        reason: why no more was fused.
+        name: qualified name in the model.
+        geometry: channels, kernel, stride and dilation, such as "128 -> 256, 3x3, stride 2".
+        norm: name of the batch norm that was folded into its weights, or None.
+        activation: the activation that its kernel applies, or None.
+        residual: whether its kernel adds a shortcut.
+        reason: why something was not fused; empty if there is nothing to report.
     """
 
     name: str
@@ -108,11 +110,11 @@ class FusedLayer:
 
 @dataclass
 class FusionReport:
-    """What :func:`~gconv.fuse` fused, what it left, and why; ``print`` it as a table.
+    """The report of ``gconv.fuse``: what it fused, and why not the rest. ``print`` it as a table.
 
     Attributes:
         layers: the convolutions, in the order in which they run.
-        norms_left: names of the batch norms that remain, each with the reason.
+        norms_left: names of the batch norms that were not folded, each with the reason.
         opaque: names of the modules that could not be traced, each with the reason.
     """
 
@@ -126,28 +128,28 @@ class FusionReport:
         return [layer.norm for layer in self.layers if layer.norm is not None]
 
     def __str__(self) -> str:
-        rows = [("layer", "geometry", "folded in", "in the kernel", "left")]
+        rows = [("layer", "geometry", "folded norm", "fused into kernel", "not fused because")]
         for layer in self.layers:
             in_kernel = ["residual"] * layer.residual + ([layer.activation] if layer.activation else [])
             rows.append((layer.name, layer.geometry, layer.norm or "", ", ".join(in_kernel), layer.reason))
-        table = columns(rows, left=5) if self.layers else "no convolution in the model"
+        table = columns(rows, left=5) if self.layers else "the model has no convolution layers"
         return "\n".join([table, *self._remarks()])
 
     def _remarks(self) -> Iterator[str]:
         """Yield the lines below the table."""
-        yield from (f"stays: {name}: {reason}" for name, reason in self.norms_left.items())
-        yield from (f"not looked into: {name}: {reason}" for name, reason in self.opaque.items())
+        yield from (f"not folded: {name}: {reason}" for name, reason in self.norms_left.items())
+        yield from (f"not traced: {name}: {reason}" for name, reason in self.opaque.items())
         norms = len(self.folded) + len(self.norms_left)
         activations = sum(layer.activation is not None for layer in self.layers)
         residuals = sum(layer.residual for layer in self.layers)
         yield (
-            f"{len(self.folded)} of {norms} batch norms folded; {activations} activations and {residuals} "
-            "residuals taken into grouped convolutions"
+            f"folded {len(self.folded)} of {norms} batch norms; "
+            f"fused {activations} activations and {residuals} residuals into grouped convolutions"
         )
 
 
 def geometry_in_words(layer: Any) -> str:
-    """Describe a layer, such as "128 -> 256, 3x3, stride 2"; a stride or dilation of 1 is left out."""
+    """Describe a layer, such as "128 -> 256, 3x3, stride 2"; omits a stride or dilation of 1."""
     kind = kind_of(layer)
     dims = 3 if kind is None else kind.dims
     kernel, stride, dilation = (
@@ -161,10 +163,11 @@ def geometry_in_words(layer: Any) -> str:
 
 
 def _who_runs(call: Call) -> tuple[str, str]:
-    """Return who runs large calls of a layer on this machine, and why.
+    """Return the backend of large calls of a layer on this machine, and the reason.
 
-    That is PyTorch, or the kernels, with the types and passes that "auto" takes them for. ``convert`` moves
-    2-d layers to channels_last, and no others.
+    That is PyTorch, or the kernels with the dtypes and passes for which "auto" chooses them. Assumes
+    channels_last for 2-d layers and contiguous inputs for others, because ``convert`` moves only 2-d layers
+    to channels_last.
     """
     device, reasons = this_device(), []
     layout = "channels_last" if call.kind.dims == 2 else "contiguous"
@@ -174,10 +177,10 @@ def _who_runs(call: Call) -> tuple[str, str]:
         decisions = {call.kind.pass_of_geometry(pass_): decision for pass_, decision in found.items()}
         passes = [pass_ for pass_, decision in decisions.items() if decision.backend == "triton"]
         if passes:
-            suffix = "" if len(passes) == len(PASSES) else f" {', '.join(passes)}"
+            suffix = "" if len(passes) == len(PASSES) else f" ({', '.join(passes)})"
             types_by_passes.setdefault(suffix, []).append(str(dtype).removeprefix("torch."))
         reasons.append(decisions["forward"].reason)
     if not types_by_passes:
         return PYTORCH, reasons[0]
     where = "; ".join(f"{' and '.join(types)}{passes}" for passes, types in types_by_passes.items())
-    return f"the kernels, in {where}", reasons[0]
+    return f"gconv's kernels: {where}", reasons[0]

@@ -32,23 +32,23 @@ _FUNCTIONS: dict[Any, str] = {
 _METHODS: dict[Any, str] = {"relu": "relu", "relu_": "relu"}
 _SUMS = (operator.add, operator.iadd, torch.add)
 _SUM_METHODS = ("add", "add_")
-# Norms with an activation of their own in ``act``, and nothing else in evaluation mode.
+# Batch norms with an activation ``act``, which do nothing else in evaluation mode.
 _NORM_ACTS = ("timm.layers.norm_act.BatchNormAct2d.forward",)
 _NORMS = ("torch.nn.modules.batchnorm._BatchNorm.forward", "torch.nn.modules.batchnorm.SyncBatchNorm.forward")
 _NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in evaluation mode
 
 
 class _Adding(GroupConvolution):
-    """A layer that adds a second input before its activation, inside the kernel."""
+    """Base class of layers that add a second input before the activation, inside the kernel."""
 
     def forward(self, input: Tensor, residual: Any = None, in_place: bool = False) -> Tensor:
         """Compute activation(conv(input) + residual).
 
         Args:
-            input: (N, C, H, W) or, along one dimension, (N, C, L).
-            residual: of the output's shape, or anything that broadcasts to it. Defaults to None, which adds
-                nothing.
-            in_place: keep the convolution's dtype, as ``+=`` does. Defaults to False: promote, as ``+`` does.
+            input: (N, C, H, W), or (N, C, L) for a 1-d layer.
+            residual: tensor or number that broadcasts with the output. Defaults to None: nothing to add.
+            in_place: whether to keep the dtype of the convolution, as ``+=`` does. Defaults to False: promote
+                it, as ``+`` does.
 
         Returns:
             (N, K, P, Q) or (N, K, Q).
@@ -64,35 +64,35 @@ class _Adding(GroupConvolution):
 
 
 class AddingConv1d(_Adding, GroupConv1d):
-    """A ``GroupConv1d`` that adds a second input."""
+    """A ``GroupConv1d`` that adds a second input to its output."""
 
 
 class AddingConv2d(_Adding, GroupConv2d):
-    """A ``GroupConv2d`` that adds a second input."""
+    """A ``GroupConv2d`` that adds a second input to its output."""
 
 
 _ADDING: dict[type, type] = {GroupConv1d: AddingConv1d, GroupConv2d: AddingConv2d}
 
 
 class GraphFusion:
-    """Fuse what a graph calls one after the other, in place.
+    """Fuse consecutive operations of a graph, in place.
 
     Args:
-        root: the module whose graph it is; its modules are changed.
+        root: the traced module; its submodules are changed.
         graph: the graph, which is changed.
-        opaque: classes of modules that the graph calls as a whole, each with the reason.
+        opaque: classes of modules that were not traced, each with the reason.
     """
 
     def __init__(self, root: nn.Module, graph: Graph, opaque: dict[type, str]) -> None:
         self.root, self.graph, self.opaque, self.report = root, graph, opaque, FusionReport()
         self.calls = Counter(id(self._module(node)) for node in graph.nodes)
-        # A module with two names may also be called by a module that the graph does not show.
+        # A module with two names can also be called inside a module that was not traced.
         self.names = Counter(id(module) for _, module in root.named_modules(remove_duplicate=False))
         owners = (_target(node).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr")
         self.read = {id(root.get_submodule(owner)) for owner in owners}
 
     def run(self) -> FusionReport:
-        """Change the graph and the modules, and return a report."""
+        """Fuse the graph and return a report."""
         self._remove_no_ops()
         for node in list(self.graph.nodes):
             module = self._module(node)
@@ -101,14 +101,14 @@ class GraphFusion:
             elif module is not None and not is_norm(module):
                 self._report_opaque(_target(node), module)
         for node in self.graph.nodes:
-            node.type = None  # an annotation that is a string could not be pickled
+            node.type = None  # string annotations can't be pickled
             if is_norm(self._module(node)):
                 self.report.norms_left[_target(node)] = self._why_left(node)
         self.graph.lint()
         return self.report
 
     def _remove_no_ops(self) -> None:
-        """Remove calls of modules that do nothing in evaluation mode."""
+        """Remove calls to modules that do nothing in evaluation mode."""
         for node in list(self.graph.nodes):
             module = self._module(node)
             if module is None or type(module) not in _NO_OPS or is_watched(module):
@@ -117,24 +117,24 @@ class GraphFusion:
                 self._replace(node, node.args[0])
 
     def _report_opaque(self, name: str, module: nn.Module) -> None:
-        """Report the convolutions and batch norms of a module that the graph calls as a whole."""
+        """Report the convolutions and batch norms inside a module that was not traced."""
         parts = [(_join(name, part), m) for part, m in module.named_modules()]
         convolutions = [(part, m) for part, m in parts if kind_of(m) is not None]
         norms = [part for part, m in parts if is_norm(m)]
         if not (convolutions or norms):
             return
-        why = "it has hooks, or its forward was replaced"
+        why = "it has hooks or a replaced forward"
         self.report.opaque[name] = self.opaque.get(type(module), why)
-        left = f"{name} is not looked into"
+        left = f"{name} was not traced"
         self.report.layers += [FusedLayer(p, geometry_in_words(m), reason=left) for p, m in convolutions]
         self.report.norms_left |= dict.fromkeys(norms, left)
 
     def _module(self, node: Node) -> nn.Module | None:
-        """Return the module that a node calls, None if it calls none."""
+        """Return the module that a node calls, or None if it doesn't call one."""
         return self.root.get_submodule(_target(node)) if node.op == "call_module" else None
 
     def _replace(self, node: Node, by: Node) -> None:
-        """Let the users of a node take another one, and erase it."""
+        """Replace a node by another one for all its users, and erase it."""
         node.replace_all_uses_with(by)
         self.graph.erase_node(node)
 
@@ -151,20 +151,20 @@ class GraphFusion:
         return layer
 
     def _why_not_fuse(self, node: Node, conv: nn.Module) -> str:
-        """Return why a call must stay as it is, "" if it need not."""
+        """Return why a call can't be fused, or "" if it can."""
         if self._called_more_than_once(conv):
-            return "it is called more than once"
+            return "the convolution is called more than once"
         if is_watched(conv):
-            return "it has hooks, or its forward was replaced"
+            return "the convolution has hooks or a replaced forward"
         if len(node.args) != 1 or node.kwargs:
-            return "it is not called with its input alone"
+            return "the convolution is called with keyword or additional arguments"
         return ""
 
     def _called_more_than_once(self, module: nn.Module) -> bool:
         return self.calls[id(module)] > 1 or self.names[id(module)] > 1
 
     def _take_norm(self, node: Node, conv: Any, layer: FusedLayer) -> None:
-        """Fold a batch norm that follows into the weights; its own activation, if any, takes its place."""
+        """Fold the batch norm that follows into the weights; its activation, if any, replaces it."""
         following = _only_user(node)
         norm = None if following is None else self._module(following)
         if following is None or not is_norm(norm):
@@ -181,23 +181,23 @@ class GraphFusion:
             self.root.set_submodule(layer.norm, activation)
 
     def _why_not_fold(self, conv: Any, norm: BatchNormBase) -> str:
-        """Return why a batch norm must not be folded, "" if it may."""
+        """Return why a batch norm can't be folded, or "" if it can."""
         if not subclasses.is_a_convolution(conv):
-            return f"its class {type(conv).__name__} does more than convolve with its weight"
+            return f"class {type(conv).__name__} does more than convolve with its weight"
         if subclasses.name_of_method(type(norm), "forward") not in (*_NORMS, *_NORM_ACTS):
-            return f"the batch norm's class {type(norm).__name__} does more than batch norm"
+            return f"class {type(norm).__name__} does more than batch norm"
         if norm.running_mean is None:
             return "the batch norm has no running statistics"
         if norm.num_features != conv.out_channels:
-            return f"the batch norm has {norm.num_features} channels, the convolution {conv.out_channels}"
+            return f"the batch norm has {norm.num_features} channels, the convolution has {conv.out_channels}"
         if self._called_more_than_once(norm):
             return "the batch norm is called more than once"
         if {id(conv), id(norm)} & self.read:
-            return "its parameters, or the batch norm's, are used elsewhere"
-        return "the batch norm has hooks, or its forward was replaced" if is_watched(norm) else ""
+            return "parameters of the convolution or the batch norm are used elsewhere"
+        return "the batch norm has hooks or a replaced forward" if is_watched(norm) else ""
 
     def _take_residual(self, node: Node, conv: Any, layer: FusedLayer) -> Node:
-        """Move the sum of the output with a shortcut into the kernel; return the node to go on from."""
+        """Move the sum of the output and a shortcut into the kernel; return the node with the result."""
         total = _only_user(node)
         if total is None or type(conv) not in _ADDING or not _is_sum(total):
             return node
@@ -205,10 +205,10 @@ class GraphFusion:
         if _in_place(total) and other is total.args[0]:
             return node  # the sum writes into the shortcut
         if any(map(self._may_write, _between(node, total))):  # into the convolution's input, or a view of it
-            layer.reason = layer.reason or "something may be written in place before the sum that follows"
+            layer.reason = layer.reason or "an operation before the following sum may write in place"
             return node
         conv.__class__, layer.residual = _ADDING[type(conv)], True
-        with self.graph.inserting_before(total):  # where both are known
+        with self.graph.inserting_before(total):  # where both summands exist
             both = self.graph.call_module(layer.name, (node.args[0], other, _in_place(total)))
         self._replace(total, both)
         self.graph.erase_node(node)
@@ -231,7 +231,7 @@ class GraphFusion:
             self._replace(following, node)
 
     def _may_write(self, node: Node) -> bool:
-        """Whether a node may write into a tensor that existed before."""
+        """Whether a node may write to a tensor that existed before it."""
         module = self._module(node)
         if module is None:
             return _in_place(node)
@@ -242,23 +242,23 @@ class GraphFusion:
         """Return why a batch norm was not folded."""
         before = node.args[0] if node.args else None
         if not isinstance(before, Node) or kind_of(self._module(before)) is None:
-            return "it follows no convolution that gconv takes"
+            return "it does not follow a convolution that gconv supports"
         if len(before.users) > 1:
-            return "its convolution's output goes elsewhere too"
+            return "the output of the convolution is also used elsewhere"
         return next(layer.reason for layer in self.report.layers if layer.name == before.target)
 
 
 def fold(conv: Any, norm: BatchNormBase) -> None:
-    """Fold a batch norm with its running statistics into the convolution before it, in place.
+    """Fold a batch norm with running statistics into the convolution before it, in place.
 
-    With scale = weight / sqrt(variance + eps) of the norm:
+    With the scale of the norm, weight / sqrt(variance + eps):
 
         w' = scale w,    b' = scale (b - mean) + bias of the norm
 
     Args:
-        conv: the convolution, whose weight and bias (K,) are replaced. Its weight is (K, C / groups, ...); of
-            a transposed one (C, K / groups, ...).
-        norm: the batch norm of its K channels, which must have running statistics.
+        conv: the convolution, whose weight and bias (K,) are replaced. The weight is (K, C / groups, ...), or
+            (C, K / groups, ...) if transposed.
+        norm: the batch norm of its K output channels; must have running statistics.
     """
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None
@@ -269,7 +269,7 @@ def fold(conv: Any, norm: BatchNormBase) -> None:
         bias = -mean.double() if conv.bias is None else conv.bias.double() - mean.double()
         bias = scale * bias if norm.bias is None else scale * bias + norm.bias.double()
         weight, old = torch.empty_like(conv.weight), conv.weight.double()
-        if conv.transposed:  # the rows of a group share its output channels
+        if conv.transposed:  # all rows of a group share its output channels
             scale = (
                 scale.view(conv.groups, 1, -1).expand(-1, conv.in_channels // conv.groups, -1).flatten(0, 1)
             )
@@ -289,14 +289,14 @@ def _target(node: Node) -> str:
 
 
 def _only_user(node: Node) -> Node | None:
-    """Return the node that takes the output of ``node``, if there is only one and it takes it only once."""
+    """Return the node that uses the output of ``node``, if there is only one and it uses it only once."""
     users = list(node.users)
     alone = len(users) == 1 and users[0].args and users[0].all_input_nodes.count(node) == 1
     return users[0] if alone else None
 
 
 def _in_place(node: Node) -> bool:
-    """Whether a function or method may write into its inputs, judged by its name."""
+    """Whether a function or method may write to its inputs, judging by its name."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name.endswith("_") or name.startswith(("i", "__i")) or "inplace" in node.kwargs
 

@@ -1,8 +1,9 @@
-"""How subclasses of PyTorch's convolutions are swapped: the class that each becomes.
+"""Convert subclasses of PyTorch's convolutions: create the class that each becomes.
 
-A subclass that leaves the convolution to ``nn.Conv2d`` keeps its own behaviour: ``GroupConv2d`` takes the
-place of ``nn.Conv2d`` below it. That does not work for one that calls ``F.conv2d`` itself. timm's are known
-here by name and written as equations; timm is not imported. The same holds for the other convolutions.
+A subclass that leaves the convolution to ``nn.Conv2d`` keeps its behavior, because ``GroupConv2d`` replaces
+``nn.Conv2d`` as its base. That doesn't work for a subclass that calls ``F.conv2d`` itself. The ones in timm
+are recognized by name and reimplemented here, without importing timm. The same applies to the other kinds of
+convolution.
 """
 
 from __future__ import annotations
@@ -20,35 +21,35 @@ from gconv.kinds import Kind, kind_of
 from gconv.module import LAYER_OF, LAYERS, GroupConvolution
 from gconv.torch_internals import own_parameters
 
-# The classes made so far.
+# The classes created so far, by original class.
 _GROUPED: dict[type[nn.Module], type[GroupConvolution]] = {layer._gconv_original: layer for layer in LAYERS}
 
 
 def why_not(original: type[nn.Module]) -> str | None:
-    """Return why a module of class ``original`` cannot be swapped, None if it can."""
+    """Return why a module of class ``original`` can't be converted, or None if it can."""
     name, kind = original.__name__, kind_of(original)
     assert kind is not None
     if original.__module__.startswith("torch.ao."):
-        return f"its class {name} is one that torch.ao.quantization looks for"
+        return f"torch.ao.quantization needs its class {name}"
     plain = f"torch.nn.modules.conv.{kind.layer.__name__}._conv_forward"
     if not kind.transposed and name_of_method(original, "_conv_forward") != plain:
-        return f"its class {name} has a _conv_forward of its own"
+        return f"class {name} has a custom _conv_forward"
     if not _leaves_the_convolution(original, kind):
         instead = "super().forward(input)" if kind.transposed else "self._conv_forward(input, weight, bias)"
-        return f"its class {name} convolves by itself: it could call {instead}"
+        return f"class {name} computes the convolution itself: let its forward call {instead}"
     if original.__reduce_ex__ is not object.__reduce_ex__ or original.__reduce__ is not object.__reduce__:
-        return f"its class {name} is pickled in a way of its own"
+        return f"class {name} has custom pickling"
     if hasattr(original, "__getnewargs__") or hasattr(original, "__getnewargs_ex__"):
-        return f"its class {name} is pickled in a way of its own"
+        return f"class {name} has custom pickling"
     try:
         grouped(original)
     except TypeError as error:
-        return f"its class {name} cannot be subclassed: {error}"
+        return f"class {name} cannot be subclassed: {error}"
     return None
 
 
 def _leaves_the_convolution(original: type[nn.Module], kind: Kind) -> bool:
-    """Whether ``forward`` leaves the convolution to PyTorch's own class, or is known as an equation."""
+    """Whether ``forward`` leaves the convolution to PyTorch's class, or is reimplemented here."""
     if name_of_method(original, "forward") in _EQUATIONS:
         return True
     for owner in (cls for cls in original.__mro__ if "forward" in vars(cls)):  # in the order of super()
@@ -64,13 +65,13 @@ def _leaves_the_convolution(original: type[nn.Module], kind: Kind) -> bool:
 
 
 def grouped(original: type[nn.Module]) -> type[GroupConvolution]:
-    """Return the class that a module of class ``original`` gets, always the same one.
+    """Return the class that a module of class ``original`` is converted to, created on first use.
 
     Args:
         original: ``nn.Conv2d``, another convolution, or a subclass that :func:`why_not` accepts.
 
     Returns:
-        A subclass of ``GroupConv2d``, or gconv's layer of that kind, and of ``original``.
+        A subclass of ``original`` and of gconv's layer of that kind.
 
     Raises:
         TypeError: ``original`` cannot be subclassed.
@@ -91,20 +92,20 @@ def _make_grouped(original: type[nn.Module]) -> type[GroupConvolution]:
     }
     if equation := _EQUATIONS.get(name_of_method(original, "forward")):
         namespace["forward"] = equation
-    # A transposed layer of gconv's has a forward, which must not hide that of the subclass. The others have
-    # only a _conv_forward, which the subclass has left alone.
+    # gconv's transposed layers define forward, which must not hide that of the subclass. The others define
+    # only _conv_forward, which the subclass doesn't override.
     bases = (original, LAYER_OF[kind]) if kind.transposed else (LAYER_OF[kind], original)
     return new_class(f"Group{original.__name__}", bases, exec_body=lambda body: body.update(namespace))
 
 
 def is_a_convolution(layer: nn.Module) -> bool:
-    """Whether ``layer`` computes conv(input, weight) + bias and nothing else, with its own parameters."""
+    """Whether ``layer`` computes exactly conv(input, weight) + bias, with its own parameters."""
     own = {"weight", "bias"} <= own_parameters(layer).keys()
     return own and _convolves_plainly(layer) and _activation(layer) is None
 
 
 def takes_activation(layer: nn.Module) -> bool:
-    """Whether ``layer`` has no activation yet, and would apply one to its output last."""
+    """Whether ``layer`` has no activation yet and would apply one to its final output."""
     own = _convolves_plainly(layer) or type(layer).forward in (_scaled_std_conv2d, _scaled_std_conv2d_same)
     return isinstance(layer, GroupConvolution) and own and _activation(layer) is None
 
@@ -127,13 +128,13 @@ def _activation(layer: nn.Module) -> str | None:
 
 
 def name_of_method(cls: type, method: str) -> str:
-    """Return the module and name of the function behind a method; a patched method has another one."""
+    """Return the module and qualified name of a method's function, which differ if it was patched."""
     function = getattr(cls, method)
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"
 
 
 def _reduce(module: Any, protocol: int) -> tuple[Any, ...]:
-    """Pickle a module by its original class: no import finds the one made here."""
+    """Pickle a module by its original class, because the class created here can't be imported."""
     return _restore, (type(module)._gconv_original,), module.__getstate__()
 
 
@@ -159,8 +160,8 @@ def _scaled_std_conv2d_same(layer: Any, input: Tensor) -> Tensor:
 def _convolve_same(layer: Any, input: Tensor, weight: Tensor) -> Tensor:
     """Convolve with TensorFlow's "SAME" padding: the output has ceil(H / stride) rows.
 
-    At stride 1 that is PyTorch's "same". An odd zero goes after the image; without one, the input need not be
-    padded in a copy.
+    At stride 1 this is PyTorch's "same" padding. If the number of zeros is odd, the extra zero goes after the
+    image, and the input has to be copied to pad it.
     """
     alike = all(d * (k - 1) % 2 == 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
     padding: Any = "same"
@@ -171,10 +172,10 @@ def _convolve_same(layer: Any, input: Tensor, weight: Tensor) -> Tensor:
 
 
 def _zeros(layer: Any, input: Tensor, axis: int) -> tuple[int, int]:
-    """Return how many zeros go before and after the image along ``axis``."""
+    """Return the number of zeros before and after the image along ``axis``."""
     length, stride = input.shape[axis], layer.stride[axis]
     reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-    total: Any = (-(-length // stride) - 1) * stride + reach - length  # a tensor in torch.jit.trace
+    total: Any = (-(-length // stride) - 1) * stride + reach - length  # a tensor under torch.jit.trace
     total = total.clamp(min=0) if isinstance(total, Tensor) else max(total, 0)
     return total // 2, total - total // 2
 
@@ -182,7 +183,7 @@ def _zeros(layer: Any, input: Tensor, axis: int) -> tuple[int, int]:
 def _standardised(layer: Any) -> Tensor:
     """Return the weight with each filter at mean 0 and variance (gain * scale)^2 (arXiv 2101.08692).
 
-    Uses a batch norm whose channels are the filters, as timm does, so the result is the same to the bit.
+    Uses a batch norm with the filters as channels, as timm does, so the result is bit-identical.
     """
     filters = layer.weight.reshape(1, layer.out_channels, -1)
     gain = (layer.gain * layer.scale).view(-1)

@@ -21,27 +21,29 @@ _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Paramet
 
 
 def trace(root: nn.Module) -> tuple[Graph, dict[type, str]]:
-    """Trace a network, and call the modules that cannot be traced as a whole.
+    """Trace a network; modules that can't be traced become single calls.
 
     Args:
-        root: the network. Its arguments with simple defaults keep them in the graph.
+        root: the network. In the graph, its arguments with simple defaults always have those values.
 
     Returns:
-        The graph, and the classes of the modules that could not be traced, each with the reason.
+        The graph, and the classes of modules that could not be traced, each with the reason.
 
     Raises:
-        RuntimeError: ``root`` itself cannot be traced.
+        RuntimeError: ``root`` itself can't be traced.
     """
     opaque: dict[type, str] = {}
     while True:
         tracer = _Tracer(opaque)
         try:
             return tracer.trace(root, _simple_defaults(root)), opaque
-        except Exception as error:  # a model may raise anything when it meets a proxy instead of a tensor
+        except Exception as error:  # a model can raise any error for a proxy instead of a tensor
             first_line = str(error).partition("\n")[0]
             reason = f"{type(error).__name__}: {first_line}"
             if tracer.blamed is None or type(tracer.blamed) in opaque:
-                raise RuntimeError(f"the model cannot be traced, fuse its parts: {reason}") from error
+                raise RuntimeError(
+                    f"the model cannot be traced: {reason}; fuse its submodules instead"
+                ) from error
             opaque[type(tracer.blamed)] = reason
 
 
@@ -49,31 +51,32 @@ def build(root: nn.Module, graph: Graph) -> GraphModule:
     """Make a module that runs ``graph`` with the parameters and buffers of ``root``.
 
     Raises:
-        RuntimeError: ``torch.fx`` writes a signature that Python cannot read.
+        RuntimeError: ``torch.fx`` generates a signature that isn't valid Python.
     """
     try:
         return GraphModule(root, graph, type(root).__name__)
     except (SyntaxError, NameError) as error:
         signature = inspect.signature(root.forward)
         raise RuntimeError(
-            f"torch.fx cannot keep the signature of the model, forward{signature}: {error}; fuse its parts"
+            f"torch.fx cannot reproduce the signature of the model, forward{signature}: {error}; fuse its "
+            "submodules instead"
         ) from error
 
 
 class _Proxy(Proxy):
-    """Keep ``x += y`` in the graph: ``torch.fx`` makes it ``x + y``, which may have another dtype."""
+    """Record ``x += y`` as such: ``torch.fx`` records ``x + y``, which can have another dtype."""
 
     def __iadd__(self, other: Any) -> Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
 
 class _Tracer(Tracer):
-    """Trace into all modules except those that are fused as one, are watched or cannot be traced.
+    """Trace into modules, except convolutions, batch norms, those with hooks and those that can't be traced.
 
-    A pickled graph names this class, and makes one without arguments when it is loaded.
+    A pickled graph refers to this class and creates an instance without arguments when it is loaded.
 
     Args:
-        opaque: classes that could not be traced before.
+        opaque: classes that can't be traced. Defaults to none.
     """
 
     def __init__(self, opaque: Collection[type] = ()) -> None:
@@ -102,23 +105,24 @@ class _Tracer(Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.blamed = self.blamed or m  # the innermost one
+            self.blamed = self.blamed or m  # the innermost module
             raise
 
 
 def _simple_defaults(root: nn.Module) -> dict[str, Any]:
-    """Return the optional arguments of ``forward`` to leave out: as inputs they would count as given."""
+    """Return the optional arguments of ``forward`` that are fixed at their defaults while tracing."""
     parameters = inspect.signature(root.forward).parameters.values()
     simple = (type(None), bool, int, float, str, Enum, torch.dtype, torch.device, torch.memory_format)
     return {p.name: p.default for p in parameters if isinstance(p.default, simple)}
 
 
 def _declare_inputs(graph: Graph, signature: inspect.Signature, defaults: dict[str, Any]) -> None:
-    """Give the inputs of ``graph`` the names and the order of ``signature``, and check their ``defaults``.
+    """Give the inputs of ``graph`` the names and order of ``signature``, and check their ``defaults``.
 
-    ``torch.fx`` puts ``*args`` after the arguments that follow it, where they take its values, and appends
-    numbers to the names of arguments that keep their ``defaults``. Its own checks of the defaults don't know
-    enumerations, and once such a check has been saved and loaded, every later trace in the process fails.
+    ``torch.fx`` moves ``*args`` behind the arguments that follow it, so that positional values end up in the
+    wrong arguments, and appends numbers to the names of arguments fixed at their ``defaults``. Its own checks
+    of defaults don't support enums, and once such a check is saved and loaded, all later traces in the
+    process fail.
     """
     parameters = list(signature.parameters.values())
     as_traced = sorted(parameters, key=lambda parameter: parameter.kind in _STARS)
@@ -131,12 +135,12 @@ def _declare_inputs(graph: Graph, signature: inspect.Signature, defaults: dict[s
 
 
 def _name_in_order(graph: Graph, parameters: Iterable[inspect.Parameter], nodes: dict[str, Node]) -> Node:
-    """Name the inputs as ``parameters`` are named, in their order; return the last of them."""
+    """Give the inputs the names and order of ``parameters``; return the last input."""
     last = graph_root(graph)
     for parameter in parameters:
         node = nodes[parameter.name]
         if node.all_input_nodes:
-            raise TypeError(f"the default of its argument {parameter.name!r} is a tensor")
+            raise TypeError(f"the default of argument {parameter.name!r} is a tensor")
         node.target = _STARS.get(parameter.kind, "") + parameter.name
         last.append(node)
         last = node
@@ -144,10 +148,10 @@ def _name_in_order(graph: Graph, parameters: Iterable[inspect.Parameter], nodes:
 
 
 def _check_default(graph: Graph, node: Node, default: Any, after: Node) -> Node:
-    """Add a check that an input has its default; return the last node that was added."""
+    """Add a check that an input has its default value; return the last added node."""
     with graph.inserting_after(after):
         is_default = graph.call_function(operator.eq, (node, default))
-    message = f"{node.target} must be {default!r}, with which the network was fused"
+    message = f"{node.target} must be {default!r}, the default with which the network was fused"
     with graph.inserting_after(is_default):
         return graph.call_function(fx_assert, (is_default, message))
 

@@ -1,4 +1,4 @@
-"""What is refused: the same on every backend, before anything runs, with the numbers in the message."""
+"""Invalid arguments raise the same error on every backend, before anything runs, with the numbers in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gconv.module import LAYERS
 
 TRANSPOSED = [CONV_TRANSPOSE1D, CONV_TRANSPOSE2D]
 
-# What is changed in the call of group_conv2d that is right.
+# Changes of a valid call of group_conv2d, and the errors that they raise.
 REFUSED = [
     ({"input": [1, 2]}, TypeError, "input must be a Tensor, got list"),
     ({"weight": None}, TypeError, "weight must be a Tensor, got NoneType"),
@@ -30,50 +30,62 @@ REFUSED = [
     ({"stride": 1.5}, TypeError, "stride must be an int or a pair of ints, got 1.5 of type float"),
     ({"padding": (1, 0.5)}, TypeError, "padding must be an int or a pair of ints, got (1, 0.5)"),
     ({"dilation": True}, TypeError, "dilation must be an int or a pair of ints, got True"),
-    ({"stride": (1, 1, 1)}, RuntimeError, "stride must be one number or two, got 3: (1, 1, 1)"),
+    ({"stride": (1, 1, 1)}, RuntimeError, "stride must be one or two numbers, got 3: (1, 1, 1)"),
     ({"stride": 0}, RuntimeError, "stride must be at least 1, got 0"),
     ({"stride": (1, -2)}, RuntimeError, "stride must be at least 1, got (1, -2)"),
     ({"padding": -1}, RuntimeError, "padding must be at least 0, got -1"),
     ({"dilation": 0}, RuntimeError, "dilation must be at least 1, got 0"),
     ({"groups": 0}, RuntimeError, "groups must be at least 1, got 0"),
     ({"groups": -2}, RuntimeError, "groups must be at least 1, got -2"),
-    ({"groups": 3}, RuntimeError, "in_channels=4 is not divisible by groups=3; weight (6, 2, 3, 3) takes 6"),
+    (
+        {"groups": 3},
+        RuntimeError,
+        "in_channels=4 is not divisible by groups=3; weight (6, 2, 3, 3) expects 6",
+    ),
     (
         {"stride": np.array([2, 1])},
         TypeError,
         "stride must be an int or a pair of ints, got array([2, 1]) of type",
     ),
     ({"weight": W[:5]}, RuntimeError, "out_channels=5 is not divisible by groups=2"),
-    ({"groups": 1}, RuntimeError, "2 input channels a group, 2 with groups=1, but input (1, 4, 5, 5) has 4"),
-    ({"bias": torch.ones(7)}, RuntimeError, "each of the 6 output channels, got (7,)"),
-    ({"bias": torch.ones(1, 6)}, RuntimeError, "each of the 6 output channels, got (1, 6)"),
-    ({"bias": torch.ones(6, 1)}, RuntimeError, "each of the 6 output channels, got (6, 1)"),
-    ({"input": X[0, 0]}, RuntimeError, "input must be (N, C, H, W) or (C, H, W), got (5, 5)"),
+    (
+        {"groups": 1},
+        RuntimeError,
+        "2 input channels (2 per group) with groups=1, but input (1, 4, 5, 5) has 4",
+    ),
+    ({"bias": torch.ones(7)}, RuntimeError, "(6,), one number per output channel, got (7,)"),
+    ({"bias": torch.ones(1, 6)}, RuntimeError, "(6,), one number per output channel, got (1, 6)"),
+    ({"bias": torch.ones(6, 1)}, RuntimeError, "(6,), one number per output channel, got (6, 1)"),
+    ({"input": X[0, 0]}, RuntimeError, "input must have shape (N, C, H, W) or (C, H, W), got (5, 5)"),
     (
         {"weight": W[0]},
         RuntimeError,
-        "weight must be (out_channels, in_channels / groups, R, S), got (2, 3, 3)",
+        "weight must have shape (out_channels, in_channels / groups, R, S), got (2, 3, 3)",
     ),
-    ({"dilation": 3}, RuntimeError, "larger than the input: 3 x 3 with dilation (3, 3) on 5 x 5"),
-    ({"input": X[:, :, :0]}, RuntimeError, "only the batch may be empty, got input (1, 4, 0, 5)"),
-    ({"weight": W[:0]}, RuntimeError, "only the batch may be empty, got input (1, 4, 5, 5) and weight (0, 2"),
+    ({"dilation": 3}, RuntimeError, "got kernel 3 x 3 with dilation (3, 3) and input 5 x 5"),
+    ({"input": X[:, :, :0]}, RuntimeError, "only the batch size may be 0, got input (1, 4, 0, 5)"),
+    (
+        {"weight": W[:0]},
+        RuntimeError,
+        "only the batch size may be 0, got input (1, 4, 5, 5) and weight (0, 2",
+    ),
     ({"weight": W[..., :0]}, RuntimeError, "and weight (6, 2, 3, 0)"),
-    ({"weight": W.double()}, RuntimeError, "one dtype, got torch.float32, torch.float64, torch.float32"),
-    ({"bias": B.half()}, RuntimeError, "one dtype, got torch.float32, torch.float32, torch.float16"),
+    ({"weight": W.double()}, RuntimeError, "the same dtype, got torch.float32, torch.float64, torch.float32"),
+    ({"bias": B.half()}, RuntimeError, "the same dtype, got torch.float32, torch.float32, torch.float16"),
     (
         dict.fromkeys(("input", "weight", "bias"), X.bool()),
         RuntimeError,
         "dense tensor of numbers, got torch.bool",
     ),
     ({"input": X.to_sparse()}, RuntimeError, "in layout torch.sparse_coo"),
-    ({"weight": W.to("meta")}, RuntimeError, "on one device, got cpu, meta, cpu"),
-    ({"bias": B.to("meta")}, RuntimeError, "on one device, got cpu, cpu, meta"),
-    ({"padding": "full"}, ValueError, "padding must be numbers, 'same' or 'valid', got 'full'"),
-    ({"padding": "same", "stride": 2}, RuntimeError, "padding='same' needs stride 1, got stride=(2, 2)"),
+    ({"weight": W.to("meta")}, RuntimeError, "on the same device, got cpu, meta, cpu"),
+    ({"bias": B.to("meta")}, RuntimeError, "on the same device, got cpu, cpu, meta"),
+    ({"padding": "full"}, ValueError, "padding must be integers, 'same' or 'valid', got 'full'"),
+    ({"padding": "same", "stride": 2}, RuntimeError, "padding='same' requires stride 1, got stride=(2, 2)"),
     (
         {"activation": "relu", "input": X.cfloat(), "weight": W.cfloat(), "bias": B.cfloat()},
         RuntimeError,
-        "activation='relu' is not defined on complex numbers, got torch.complex64",
+        "activation='relu' is not defined for complex numbers, got torch.complex64",
     ),
     (
         {"activation": "gelu"},
@@ -83,15 +95,15 @@ REFUSED = [
 ]
 
 
-# What depends on the kind, in calls of the others. Only the shapes of the tensors count.
+# Errors that depend on the kind, in calls of the other functions. Only the shapes of the tensors matter.
 V, WV = torch.randn(1, 4, 5, 5, 5), torch.randn(6, 2, 3, 3, 3)
 REFUSED_ELSEWHERE = [
-    (CONV1D, {"input": V[0, 0, 0, 0]}, RuntimeError, "input must be (N, C, L) or (C, L), got (5,)"),
+    (CONV1D, {"input": V[0, 0, 0, 0]}, RuntimeError, "input must have shape (N, C, L) or (C, L), got (5,)"),
     (
         CONV1D,
         {"weight": W},
         RuntimeError,
-        "weight must be (out_channels, in_channels / groups, S), got (6, 2",
+        "weight must have shape (out_channels, in_channels / groups, S), got (6, 2",
     ),
     (
         CONV1D,
@@ -101,31 +113,36 @@ REFUSED_ELSEWHERE = [
     ),
     (CONV1D, {"padding": (1, 1)}, RuntimeError, "padding must be one number, got 2: (1, 1)"),
     (CONV1D, {"dilation": 0}, RuntimeError, "dilation must be at least 1, got 0"),
-    (CONV1D, {"dilation": 3}, RuntimeError, "larger than the input: 3 with dilation 3 on 5"),
-    (CONV1D, {"padding": "same", "stride": 2}, RuntimeError, "padding='same' needs stride 1, got stride=2"),
-    (CONV1D, {"padding": "full"}, ValueError, "padding must be numbers, 'same' or 'valid', got 'full'"),
+    (CONV1D, {"dilation": 3}, RuntimeError, "got kernel 3 with dilation 3 and input 5 with padding (0, 0)"),
+    (
+        CONV1D,
+        {"padding": "same", "stride": 2},
+        RuntimeError,
+        "padding='same' requires stride 1, got stride=2",
+    ),
+    (CONV1D, {"padding": "full"}, ValueError, "padding must be integers, 'same' or 'valid', got 'full'"),
     (
         CONV1D,
         {"groups": 1},
         RuntimeError,
-        "2 input channels a group, 2 with groups=1, but input (1, 4, 5) has",
+        "2 input channels (2 per group) with groups=1, but input (1, 4, 5) has",
     ),
-    (CONV1D, {"bias": torch.ones(7)}, RuntimeError, "each of the 6 output channels, got (7,)"),
+    (CONV1D, {"bias": torch.ones(7)}, RuntimeError, "(6,), one number per output channel, got (7,)"),
     (CONV3D, {"input": V[0, 0]}, RuntimeError, "(N, C, D, H, W) or (C, D, H, W), got (5, 5, 5)"),
     (
         CONV3D,
         {"weight": W},
         RuntimeError,
-        "weight must be (out_channels, in_channels / groups, T, R, S), got",
+        "weight must have shape (out_channels, in_channels / groups, T, R, S), got",
     ),
     (CONV3D, {"stride": 1.5}, TypeError, "stride must be an int or three ints, got 1.5 of type float"),
-    (CONV3D, {"padding": (1, 1)}, RuntimeError, "padding must be one number or three, got 2: (1, 1)"),
+    (CONV3D, {"padding": (1, 1)}, RuntimeError, "padding must be one or three numbers, got 2: (1, 1)"),
     (CONV3D, {"stride": (1, 1, 0)}, RuntimeError, "stride must be at least 1, got (1, 1, 0)"),
-    (CONV3D, {"dilation": (3, 1, 1)}, RuntimeError, "3 x 3 x 3 with dilation (3, 1, 1) on 5 x 5 x 5 with"),
+    (CONV3D, {"dilation": (3, 1, 1)}, RuntimeError, "3 x 3 x 3 with dilation (3, 1, 1) and input 5 x 5 x 5"),
     (CONV3D, {"padding": "same", "stride": (2, 1, 1)}, RuntimeError, "stride 1, got stride=(2, 1, 1)"),
-    (CONV3D, {"input": V[:, :, :0]}, RuntimeError, "only the batch may be empty, got input (1, 4, 0, 5, 5)"),
+    (CONV3D, {"input": V[:, :, :0]}, RuntimeError, "only the batch size may be 0, got input (1, 4, 0, 5, 5)"),
     (CONV3D, {"weight": WV[:5]}, RuntimeError, "out_channels=5 is not divisible by groups=2"),
-    (CONV_TRANSPOSE1D, {"input": X}, RuntimeError, "input must be (N, C, L) or (C, L), got (1, 4, 5, 5)"),
+    (CONV_TRANSPOSE1D, {"input": X}, RuntimeError, "must have shape (N, C, L) or (C, L), got (1, 4, 5, 5)"),
     (
         CONV_TRANSPOSE1D,
         {"weight": W},
@@ -148,13 +165,13 @@ REFUSED_ELSEWHERE = [
         CONV_TRANSPOSE1D,
         {"padding": 4},
         RuntimeError,
-        "the output would be empty: -1 from 5 with padding 4 and",
+        "the output would be empty: -1 from input 5 with padding 4 and",
     ),
     (
         CONV_TRANSPOSE2D,
         {"input": X[0, 0]},
         RuntimeError,
-        "input must be (N, C, H, W) or (C, H, W), got (5, 5)",
+        "input must have shape (N, C, H, W) or (C, H, W), got (5, 5)",
     ),
     (
         CONV_TRANSPOSE2D,
@@ -166,7 +183,7 @@ REFUSED_ELSEWHERE = [
         CONV_TRANSPOSE2D,
         {"weight": W},
         RuntimeError,
-        "weight (6, 2, 3, 3) takes 6 with groups=2, but input (1, 4, 5",
+        "weight (6, 2, 3, 3) expects 6 input channels with groups=2, but input (1, 4, 5",
     ),
     (
         CONV_TRANSPOSE2D,
@@ -175,7 +192,7 @@ REFUSED_ELSEWHERE = [
         "in_channels=4 is not divisible by groups=3; weight (4, 3, 3",
     ),
     (CONV_TRANSPOSE2D, {"groups": 0}, RuntimeError, "groups must be at least 1, got 0"),
-    (CONV_TRANSPOSE2D, {"groups": 1}, RuntimeError, "each of the 3 output channels, got (6,)"),
+    (CONV_TRANSPOSE2D, {"groups": 1}, RuntimeError, "(3,), one number per output channel, got (6,)"),
     (
         CONV_TRANSPOSE2D,
         {"padding": "same"},
@@ -188,7 +205,7 @@ REFUSED_ELSEWHERE = [
         CONV_TRANSPOSE2D,
         {"output_padding": (1, 1, 1)},
         RuntimeError,
-        "output_padding must be one number or two, got 3",
+        "output_padding must be one or two numbers, got 3",
     ),
     (
         CONV_TRANSPOSE2D,
@@ -200,13 +217,13 @@ REFUSED_ELSEWHERE = [
         CONV_TRANSPOSE2D,
         {"padding": (4, 0)},
         RuntimeError,
-        "empty: -1 x 7 from 5 x 5 with padding (4, 0) and output",
+        "empty: -1 x 7 from input 5 x 5 with padding (4, 0) and output",
     ),
     (
         CONV_TRANSPOSE2D,
         {"input": X[..., :0]},
         RuntimeError,
-        "only the batch may be empty, got input (1, 4, 5, 0)",
+        "only the batch size may be 0, got input (1, 4, 5, 0)",
     ),
 ]
 
@@ -234,7 +251,7 @@ EQUAL = [(1, True), (1, 1.0), ((1, 1), (1, True)), ((1, 1), (1.0, 1))]
     [*((name, *pair) for name in ("stride", "padding", "dilation") for pair in EQUAL), ("groups", 2, 2.0)],
 )
 def test_what_equals_a_checked_number_is_checked_itself(name: str, fits: Any, wrong: Any) -> None:
-    """``True == 1.0 == 1``, so an answer that is kept for one must not count for the others."""
+    """``True == 1.0 == 1``, so the cached answer for one must not be used for the others."""
     gconv.group_conv2d(**(right(CONV2D) | {name: fits}))
     with pytest.raises(TypeError, match=f"{name} must be"):
         gconv.group_conv2d(**(right(CONV2D) | {name: wrong}))
@@ -251,7 +268,7 @@ def test_checked_sizes_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("transform", [torch.vmap, torch.func.functionalize], ids=["vmap", "functionalize"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_symbolic_sizes_beneath_a_transform_are_traced(kind: Kind, transform: Callable) -> None:
-    """Such tensors look like others, but their sizes cannot be looked up."""
+    """Such tensors look like others, but their sizes can't be hashed."""
     convolve = transform(lambda x, w: FUNCTIONS[kind](x, w, groups=2))
     x, w = (right(kind)[name] for name in ("input", "weight"))
     operands = (x[None], w[None]) if transform is torch.vmap else (x, w)
@@ -335,7 +352,12 @@ def test_bad_layer_arguments_raise_when_it_is_made(
             TypeError,
             "stride must be an int or a tuple of one int, got '2'",
         ),
-        (gconv.GroupConv3d, {"kernel_size": (3, 3)}, RuntimeError, "kernel_size must be one number or three"),
+        (
+            gconv.GroupConv3d,
+            {"kernel_size": (3, 3)},
+            RuntimeError,
+            "kernel_size must be one or three numbers",
+        ),
         (gconv.GroupConv3d, {"stride": (1, 1, 0)}, RuntimeError, "stride must be at least 1, got (1, 1, 0)"),
         (
             gconv.GroupConvTranspose1d,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gconv.kinds import CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, KINDS, Kind
 
-# One of each kind, of two groups; more where a kind is computed in more ways than one.
+# A case with two groups for each kind; several if a kind is computed in several ways.
 BEYOND = {"dilation": 3, "output_padding": 2, "groups": 2}
 SMALLEST = {
     CONV1D: Case("conv1d", (2, 4, 5), (2, 2, 3), {"padding": 1, "groups": 2}, kind=CONV1D),
@@ -50,13 +50,13 @@ SMALL = [
 ]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
-    # vmap runs our operators once for each element.
+    # vmap runs gconv's operators once for each element.
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
 ]
 
 
 def slow(case: Case, path: str, activation: str | None) -> bool:
-    """Whether a check takes long for what it may find: "aten" is PyTorch's own function."""
+    """Whether a check is too slow for what it can find: "aten" is PyTorch's own function."""
     if case.kind is not CONV2D and (path == "aten" or activation is not None):
         return True
     return path == "reference" and activation is not None
@@ -98,7 +98,7 @@ def test_gradcheck_of_complex_numbers(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_output_and_input_gradient_of_complex_numbers(kind: Kind, path: str) -> None:
-    """An input gradient conjugates the weight, so a transposed convolution must conjugate it before."""
+    """An input gradient conjugates the weight, so a transposed convolution must undo that."""
     results = []
     for convolve in (partial(SMALLEST[kind].run, path), SMALLEST[kind].pytorch):
         x, w, b = complex_tensors(SMALLEST[kind])
@@ -108,7 +108,7 @@ def test_output_and_input_gradient_of_complex_numbers(kind: Kind, path: str) -> 
 
 
 def loss_of(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A scalar of input, weight and bias that is linear in none of them."""
+    """Return a scalar function of input, weight and bias that is linear in none of them."""
 
     def loss(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return convolve(x, w, b).sin().sum()
@@ -163,9 +163,9 @@ def test_torch_func(losses: tuple, tensors: tuple[Tensor, ...], transform: Calla
 def test_forward_mode_in_forward_mode_is_refused(
     path: str, smallest: Case, tensors: tuple[Tensor, ...]
 ) -> None:
-    """Rather than wrong: PyTorch loses the outer tangents of what a Function saved."""
+    """Because PyTorch loses the outer tangents of saved tensors, and the result would be wrong."""
     loss = loss_of(lambda *t: smallest.run(path, *t))
-    with pytest.raises(RuntimeError, match="take jacfwd of jacrev"):
+    with pytest.raises(RuntimeError, match="use jacfwd of jacrev"):
         torch.func.jacfwd(torch.func.jacfwd(loss, 0), 1)(*tensors)
 
 
@@ -206,7 +206,7 @@ def test_autocast_takes_weights_wider_than_the_input(path: str) -> None:
 
 @pytest.mark.parametrize("kind", [CONV2D, CONV_TRANSPOSE2D], ids=str)
 def test_autocast_does_not_narrow_the_sums_of_the_reference(kind: Kind) -> None:
-    """Inside the operators it is off: each pass gives the same bits as where it never was on."""
+    """Autocast is off inside the operators: each pass gives the same bits with and without it."""
     case = Case("", (3, 16, 9, 9), (16, 8, 3, 3), {"padding": 1, "groups": 2}, kind=kind)
     results = []
     for enabled in (False, True):
@@ -219,13 +219,13 @@ def test_autocast_does_not_narrow_the_sums_of_the_reference(kind: Kind) -> None:
 
 
 def test_autocast_casts_a_weight_once_for_many_calls() -> None:
-    """As for ``F.conv2d``: PyTorch remembers what it cast."""
+    """PyTorch caches the cast weight, as it does for ``F.conv2d``."""
     x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 2, 3, 3, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile() as profile:
         for _ in range(4):
             run("aten", x.bfloat16(), w, groups=2)
     casts = [event.count for event in profile.key_averages() if event.key == "aten::_to_copy"]
-    assert casts == [4 + 1], "one of each input, one of the weight"
+    assert casts == [4 + 1], "one cast of each input, one of the weight"
 
 
 IN_PLACE = [
@@ -239,12 +239,12 @@ IN_PLACE = [
 
 @pytest.mark.parametrize("case", IN_PLACE, ids=lambda case: f"{case.kind}{case.input}")
 def test_outputs_and_gradients_may_be_changed_in_place(case: Case, path: str) -> None:
-    """As ``nn.ReLU(inplace=True)`` behind a convolution does."""
+    """As ``nn.ReLU(inplace=True)`` after a convolution does."""
     for channels_last in (False, True):
         results = []
         for convolve in (lambda *t: case.run(path, *t), case.pytorch):
             x, w, b = case.tensors()
-            if channels_last:  # of any kind
+            if channels_last:  # for any number of dimensions
                 x = x.detach().movedim(-case.kind.dims - 1, -1).contiguous().movedim(-1, -case.kind.dims - 1)
                 x = x.requires_grad_()
             y = convolve(x, w, b)

@@ -21,12 +21,12 @@ COMPILERS = [
     pytest.param(
         "inductor",
         marks=[
-            pytest.mark.long,  # make test compiles a converted network with it, in test_ecosystem.py
+            pytest.mark.long,  # make test compiles a converted network with it in test_ecosystem.py
             pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler"),
         ],
     ),
 ]
-# No two dimensions alike: Dynamo would take them for one symbol.
+# All dimensions differ: Dynamo would use one symbol for equal ones.
 SIZES = [(2, 8, 9, 6), (3, 8, 7, 10), (5, 8, 12, 4)]
 
 
@@ -44,7 +44,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class Block(nn.Module):
-    """A convolution among other things; ``options`` as in the layers of gconv."""
+    """A convolution between other operations; ``options`` are those of gconv's layers."""
 
     def __init__(self, kind: Kind = CONV2D, **options: Any) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def test_compile_of_other_settings(backend: str, options: dict) -> None:
         )
 
 
-# Each is computed in its own way. Compiling takes seconds.
+# Each is computed differently. Compiling takes seconds.
 OTHER_KINDS = [
     pytest.param(
         kind, options, dynamic, id=f"{kind}, {options}, {'dynamic' if dynamic else 'static'}", marks=marks
@@ -177,7 +177,7 @@ def test_compile_under_autocast(backend: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_an_exported_pass_is_one_operator_or_pytorchs_convolution(kind: Kind) -> None:
-    """Whatever is around it to make images of sequences and volumes, and with an activation."""
+    """Also for sequences and volumes, which become images, and with an activation."""
     model = Block(kind)
     sizes = (9, 6, 5)[: kind.dims]
     example = torch.randn(2, 8, *sizes, dtype=torch.float64)

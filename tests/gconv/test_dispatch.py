@@ -1,4 +1,4 @@
-"""Which backend runs a call: as asked for, or as ``auto`` chooses by rule."""
+"""Which backend runs a call: the requested one, or the one that ``auto`` chooses by rule."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_backend_nests_and_comes_back_after_an_error() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_backward_runs_where_forward_ran(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside the ``with`` block too, and in another thread."""
+    """Also outside of the ``with`` block and in another thread."""
     ran: list[str] = []
 
     def spy_on(name: str) -> None:
@@ -65,7 +65,7 @@ def test_backward_runs_where_forward_ran(kind: Kind, monkeypatch: pytest.MonkeyP
 
 
 def on_gpu(channels_last: bool = True) -> SimpleNamespace:
-    """What :mod:`gconv.dispatch` asks of a tensor."""
+    """Return a stand-in with the attributes of a tensor that :mod:`gconv.dispatch` reads."""
     stride = 1 if channels_last else 25
     return SimpleNamespace(is_cuda=True, device=torch.device("cuda"), stride=lambda axis: stride)
 
@@ -121,7 +121,7 @@ def test_auto_takes_by_rule_what_was_faster_where_it_was_measured(
 
 
 def set_device(monkeypatch: pytest.MonkeyPatch, kind: str, bandwidth: float) -> None:
-    """Make every tensor's device a GPU that nothing was measured on."""
+    """Make every tensor's device a GPU without measurements."""
     from gconv.kernels.device import Device
 
     monkeypatch.setattr(dispatch, "_device_problem", lambda device: None)
@@ -137,7 +137,7 @@ def geometry_of_batch(batch: int) -> ConvGeometry:
 def test_auto_leaves_small_eager_calls_to_pytorch(
     batch: int, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pass of 1.6 MB an image has a floor of 25 us at 62.3 images."""
+    """A pass that moves 1.6 MB per image has a memory floor of 25 us at 62.3 images."""
     set_device(monkeypatch, "cuda", bandwidth=4e12)
     tensor, geometry, dtype = on_gpu(), geometry_of_batch(batch), torch.bfloat16
     call = conv2d_call(geometry)
@@ -158,12 +158,12 @@ def test_auto_leaves_small_eager_calls_to_pytorch(
 def test_auto_takes_no_kernel_by_rule_on_a_gpu_unlike_the_measured_one(
     kind: str, bandwidth: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AMD's, where nothing was measured; one whose driver does not tell how fast its memory is."""
+    """An AMD GPU, for which nothing was measured, and a GPU whose driver doesn't report its memory speed."""
     set_device(monkeypatch, kind, bandwidth)
     assert dispatch.aten_alone("auto", on_gpu(), torch.bfloat16, conv2d_call(geometry_of_batch(256)))
 
 
-# A layer of each kind, in groups of 4: by rule the kernels take those with images or slices in channels_last.
+# A layer of each kind, in groups of 4. By rule the kernels run those with images or slices in channels_last.
 LAYERS = {
     CONV1D: ((4096, 128, 56), (128, 4, 3), {"padding": 1}),
     CONV2D: ((256, 128, 56, 56), (128, 4, 3, 3), {"padding": 1}),
@@ -174,7 +174,7 @@ LAYERS = {
 
 
 def call_on_meta(kind: Kind, **changes: object) -> Call:
-    """A call of the layer, with other settings, or another ``input`` or ``weight`` size."""
+    """Return a call of the layer, with changed settings or another ``input`` or ``weight`` size."""
     input_size, weight_size, settings = LAYERS[kind]
     sizes = (changes.pop("input", input_size), changes.pop("weight", weight_size))
     tensors = [torch.empty(size, device="meta") for size in sizes]
@@ -191,7 +191,7 @@ def test_a_transposed_call_needs_the_passes_of_its_geometry_the_other_way_round(
 
 
 def test_auto_asks_for_the_pass_that_a_transposed_call_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In inference the kernels' input gradient decides, whatever their forward pass would do."""
+    """In inference only the input gradient of the kernels decides, not their forward pass."""
     set_device(monkeypatch, "cuda", bandwidth=4e12)
     dtype = torch.bfloat16
     for takes, of in itertools.product(PASSES, (CONV2D, CONV_TRANSPOSE2D)):
@@ -224,9 +224,11 @@ def test_auto_takes_kernels_for_volumes_only_if_nothing_is_copied(
     found = dispatch.explain_call("auto", tensor.device, layout_of(tensor, 3), dtype, call)
     assert ("triton" in {decision.backend for decision in found.values()}) == (folds and channels_last)
     if not folds:
-        assert all("in depth would copy the input" in decision.reason for decision in found.values())
+        assert all(
+            "in depth would require a copy of the input" in decision.reason for decision in found.values()
+        )
     elif not channels_last:
-        assert all("take 3-d ones in channels_last_3d" in decision.reason for decision in found.values())
+        assert all("need 3-d inputs in channels_last_3d" in decision.reason for decision in found.values())
 
 
 @pytest.mark.parametrize("kind", [CONV1D, CONV_TRANSPOSE1D], ids=str)
@@ -245,7 +247,7 @@ def test_auto_leaves_sequences_that_nobody_measured_to_pytorch(
 def test_what_is_explained_is_what_runs(
     kind: Kind, small: bool, channels_last: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch alone takes a call if, and only if, no pass is explained to run on the kernels."""
+    """PyTorch runs the entire call if, and only if, the explanation has no pass on the kernels."""
     set_device(monkeypatch, "cuda", bandwidth=4e12)
     tensor = on_gpu(channels_last)
     batch = {"input": (1, *LAYERS[kind][0][1:])} if small else {}
@@ -263,7 +265,7 @@ def test_what_is_explained_is_what_runs(
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_passes_run_where_they_are_explained_to(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``backend_for``, which each pass asks as it runs, decides as the explanation of the call said."""
+    """``backend_for``, which decides when a pass runs, agrees with the explanation of the call."""
     set_device(monkeypatch, "cuda", bandwidth=4e12)
     monkeypatch.setattr(dispatch, "_load", lambda name: name)
     call = call_on_meta(kind)

@@ -1,4 +1,4 @@
-"""The layers are PyTorch's with an activation."""
+"""The layers behave as PyTorch's, and also apply an activation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MADE += [
 
 
 def both(kind: Kind, *sizes: int, **options: Any) -> tuple[nn.Module, nn.Module]:
-    """Return gconv's layer and PyTorch's, drawn from the same random numbers."""
+    """Return gconv's layer and PyTorch's, initialized with the same random numbers."""
     layers = []
     for layer in (LAYER[kind], kind.layer):
         torch.manual_seed(3)
@@ -56,7 +56,7 @@ def both(kind: Kind, *sizes: int, **options: Any) -> tuple[nn.Module, nn.Module]
 
 
 def compare(layers: tuple[nn.Module, nn.Module], size: tuple[int, ...], *arguments: Any) -> None:
-    """Compare outputs and gradients."""
+    """Compare the outputs and gradients of two layers."""
     results = []
     for layer in layers:
         x = torch.arange(1.0, 1 + torch.Size(size).numel(), dtype=torch.float64).sin().view(size)

@@ -1,4 +1,4 @@
-"""Numbers are taken in every form in which PyTorch takes them, and refused in every other."""
+"""Numbers are accepted in every form that PyTorch accepts, and rejected in every other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_groups_are_taken_in_every_form_that_pytorch_takes(kind: Kind, groups: o
 
 
 class Listed(Sequence):
-    """A list that is none, as OmegaConf's ListConfig is."""
+    """A list-like class that is not a list, as OmegaConf's ListConfig is."""
 
     def __init__(self, *items: object) -> None:
         self.items = items
@@ -42,8 +42,7 @@ class Listed(Sequence):
         return repr(list(self.items))
 
 
-# Makers from the number of dimensions, since an iterator can be taken apart once only. 2 in every place is a
-# call that fits.
+# Functions of the number of dimensions, because an iterator can be used only once. Every setting can be 2.
 Maker = Callable[[int], Any]
 NUMBERS: dict[str, Maker] = {
     "an int": lambda dims: 2,
@@ -76,7 +75,7 @@ SETTINGS = [
 
 
 def with_setting(kind: Kind, name: str, value: Any) -> dict[str, Any]:
-    """Return the call that is right with one setting; an output padding of 2 needs a stride beyond it."""
+    """Return a valid call with one setting changed; an output padding of 2 needs a larger stride."""
     return right(kind) | ({"stride": 3} if name == "output_padding" else {}) | {name: value}
 
 
@@ -105,7 +104,7 @@ def test_what_pytorch_does_not_take_apart_is_refused(kind: Kind, name: str, make
 def test_the_layers_take_numbers_in_every_form_that_pytorchs_take(
     layer: type[nn.Module], name: str, make: Maker
 ) -> None:
-    """As plain ints, whatever they came in."""
+    """And store them as plain ints."""
     kind = layer._gconv_kind
     if name == "output_padding" and not kind.transposed:
         return
@@ -157,7 +156,7 @@ def test_numbers_that_are_none_are_refused_by_type_and_value(change: dict, messa
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_too_many_numbers_are_refused_in_every_form(layer: type[nn.Module]) -> None:
-    rule = {1: "one number", 2: "one number or two", 3: "one number or three"}[layer._gconv_kind.dims]
+    rule = {1: "one number", 2: "one or two numbers", 3: "one or three numbers"}[layer._gconv_kind.dims]
     wrong = [2] * (layer._gconv_kind.dims + 1)
     names = (
         "kernel_size",

@@ -1,4 +1,4 @@
-"""``torch.ops.gconv``: what a compiled or exported graph holds."""
+"""``torch.ops.gconv``: the operators in compiled and exported graphs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CASES = [
 ]
 
 
-# One of each kind, by name: the first of its cases.
+# The first case of each kind.
 FIRST = {kind: next(case for case in (*CASES, *OTHERS) if case.kind is kind) for kind in KINDS}
 
 
 def calls(case: Case, backend: str) -> dict[str, tuple]:
-    """Arguments of each operator; with a residual, which has no gradient, of tensors that want none."""
+    """Return the arguments of each operator; with a residual, which has no gradient, none are required."""
     pairs = {"stride": 1, "padding": 0, "dilation": 1, **case.settings}
     stride, padding, dilation = (
         (pairs[name],) * 2 if isinstance(pairs[name], int) else pairs[name]
@@ -95,13 +95,13 @@ def test_a_residual_inside_an_operator_has_no_gradient(name: str) -> None:
 @pytest.mark.parametrize("path", ["reference", "aten operators"])
 @pytest.mark.parametrize("case", [*CASES[:2], *OTHERS], ids=lambda case: case.name)
 def test_flop_counter_counts_each_pass_once(case: Case, path: str) -> None:
-    """Twice the multiply-adds; PyTorch's own formula counts the weight gradient ``groups`` times over."""
+    """As two per multiply-add; PyTorch's formula counts the weight gradient ``groups`` times."""
     tensors = case.tensors()
     with FlopCounterMode(display=False) as counter:
         y = case.run(path, *tensors)
         forward = counter.get_total_flops()
         y.sum().backward()
-    # Each element of w meets each of the shared input's channels, or makes each of the output's pixels.
+    # Each output, or each input if transposed, is multiplied with all weights of one filter.
     met = tensors[0] if case.kind.transposed else y
     assert forward == 2 * met.numel() * tensors[1][0].numel()
     assert counter.get_total_flops() == 3 * forward
@@ -112,7 +112,7 @@ def test_flop_counter_counts_each_pass_once(case: Case, path: str) -> None:
 
 @pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1]])
 def test_torch_func_inside_compile_is_refused(transform: object) -> None:
-    """Rather than wrong, or an error of PyTorch's that explains nothing."""
+    """Instead of a wrong result or an unclear error of PyTorch."""
     w = torch.randn(4, 2, 3, 3)
     function = transform(lambda x: run("reference", x, w, groups=2).sum())
     with pytest.raises(Exception, match=r"cannot be transformed by torch\.func"):
@@ -121,7 +121,7 @@ def test_torch_func_inside_compile_is_refused(transform: object) -> None:
 
 
 def trained(case: Case) -> None:
-    """A forward and a backward pass through the package, on the reference."""
+    """Run a forward and a backward pass on the reference."""
     case.run("reference", *case.tensors()).sum().backward()
 
 
@@ -129,7 +129,7 @@ def trained(case: Case) -> None:
 def test_nobody_watching_the_passes_run_without_operators(
     kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a plain eager call, an operator written in Python costs more than all the rest."""
+    """In a plain eager call, an operator written in Python costs more than everything else."""
     monkeypatch.setattr(torch.ops, "gconv", None)
     case = FIRST[kind]
     trained(case)
@@ -140,7 +140,7 @@ def test_nobody_watching_the_passes_run_without_operators(
 
 
 class Watching(TorchDispatchMode):
-    """Note the names of gconv's operators that are called."""
+    """Record the names of gconv's operators that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def test_profiler_sees_each_pass(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_mode_sees_each_pass(kind: Kind) -> None:
-    """A transposed convolution is an input gradient, and its own is a forward pass."""
+    """A transposed convolution is an input gradient, and its input gradient is a forward pass."""
     with Watching() as mode:
         y = FIRST[kind].run("reference", *FIRST[kind].tensors())
         first = list(mode.seen)
@@ -192,7 +192,7 @@ def test_a_residual_and_an_activation_are_part_of_the_pass_in_inference(
         y = FUNCTIONS[kind](*tensors, **case.settings, **options)
     torch.testing.assert_close(y, expected)
     ((inside, beside),) = asked
-    # Slices of a volume are images in another order than the residual's.
+    # The slices of a volume become images in another order than those of the residual.
     assert (inside, beside is None) == ((None, True) if kind.dims == 3 else (activation, False))
 
 
@@ -221,7 +221,7 @@ def test_tensors_that_do_not_simply_hold_their_numbers_go_through_operators(
 def test_x_or_its_gradient_decides_who_runs_a_pass(
     operator: ops.Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A weight gradient runs where the forward pass ran, whatever the layout of dy."""
+    """A weight gradient runs on the backend of the forward pass, whatever the layout of dy."""
     x, weight, norm = torch.randn(1, 4, 3, 3), torch.randn(4, 2, 1, 1), torch.ones(3, 4)
     tensors = {
         "input": x,

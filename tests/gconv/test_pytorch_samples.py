@@ -1,4 +1,4 @@
-"""What PyTorch tests its own convolutions with: samples, and samples that are errors."""
+"""The samples and error samples with which PyTorch tests its own convolutions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gconv.kinds import CONV1D, CONV2D, CONV3D, KINDS, Kind
 
 @pytest.fixture(scope="module")
 def pytorchs() -> dict[str, Any]:
-    """What PyTorch tests its convolutions with; its catalogue of all operators takes seconds to import."""
+    """Return PyTorch's tests of its convolutions; the catalog of all operators takes seconds to import."""
     from torch.testing._internal.common_methods_invocations import op_db
 
     return {op.name.removeprefix("nn.functional."): op for op in op_db if "functional.conv" in op.name}
@@ -47,7 +47,7 @@ def test_pytorchs_own_samples(pytorchs: dict, kind: Kind, backend: str, dtype: t
         torch.testing.assert_close(*grads)
 
 
-# The interpreter takes seconds for images, half a minute for volumes.
+# The interpreter takes seconds for images and half a minute for volumes.
 IN_FLOAT32 = [
     pytest.param(
         *(kind, backend),
@@ -65,7 +65,7 @@ IN_FLOAT32 = [
 def test_pytorchs_own_samples_in_float32(pytorchs: dict, kind: Kind, backend: str) -> None:
     for sample in pytorchs[kind.name].sample_inputs("cpu", torch.float32):
         x, w, b = sample.input, *sample.args
-        # They are evenly spread from -9 to 9, the bounds are for a deviation of 1.
+        # The samples are uniform in [-9, 9], but the bounds assume a standard deviation of 1.
         tensors = tuple(None if t is None else t / 5.2 for t in (x, w, b))
         case = Case("", tuple(x.shape), tuple(w.shape), sample.kwargs, b is not None, kind)
         check(case, backend, torch.float32, tensors=tensors)

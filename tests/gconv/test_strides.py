@@ -1,4 +1,4 @@
-"""Strides: channels_last in, channels_last out, as ``F.conv2d`` decides it and as the fake kernels say."""
+"""Strides: channels_last in, channels_last out, with the rule of ``F.conv2d``; fake kernels agree."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_strides_are_those_of_pytorchs_convolution(
 
 
 class Operands:
-    """Note what reaches the reference."""
+    """Record the operands that reach the reference."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[Tensor, ...]] = []
@@ -107,7 +107,7 @@ UNCOPIED = [
 def test_channels_that_lie_side_by_side_reach_the_backend_as_they_are_and_stay_so(
     kind: Kind, size: tuple, weight: tuple, settings: dict, operands: Operands
 ) -> None:
-    """Such as the transposed (N, L, C) tensor of a network of sequences."""
+    """For example a transposed (N, L, C) tensor in a network for sequences."""
     axis = len(size) - kind.dims - 1
     last = [n for i, n in enumerate(size) if i != axis]
     x, w = torch.randn(*last, size[axis]).movedim(-1, axis), torch.randn(weight)

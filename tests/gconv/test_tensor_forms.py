@@ -1,4 +1,4 @@
-"""Tensors whose memory does not simply hold their numbers, in every place of every call."""
+"""Tensors that aren't plain arrays in memory, for every argument of every function."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Call = Callable[[Tensor], Any]
 
 
 def number(t: Tensor) -> Tensor:
-    """The first number of ``t`` everywhere."""
+    """Return a tensor with the first number of ``t`` everywhere."""
     return t.flatten()[0].expand(t.shape)
 
 
@@ -50,7 +50,7 @@ def inferred(call: Call, t: Tensor) -> Any:
         return call(t.clone())
 
 
-# How a call is made with a tensor that holds the numbers of ``t``, but not plainly; the result is plain.
+# How to call a function with the numbers of ``t`` in another form of tensor; the results are plain tensors.
 FORMS: dict[str, Callable[[Call, Tensor], Any]] = {
     "negative bit": lambda call, t: call(torch._neg_view(-t)),
     "imaginary part of a conjugate": lambda call, t: call(torch.complex(t, -t).conj().imag),
@@ -66,14 +66,14 @@ FORMS: dict[str, Callable[[Call, Tensor], Any]] = {
     "parameter": lambda call, t: call(nn.Parameter(t)),
     "inference": inferred,
 }
-# One of each kind whose memory does not hold the numbers, one after the other.
+# One form of each kind whose memory doesn't contain the numbers one after the other.
 LAZY = ["negative bit", "wrapper subclass", "functionalised", "vmapped", "expanded"]
 LAZY += ["zeros that are not in memory", "every other number"]
 NUMBERS = {"expanded": number, "zeros that are not in memory": torch.zeros_like}
 
 
 def check(form: str, call: Call, right: Call, t: Tensor) -> None:
-    """That ``call`` of a tensor in ``form`` gives what ``right`` gives of its numbers in float64."""
+    """Check that ``call`` of a tensor in ``form`` returns what ``right`` does for its numbers in float64."""
     t = NUMBERS.get(form, torch.Tensor.clone)(t)
     expected = tree_leaves(right(t.double()))
     with torch.no_grad() if form != "leaf" else torch.enable_grad():
@@ -98,7 +98,7 @@ GEOMETRY = ConvGeometry(SIZES["input"], SIZES["weight"], (1, 1), Padding(0, 0, 0
 
 
 def draw(*names: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors by name, in float32 and the same in float64."""
+    """Return random tensors by name, in float32 and the same in float64."""
     tensors = {name: torch.randn(SIZES[name]) for name in names}
     return tensors, {name: t.double() for name, t in tensors.items()}
 
@@ -106,12 +106,12 @@ def draw(*names: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def convolve(
     input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, kind: Kind = CONV2D
 ) -> Tensor:
-    """What gconv's function is to give."""
+    """Return the expected result of gconv's function."""
     y = kind.pytorch(input, weight, bias, groups=GROUPS)
     return y if residual is None else F.silu(y + residual)
 
 
-# Sizes of input, weight and output of the kinds; the kernels interpret one.
+# Sizes of input, weight and output of each kind. In the interpreter only one kind is tested.
 SIZES_OF = {
     CONV1D: ((1, 4, 3), (4, 2, 2), (1, 4, 2)),
     CONV2D: (SIZES["input"], SIZES["weight"], OUTPUT),
@@ -143,7 +143,7 @@ def test_functions(kind: Kind, backend: str, name: str, form: str) -> None:
 @pytest.mark.parametrize("name", ["input", "weight", "bias"])
 @pytest.mark.parametrize("backend", ["aten", "reference"])
 def test_conjugate_bit(backend: str, name: str) -> None:
-    """Which complex numbers alone have; the kernels take none."""
+    """Only complex tensors have this bit, which the kernels don't support."""
     tensors = {key: torch.randn(SIZES[key], dtype=torch.complex64) for key in ("input", "weight", "bias")}
     conjugated = tensors | {name: tensors[name].conj()}
     expected = convolve(**tensors | {name: tensors[name].conj().resolve_conj()})
@@ -155,7 +155,7 @@ def test_conjugate_bit(backend: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["input", "weight", "bias", "residual"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fake_tensors(backend: str, name: str) -> None:
-    """Outside of their mode, which would be seen without a look at any tensor."""
+    """Outside of their mode, because an active mode would be noticed without looking at a tensor."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     tensors, _ = draw("input", "weight", "bias", "residual")
     tensors[name] = mode.from_tensor(tensors[name])
@@ -168,7 +168,7 @@ def test_fake_tensors(backend: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["input", "weight", "bias", "grad_output"])
 @interpreted
 def test_gradients(name: str, form: str) -> None:
-    """Of every operand, whichever tensor is in another form: one of them, or the gradient of the output."""
+    """For all operands, with one of them or the gradient of the output in another form."""
     tensors, wide = draw("input", "weight", "bias", "grad_output")
 
     def gradients(run: Callable[..., Tensor], tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -188,7 +188,7 @@ def test_gradients(name: str, form: str) -> None:
     )
 
 
-# The arguments of each operator besides its tensors: sizes and options.
+# The arguments of each operator other than tensors: sizes and options.
 OPERATORS: dict[str, tuple[tuple, tuple]] = {
     "forward": ((), ("silu",)),
     "input_grad": ((GEOMETRY.input_size,), ("silu",)),
@@ -200,31 +200,31 @@ OPERATORS: dict[str, tuple[tuple, tuple]] = {
 
 
 def tensors_of(operator: str) -> list[str]:
-    """Names of the tensors that an operator takes, by its schema: a new one is tested too."""
+    """Return the names of an operator's tensors, from its schema, so that new ones are tested too."""
     arguments = getattr(torch.ops.gconv, operator).default._schema.arguments
     return [argument.name for argument in arguments if "Tensor" in str(argument.type)]
 
 
 def run_operator(operator: str, tensors: dict[str, Tensor], backend: str) -> Any:
-    """``torch.ops.gconv``'s."""
+    """Run an operator of ``torch.ops.gconv``."""
     sizes, options = OPERATORS[operator]
     run, (first, residual) = getattr(torch.ops.gconv, operator), split(tensors)
     return run(*first, *sizes, *GEOMETRY.settings, *options, *residual, backend)
 
 
 def run_pass(operator: str, tensors: dict[str, Tensor], backend: str) -> Any:
-    """As gconv calls it itself: past the operator, where nobody would notice."""
+    """Run a pass as gconv does, without the operator if nothing observes operators."""
     first, residual = split(tensors)
     return getattr(ops, operator)(*first, GEOMETRY, *OPERATORS[operator][1], *residual, backend)
 
 
 def split(tensors: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors that come first, and the residual, which is the last option."""
+    """Return the tensors at the start, and the residual, which is the last option."""
     first = [tensor for name, tensor in tensors.items() if name != "residual"]
     return first, [tensor for name, tensor in tensors.items() if name == "residual"]
 
 
-# The kernels take longer: of forms that are found in one way, one.
+# The kernels are slow, so test only one of the forms that are detected in the same way.
 WAYS = [(run, "reference", form) for run in (run_operator, run_pass) for form in LAZY]
 WAYS += [
     pytest.param(run_pass, "triton", form, marks=interpreted)
@@ -239,7 +239,7 @@ WAYS += [
 @pytest.mark.parametrize(("run", "backend", "form"), WAYS)
 def test_operators(run: Callable[..., Any], backend: str, operator: str, name: str, form: str) -> None:
     tensors, wide = draw(*tensors_of(operator))
-    if operator == "input_grad":  # what is added to dx
+    if operator == "input_grad":  # is added to dx
         tensors["residual"] = torch.randn(SIZES["input"])
         wide["residual"] = tensors["residual"].double()
     check(
@@ -252,7 +252,7 @@ def test_operators(run: Callable[..., Any], backend: str, operator: str, name: s
 
 @interpreted
 def test_a_lazily_negated_residual_in_the_layout_of_the_kernels() -> None:
-    """Nothing copies it on the way, so only the operator can resolve it."""
+    """No copy is made on the way, so only the operator can resolve it."""
     x, w, residual = torch.randn(1, 8, 4, 4), torch.randn(8, 4, 3, 3), torch.randn(1, 8, 4, 4)
     residual = residual.contiguous(memory_format=torch.channels_last)
     settings = {"padding": 1, "groups": 2}
@@ -270,7 +270,7 @@ PLACES += [f"{i}.{name}" for i in (0, 2) for name in ("weight", "bias", "running
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @interpreted
 def test_conv_between_norms(training: bool, place: str, form: str) -> None:
-    """Output, statistics and gradients, wherever the modules or the call hold the tensor."""
+    """Output, statistics and gradients, with any tensor of the modules or the call in another form."""
     modules = sandwich(4, 2, dtype=torch.float32)
     modules[1] = gconv.GroupConv2d(4, 4, 1, groups=2)  # cheaper to interpret than 3x3
     modules.train(training)

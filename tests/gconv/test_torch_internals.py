@@ -1,4 +1,4 @@
-"""PyTorch's private names: all in one file, and a clear error where one is missing."""
+"""PyTorch's private names are all in one file, and a missing one raises a clear error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("path", ["_no_such_name", "nn._no_such_name", "_no_such_module.name"])
 def test_a_missing_name_is_an_error_that_says_what_to_install(path: str) -> None:
     with pytest.raises(
-        ImportError, match=rf"gconv needs torch\.{path}.*install a PyTorch that gconv is tested"
+        ImportError, match=rf"gconv needs torch\.{path}, which PyTorch .*install PyTorch 2\.11 to 2\.15, with"
     ):
         torch_internals._required(torch, path)
 
@@ -43,7 +43,7 @@ def test_functions_run_without_the_faster_way(monkeypatch: pytest.MonkeyPatch) -
 
 
 def private_names(path: Path) -> list[str]:
-    """Private names of PyTorch in a file: what it imports, and attributes of ``torch`` and its modules."""
+    """Return the private names of PyTorch that a file imports or reads from ``torch`` and its modules."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
@@ -59,7 +59,7 @@ def private_names(path: Path) -> list[str]:
     return [name for name in found if not name.endswith("__")]
 
 
-ALLOWED = ("nn.Conv2d._conv_forward", "torch._ops", "torch._ops.OpOverload")  # which is overridden; a type
+ALLOWED = ("nn.Conv2d._conv_forward", "torch._ops", "torch._ops.OpOverload")  # an overridden method; types
 
 
 def test_no_other_file_uses_private_names() -> None:

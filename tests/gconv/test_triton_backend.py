@@ -1,4 +1,4 @@
-"""``backend="triton"`` as a user asks for it: gradients, operators, graphs, layouts, refusals."""
+"""``backend="triton"`` as users request it: gradients, operators, graphs, layouts, errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def triton(*tensors: Tensor | None, **settings: object) -> Tensor:
 
 
 @interpreted
-@pytest.mark.filterwarnings("ignore:Input #:UserWarning")  # gradcheck's, for float32
+@pytest.mark.filterwarnings("ignore:Input #:UserWarning")  # from gradcheck, for float32
 @pytest.mark.parametrize(
     ("check", "stride"),
     [
@@ -35,7 +35,7 @@ def triton(*tensors: Tensor | None, **settings: object) -> Tensor:
     ],
 )
 def test_gradients_to_second_order(check: object, stride: int) -> None:
-    """In float32, which is what the kernels take: the passes are linear, so the steps may be large."""
+    """In float32, because the kernels don't support float64. The passes are linear, so steps can be large."""
     case = Case("", (1, 4, 4, 3), (4, 2, 3, 3))
     tensors = case.tensors(torch.float32)
     settings = {"stride": stride, "padding": 1, "groups": 2}
@@ -53,7 +53,8 @@ def test_opcheck(name: str) -> None:
         "input_grad": (dy, w, None, x.shape, *settings, None, None, "triton"),
         "weight_grad": (dy, x, w.shape, *settings, True, "triton"),
     }
-    # Its test of the gradients compares graphs with eager mode in float64's tolerance, which float32 misses.
+    # opcheck compares the gradients of graphs and eager mode with a tolerance for float64, so it is widened
+    # here.
     result = torch.library.opcheck(
         getattr(torch.ops.gconv, name).default, arguments[name], atol=1e-4, rtol=1e-4
     )
@@ -123,7 +124,9 @@ def test_network_trains_a_step_as_on_aten() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.complex64], ids=str)
 def test_types_without_a_kernel_are_refused(dtype: torch.dtype) -> None:
     x, w = torch.ones(1, 4, 5, 5, dtype=dtype), torch.ones(4, 2, 3, 3, dtype=dtype)
-    with pytest.raises(RuntimeError, match=f"cannot run here: the kernels take .* got {dtype}"):
+    with pytest.raises(
+        RuntimeError, match=f"cannot run here: the kernels support float16, bfloat16 and float32, got {dtype}"
+    ):
         triton(x, w, groups=2)
 
 
@@ -134,7 +137,9 @@ def test_without_gpu_and_interpreter_the_refusal_says_what_to_do() -> None:
     )
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert "got cpu; TRITON_INTERPRET=1 in the environment runs them on the CPU" in done.stderr
+    assert (
+        "got cpu; to test them on the CPU, slowly, set TRITON_INTERPRET=1 in the environment" in done.stderr
+    )
 
 
 def test_without_triton_the_refusal_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

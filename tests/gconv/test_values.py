@@ -1,4 +1,4 @@
-"""Values and gradients of all convolutions against PyTorch's in float64."""
+"""Outputs and gradients of all convolutions against PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from oracle import CASES, FUNCTIONS, OTHERS, PATHS, Case, check, expected, fence
 import gconv
 from gconv.kinds import KINDS
 
-# F.conv2d's own, for an even kernel with padding="same".
+# From F.conv2d, for an even kernel with padding="same".
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
 SIXTEEN_BITS = [torch.float16, torch.bfloat16]
@@ -31,7 +31,7 @@ def test_reference_in_sixteen_bits_matches_float64(case: Case, dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=str)
 def test_aten_is_pytorchs_function_to_the_bit(case: Case, dtype: torch.dtype) -> None:
-    """In 16 bits too, where PyTorch's own sums on the CPU are not all held in float32."""
+    """Even in 16 bits, where PyTorch doesn't compute all sums in float32 on the CPU."""
     results = []
     for convolve in (lambda *t: case.run("aten", *t), case.pytorch):
         tensors = case.tensors(dtype)
@@ -46,7 +46,7 @@ def test_aten_is_pytorchs_function_to_the_bit(case: Case, dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=str)
 @pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
 def test_kernels_match_float64_for_every_kind(case: Case, dtype: torch.dtype) -> None:
-    """The kernels' own geometries are in tests/kernels; this is the way to them and back."""
+    """Tests of the kernels themselves are in tests/kernels; this tests the path to them and back."""
     check(case, "triton", dtype)
 
 
@@ -54,7 +54,7 @@ def test_kernels_match_float64_for_every_kind(case: Case, dtype: torch.dtype) ->
 @pytest.mark.usefixtures("full_float32", "nothing_is_zero_by_chance")
 @pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
 def test_kernels_read_nothing_outside_of_any_operand(case: Case) -> None:
-    """NaN surrounds the operands, and fills what no pass writes."""
+    """NaN surrounds the operands and fills new memory."""
     tensors = [None if t is None else fenced(t.detach()) for t in case.tensors(torch.float32)]
     check(
         case, "triton", torch.float32, tensors=tuple(t if t is None else t.requires_grad_() for t in tensors)
@@ -121,7 +121,7 @@ def test_kernels_match_float64_in_any_geometry(case: Case, activation: str | Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["conv3d, 3x3x3", "conv_transpose2d, rows beyond every input"])
 def test_a_wider_residual_widens_the_result(name: str, dtype: torch.dtype) -> None:
-    """Also where gradients are summed in float32, as in the reference here."""
+    """Also if gradients are summed in float32, as in the reference here."""
     case = next(case for case in OTHERS if case.name == name)
     tensors = case.tensors(dtype)
     residual = torch.randn(case.pytorch(*tensors).shape)

@@ -109,7 +109,7 @@ def test_a_contiguous_network_runs_on_the_kernels_once_converted(
     net, x = net.cuda().bfloat16(), torch.randn(8, 3, 28, 28, device="cuda", dtype=torch.bfloat16)
     expected, ran = net(x), []
     report = gconv.convert(net)
-    assert "the kernels, in bfloat16 and float16" in str(report)
+    assert "gconv's kernels: bfloat16 and float16" in str(report)
     forward = gconv.ops.forward
     monkeypatch.setattr(gconv.ops, "forward", lambda *args: ran.append(1) or forward(*args))
     y = net(x)

@@ -30,7 +30,7 @@ def test_explain_follows_backend_padding_mode_and_plain_layers() -> None:
     layer = nn.Conv2d(8, 8, 3, padding=1, groups=2, padding_mode="circular", dtype=torch.float64)
     with gconv.backend("reference"):
         explanation = gconv.explain(layer, torch.randn(8, 6, 5, dtype=torch.float64))
-    assert (explanation.backend, explanation.reason) == ("reference", "asked for")
+    assert (explanation.backend, explanation.reason) == ("reference", "requested")
     assert explanation.geometry.input_size == (1, 8, 8, 7) and explanation.geometry.output_size == (
         1,
         8,
@@ -38,7 +38,7 @@ def test_explain_follows_backend_padding_mode_and_plain_layers() -> None:
         5,
     )
     assert gconv.explain(layer, torch.randn(8, 6, 5, dtype=torch.float64), backend="aten").backend == "aten"
-    with pytest.raises(RuntimeError, match="one dtype"):
+    with pytest.raises(RuntimeError, match="the same dtype"):
         gconv.explain(layer, torch.randn(8, 6, 5))
     with pytest.raises(TypeError, match=r"layer must be one of nn\.Conv1d, nn\.Conv2d, .* got Linear"):
         gconv.explain(nn.Linear(2, 2), torch.randn(2, 2))

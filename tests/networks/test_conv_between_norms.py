@@ -1,4 +1,4 @@
-"""``conv_between_norms`` computes what the modules compute: outputs, gradients and statistics."""
+"""``conv_between_norms`` returns the outputs, gradients and statistics of the modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def draw(dtype: torch.dtype = torch.float64, channels: int = 8) -> Tensor:
 
 
 def step(run: Callable[..., Tensor], x: Tensor, modules: nn.Module, grad: Tensor) -> dict[str, Tensor]:
-    """Output, gradients and statistics of a step, all there is to compare."""
+    """Return output, gradients and statistics of a training step."""
     modules.zero_grad()
     x = x.detach().requires_grad_()
     y = run(x, *modules)
@@ -40,7 +40,7 @@ def step(run: Callable[..., Tensor], x: Tensor, modules: nn.Module, grad: Tensor
 def test_outputs_gradients_and_statistics_are_those_of_the_modules(
     backend: str, dtype: torch.dtype, part: float, stride: int, mode: str, fused_calls: list[str]
 ) -> None:
-    """Over several steps, so that the running statistics move on."""
+    """Over several steps, so that the running statistics change."""
     modules = sandwich(stride=stride, bias=mode == "first frozen", dtype=dtype)
     modules.train(mode != "evaluation")
     if mode.endswith("frozen"):
@@ -72,7 +72,9 @@ def test_gradients_are_exact() -> None:
     x = torch.randn(2, 4, 3, 4, dtype=torch.float64, requires_grad=True)
 
     def run(x: Tensor, *values: Tensor) -> Tensor:
-        for name, value in zip(names, values, strict=True):  # not functional_call, which torch.func is
+        for name, value in zip(
+            names, values, strict=True
+        ):  # not functional_call, which is part of torch.func
             at, _, attribute = name.partition(".")
             del modules[int(at)]._parameters[attribute]
             modules[int(at)]._parameters[attribute] = value
@@ -99,7 +101,7 @@ def test_the_operators_refuse_gradients_that_they_do_not_have(operator: str) -> 
         "norm_input_grad": (x, weight, x, norm, *settings),
         "norm_weight_grad": (x, x, norm, weight.shape, *settings, False),
     }[operator]
-    with pytest.raises(RuntimeError, match="has no gradient: call gconv"):
+    with pytest.raises(RuntimeError, match=r"has no gradient: call gconv\.conv_between_norms instead"):
         getattr(torch.ops.gconv, operator)(*arguments, "reference")
 
 
@@ -238,14 +240,14 @@ def test_one_value_a_channel_is_refused_as_batch_norm_refuses_it() -> None:
 
 def test_wrong_channels_are_refused_as_the_modules_refuse_them() -> None:
     before, conv, after = sandwich()
-    with pytest.raises(RuntimeError, match=r"weight .* takes .* but input .* has 6"):
+    with pytest.raises(RuntimeError, match=r"weight .* expects .* but input .* has 6"):
         gconv.conv_between_norms(draw(channels=6), before, conv, after, backend="reference")
 
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_autocast(dtype: torch.dtype, fused_calls: list[str]) -> None:
-    """Statistics and gradients of the norms stay in float32."""
+    """Statistics and gradients of the norms are in float32."""
     modules = sandwich(dtype=torch.float32)
     twin, x = copy.deepcopy(modules), draw(torch.float32)
     grad = torch.randn(3, 8, 7, 6)
@@ -258,7 +260,7 @@ def test_autocast(dtype: torch.dtype, fused_calls: list[str]) -> None:
 
     ours, right = step(fused, x, modules, grad), step(one_by_one, x, twin, grad)
     assert fused_calls and all(ours[name].dtype == right[name].dtype for name in right if name != "output")
-    for name in right:  # numbers of the norms' gradients near zero flip through the ReLU
+    for name in right:  # small values of the gradients of the norms can pass the ReLU or not
         apart = (ours[name].double() - right[name].double()).norm() / right[name].double().norm().clamp(min=1)
         assert apart < 0.05, name
 

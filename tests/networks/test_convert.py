@@ -1,4 +1,4 @@
-"""``convert`` and ``revert``: what is swapped, what is left and why, and that all else stays."""
+"""``convert`` and ``revert``: what is converted or skipped, and why; everything else is unchanged."""
 
 from __future__ import annotations
 
@@ -96,35 +96,37 @@ def test_convert_says_what_it_left_and_why() -> None:
     model["convolves"]._conv_forward = lambda x, weight, bias: x
     model["prepared"].qconfig = "some"
     report = gconv.convert(model, filter=lambda module, name: name != "kept")
-    by_itself = "it could call self._conv_forward(input, weight, bias)"
+    by_itself = (
+        "computes the convolution itself: let its forward call self._conv_forward(input, weight, bias)"
+    )
     assert {layer.name: layer.reason for layer in report.layers} == {
         "dense": "dense: groups=1",
-        "depthwise": "depthwise: convert(..., depthwise=True) swaps it",
-        "alone": f"its class ByItself convolves by itself: {by_itself}",
-        "own": "its class OwnConvolution has a _conv_forward of its own",
-        "active": "has an activation of its own",
-        "c": f"its class FromC convolves by itself: {by_itself}",
-        "child": f"its class ChildOfByItself convolves by itself: {by_itself}",
-        "decorated": f"its class ByItselfDecorated convolves by itself: {by_itself}",
-        "pickled": "its class PickledItsWay is pickled in a way of its own",
-        "made": "its class MadeWithArguments is pickled in a way of its own",
-        "final": "its class Final cannot be subclassed: no subclasses, please",
-        "forever": "its class LazyForever hides the one that it is made of",
-        "prepared": "is prepared for torch.ao.quantization, which looks for its very class",
+        "depthwise": "depthwise: pass depthwise=True to convert it",
+        "alone": f"class ByItself {by_itself}",
+        "own": "class OwnConvolution has a custom _conv_forward",
+        "active": "has an attribute named activation",
+        "c": f"class FromC {by_itself}",
+        "child": f"class ChildOfByItself {by_itself}",
+        "decorated": f"class ByItselfDecorated {by_itself}",
+        "pickled": "class PickledItsWay has custom pickling",
+        "made": "class MadeWithArguments has custom pickling",
+        "final": "class Final cannot be subclassed: no subclasses, please",
+        "forever": "cannot tell which class LazyForever is made from",
+        "prepared": "prepared for torch.ao.quantization, which needs its exact class",
         "convolves": "its forward was replaced",
-        "kept": "the filter left it",
-        "done": "is a GroupConv2d already",
+        "kept": "excluded by filter",
+        "done": "already a GroupConv2d",
         "patched": "its forward was replaced",
-        "lazy": "may be depthwise: convert(..., depthwise=True) swaps it",
+        "lazy": "may be depthwise: pass depthwise=True to convert it",
         "fast": "groups=4",
     }
     lines = str(report).splitlines()
-    assert lines[0].split() == ["layer", "geometry", "result", "why", "runs", "here", "on"]
-    assert lines[1] == "dense      8 -> 8, 3x3                         left     dense: groups=1"
-    assert lines[15] == "kept       8 -> 8, 3x5, stride (2, 1)          left     the filter left it"
-    assert lines[18].startswith("lazy       ? -> 8, 3x3                         left")
-    assert lines[19].startswith("fast       8 -> 16, 3x3, stride 2, dilation 3  swapped  groups=4")
-    assert lines[20] == "1 of 19 convolutions swapped"
+    assert lines[0].split() == ["layer", "geometry", "result", "reason", "backend", "here"]
+    assert lines[1] == "dense      8 -> 8, 3x3                         skipped    dense: groups=1"
+    assert lines[15] == "kept       8 -> 8, 3x5, stride (2, 1)          skipped    excluded by filter"
+    assert lines[18].startswith("lazy       ? -> 8, 3x3                         skipped")
+    assert lines[19].startswith("fast       8 -> 16, 3x3, stride 2, dilation 3  converted  groups=4")
+    assert lines[20] == "converted 1 of 19 convolutions"
     assert not gconv.convert(model, filter=lambda module, name: name != "kept").swapped
 
 
@@ -138,7 +140,7 @@ def test_settings_that_are_no_pairs_are_taken_as_conv2d_takes_them() -> None:
     layer, x = nn.Conv2d(8, 8, 3, groups=4), torch.randn(2, 8, 9, 9)
     layer.stride, layer.dilation, layer.padding = 2, (1,), 1
     expected = layer(x)
-    assert "8 -> 8, 3x3, stride 2  swapped" in str(gconv.convert(layer))
+    assert "8 -> 8, 3x3, stride 2  converted" in str(gconv.convert(layer))
     torch.testing.assert_close(layer(x), expected)
 
 
@@ -156,8 +158,8 @@ def test_what_quantisation_looks_for_is_left_to_it() -> None:
 
 def test_lazy_convolutions_become_group_convolutions_with_their_first_input() -> None:
     layer, x = nn.LazyConv2d(8, 3, groups=4), torch.randn(2, 12, 5, 5)
-    assert "swapped  groups=4" in str(gconv.convert(layer))
-    assert gconv.convert(layer).left[0].reason == "is a GroupConv2d already"
+    assert "converted  groups=4" in str(gconv.convert(layer))
+    assert gconv.convert(layer).left[0].reason == "already a GroupConv2d"
     twin = copy.deepcopy(layer)
     assert layer(x).shape == (2, 8, 3, 3) and type(layer) is gconv.GroupConv2d
     assert gconv.revert(layer) == ("",) and type(layer) is nn.Conv2d
@@ -200,7 +202,7 @@ def test_parametrised_convolutions_stay_parametrised(parametrized_first: bool) -
 
 
 def count_calls(layer: nn.Module) -> list[int]:
-    """A list that grows with each convolution that ``layer`` runs through gconv."""
+    """Return a list that grows with each convolution that ``layer`` computes with gconv."""
     calls: list[int] = []
     original = type(layer)._conv_forward
 
@@ -216,7 +218,7 @@ def count_calls(layer: nn.Module) -> list[int]:
 @pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.weight_norm], ids=lambda f: f.__name__)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_weights_made_by_hooks_are_still_made(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    """After a step on what they are made from: a weight that was kept would be the old one."""
+    """After a change of their source: a cached weight would be the old one."""
     layer, x = wrap(nn.Conv2d(8, 8, 3, groups=4)).eval(), torch.randn(2, 8, 5, 5)
     source = next(p for name, p in layer.named_parameters() if name != "bias")
     with torch.no_grad():
@@ -260,7 +262,9 @@ def test_revert_refuses_what_became_something_else() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4))
     gconv.convert(model)
     model[1].__class__ = Wrapped
-    with pytest.raises(RuntimeError, match="layer '1' became a Wrapped after it was swapped: revert"):
+    with pytest.raises(
+        RuntimeError, match=r"layer '1' became a Wrapped after conversion: call gconv\.revert before"
+    ):
         gconv.revert(model)
     assert type(model[0]) is gconv.GroupConv2d
     model[1].__class__ = Padded
@@ -271,7 +275,9 @@ def test_revert_refuses_to_drop_an_activation() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4))
     gconv.convert(model)
     model[1].activation = "relu"
-    with pytest.raises(RuntimeError, match="layer '1' has activation='relu': Conv2d has none"):
+    with pytest.raises(
+        RuntimeError, match="layer '1' has activation='relu', which Conv2d lacks: set it to None"
+    ):
         gconv.revert(model)
     assert all(isinstance(layer, gconv.GroupConv2d) for layer in model)
 
@@ -281,7 +287,9 @@ def test_torchscript_is_refused_before_and_after() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2))
     scripted = torch.jit.script(model)
     for function in (gconv.convert, gconv.revert):
-        with pytest.raises(TypeError, match=r"is fixed: convert before torch\.jit\.script"):
+        with pytest.raises(
+            TypeError, match=r"TorchScript module, which cannot be changed: convert before torch\.jit\.script"
+        ):
             function(scripted)
     gconv.convert(model)
     with pytest.raises(RuntimeError, match=r"cannot compile GroupConv2d: .* or after gconv\.revert, or use"):
@@ -294,7 +302,7 @@ def test_torchscript_is_refused_before_and_after() -> None:
 def test_convert_of_a_single_layer_and_of_no_module() -> None:
     layer = nn.Conv2d(8, 8, 3, groups=2)
     assert "(the model)" in str(gconv.convert(layer)) and isinstance(layer, gconv.GroupConv2d)
-    assert str(gconv.convert(nn.Linear(2, 2))).startswith("no convolution in the model that gconv takes")
+    assert str(gconv.convert(nn.Linear(2, 2))).startswith("the model has no convolution layers")
     with pytest.raises(TypeError, match=r"filter must be callable as filter\(module, name\), got str"):
         gconv.convert(nn.Linear(2, 2), filter="0")
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):

@@ -1,4 +1,4 @@
-"""Converted networks under what else PyTorch brings: compilers, export, autocast, processes, torch.func."""
+"""Converted networks with other features of PyTorch: compilers, export, autocast, processes, torch.func."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def compiling() -> Iterator[None]:
 
 
 class Net(nn.Module):
-    """Grouped convolutions of three classes, batch norm, a residual; channels_last if the image is."""
+    """Grouped convolutions of three classes, batch norm and a residual."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Net(nn.Module):
 
 
 def pair(dtype: torch.dtype = torch.float64) -> tuple[Net, Net]:
-    """A network and its converted twin."""
+    """Return a network and its converted copy."""
     torch.manual_seed(3)
     plain = Net().to(dtype)
     converted = copy.deepcopy(plain)
@@ -77,7 +77,7 @@ def images(batch: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def step(model: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-    """Output and gradients of a training step; ``run`` if not the model itself."""
+    """Return output and gradients of a training step of the model, or of ``run``."""
     model.zero_grad()
     y = (model if run is None else run)(x)
     y.square().sum().backward()
@@ -121,7 +121,7 @@ def test_compile_trains_and_infers_with_any_batch(compiling: None, backend: str,
 def test_inductor_keeps_channels_last_and_the_numbers(
     compiling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In training too, where Inductor lets a network with grouped aten convolutions go contiguous."""
+    """Also in training, where Inductor makes networks with grouped aten convolutions contiguous."""
     plain, converted = (
         nn.Sequential(model.grouped, nn.ReLU(), model.same).to(memory_format=torch.channels_last)
         for model in pair()
@@ -166,7 +166,7 @@ def test_a_compiled_network_can_be_converted_and_reverted(
     assert traced == [3, 0]
 
 
-# torch.export.save warns of every channels_last weight.
+# torch.export.save warns about each channels_last weight.
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:No complete tensor found:UserWarning")
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 def test_export_saves_loads_and_decomposes(backend: str, strict: bool, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_traced_torchscript_holds_standard_convolutions() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_autocast_with_a_gradient_scaler_trains(backend: str, dtype: torch.dtype) -> None:
-    """Scaled gradients are unscaled, a step with an infinite one is left out, and parameters stay float32."""
+    """Gradients are unscaled, steps with infinite gradients are skipped, and parameters stay float32."""
     plain, converted = pair(torch.float32)
     kinds: set[torch.dtype] = set()
     converted.grouped.register_forward_hook(lambda module, args, y: kinds.add(y.dtype))
@@ -278,7 +278,7 @@ def test_activation_checkpointing_computes_again_what_it_did(
     def run(x: Tensor) -> Tensor:
         return converted.head(checkpoint(converted.features, x, use_reentrant=reentrant))
 
-    x = images().requires_grad_()  # a reentrant one needs an input with a gradient
+    x = images().requires_grad_()  # reentrant checkpointing needs an input with a gradient
     assert_same(step(converted, x, run), step(plain, x))
     if backend == "reference":
         again = ["forward"] * 3 + ["input_grad", "weight_grad"] * 3
@@ -287,7 +287,7 @@ def test_activation_checkpointing_computes_again_what_it_did(
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_functional_call_grad_and_vmap(backend: str) -> None:
-    """Per-sample gradients, and an ensemble in one call, the two things that people take torch.func for."""
+    """Per-sample gradients, and an ensemble in one call, the two main uses of torch.func."""
     plain, converted = pair()
     plain.eval(), converted.eval()
     x, labels = images(), torch.tensor([0, 3, 1])
@@ -332,7 +332,7 @@ def test_exponential_moving_average_of_the_weights(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["aten", "reference", pytest.param("triton", marks=pytest.mark.long)])
 def test_deterministic_algorithms_run_and_give_the_same_bits(backend: str) -> None:
-    """With them PyTorch fills fresh memory with NaN as well: what a pass does not write would show."""
+    """PyTorch then also fills new memory with NaN, so values that a pass doesn't write would show."""
     _, converted = pair(torch.float32)
     torch.use_deterministic_algorithms(True)
     try:
@@ -344,7 +344,7 @@ def test_deterministic_algorithms_run_and_give_the_same_bits(backend: str) -> No
 
 
 def test_flop_counter_counts_as_for_the_original(backend: str) -> None:
-    """Layer by layer. Backward, PyTorch counts a weight gradient ``groups`` times over, gconv does not."""
+    """Layer by layer. PyTorch counts a weight gradient ``groups`` times, gconv once."""
     counts = []
     for model in pair():
         with FlopCounterMode(display=False) as counter:
@@ -364,7 +364,7 @@ def test_flop_counter_counts_as_for_the_original(backend: str) -> None:
 
 
 def test_two_processes_train_as_one_with_all_images(tmp_path: Path) -> None:
-    """DistributedDataParallel and FSDP2, around converted networks and converted when around them."""
+    """DistributedDataParallel and FSDP2, on networks converted before or after wrapping."""
     torch.multiprocessing.spawn(workers.in_a_group, (tmp_path,), nprocs=2)
     states = torch.load(tmp_path / "states.pt")
     assert list(states) == ["data_parallel", "converted_when_wrapped", "fully_sharded", "sharded_alone"]

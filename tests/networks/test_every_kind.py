@@ -1,4 +1,4 @@
-"""Networks of every kind of convolution, converted, under what else PyTorch brings."""
+"""Converted networks with every kind of convolution, with other features of PyTorch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import gconv
 from gconv.kinds import KINDS, kind_of
 
 pytestmark = [
-    # F.conv1d's own, for wav2vec2's even kernel with padding="same"; vmap's, for our operators.
+    # From F.conv1d, for wav2vec2's even kernel with padding="same", and from vmap, for gconv's operators.
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
 ]
@@ -44,7 +44,7 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def step(model: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-    """Return output and gradients of a training step; ``run`` if not the model itself."""
+    """Return output and gradients of a training step of the model, or of ``run``."""
     model.zero_grad()
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
     y = (model if run is None else run)(x)
@@ -97,7 +97,7 @@ def test_copies_and_state_dicts_of_a_converted_network(name: str) -> None:
     assert list(plain.state_dict()) == list(converted.state_dict())
     plain.eval(), converted.eval()
     torch.testing.assert_close(copy.deepcopy(converted)(x), plain(x))
-    if name != "speech":  # PyTorch pickles no parametrised module
+    if name != "speech":  # PyTorch can't pickle parametrized modules
         saved = io.BytesIO()
         torch.save(converted, saved)
         saved.seek(0)
@@ -109,7 +109,7 @@ def test_copies_and_state_dicts_of_a_converted_network(name: str) -> None:
 
 def test_compile_trains_and_infers_with_any_batch(name: str, backend: str) -> None:
     plain, converted = twins(name)
-    if name == "speech":  # PyTorch's on a CPU returns other strides than it promises the compiler
+    if name == "speech":  # on a CPU PyTorch's returns other strides than the compiler expects
         plain.block.batch_norm = converted.block.batch_norm = nn.Identity()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(converted, fullgraph=True, backend=counter)
@@ -229,7 +229,7 @@ def test_per_sample_gradients(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["aten", "reference", pytest.param("triton", marks=pytest.mark.long)])
 def test_deterministic_algorithms_give_the_same_bits(name: str, backend: str) -> None:
-    """With them PyTorch fills fresh memory with NaN: numbers that a pass does not write would show."""
+    """PyTorch then also fills new memory with NaN, so values that a pass doesn't write would show."""
     _, converted = twins(name, torch.float32)
     x = converted.example(2, torch.float32)
     torch.use_deterministic_algorithms(True)
@@ -250,7 +250,7 @@ def test_flop_counter_counts_as_for_the_original(name: str, backend: str) -> Non
     assert counts[0] == counts[1] and counts[0]["Global"] > 0
 
 
-# Batch norms folded and left, activations and residuals taken into grouped convolutions.
+# Numbers of batch norms folded and not folded, and of activations and residuals fused.
 FUSED = {"speech": (2, 0, 2, 0), "u-net": (4, 0, 3, 1), "video": (1, 0, 1, 0)}
 
 
@@ -294,14 +294,14 @@ def test_profile_and_explain_every_layer(name: str, few_rounds: None) -> None:
 
 
 class Trimmed(nn.ConvTranspose1d):
-    """An upsampler that cuts off what would need the future, as vocoders have it."""
+    """An upsampler that cuts off outputs that depend on the future, as in vocoders."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         return super().forward(x, output_size)[..., : -self.stride[0]]
 
 
 class Doubling(nn.ConvTranspose2d):
-    """One that always doubles the size, with attributes named as anything may be."""
+    """A layer that always doubles the size, and has attributes named ``function`` and ``kind``."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
@@ -312,7 +312,7 @@ class Doubling(nn.ConvTranspose2d):
 
 
 class Causal(nn.Conv1d):
-    """Padded on the left only."""
+    """A convolution padded on the left only."""
 
     function, kind = nn.Tanh(), "causal"
 
@@ -322,7 +322,7 @@ class Causal(nn.Conv1d):
 
 
 class ByItself(nn.ConvTranspose1d):
-    """One with a method that only the other convolutions have."""
+    """A transposed convolution with a ``_conv_forward``, which only the other convolutions have."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, 2 * self.weight, self.bias)
@@ -363,8 +363,8 @@ def test_what_convert_cannot_take_is_left_with_the_reason() -> None:
     report = gconv.convert(model)
     assert not report.swapped and torch.equal(model[0](x), before)
     assert [layer.reason for layer in report.left] == [
-        "its class ByItself convolves by itself: it could call super().forward(input)",
-        "gconv does not take nn.ConvTranspose3d",
+        "class ByItself computes the convolution itself: let its forward call super().forward(input)",
+        "gconv does not support nn.ConvTranspose3d",
     ]
     assert "4 -> 4, 1x2x2, transposed" in str(report)
 

@@ -1,4 +1,4 @@
-"""``gconv.fuse``: the same outputs with fewer operators, and a report that says so."""
+"""``gconv.fuse``: the same outputs with fewer operators, and its report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import gconv
 from gconv.networks.rewrite import fold
 from resnext import ResNeXt, resnext50_32x4d
 
-# Batch norms folded and left, activations and residuals taken into grouped convolutions.
+# Numbers of batch norms folded and not folded, and of activations and residuals fused.
 NETWORKS = {
     "torchvision/resnext50_32x4d": (53, 0, 16, 0),
     "torchvision/regnet_y_400mf": (53, 0, 16, 0),
@@ -34,7 +34,7 @@ NETWORKS = {
     "mobilenetv3_small_050": (34, 0, 11, 0),
     "tf_mobilenetv3_small_075": (34, 0, 11, 0),  # Conv2dSame
     "resnest14d": (23, 0, 4, 0),
-    "repvgg_b1g4": (56, 23, 0, 13),  # branches that end in a sum, some of them a batch norm alone
+    "repvgg_b1g4": (56, 23, 0, 13),  # branches that end in a sum, some with only a batch norm
     "dpn48b": (33, 21, 16, 0),  # norms before the convolutions
     "nf_regnet_b0": (0, 0, 0, 0),  # no norms
 }
@@ -91,7 +91,7 @@ def test_the_closing_sum_and_activation_go_into_the_kernel(
 
 
 def test_a_sum_in_place_keeps_the_type_of_the_convolution() -> None:
-    """And one that is not, that of both; as the modules do."""
+    """A sum that isn't in place promotes the dtypes, as in the original model."""
     x = torch.randn(2, 8, 6, 5)
     for inplace, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         model = trained(Branch(nn.ReLU(), inplace=inplace)).float()
@@ -111,7 +111,7 @@ def test_both_orders_of_the_sum_are_known(swap: bool) -> None:
 
 
 class Odd(nn.Module):
-    """One way or another of not being a convolution with its norm; ``how`` names it."""
+    """A model that looks like a convolution with its norm, but isn't; ``how`` selects the difference."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -250,8 +250,19 @@ def test_report_reads_well() -> None:
         model = resnext50_32x4d().eval()
     _, report = gconv.fuse(model)
     lines = str(report).splitlines()
-    assert lines[0].split() == ["layer", "geometry", "folded", "in", "in", "the", "kernel", "left"]
+    assert lines[0].split() == [
+        "layer",
+        "geometry",
+        "folded",
+        "norm",
+        "fused",
+        "into",
+        "kernel",
+        "not",
+        "fused",
+        "because",
+    ]
     assert lines[3].split() == ["layer1.0.conv2", "128", "->", "128,", "3x3", "layer1.0.bn2", "relu"]
     assert lines[-1] == (
-        "53 of 53 batch norms folded; 16 activations and 0 residuals taken into grouped convolutions"
+        "folded 53 of 53 batch norms; fused 16 activations and 0 residuals into grouped convolutions"
     )

@@ -1,4 +1,4 @@
-"""What ``gconv.fuse`` leaves, follows by another way or refuses: hooks, modes, what cannot be traced."""
+"""The limits of ``gconv.fuse``: hooks, modes, modules that can't be traced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import gconv
 
 
 class Depends(nn.Module):
-    """What no tracer follows: a path that depends on the numbers; its parts have graphs."""
+    """A module that can't be traced, because its path depends on values; its submodules can."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,10 +30,12 @@ def test_what_cannot_be_traced_stays_as_it_is() -> None:
     fused, report = gconv.fuse(model)
     assert counts(report) == (2, 5, 0, 1)
     assert list(report.opaque) == ["1"] and "control flow" in report.opaque["1"]
-    assert "not looked into: 1: " in str(report)
+    assert "not traced: 1: " in str(report)
     for sign in (1, -1):
         assert_same(model, fused, sign * torch.rand(2, 8, 6, 5, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="the model cannot be traced, fuse its parts: TraceError"):
+    with pytest.raises(
+        RuntimeError, match=r"the model cannot be traced: TraceError: .*; fuse its submodules instead"
+    ):
         gconv.fuse(model[1])
 
 
@@ -41,7 +43,7 @@ def test_what_a_module_without_a_graph_shares_stays_as_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), Depends())
     model[2].conv = model[0]
     fused, report = gconv.fuse(trained(model))
-    assert report.norms_left["1"] == "it is called more than once"
+    assert report.norms_left["1"] == "the convolution is called more than once"
     for sign in (1, -1):
         assert_same(model, fused, sign * torch.rand(2, 8, 6, 5, dtype=torch.float64))
 
@@ -74,7 +76,7 @@ def test_hooks_and_replaced_forwards_go_on() -> None:
     assert seen == ["block", "block", "norm", "norm", "conv", "conv", "forward", "forward"]
     model = trained(Branch())
     model.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="the model has hooks or a forward that was replaced"):
+    with pytest.raises(ValueError, match="the model has hooks or a replaced forward, which fuse would lose"):
         gconv.fuse(model)
 
 
@@ -96,7 +98,9 @@ def test_an_example_shows_a_trace_that_took_another_path() -> None:
 
     model, x = trained(Flattering()), torch.randn(2, 8, 6, 5, dtype=torch.float64)
     gconv.fuse(model)
-    with pytest.raises(RuntimeError, match=r"on the example the fused network is .* off"):
+    with pytest.raises(
+        RuntimeError, match=r"on the example the fused network has an error of .*: tracing followed"
+    ):
         gconv.fuse(model, x)
     gconv.fuse(trained(Branch()), x)
 

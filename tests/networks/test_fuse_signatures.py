@@ -1,4 +1,4 @@
-"""``gconv.fuse`` keeps how a network is called, names, order and defaults of its inputs, or says why not."""
+"""``gconv.fuse`` keeps the names, order and defaults of a network's inputs, or explains why it can't."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Defaults(Branch):
 
 
 class Nested(Branch):
-    """Calls modules in all these ways; one is called as a whole, because of its hook."""
+    """A module that calls others in all these ways; one of them has a hook and isn't traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ CALLS: list[tuple[type[nn.Module], tuple, dict[str, Any]]] = [
 
 
 def copies(fused: nn.Module) -> Iterator[nn.Module]:
-    """``fused``, copied, saved and loaded, and fused again."""
+    """Yield ``fused``, its copy, the same saved and loaded, and fused again."""
     file = io.BytesIO()
     torch.save(fused, file)
     file.seek(0)
@@ -128,7 +128,7 @@ def test_a_fused_network_is_called_as_the_model_is(
     names = list(inspect.signature(model.forward).parameters)
     with torch.no_grad():
         expected = model(*arguments, **options)
-        # A hook of this file's cannot be saved.
+        # Nested has a hook, a lambda that can't be saved.
         for network in (fused,) if cls is Nested else copies(fused):
             assert list(inspect.signature(network.forward).parameters) == names
             torch.testing.assert_close(network(*arguments, **options), expected)
@@ -149,7 +149,7 @@ def test_a_fused_network_is_called_as_the_model_is(
 def test_another_value_than_the_default_is_refused(cls: type[nn.Module], option: dict[str, Any]) -> None:
     fused, _ = gconv.fuse(trained(cls()))
     with pytest.raises(
-        AssertionError, match=f"{next(iter(option))} must be .*, with which the network was fused"
+        AssertionError, match=f"{next(iter(option))} must be .*, the default with which the network was fused"
     ):
         fused(X, *[SCALE] * (cls is PositionalOnly), **option)
 
@@ -179,11 +179,11 @@ class Unpacks(Branch):
     [
         (
             RequiredAfterDefault,
-            r"cannot keep the signature of the model, forward\(x: .*: non-default argument",
+            r"cannot reproduce the signature of the model, forward\(x: .*: non-default argument",
         ),
-        (TensorAsDefault, "the default of its argument 'scale' is a tensor"),
-        (FunctionAsDefault, "cannot be traced, fuse its parts: NotImplementedError"),
-        (Unpacks, "cannot be traced, fuse its parts: TraceError"),
+        (TensorAsDefault, "the default of argument 'scale' is a tensor"),
+        (FunctionAsDefault, "the model cannot be traced: NotImplementedError"),
+        (Unpacks, "the model cannot be traced: TraceError"),
     ],
 )
 def test_a_signature_that_cannot_be_kept_is_refused_with_the_reason(
@@ -205,9 +205,9 @@ def test_an_example_shows_a_network_that_fails() -> None:
             return y.dim() if isinstance(x, torch.fx.Proxy) else y
 
     with pytest.raises(
-        RuntimeError, match=r"the fused network fails on the example: tracing took .*: IndexError"
+        RuntimeError, match=r"the fused network fails on the example, because tracing followed .*: IndexError"
     ):
         gconv.fuse(trained(Failing()), X)
-    with pytest.raises(RuntimeError, match="on the example the fused network is inf off"):
+    with pytest.raises(RuntimeError, match="on the example the fused network has an error of inf"):
         gconv.fuse(trained(PutsOutASize()), X)
     assert_same(trained(FlagAfterInputs()), gconv.fuse(trained(FlagAfterInputs()), X)[0], X)

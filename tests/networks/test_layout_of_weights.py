@@ -37,7 +37,7 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def test_a_contiguous_network_runs_in_channels_last_and_trains_on() -> None:
-    """Outputs, gradients, state dicts and the momentum of an optimiser that has begun; then back again."""
+    """Outputs, gradients, state dicts and momenta of an optimizer after some steps; then revert."""
     model = small_timm().double()
     twin = copy.deepcopy(model)
     optimizers = [torch.optim.SGD(m.parameters(), 0.05, momentum=0.9) for m in (model, twin)]
@@ -47,7 +47,7 @@ def test_a_contiguous_network_runs_in_channels_last_and_trains_on() -> None:
     report = gconv.convert(twin)
 
     moved = [m for m in twin.modules() if isinstance(m, nn.Conv2d)]
-    assert "weights are in channels_last now, and activations follow" in str(report)
+    assert "weights moved to channels_last, and activations follow" in str(report)
     assert all(is_channels_last(m.weight) for m in moved)
     for key, value in twin.state_dict(keep_vars=True).items():
         assert id(value) == before[key][0] and torch.equal(value, before[key][1]), key
@@ -79,12 +79,12 @@ def test_weights_stay_where_the_user_or_nothing_asks_to_move_them() -> None:
     strides = [p.stride() for p in last.parameters()]
     for model, options in ((kept, {"channels_last": False}), (dense, {}), (last, {})):
         report = gconv.convert(model, **options)
-        assert report.layout == "", "nothing changed, so nothing is said"
+        assert report.layout == "", "nothing changed, so the report has nothing to say"
     assert all(p.is_contiguous() for m in (kept, dense) for p in m.parameters())
     gconv.revert(last)
     spatial = [i for i, p in enumerate(last.parameters()) if p.ndim == 4 and p.shape[2:] != (1, 1)]
     after = [p.stride() for p in last.parameters()]
-    assert [after[i] for i in spatial] == [strides[i] for i in spatial], "they were so before"
+    assert [after[i] for i in spatial] == [strides[i] for i in spatial], "they were channels_last before"
 
 
 FUSED = {
@@ -98,7 +98,7 @@ FUSED = {
 def test_a_fused_optimiser_finds_gradients_and_its_state_in_the_layout_of_the_weights(
     make: Callable, begun: bool
 ) -> None:
-    """It reads them side by side, whatever their strides, and would mix them up without a word."""
+    """It reads them in memory order whatever their strides, and would silently mix them up."""
     model = grouped_network().double()
     twin = copy.deepcopy(model)
     optimizers = [make(m.parameters()) for m in (model, twin)]
@@ -168,7 +168,7 @@ def test_a_weight_that_others_hold_or_make_is_not_moved(make: Callable[[], nn.Co
 
 
 def test_the_report_says_who_runs_each_layer_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU PyTorch; on a GPU as ``auto`` decides it for large batches, in channels_last."""
+    """On a CPU it is PyTorch; on a GPU ``auto`` decides, for large batches in channels_last."""
     model = nn.Sequential(nn.Conv2d(64, 64, 3, groups=16), nn.Conv2d(64, 64, 5, groups=16))
     report = gconv.convert(model)
     text = str(report)
@@ -184,6 +184,6 @@ def test_the_report_says_who_runs_each_layer_on_this_machine(monkeypatch: pytest
     monkeypatch.setattr("gconv.networks.reports.this_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(dispatch, "decide_by_auto", decide)
     lines = str(report).splitlines()
-    assert lines[1].endswith("the kernels, in bfloat16 forward; float16")
+    assert lines[1].endswith("gconv's kernels: bfloat16 (forward); float16")
     assert lines[2].endswith("PyTorch") and "PyTorch: not known to be faster" in lines
-    assert lines[-1].startswith("small batches stay with PyTorch: gconv.profile(model, x)")
+    assert lines[-1].startswith("small batches run on PyTorch; gconv.profile(model, x)")

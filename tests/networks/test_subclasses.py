@@ -1,4 +1,4 @@
-"""What becomes of other people's subclasses of ``nn.Conv2d``: they go on doing what they do."""
+"""Subclasses of ``nn.Conv2d`` keep their behavior when they are converted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_subclasses_keep_what_they_do(make: Callable[[], nn.Conv2d]) -> None:
     assert report.swapped, report
     assert isinstance(layer, gconv.GroupConv2d) and isinstance(layer, type(original))
     assert repr(layer) == f"Group{original!r}"
-    # Pictures that fit the strides, and that don't.
+    # Sizes that are divisible by the strides, and others.
     for size in ((3, 8, 9, 12), (3, 8, 12, 7), (8, 10, 10)):
         x = torch.randn(size, dtype=torch.float64)
         results = []
@@ -58,12 +58,12 @@ def test_subclasses_keep_what_they_do(make: Callable[[], nn.Conv2d]) -> None:
 
 
 def test_what_was_patched_in_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it was converted: by people who want other padding, say."""
+    """If it was patched before conversion, for example to change the padding."""
     same, plain = timm_layers().Conv2dSame(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4)
     monkeypatch.setattr(type(same), "forward", lambda self, x: x)
-    assert "convolves by itself" in gconv.convert(same).left[0].reason
+    assert "computes the convolution itself" in gconv.convert(same).left[0].reason
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, x, weight, bias: x)
-    assert "has a _conv_forward of its own" in gconv.convert(plain).left[0].reason
+    assert "has a custom _conv_forward" in gconv.convert(plain).left[0].reason
 
 
 def test_an_activation_is_applied_after_an_equation_too() -> None:
@@ -84,7 +84,7 @@ def test_attributes_named_as_gconvs_own_do_not_matter() -> None:
 
 
 class Quantised(Tensor):
-    """Numbers that stand for a hundredth of themselves, which conv2d alone knows."""
+    """Weights stored times 100, which only ``F.conv2d`` divides again."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""``convert`` on other people's networks: timm's and torchvision's."""
+"""``convert`` on the networks of timm and torchvision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import gconv
 from gconv.torch_internals import ConvolutionBase
 
-# One of each family, and of each way to build the block around the convolution, with the image it gets.
+# One network of each family and each design of the block around the convolution, with its image size.
 NETWORKS = {
     "bat_resnext26ts": 256,
     "cpubone_nano": 64,
@@ -92,7 +92,7 @@ def create(name: str, size: int) -> nn.Module:
 
 
 def train_step(model: nn.Module, size: int) -> dict[str, Tensor]:
-    """Output and gradients on three random images; whatever the network draws is the same each time."""
+    """Return output and gradients on three random images; random numbers are the same each time."""
     torch.manual_seed(7)
     y = model(torch.randn(3, 3, size, size, dtype=torch.float64))
     y.square().sum().backward()
@@ -109,7 +109,8 @@ def train_step(model: nn.Module, size: int) -> dict[str, Tensor]:
 def test_converted_networks_train_as_the_original(name: str, size: int) -> None:
     """On the reference backend, which shares no code with PyTorch's convolutions.
 
-    As the original in channels_last: some gradients are roundings alone, and move with the layout.
+    Compared with the original in channels_last, because some gradients are only rounding errors, which change
+    with the layout.
     """
     model = create(name, size).double().train()
     twin = copy.deepcopy(model)
@@ -121,7 +122,7 @@ def test_converted_networks_train_as_the_original(name: str, size: int) -> None:
     expected = train_step(model.to(memory_format=torch.channels_last), size)
     assert ours.keys() == expected.keys()
     largest = max(tensor.abs().max().item() for tensor in expected.values())
-    for key in expected:  # some gradients are zero but for roundings: of a bias before a batch norm
+    for key in expected:  # some gradients are only rounding errors: of a bias before a batch norm
         torch.testing.assert_close(
             ours[key], expected[key], rtol=1e-7, atol=1e-12 * largest, msg=lambda m, key=key: f"{key}: {m}"
         )
@@ -131,7 +132,7 @@ def test_converted_networks_train_as_the_original(name: str, size: int) -> None:
 
 @pytest.mark.long
 def test_every_grouped_convolution_of_timm_is_swapped() -> None:
-    """And each that is left has its reason; the README tells the totals."""
+    """And each skipped one has its reason; the README quotes the totals."""
     timm, total = zoo.load("timm"), Counter()
     for name in timm.list_models():
         with torch.device("meta"):

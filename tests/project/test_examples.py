@@ -28,7 +28,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_timm_network_in_three_lines(run: Run) -> None:
     out = run("timm_in_three_lines.py", "--model", "test_nfnet", "--batch", "2", "--image", "64")
-    assert "6 of 33 convolutions swapped" in out
+    assert "converted 6 of 33 convolutions" in out
     assert float(re.search(r"largest difference: (\S+)", out)[1]) < 1e-5
     assert "convolutions in a forward pass, torch.float32 on cpu" in out
 
@@ -52,7 +52,7 @@ def test_convnext_with_depthwise(run: Run) -> None:
 
 def test_conformer_for_speech(run: Run) -> None:
     out = run("conformer.py", "--frames", "50", "--channels", "16", "--blocks", "2")
-    assert "2 of 2 convolutions swapped" in out and "8 x 16 x 50 -> 8 x 16 x 50" in out
+    assert "converted 2 of 2 convolutions" in out and "8 x 16 x 50 -> 8 x 16 x 50" in out
     assert "largest difference: 0.0e+00" in out
     assert "8 x 16/16 x 50 -> 16, kernel 31" in out
 

@@ -1,4 +1,4 @@
-"""A call of each convolution that is right, to change one argument of."""
+"""A valid call of each convolution, to change one argument of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ X, W, B = torch.randn(1, 4, 5, 5), torch.randn(6, 2, 3, 3), torch.randn(6)
 
 
 def right(kind: Kind) -> dict[str, Any]:
-    """Return the arguments of a call that is right: 4 channels become 6 in 2 groups, by 3 taps on 5."""
+    """Return valid arguments: 4 channels in, 6 out, 2 groups, kernels of length 3 on inputs of length 5."""
     if kind is CONV2D:
         return {"input": X, "weight": W, "bias": B, "groups": 2}
     channels = (4, 3) if kind.transposed else (6, 2)

@@ -1,4 +1,4 @@
-"""Helpers for tests of the command line: tables, errors of one line, CSV files."""
+"""Helpers for tests of the command line: tables, one-line errors, CSV files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 Run = Callable[..., tuple[int, str, str]]
 
-# The options of a training that takes a second.
+# Options for a training run that takes a second.
 SMALL = ("--epochs", "2", "--repeats", "1,1,0,0", "--cardinality", "2", "--base-width", "2")
 
 
@@ -18,7 +18,7 @@ def cells(out: str) -> list[list[str]]:
 
 
 def one_line(err: str, *parts: str) -> None:
-    """Assert that ``err`` is an error of one line with all ``parts`` in it."""
+    """Assert that ``err`` is a one-line error that contains all ``parts``."""
     assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err, err
     for part in parts:
         assert part in err, err

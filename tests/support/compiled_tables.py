@@ -1,4 +1,4 @@
-"""The committed tables of what the compiler makes of the kernels."""
+"""The committed tables of the compiler's output for the kernels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from benchmarks import matrix
 
 ROOT = Path(__file__).parents[2]
 PINNED = re.search(r"^triton==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
-RUN_MATRIX = "run `make matrix` and commit what it writes"
+RUN_MATRIX = "run `make matrix` and commit its output"
 
 
 def read_table(text: str) -> list[dict[str, str]]:
-    """Return the rows of a table of ``python -m gconv kernels``, by heading."""
+    """Return the rows of a table printed by ``python -m gconv kernels``, by column."""
     head, rule, *lines = text.splitlines()
     spans = [match.span() for match in re.finditer("-+", rule)]
     names = [head[start:end].strip() for start, end in spans]
@@ -21,7 +21,7 @@ def read_table(text: str) -> list[dict[str, str]]:
 
 
 def kept(version: str, name: str) -> list[dict[str, str]]:
-    """Return a committed table: of Triton ``version``, one of ``matrix.TABLES``."""
+    """Return the committed table ``name``, one of ``matrix.TABLES``, for a Triton version."""
     return read_table((matrix.COMMITTED / f"triton-{version}" / f"{name}.txt").read_text())
 
 

@@ -1,4 +1,4 @@
-"""A network of convolutions, and subclasses of ``nn.Conv2d`` as people write them, for ``convert``."""
+"""A network of convolutions, and subclasses of ``nn.Conv2d`` as found in practice, for ``convert``."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Padded(nn.Conv2d):
 
 
 class Halved(nn.Conv2d):
-    """One that calls it by the name that is meant for it."""
+    """A subclass that calls ``_conv_forward``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight / 2, self.bias)
 
 
 class Named(Padded):
-    """One that has settings of its own and no forward."""
+    """A subclass with additional settings and no forward."""
 
     def __init__(self, channels: int, groups: int, name: str = "?") -> None:
         super().__init__(channels, channels, 3, groups=groups)
@@ -76,7 +76,7 @@ class ChildOfByItself(ByItself):
 
 
 def counted(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A decorator of somebody's."""
+    """Decorate a forward method."""
 
     @functools.wraps(forward)
     def wrapper(*args: Any) -> Tensor:
@@ -88,7 +88,7 @@ def counted(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class ByItselfDecorated(nn.Conv2d):
     @counted
     def forward(self, x: Tensor) -> Tensor:
-        super().train(self.training)  # a super() that is not forward's
+        super().train(self.training)  # super() of another method
         return F.conv2d(x, self.weight, self.bias, groups=self.groups)
 
 
@@ -121,7 +121,7 @@ class LazyForever(nn.LazyConv2d):
 
 
 class Unplugged(nn.Conv2d):
-    """One whose attributes do not go where others' go."""
+    """A subclass that doesn't allow setting its class."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "__class__":

@@ -1,7 +1,7 @@
 """Replace the CUDA libraries of a torch that was installed without them, so that it imports on a CPU.
 
-PyPI's wheels of torch are half a gigabyte and load 2 GB of CUDA libraries at import, none of which a machine
-without a GPU ever calls. Needs binutils and a C compiler, which Triton needs anyway.
+The wheels of torch on PyPI are half a gigabyte and load 2 GB of CUDA libraries on import, which a machine
+without a GPU never calls. Needs binutils and a C compiler, which Triton needs too.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from pathlib import Path
 
 CUDA_LIBRARY = re.compile(r"NEEDED.*\[(lib(?:cu|nv|nccl)[^\]]+)\]")
 CUDA_SYMBOL = re.compile(r"cu|nccl|nvshmem")
-NO_DEVICE = 100  # cudaErrorNoDevice; elsewhere just an error
+NO_DEVICE = 100  # cudaErrorNoDevice; in other libraries just an error
 
 
 def stub_cuda(libraries: Path) -> list[str]:
-    """Write each CUDA library that torch needs into ``libraries``, its own; every function returns an error.
+    """Write a stub of each CUDA library that torch needs; all functions return an error.
+
+    Args:
+        libraries: folder of torch's libraries, in which the stubs are written.
 
     Returns:
-        The names of the libraries, none for a CPU build.
+        The names of the stubs; empty for a CPU build.
     """
     ours = sorted(libraries.glob("*.so"))
     needed = {name for path in ours for name in CUDA_LIBRARY.findall(_output("readelf", "-dW", path))}
@@ -31,9 +34,9 @@ def stub_cuda(libraries: Path) -> list[str]:
 
 
 def _undefined(ours: list[Path], needed: set[str]) -> tuple[dict[str, set[str]], dict[str, str]]:
-    """Return the functions that each needed library must have, and the version they are looked up under.
+    """Return the functions that each library must have, and the symbol version of each library.
 
-    Functions without a version may be in any library; CUDA's runtime gets them.
+    Functions without a version can be in any library; they are added to the CUDA runtime.
     """
     listings = [_output("nm", "-D", "--defined-only", path).split() for path in ours]
     defined = {word.partition("@")[0] for listing in listings for word in listing}
@@ -55,7 +58,7 @@ def _undefined(ours: list[Path], needed: set[str]) -> tuple[dict[str, set[str]],
 
 
 def _compile(path: Path, symbols: set[str], version: str) -> None:
-    """Build a library of functions that return an error, or the text of one."""
+    """Build a library whose functions return an error, or the text of an error."""
     text = {"cudaGetErrorString", "cudaGetErrorName"} & symbols
     code = [f"long {symbol}(void) {{ return {NO_DEVICE}; }}" for symbol in sorted(symbols - text)]
     code += [f'const char *{symbol}(int error) {{ return "no CUDA here"; }}' for symbol in sorted(text)]

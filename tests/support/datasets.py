@@ -1,4 +1,4 @@
-"""Small data sets on disk, made anew in each test: archives as CIFAR's, folders as ImageNet's."""
+"""Small datasets on disk, created for each test: archives like CIFAR's, folders like ImageNet's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def cifar_pixels(count: int, classes: int = 10, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(count, 3072) and (count,): noise around a brightness that tells the class."""
+    """Return pixels (count, 3072) and labels (count,): noise around a brightness that shows the class."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     noise = generator.normal(0, 20, (count, 3072))
@@ -31,7 +31,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def cifar10_binary(path: Path, each: int = 40, test: int = 50) -> Path:
-    """cifar-10-binary.tar.gz with five batches of ``each`` images, and ``test`` to test on."""
+    """Write cifar-10-binary.tar.gz with five batches of ``each`` images, and ``test`` test images."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz") as tar:
         for seed, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
@@ -43,7 +43,7 @@ def cifar10_binary(path: Path, each: int = 40, test: int = 50) -> Path:
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes text and bytes as Python 2 did, which the archives were published with."""
+    """A pickler that writes text and bytes as Python 2 did, as in the published archives."""
 
     dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
@@ -56,14 +56,14 @@ class Python2Pickler(pickle._Pickler):
 
 
 def python2(value: object) -> bytes:
-    """A pickle of Python 2 and NumPy 1."""
+    """Return a pickle as Python 2 and NumPy 1 write it."""
     file = io.BytesIO()
     Python2Pickler(file, protocol=2).dump(value)
     return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
 def cifar10_python(path: Path, each: int = 40, test: int = 50) -> Path:
-    """The same as cifar-10-python.tar.gz."""
+    """Write the same images as cifar-10-python.tar.gz."""
     with tarfile.open(path, "w:gz") as tar:
         for seed, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
             pixels, labels = cifar_pixels(test if name == "test_batch" else each, seed=seed)
@@ -75,7 +75,7 @@ def cifar10_python(path: Path, each: int = 40, test: int = 50) -> Path:
 
 
 def cifar100(path: Path, binary: bool, count: int = 200) -> Path:
-    """cifar-100-binary.tar.gz or cifar-100-python.tar.gz; a coarse label is a fifth of the fine one."""
+    """Write cifar-100-binary.tar.gz or cifar-100-python.tar.gz; coarse labels are fine labels // 5."""
     names = [f"class{i}" for i in range(100)]
     with tarfile.open(path, "w:gz") as tar:
         for seed, part in enumerate(("train", "test")):
@@ -101,7 +101,7 @@ def cifar100(path: Path, binary: bool, count: int = 200) -> Path:
 
 
 def photographs(folder: Path, classes: int = 3, train: int = 12, test: int = 6) -> Path:
-    """train/CLASS/*.jpg and val/CLASS/*.png of several sizes; a class is a colour."""
+    """Write train/CLASS/*.jpg and val/CLASS/*.png of several sizes; each class is a color."""
     generator = np.random.default_rng(0)
     for part, count in (("train", train), ("val", test)):
         for label in range(classes):

@@ -1,4 +1,4 @@
-"""Geometries at the edges of tiles, and comparisons of kernels in given tiles with float64."""
+"""Geometries at the edges of tiles, and comparisons of kernels with given tiles with float64."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def layer(
     images: int = 2,
     **settings: Any,
 ) -> Case:
-    """Return a 3x3 layer with padding 1; ``inputs`` and ``outputs`` are channels of a group."""
+    """Return a 3x3 layer with padding 1; ``inputs`` and ``outputs`` are channels per group."""
     weight = (groups * outputs, inputs, 3, 3)
     return Case("", (images, groups * inputs, *size), weight, {"padding": 1, "groups": groups, **settings})
 
 
 def strips(case: Case, transposed: bool = False, **changes: int) -> Tile:
-    """Return a tile for a pass of ``case``: strips of one column or pair, one pack, but for ``changes``."""
+    """Return a tile for a pass of ``case``: strips of one column or pair, one pack, with ``changes``."""
     make = Correlation.input_grad if transposed else Correlation.forward
     c = make(geometry_of(case))
     kernel = "strips" if c.divisor == (1, 1) else "pairs"
@@ -46,7 +46,7 @@ def strips(case: Case, transposed: bool = False, **changes: int) -> Tile:
 
 
 def check_strips(case: Case, dtype: torch.dtype = HALF, **changes: int) -> None:
-    """Compare all passes with float64; at stride 2 the input gradient is in pairs, of 16 bits only."""
+    """Compare all passes with float64; at stride 2 the input gradient uses pairs, only in 16 bits."""
     tensors, geometry = case.tensors(dtype), geometry_of(case)
     x, w, bias = (t.detach() for t in tensors)
     x, w, bias = inside_nan(x), inside_nan(w), every_other(bias)
@@ -62,7 +62,7 @@ def check_strips(case: Case, dtype: torch.dtype = HALF, **changes: int) -> None:
 
 
 def check_weight_grad(case: Case, tile: Tile, dtype: torch.dtype = HALF) -> None:
-    """Compare the weight gradient in ``tile`` and the bias gradient with float64."""
+    """Compare the weight gradient with tile ``tile`` and the bias gradient with float64."""
     tensors, geometry = case.tensors(dtype), geometry_of(case)
     x, dy = tensors[0].detach(), torch.randn(geometry.output_size).to(dtype)
     truth = expected(case, tensors, dy)
@@ -79,11 +79,11 @@ def seven_rows(images: int, stride: int, padding: int) -> Case:
 
 
 def rows_of(turns: int, count: int) -> int:
-    """Return the turns of a program if ``count`` programs share those of two groups of images."""
+    """Return the turns per program if ``count`` programs share those of two groups of images."""
     return max(4, -(-2 * turns // count))
 
 
 def check_norm_strips(case: Case, dtype: torch.dtype = HALF, **changes: int) -> None:
-    """Compare the passes with batch norm inside, and the sums that they gather, with float64."""
+    """Compare the passes with batch norm inside, and the sums that they compute, with float64."""
     given = {"forward": strips(case, **changes), "input_grad": strips(case, True, **changes)}
     check(norm_results(case, dtype, tiles=given))

@@ -1,4 +1,4 @@
-"""Small trainings on scikit-learn's digits: a network, a recipe, an engine, and its losses."""
+"""Small training runs on scikit-learn's digits: a network, a recipe, an engine and its losses."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def make_engine(
 
 
 def losses(engine: Engine, count: int = 3) -> list[float]:
-    """Take the next steps of the epoch and return their losses."""
+    """Run the next steps of the epoch and return their losses."""
     batches = engine.batches()
     return [float(total / seen) for total, _, seen in (engine.step(next(batches)) for _ in range(count))]
 
 
 def few_of(data: Data, count: int = 80, test: int = 40) -> Data:
-    """Return the first images of a data set."""
+    """Return the first images of a dataset."""
     return replace(
         data,
         train=Images(data.train.images[:count], data.train.labels[:count]),

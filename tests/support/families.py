@@ -1,6 +1,6 @@
 """Geometries for every kernel, and comparisons of the kernels' results with float64.
 
-NaN surrounds the operands, so that a read outside them shows.
+NaN surrounds the operands, so that reads outside them show up in the results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SAME = {"padding": 1}
 PAST = {"padding": (2, 0), "stride": 2}
 
-# Group widths 1 to dense, powers of two and not, equal and unequal, and each kernel at its edges.
+# Group widths from 1 to dense, powers of two and others, equal and unequal, and the edge cases of each
+# kernel.
 FAMILIES = [
     Case("slide, width 4", (3, 16, 9, 7), (16, 4, 3, 3), {**SAME, "groups": 4}),
     Case("slide, one tile and a bit", (5, 16, 3, 14), (16, 8, 3, 3), {**SAME, "groups": 2}),
@@ -78,7 +79,7 @@ LARGE = [
 
 
 def named(name: str) -> Case:
-    """Return the member of ``FAMILIES`` of that name."""
+    """Return the case in ``FAMILIES`` with that name."""
     return next(case for case in FAMILIES if case.name == name)
 
 
@@ -89,7 +90,7 @@ def geometry_of(case: Case) -> ConvGeometry:
 def inside_nan(tensor: Tensor, channels: int = 1) -> Tensor:
     """Copy a tensor to a channels_last window of a larger tensor of NaN.
 
-    With a margin of one channel the window begins at an odd number, where no load can be wide.
+    With a margin of one channel the window starts at an odd element, where loads can't be vectorized.
     """
     margins = (1, channels, 1, 1)
     sizes = [size + 2 * margin for size, margin in zip(tensor.shape, margins, strict=True)]
@@ -99,19 +100,19 @@ def inside_nan(tensor: Tensor, channels: int = 1) -> Tensor:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Copy a tensor inside NaN to a multiple of 16 bytes, like users' tensors; pixels too if 8 divides C."""
+    """Copy a tensor inside NaN, aligned to 16 bytes like usual tensors; pixels too if 8 divides C."""
     return inside_nan(tensor, channels=8)
 
 
 def every_other(tensor: Tensor) -> Tensor:
-    """Return the same numbers, in memory with a NaN after each."""
+    """Return a copy whose numbers alternate with NaN in memory."""
     return torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)[..., 0]
 
 
 def kernel_results(
     case: Case, dtype: torch.dtype, relu: bool = False, device: str = "cpu", place: Place = inside_nan
 ) -> Compared:
-    """Return result, truth and bound of each pass; ``place`` puts operands into memory."""
+    """Return result, reference and bound of each pass; ``place`` copies operands to memory."""
     tensors, geometry = case.tensors(dtype), geometry_of(case)
     x, w = (place(t.detach().to(device)) for t in tensors[:2])
     bias = None if tensors[2] is None else every_other(tensors[2].detach().to(device))
@@ -142,15 +143,15 @@ def check_epilogue(
     dtype: torch.dtype = torch.float16,
     tile: Tile | None = None,
 ) -> None:
-    """Compare "forward" or "input_grad" with bias, residual and activation with float64.
+    """Compare "forward" or "input_grad" with float64, with bias, residual and activation.
 
     Args:
         pass_: the pass.
-        case: the convolution; its ``bias`` says for both passes whether there is one.
-        activation: what follows the sums.
-        residual: whether a residual is added to them.
-        dtype: of operands and results.
-        tile: what the kernel works in. Defaults to None, the one that is chosen for it.
+        case: the convolution; its ``bias`` determines for both passes whether there is one.
+        activation: the activation, or None.
+        residual: whether to add a residual.
+        dtype: dtype of operands and results. Defaults to float16.
+        tile: tile of the kernel. Defaults to None: the one that gconv chooses.
     """
     geometry, (x, w, _) = geometry_of(case), case.tensors(dtype)
     source = x.detach() if pass_ == "forward" else torch.randn(geometry.output_size).to(dtype)
@@ -168,12 +169,12 @@ def check_epilogue(
     right = right if side is None else right + side.double()
     bound = bounds(case, [right, right], dtype)[PASSES.index(pass_)]
     right = right if activation is None else ACTIVATIONS[activation](right)
-    # hardswish is the steepest of them: its slope is at most 1.5.
+    # The steepest activation is hardswish, with a slope of at most 1.5.
     check({pass_: (result, right, 1.5 * bound + torch.finfo(dtype).eps)})
 
 
 def check(results: Compared) -> None:
-    """Check that every result is within its bound of the truth."""
+    """Check that every result differs from the reference by at most its bound."""
     for name, (result, right, bound) in results.items():
         assert result.shape == right.shape, name
         right, bound = right.to(result.device), bound.to(result.device)

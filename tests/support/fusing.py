@@ -10,7 +10,7 @@ import gconv
 
 
 class Branch(nn.Module):
-    """A grouped convolution at the end of a residual branch, closed by a sum and an activation."""
+    """A residual branch that ends in a grouped convolution, followed by a sum and an activation."""
 
     def __init__(
         self, activation: nn.Module | None = None, inplace: bool = False, swap: bool = False
@@ -32,7 +32,7 @@ class Branch(nn.Module):
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """Return ``model`` with statistics and scales as training leaves them, in float64 and evaluation mode."""
+    """Return ``model`` with random statistics and scales, in float64 and evaluation mode."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
@@ -45,7 +45,7 @@ def trained(model: nn.Module) -> nn.Module:
 
 
 def counts(report: gconv.FusionReport) -> tuple[int, int, int, int]:
-    """Count batch norms folded and left, and activations and residuals taken into convolutions."""
+    """Count batch norms folded and not folded, and activations and residuals fused into convolutions."""
     return (
         len(report.folded),
         len(report.norms_left),

@@ -1,8 +1,8 @@
 """Make Triton's interpreter three times as fast, for tests.
 
-The interpreter patches ``triton.language`` before each call of a function inside a kernel, although the patch
-of the first call lasts until the launch ends. It also computes each sum and product of integers twice, to
-check for overflows, which it reports in debug mode only. Here it does neither.
+The interpreter patches ``triton.language`` before each call of a function inside a kernel, although the first
+patch lasts until the launch ends. It also computes each sum and product of integers twice to check for
+overflows, which it only reports in debug mode. This module turns off both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A quick run of the benchmarks, and rows of ResNeXt-50 as they write them."""
+"""Arguments for a quick run of the benchmarks, and result rows for ResNeXt-50."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RUN = ["run", "--suite", "tiny", "--batch", "2", "--dtypes", "float32", "--conte
 
 
 def layer_row(runner: str, layout: str, p50: float | None, **changes: object) -> dict:
-    """Return a row of the first layer of ResNeXt-50, whose floor is 90 us."""
+    """Return a row of the first layer of ResNeXt-50, with a memory floor of 90 us."""
     fields = {
         "suite": "resnext50_32x4d", "layer": "128/32, 56x56", "batch": 256, "type": "bfloat16",
         "pass_": "forward", "runner": runner, "layout": layout, "ran": runner, "floor": 90.0,
@@ -30,7 +30,7 @@ LAYER_ROWS = [
 
 
 def network_row(network: str, runner: str, mode: str, speed: float | None) -> dict:
-    """Return a row of a training step at ``speed`` images/s; None is one that failed."""
+    """Return a row of a training step at ``speed`` images/s, or of a failed one if None."""
     fields = {"network": network, "runner": runner, "layout": "channels_last", "task": "training"}
     fields |= {"mode": mode, "batch": 256, "image": 224, "images_per_second": speed, "error": 1e-3}
     time = speed and 256e3 / speed

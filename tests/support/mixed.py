@@ -13,7 +13,7 @@ import gconv
 
 
 class Conformer(nn.Module):
-    """A Conformer's convolution (arXiv 2005.08100), whose depthwise layer gets a transposed tensor."""
+    """The convolution module of a Conformer (arXiv 2005.08100), with a transposed tensor as input."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class Conformer(nn.Module):
 
 
 class Speech(nn.Module):
-    """Waveform to waveform: a strided layer, wav2vec2's positional one, a Conformer's, a transposed one."""
+    """Waveform to waveform: a strided layer, a positional one, a Conformer module, a transposed layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encode = nn.Conv1d(1, 8, 5, stride=2, padding=2)
-        position = nn.Conv1d(8, 8, 4, padding="same", groups=4)  # even, as wav2vec2's
+        position = nn.Conv1d(8, 8, 4, padding="same", groups=4)  # an even kernel, as in wav2vec 2.0
         self.position = parametrizations.weight_norm(position, dim=2)
         self.block = Conformer(8, 7)
         self.decode = nn.ConvTranspose1d(8, 8, 4, stride=2, padding=1, groups=8)
@@ -56,7 +56,7 @@ class Speech(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images to images: grouped and depthwise layers, down and up again, with a shortcut."""
+    """Images to images: grouped and depthwise layers, downsampling and upsampling, with a shortcut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class UNet(nn.Module):
 
 
 class Video(nn.Module):
-    """Frames to classes: X3D's layers (arXiv 2004.04730), of depth 1 and 3."""
+    """Video to classes: layers of X3D (arXiv 2004.04730), of depth 1 and 3."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Video(nn.Module):
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"speech": Speech, "u-net": UNet, "video": Video}
-# The layers that convert swaps, with depthwise=True.
+# The layers that are converted with depthwise=True.
 SWAPPED = {
     "speech": ["position", "block.depthwise", "decode"],
     "u-net": ["down.0", "large", "up.0", "smooth"],

@@ -1,4 +1,4 @@
-"""What kernels with batch norm inside, and those of norms alone, compute, beside float64."""
+"""Comparisons of the kernels with batch norm inside, and of the norm kernels, with float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gconv import batch_norm, kernels
 from gconv.kernels import batch_norm as norm_kernels
 from gconv.kernels.tiles import Tile
 
-MEAN = 0.25  # that the sum with x is taken around
+MEAN = 0.25  # subtracted from x in the sum with x
 
 
 def norm_results(
@@ -21,16 +21,16 @@ def norm_results(
     tiles: dict[str, Tile] | None = None,
     place: Place = inside_nan,
 ) -> Compared:
-    """Return result, truth and bound of each pass with batch norm and ReLU before it and statistics after.
+    """Return result, reference and bound of each pass with batch norm and ReLU before and statistics after.
 
-    The convolution's input is rounded to ``dtype``; the sums are compared with those of the stored output.
+    The input of the convolution is rounded to ``dtype``. Sums are compared with sums over the stored output.
 
     Args:
         case: the convolution.
-        dtype: of operands and results.
-        device: where the kernels run.
-        tiles: for passes that should not run in the tiles of the rules.
-        place: puts operands into memory.
+        dtype: dtype of operands and results.
+        device: device of the kernels. Defaults to "cpu".
+        tiles: tiles by pass. Defaults to those that gconv chooses.
+        place: copies operands to memory. Defaults to ``inside_nan``.
     """
     geometry, tiles = geometry_of(case), tiles or {}
     x, w, bias = (None if t is None else t.detach() for t in case.tensors(dtype))
@@ -64,7 +64,7 @@ def _truth(
     truth = expected(case, (_rounded(inside.relu(), x.dtype, device), w, bias), grad)
     truth[1] = torch.where(inside > 0, truth[1], 0)
     limits = bounds(case, truth, x.dtype)
-    # A number between two of dtype's may be rounded to either, where the order of products differs.
+    # If products are summed in another order, a value between two numbers of dtype can round to either.
     limits[0] += 8 * torch.finfo(x.dtype).eps
     return truth, limits
 
@@ -77,7 +77,7 @@ def _rounded(tensor: Tensor, dtype: torch.dtype, device: str) -> Tensor:
 
 
 def _moments(y: Tensor, moments: Tensor, held: float) -> Compared:
-    """Return mean and variance of the output with truth and bound; ``held`` is the error of a float32 sum."""
+    """Return mean and variance of the output with reference and bound; ``held``: error of a float32 sum."""
     variance, average = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     of_variance = held * (variance + variance.sqrt() * average.abs()) + (held * average).square()
     return {
@@ -87,7 +87,7 @@ def _moments(y: Tensor, moments: Tensor, held: float) -> Compared:
 
 
 def _sums(da: Tensor, x: Tensor, sums: Tensor, held: float) -> Compared:
-    """Return the sums that the gradients of scale and shift are made of, with truth and bound."""
+    """Return the sums for the gradients of scale and shift, with reference and bound."""
     found = {}
     of_grad = da.double() * (x.double() - MEAN)
     for name, result, terms in (("sum", sums[0], da.double()), ("sum with x", sums[1], of_grad)):
@@ -96,14 +96,14 @@ def _sums(da: Tensor, x: Tensor, sums: Tensor, held: float) -> Compared:
 
 
 def check_norm_kernels(x: Tensor, grad: Tensor, norm: Tensor, slope: Tensor, tolerance: float) -> None:
-    """Compare the kernels of norms alone with their equations.
+    """Compare the norm kernels with their equations.
 
     Args:
         x: input of the norm, (N, C, H, W).
         grad: gradient of its output.
         norm: scale, shift and mean of each channel, (3, C).
-        slope: what the input gradient is made of, (2, C).
-        tolerance: for float32; other types get 2e-2.
+        slope: slope of the input gradient, (2, C).
+        tolerance: for float32; for other dtypes it is 2e-2.
     """
     tolerance = tolerance if x.dtype == torch.float32 else 2e-2
     close = {"rtol": tolerance, "atol": tolerance}

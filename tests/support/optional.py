@@ -1,4 +1,4 @@
-"""Skip tests that need an optional package which is not installed, and name the package."""
+"""Skip tests that need an optional package that is not installed, and name the package."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
-# Packages that are imported by another name than they are installed by.
+# Packages whose import name differs from their name on PyPI.
 IMPORTED_AS = {"pillow": "PIL", "pytest-benchmark": "pytest_benchmark", "scikit-learn": "sklearn"}
 
 
 class OptionalModule(pytest.Module):
-    """A module of tests that may import packages which are not installed."""
+    """A test module that may import packages that are not installed."""
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
-        """Return the tests, or skip them all."""
+        """Return the tests, or skip all of them."""
         with skipping(self.path.name):
             return super().collect()
 
 
 @contextmanager
 def skipping(what: str) -> Iterator[None]:
-    """Skip ``what`` if it fails to import a package of gconv's extras; other failures are raised."""
+    """Skip ``what`` if importing a package of gconv's extras fails; raise other errors."""
     try:
         yield
     except (ModuleNotFoundError, pytest.Collector.CollectError) as error:
@@ -38,9 +38,9 @@ def skipping(what: str) -> Iterator[None]:
 
 
 def missing_package(error: BaseException | None) -> str | None:
-    """Return the package of the extras that ``error`` is about, None if it is about something else.
+    """Return the package of the extras that ``error`` reports missing, or None for other errors.
 
-    A test that hides an installed package, to see what we say without it, is not skipped for it.
+    Tests that hide an installed package, to check the error message, are not skipped.
     """
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
@@ -49,17 +49,17 @@ def missing_package(error: BaseException | None) -> str | None:
 
 
 def package_of(module: str) -> str | None:
-    """Return the package of the extras that a module comes from, None if it is of no extra."""
+    """Return the package of the extras that contains a module, or None."""
     top = module.partition(".")[0]
     return next((name for name in optional_packages() if IMPORTED_AS.get(name, name) == top), None)
 
 
 def optional_packages() -> list[str]:
-    """Return the packages that the extras in pyproject.toml name, as pip names them."""
+    """Return the packages in the extras of pyproject.toml, by their names on PyPI."""
     extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]
     needs = (need for extra in extras.values() for need in extra)
     return [re.match(r"[\w-]+", need)[0] for need in needs if not need.startswith("gconv[")]
 
 
-# Determined before any test hides a module.
+# Computed before any test hides a module.
 MISSING = {name for name in optional_packages() if find_spec(IMPORTED_AS.get(name, name)) is None}

@@ -1,4 +1,4 @@
-"""Expected results, from PyTorch in float64, and tolerances, from dtype and reduction length."""
+"""Expected results from PyTorch in float64, and tolerances from dtype and reduction length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gconv.module import LAYERS
 FUNCTIONS = {layer._gconv_kind: layer._gconv_function for layer in LAYERS}
 
 
-Compared = dict[str, tuple[Tensor, Tensor, Tensor]]  # result, truth and bound by name
+Compared = dict[str, tuple[Tensor, Tensor, Tensor]]  # result, reference and bound, by name
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Case:
         return run(path, *tensors, kind=self.kind, activation=activation, **self.settings)
 
 
-# "aten" and "reference" as a user asks for them; "aten operators" are our operators around PyTorch's passes,
-# which take over where another backend runs some of the passes only.
+# "aten" and "reference" as users request them. "aten operators" are gconv's operators around PyTorch's
+# passes, as they run if another backend runs only some of the passes.
 PATHS = ("aten", "reference", "aten operators")
 
 
@@ -93,7 +93,7 @@ def run(
 def call_of(
     kind: Kind, input: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: Any
 ) -> tuple[torch.dtype, Call]:
-    """Check the arguments of ``kind.pytorch``."""
+    """Check the arguments of a convolution and return its dtype and call."""
     bound = inspect.signature(FUNCTIONS[kind]).bind(input, weight, bias, **settings)
     bound.apply_defaults()
     return prepare(kind, input, weight, bias, bound.args[3:])
@@ -110,11 +110,12 @@ def expected(
 
 
 def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Return the tolerance of each element of output and gradients, for data of deviation 1.
+    """Return the tolerance of each element of output and gradients, for data of standard deviation 1.
 
-    The result is rounded once to ``dtype``: half an epsilon of its own size, one epsilon here. Before that it
-    is a sum of ``length`` products of deviation 1, held in float32 or wider: each partial sum, of size
-    sqrt(length), is rounded, which adds up to ``length`` epsilons at most. 6: for draws some deviations out.
+    The result is rounded to ``dtype`` once, with an error of half an epsilon times its size; one epsilon is
+    allowed. Before that it is a sum of ``length`` products of standard deviation 1, computed in float32 or
+    wider. Each partial sum, of size sqrt(length), is rounded, which adds up to at most ``length`` epsilons.
+    The factor 6 covers draws several deviations from the mean.
     """
     (group_in, group_out), taps = case.channels_per_group, math.prod(case.weight[2:])
     pixels = max(truth[0].numel() // case.outputs, math.prod(case.input) // case.weight[0])
@@ -128,7 +129,7 @@ def bounds(case: Case, truth: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def fenced(tensor: Tensor) -> Tensor:
-    """Copy a tensor to a window of NaN, with the channels side by side, so that a read outside it shows."""
+    """Copy a tensor to a window inside NaN, with adjacent channels, so that reads outside it show."""
     wide = torch.full([size + 2 for size in tensor.shape], torch.nan, dtype=tensor.dtype)
     axis = min(1, tensor.ndim - 1)
     window = wide.movedim(axis, -1).contiguous().movedim(-1, axis)[(slice(1, -1),) * tensor.ndim]
@@ -143,9 +144,9 @@ def compare(
     device: str = "cpu",
     tensors: tuple[Tensor | None, ...] | None = None,
 ) -> Compared:
-    """Return output and gradients of a case, with truth and bound, and check shapes and dtypes.
+    """Return output and gradients of a case, with reference and bound, and check shapes and dtypes.
 
-    Of its own tensors, unless others of deviation 1 are given.
+    Uses the tensors of the case, unless others of standard deviation 1 are passed.
     """
     drawn = case.tensors(dtype) if tensors is None else tensors
     tensors = [None if t is None else t.detach().to(device).requires_grad_() for t in drawn]
@@ -167,7 +168,7 @@ def check(
     device: str = "cpu",
     tensors: tuple[Tensor | None, ...] | None = None,
 ) -> None:
-    """Check that output and gradients of a case are within their bounds, as ``compare`` finds them."""
+    """Check that output and gradients of a case are within the bounds that ``compare`` returns."""
     for name, (result, right, bound) in compare(case, path, dtype, activation, device, tensors).items():
         excess = (result.double() - right).abs() - bound
         assert (excess <= 0).all(), f"{name}: {excess.amax():.2e} more than the bound"
@@ -215,7 +216,7 @@ def _cases(kind: Kind, *cases: Case) -> list[Case]:
     return [replace(case, name=f"{kind}, {case.name}", kind=kind) for case in cases]
 
 
-# The other convolutions, with the edges that each has of its own.
+# The other kinds of convolution, with the edge cases of each.
 OTHERS = [
     *_cases(
         CONV1D,

@@ -1,4 +1,4 @@
-"""Batch norm, ReLU, convolution, batch norm, ReLU: what ``conv_between_norms`` runs as one."""
+"""Batch norm, ReLU, convolution, batch norm, ReLU: the modules for ``conv_between_norms``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import gconv
 
-# Backend, dtype, and the tolerance relative to the largest number: a few roundings of the dtype.
+# Backend, dtype, and tolerance relative to the largest number: a few rounding errors of the dtype.
 WAYS = [
     pytest.param("reference", torch.float64, 1e-9, id="reference, float64"),
     pytest.param("triton", torch.float32, 1e-4, id="triton, float32", marks=interpreted),
@@ -24,7 +24,7 @@ def sandwich(
     bias: bool = False,
     dtype: torch.dtype = torch.float64,
 ) -> nn.ModuleList:
-    """Return norm, convolution and norm, with parameters and statistics that are not the initial ones."""
+    """Return norm, convolution and norm, with random parameters and statistics."""
     conv = gconv.GroupConv2d(channels, channels, 3, stride, padding=1, groups=groups, bias=bias)
     norms = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
     for norm in norms:
@@ -36,12 +36,12 @@ def sandwich(
 
 
 def one_by_one(x: Tensor, before: nn.Module, conv: nn.Module, after: nn.Module) -> Tensor:
-    """Run the modules one after the other: the expected result."""
+    """Run the modules one after the other, to get the expected result."""
     return F.relu(after(conv(F.relu(before(x)))))
 
 
 def assert_alike(ours: dict[str, Tensor], right: dict[str, Tensor], part: float) -> None:
-    """Compare named tensors; each may differ by ``part`` of its largest expected number, plus one."""
+    """Compare tensors by name; each may differ by ``part`` times its largest expected number plus 1."""
     assert ours.keys() == right.keys()
     for name, expected in right.items():
         assert ours[name].shape == expected.shape, name

@@ -1,4 +1,4 @@
-"""A driver for Triton that has no GPU: kernels are compiled for sm_90, launches are noted and not run."""
+"""A Triton driver without a GPU: compiles kernels for sm_90, and records launches instead of running them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of measured tiles in tests."""
+"""Helpers for tests with tables of measured tiles."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from gconv.kernels import choice
 
 
 def forget() -> None:
-    """Read tables again from here on, and decide again by what they say."""
+    """Clear the caches of tables and of decisions based on them."""
     for kept in (choice.table, choice.nearest, choice.verdict, choice.pays_for_a_call):
         kept.cache_clear()

@@ -1,4 +1,4 @@
-"""Training in two processes, gloo on the CPU: what ``test_ecosystem`` starts in each."""
+"""Training in two processes, with gloo on the CPU: the functions that ``test_ecosystem`` runs in each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = 3
 
 
 class Block(nn.Module):
-    """Two grouped convolutions and a dense one around group norm, which does not look at other images."""
+    """Two grouped convolutions and a dense one around group norm, which doesn't mix images."""
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class Block(nn.Module):
 
 
 def network() -> nn.Sequential:
-    """The same float64 network each time; plain, 8 channels in, 3 classes out."""
+    """Return the same float64 network each time, not converted, with 8 input channels and 3 classes."""
     torch.manual_seed(1)
     return nn.Sequential(Block(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).double()
 
 
 def data() -> tuple[Tensor, Tensor]:
-    """Four images and their classes."""
+    """Return four images and their classes."""
     generator = torch.Generator().manual_seed(2)
     images = torch.randn(4, 8, 9, 10, generator=generator, dtype=torch.float64)
     return images, torch.tensor([0, 2, 1, 2])
@@ -53,7 +53,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor) -> None:
 
 
 def in_a_group(rank: int, folder: Path) -> None:
-    """Runs each of ``RUNS`` as one of two processes; the first writes what they return."""
+    """Run each of ``RUNS`` as one of two processes; the first saves the results."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
@@ -63,13 +63,13 @@ def in_a_group(rank: int, folder: Path) -> None:
             torch.save(states, folder / "states.pt")
     finally:
         dist.destroy_process_group()
-    # DTensor caches the group, so its threads run on, and one of them that lets go of a tensor while Python
-    # shuts down aborts the process: end it here.
+    # DTensor caches the group, so its threads keep running, and one that frees a tensor while Python shuts
+    # down aborts the process. So end it here.
     os._exit(0)
 
 
 def data_parallel(rank: int) -> dict[str, Tensor]:
-    """DistributedDataParallel around a converted network, each process with its half of the images."""
+    """Train a converted network in DistributedDataParallel, each process on half of the images."""
     model = network()
     gconv.convert(model)
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -79,17 +79,17 @@ def data_parallel(rank: int) -> dict[str, Tensor]:
 
 
 def converted_when_wrapped(rank: int) -> dict[str, Tensor]:
-    """The same, where the network was wrapped before it was converted."""
+    """Train the same way, but wrap the network before converting it."""
     wrapped = DistributedDataParallel(network())
     report = gconv.convert(wrapped.module)
-    assert len(report.swapped) == 4 and "the layout that DistributedDataParallel found" in str(report)
+    assert len(report.swapped) == 4 and "layout, which DistributedDataParallel relies on" in str(report)
     images, labels = data()
     train(wrapped, images[rank::2], labels[rank::2])
     return wrapped.module.state_dict()
 
 
 def fully_sharded(rank: int) -> dict[str, Tensor]:
-    """FSDP2: each block's parameters are spread over the processes, and gathered when it runs."""
+    """Train with FSDP2: the parameters of each block are sharded, and gathered when it runs."""
     model = network()
     gconv.convert(model, channels_last=False)
     mesh = init_device_mesh("cpu", (2,))
@@ -102,7 +102,7 @@ def fully_sharded(rank: int) -> dict[str, Tensor]:
 
 
 def sharded_alone(rank: int) -> dict[str, Tensor]:
-    """FSDP2 on each convolution, converted after it: the sharding has made a class of its own for each."""
+    """Train with FSDP2 on each convolution and convert afterwards, when each has a class created by FSDP2."""
     model = network()
     mesh = init_device_mesh("cpu", (2,))
     for module in model.modules():

@@ -1,7 +1,7 @@
 """Import torchvision and timm, whose networks the tests convert.
 
 ``python tests/support/zoo.py SCRIPT ...`` runs a script that needs them, even if torchvision's operators
-don't load.
+can't be loaded.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ _operators: list[torch.library.Library] = []
 
 
 def load(name: str) -> ModuleType:
-    """Import "timm" or "torchvision", or a module of theirs.
+    """Import "timm", "torchvision", or one of their modules.
 
-    torchvision's compiled operators don't load with a CPU build of torch, but it declares meta kernels for
-    them. Define missing operators here, without kernels; no network in the tests calls one.
+    torchvision's compiled operators can't be loaded with a CPU build of torch, but torchvision declares meta
+    kernels for them. So define the missing operators here, without kernels; no network in the tests calls
+    them.
     """
     try:
         return importlib.import_module(name)
@@ -30,7 +31,7 @@ def load(name: str) -> ModuleType:
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _operators.append(library)  # what it defines goes with it
+    _operators.append(library)  # its definitions are deleted with it
     return importlib.import_module(name)
 
 

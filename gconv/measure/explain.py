@@ -192,7 +192,7 @@ def _copies(call: Call, layout: str, summed: bool) -> str | None:
         return f"the input is copied once for each of the {call.depth.taps} taps in depth{precision}"
     if layout == "channels_last":
         return None
-    return "the input is contiguous: each pass copies it to channels_last and its result back"
+    return "the input is contiguous: each pass copies it to channels_last and copies the result back"
 
 
 def _packs(call: Call, tiles: dict[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
+NO_MATPLOTLIB = "plots need matplotlib: install it with `pip install 'gconv[bench]'`"
 WIDTH = 7.3  # inches
 SMALL, TINY = 8, 7  # points
 DPI = 192  # of PNG files: twice the pixels of a web page
@@ -76,9 +77,7 @@ def check_path(path: str | PathLike[str]) -> Path:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "plots need matplotlib: install it with `pip install 'gconv[bench]'`", name="matplotlib"
-        ) from error
+        raise ModuleNotFoundError(NO_MATPLOTLIB, name="matplotlib") from error
     return path
 
 
@@ -112,8 +111,12 @@ def new_figure(
 
 
 def add_legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """Add a legend of ``axes`` below everything else."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    """Add a legend of ``axes`` below everything else, with bars before lines."""
+    from matplotlib.lines import Line2D
+
+    entries = zip(*axes.get_legend_handles_labels(), strict=True)
+    handles, labels = zip(*sorted(entries, key=lambda entry: isinstance(entry[0], Line2D)), strict=True)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _add_titles(figure: Figure, theme: Theme, title: str, subtitle: str) -> None:

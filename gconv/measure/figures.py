@@ -102,7 +102,7 @@ def new_figure(
     from matplotlib.figure import Figure
 
     theme = DARK if dark else LIGHT
-    with style.context(["default", _settings(theme)]):  # whatever style the caller uses
+    with style.context(["default", _settings(theme)]):  # not the style of the caller
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         yield figure, theme
         _add_titles(figure, theme, title, subtitle)

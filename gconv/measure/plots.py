@@ -1,6 +1,6 @@
 """Draw the times of layers against the memory floor, and rooflines.
 
-``profile`` and ``explain`` collect what is drawn here; this module knows neither of them.
+``profile`` and ``explain`` call this module, which depends on neither.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS = [
     (series, grouped) for series in (PYTORCH, PYTORCH_CHANNELS_LAST, KERNELS) for grouped in (True, False)
 ]
 BAR, GAP = 0.15, 0.17  # inches: the height of a bar, and the space between two layers
-LONGEST_NAME = 30  # characters of a layer's name that are shown
+LONGEST_NAME = 36  # characters of a layer's name that are shown
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1, ""))
 
@@ -77,7 +77,7 @@ class Roofs:
 
     @property
     def ridge(self) -> float:
-        """FLOP per byte from which on computing takes longer than moving the bytes."""
+        """FLOP per byte above which arithmetic takes longer than moving the bytes."""
         return self.compute / self.bandwidth
 
 
@@ -169,7 +169,7 @@ def draw_roofline(
 
     Args:
         path: the file to write.
-        layers: the layers; one without times is drawn at the most that it could reach.
+        layers: the layers; a layer without times is drawn at the highest speed that it could reach.
         roofs: the bounds of the device.
         title, subtitle: the lines above the plot.
         dark: whether to draw for a dark background.
@@ -227,7 +227,7 @@ def _draw_roofs(axes: Axes, theme: Theme, roofs: Roofs) -> None:
 
 
 def _draw_bound(axes: Axes, theme: Theme, layer: LayerTimes, roofs: Roofs) -> None:
-    """Draw the most that a layer could reach, and the time that this takes."""
+    """Draw the highest speed that a layer could reach, and its time at that speed."""
     most = roofs.attainable(layer.work)
     axes.plot([layer.work] * 2, [axes.get_ylim()[0], most], color=theme.gconv, linestyle=":")
     axes.plot(layer.work, most, linestyle="", label="this layer at best", **_point(theme, KERNELS, True))
@@ -262,7 +262,7 @@ def _label(series: str, grouped: bool) -> str:
 
 
 def _unit(seconds: float) -> tuple[float, str]:
-    """Return the largest unit of which a time has at least one, in seconds, and its name."""
+    """Return the largest unit, in seconds, that is no longer than a time, and its name."""
     return next(unit for unit in UNITS if seconds >= unit[0] or unit == UNITS[-1])
 
 
@@ -278,6 +278,5 @@ def _flops(value: float) -> str:
 
 
 def _shortened(name: str) -> str:
-    """Return a name, without its middle if it is longer than ``LONGEST_NAME``."""
-    half = (LONGEST_NAME - 1) // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+    """Return the end of a name, which tells similar layers apart."""
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"

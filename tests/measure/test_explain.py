@@ -59,7 +59,7 @@ def test_explain_follows_backend_padding_mode_and_plain_layers() -> None:
 @pytest.mark.parametrize(
     ("channels", "groups", "stride", "pack"), [(24, 12, 1, 8), (8, 4, 2, 4), (18, 2, 1, 1), (4, 4, 1, 1)]
 )
-def test_explain_says_which_groups_share_what_is_not_finite(
+def test_explain_reports_which_groups_share_inf_and_nan(
     channels: int, groups: int, stride: int, pack: int
 ) -> None:
     """As many groups as the kernels turn into NaN if x or dy has an infinity in the first group."""
@@ -89,7 +89,7 @@ def test_explain_says_which_groups_share_what_is_not_finite(
 
 
 @interpreted
-def test_explain_names_kernel_tile_and_copies() -> None:
+def test_explain_reports_kernel_tile_and_copies() -> None:
     layer, x = gconv.GroupConv2d(128, 128, 3, stride=2, padding=1, groups=32), torch.randn(2, 128, 8, 8)
     explanation = gconv.explain(layer, x, backend="triton")
     strips = "triton: strips, 16 x 2 pixels x 16 -> 16 channels, 4 groups a tile, 4 packs, 4 warps, 2 stages"

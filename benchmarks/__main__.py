@@ -184,7 +184,13 @@ def run_report(parsed: argparse.Namespace) -> int:
     """Write tables and pictures."""
     from benchmarks.report import plots, write_report  # imports matplotlib
 
-    for path in write_report(parsed.folder or _default_folder(environment(this_device()))):
+    folder = parsed.folder or _default_folder(environment(this_device()))
+    if parsed.images is not None:
+        from benchmarks.images import write_images  # imports Triton
+
+        print(*write_images(folder, parsed.images), sep="\n")
+        return 0
+    for path in write_report(folder):
         print(path)
     if plots is None:
         print("no pictures: matplotlib is not installed (gconv's extra 'bench')", file=sys.stderr)
@@ -255,6 +261,9 @@ def _parser() -> argparse.ArgumentParser:
         "folder", type=Path, nargs="?", metavar="DIR",
         help="with environment.json and *.jsonl; default: that of this machine's runs",
     )  # fmt: skip
+    report.add_argument(
+        "--images", type=Path, metavar="OUT", help="write only the README's images, into OUT (docs/images)"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Tables and pictures of a folder of measurements, made from its files alone."""
+"""Write the tables and plots of a folder of measurements, from its files only."""
 
 from __future__ import annotations
 
@@ -29,67 +29,73 @@ from gconv.measure.terminal import fail
 
 try:
     from benchmarks import plots
-except ModuleNotFoundError:  # without matplotlib a report has tables alone
+except ModuleNotFoundError:  # without matplotlib a report has only tables
     plots = None
 
 Show = Callable[[float | None], str]
 HALF = ("bfloat16", "float16")
-READ_IDLE = ("clock_sm_mhz", "clock_memory_mhz")  # in results from before clocks were read under load
-ALONE = ("resnext50_32x4d", 256)  # the suite and the batch that the aims speak of
+READ_IDLE = ("clock_sm_mhz", "clock_memory_mhz")  # in older results, which read the clocks of an idle GPU
+ALONE = ("resnext50_32x4d", 256)  # the suite and the batch size that the goals and the README are about
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write ``report.md`` into ``folder``, and pictures if matplotlib is installed; return their paths."""
-    if not (folder / "environment.json").exists():
-        fail(f"{folder}: no results there; `python -m benchmarks run` writes some")
-    environment = read_environment(folder)
+    """Write ``report.md`` into ``folder``, and plots if matplotlib is installed; return their paths."""
+    environment = environment_of(folder)
     layers = comparisons(rows := read_table(folder / "layers.jsonl", LayerRow))
     networks = read_table(folder / "networks.jsonl", NetworkRow)
     where = environment["gpu"] or environment["cpu"]
-    pictures: list[Path] = []
+    drawn: list[Path] = []
     parts = [f"# {where}", _environment(environment), *_right_or_wrong(folder)]
     if layers or networks:
-        parts += ["## Against the aims", _table(_aims(layers, networks), left=1)]
+        parts += ["## Goals", _table(_aims(layers, networks), left=1)]
     if layers:
-        pictures += plots.draw_layers(layers, folder, where) if plots else []
-        parts += [_picture(path) for path in pictures]
-        parts += ["## Layers in short", _SHORT, _table(summary_table(rows), left=4)]
+        drawn += plots.draw_layers(layers, folder, where) if plots else []
+        parts += map(_image, drawn)
+        parts += ["## Summary of the layers", _SHORT, _table(summary_table(rows), left=4)]
     if networks:
-        drawn = [plots.draw_networks(networks, folder, where)] if plots else []
-        pictures += drawn
-        parts += ["## Networks", _NETWORKS, *map(_picture, drawn), _table(_networks(networks), left=5)]
+        of_networks = [plots.draw_networks(networks, folder, where)] if plots else []
+        drawn += of_networks
+        parts += ["## Networks", _NETWORKS, *map(_image, of_networks), _table(_networks(networks), left=5)]
     if layers:
         parts += ["## Layers", _LAYERS, *_layers(layers)]
     if counted := read_table(folder / "counters.jsonl", CounterRow):
-        parts += ["## What the hardware counts", _COUNTERS, _table(_counters(counted), left=3)]
+        parts += ["## Hardware counters", _COUNTERS, _table(_counters(counted), left=3)]
     path = folder / "report.md"
     path.write_text("\n\n".join(parts) + "\n")
-    return [path, *pictures]
+    return [path, *drawn]
+
+
+def environment_of(folder: Path) -> dict[str, Any]:
+    """Return the machine and versions that a folder was measured with; exit with an error without results."""
+    if not (folder / "environment.json").exists():
+        fail(f"{folder} has no results: run `python -m benchmarks run` first, or name another folder")
+    return read_environment(folder)
 
 
 _SHORT = """\
-Geometric mean and worst of a suite's layers. "Of the floor": the time that the compulsory bytes take at the
-speed of a copy, over ours. Ours is `auto` in channels_last; the peers count in the layout that suits them.
-"Same layout" is `auto` over `F.conv2d` for a user who leaves the layout as it is, in the worse of the two.
-"Faster/tie/slower" counts the layers in which ours is so beside the best peer. Two times tie where p20 to p80
-of both overlap; a tie counts as 1x where the least is looked for, and as measured in a mean."""
+Geometric mean and minimum over a suite's layers. gconv is `auto` in channels_last; each peer (another
+implementation) is in its faster layout. "Of the floor" is the memory floor (the compulsory bytes at the speed
+of a copy) divided by gconv's time. "Same layout" is the speedup of `auto` over `F.conv2d` in the same layout,
+channels_last or contiguous, whichever is lower. "Faster/tie/slower" counts the layers by how gconv compares
+with the best peer. Two times tie if their ranges from p20 to p80 overlap; a tie counts as 1x in a minimum,
+and as measured in a mean."""
 _NETWORKS = """\
-bfloat16 autocast. A training step is forward, cross-entropy, backward and SGD with momentum. "Fused" has the
-batch norms inside the grouped convolutions, in inference by `gconv.fuse`. "Grouped" is the
-share of the grouped convolutions in a step's device time, eager. "Match" is the error of the logits, or of
-the gradients, against float32. Milliseconds are medians, ± half the distance from p20 to p80; lines in the
-picture reach from p20 to p80."""
+bfloat16 autocast. A training step is forward, cross-entropy, backward and SGD with momentum. "Fused" runs the
+batch norms inside the grouped convolutions; in inference with `gconv.fuse`. "Grouped" is the share of the
+grouped convolutions in the device time of an eager step. "Match" is the error of the logits, or of the
+gradients, against float32. Milliseconds are medians, ± half the distance from p20 to p80; lines in the plot
+reach from p20 to p80."""
 _LAYERS = """\
-Microseconds: medians, ± half the distance from p20 to p80, which are in `layers.jsonl`. Where these overlap,
-the speedup is a tie; peers that tie with the best one are named after it, behind "=". "Match" is the error
-against float64, as a part of the largest number; a wrong answer has no time."""
+Microseconds are medians, ± half the distance from p20 to p80, which `layers.jsonl` contains. If these ranges
+overlap, the speedup is a tie; "=" separates peers that tie with the best one. "Match" is the error against
+float64, relative to the largest number; a wrong result has no time."""
 _COUNTERS = """\
-Each kernel of a pass by itself, under Nsight Compute, with caches emptied before it: times are longer than
-above. Percentages are of what the hardware could do, "m" is millions."""
+Nsight Compute runs each kernel of a pass alone and empties the caches before it, so times are longer than
+above. Percentages are of the hardware's peak; "m" is millions."""
 
 
 def _right_or_wrong(folder: Path) -> list[str]:
-    """Return a line for the tests that ran on this GPU, and one for ``python -m gconv``."""
+    """Return a line about the tests that ran on this GPU, and one about ``python -m gconv``."""
     lines = []
     if (path := folder / "tests.json").exists():
         tests = json.loads(path.read_text())
@@ -100,13 +106,13 @@ def _right_or_wrong(folder: Path) -> list[str]:
         found = json.loads(path.read_text())
         right = sum(answer["problem"] is None for answer in found["answers"])
         lines.append(
-            f"`python -m gconv`: {right} of {len(found['answers'])} results right. {found['verdict']}"
+            f"`python -m gconv`: {right} of {len(found['answers'])} results are right. {found['verdict']}"
         )
-    return ["## Right or wrong", *lines] if lines else []
+    return ["## Correctness", *lines] if lines else []
 
 
 def _counters(rows: Sequence[TableRow]) -> list[tuple[str, ...]]:
-    """Return a row for each kernel, with a column for each counter that any kernel has."""
+    """Return a row for each kernel, with a column for each counter of any kernel."""
     names = list(dict.fromkeys(name for row in rows for name in row["counts"]))
     table = [("layer", "pass", "kernel", *(name.replace("_", " ").replace("percent", "%") for name in names))]
     for row in rows:
@@ -125,8 +131,8 @@ def _environment(facts: dict[str, Any]) -> str:
 
 
 def _aims(layers: Sequence[Comparison], networks: Sequence[TableRow]) -> list[tuple[str, ...]]:
-    """Return the table of the aims beside what was measured; a dash if it was not."""
-    return [("aim", "measured", "met"), *_aims_of_layers(layers), *_aims_of_networks(networks)]
+    """Return the table of goals and measured values; a dash if a value wasn't measured."""
+    return [("goal", "measured", "met"), *_aims_of_layers(layers), *_aims_of_networks(networks)]
 
 
 def _aims_of_layers(layers: Sequence[Comparison]) -> Iterator[tuple[str, ...]]:
@@ -139,36 +145,37 @@ def _aims_of_layers(layers: Sequence[Comparison]) -> Iterator[tuple[str, ...]]:
         chosen = [c for c in layers if (c.suite, c.batch) == ALONE and c.type in HALF and c.pass_ == pass_]
         name = f"{pass_}, {suite}, batch {batch}, 16 bits"
         fractions = [case.fraction for case in chosen]
-        yield _at_least(
-            f"{name}: of the floor, mean at least {floor:.0%}", geometric_mean(fractions), floor, percent
-        )
-        yield _at_least(f"{name}: of the floor, none under {worst:.0%}", least(fractions), worst, percent)
+        mean = geometric_mean(fractions)
+        yield _at_least(f"{name}: at least {floor:.0%} of the floor, mean", mean, floor, percent)
+        lowest = least(fractions)
+        yield _at_least(f"{name}: at least {worst:.0%} of the floor, every layer", lowest, worst, percent)
         gain = mean_gain(case.speedup_over_conv2d for case in chosen)
-        yield _at_least(f"{name}: over F.conv2d at its best, mean at least {faster}x", gain, faster, times)
+        yield _at_least(
+            f"{name}: at least {faster}x F.conv2d in its faster layout, mean", gain, faster, times
+        )
     slowest = worst_gain(case.least_gain for case in layers)
-    yield _gains("`auto` over F.conv2d in the same layout, every row at least 0.98x", slowest, 0.98)
+    yield _gains("`auto`: at least 0.98x F.conv2d in the same layout, every row", slowest, 0.98)
     for passes, limit, text in (
-        (("forward", "input_grad"), 0, "none"),
-        (("weight_grad",), 32 * 2**20, "at most 32 MiB"),
+        (("forward", "input_grad"), 0, "no"),
+        (("weight_grad",), 32 * 2**20, "at most 32 MiB of"),
     ):
         extra = [c.ours["extra_bytes"] for c in layers if c.ours and c.pass_ in passes]
         most = max((e for e in extra if e is not None), default=None)
-        yield _at_most(f"{', '.join(passes)}: extra memory, {text}", most, limit, _mebibytes)
+        yield _at_most(f"{', '.join(passes)}: {text} extra memory", most, limit, _mebibytes)
     host = geometric_mean(case.host_ratio for case in layers if case.pass_ == "forward")
-    yield _at_most("forward: host time of an eager call over F.conv2d's, at most 1.3x", host, 1.3, times)
+    yield _at_most("forward: at most 1.3x F.conv2d's host time in an eager call", host, 1.3, times)
 
 
 def _aims_of_networks(networks: Sequence[TableRow]) -> Iterator[tuple[str, ...]]:
     for task, bound in (("training", 1.25), ("inference", 1.3)):
         for name, gain in network_gains(networks, task).items():
-            what = f"{task} of {name}: over F.conv2d, each in its best mode"
-            yield _gains(f"{what}, at least {bound}x", gain, bound)
+            yield _gains(f"{task} of {name}: at least {bound}x F.conv2d, fastest modes", gain, bound)
     for task, bound in (("inference", 1.5), ("training", 1.35)):
         for name, gain in fused_gains(networks, task).items():
-            what = f"{task} of {name}: fused over F.conv2d with torch.compile"
-            yield _gains(f"{what}, at least {bound}x", gain, bound)
+            what = f"{task} of {name}, fused: at least {bound}x F.conv2d with torch.compile"
+            yield _gains(what, gain, bound)
         for name, part in parts_of_resnet(networks, task).items():
-            yield _gains(f"{task} of {name}: fused, of ResNet-50's images/s at least 0.9", part, 0.9)
+            yield _gains(f"{task} of {name}, fused: at least 0.9x ResNet-50's images/s", part, 0.9)
 
 
 def _at_least(aim: str, value: float | None, bound: float, show: Show) -> tuple[str, str, str]:
@@ -184,20 +191,20 @@ def _gains(aim: str, gain: Gain | None, bound: float) -> tuple[str, str, str]:
 
 
 def network_gains(networks: Sequence[TableRow], task: str) -> dict[str, Gain]:
-    """Return, by network and batch, images/s with gconv over F.conv2d's, each in its best mode."""
+    """Return the gain in images/s of gconv over F.conv2d, each in its fastest mode, by network and batch."""
     best = fastest(row for row in networks if row["task"] == task)
     return _over(best, best, "gconv", lambda network: network)
 
 
 def fused_gains(networks: Sequence[TableRow], task: str) -> dict[str, Gain]:
-    """Return, by network and batch, images/s fused over F.conv2d's compiled, each in its best mode."""
+    """Return the gain in images/s of fused networks over compiled ones on F.conv2d, by network and batch."""
     rows = [row for row in networks if row["task"] == task]
     compiled = fastest(row for row in rows if row["mode"].startswith("compiled"))
     return _over(fastest(rows), compiled, "fused", lambda network: network)
 
 
 def parts_of_resnet(networks: Sequence[TableRow], task: str) -> dict[str, Gain]:
-    """Return, by batch, images/s of ResNeXt-50 fused over ResNet-50's, each in its best mode."""
+    """Return images/s of a fused ResNeXt-50 over ResNet-50's, each in its fastest mode, by batch."""
     best = fastest(row for row in networks if row["task"] == task)
     ours = {key: row for key, row in best.items() if key[0] == "resnext50_32x4d"}
     return _over(ours, best, "fused", lambda _: "resnet50")
@@ -209,7 +216,7 @@ def _over(
     runner: str,
     peer: Callable[[str], str],
 ) -> dict[str, Gain]:
-    """Return what ``runner`` gains over F.conv2d in the network that ``peer`` names."""
+    """Return the gain of ``runner`` over F.conv2d in the network that ``peer`` names."""
     gains = {}
     for (network, batch, image, who), row in ours.items():
         gain = Gain.over(theirs.get((peer(network), batch, image, "F.conv2d")), row)
@@ -279,13 +286,13 @@ def _networks(rows: Sequence[TableRow]) -> list[tuple[str, ...]]:
 
 
 def _table(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Return a Markdown table with ``left`` columns flush left, the others right."""
+    """Return a Markdown table with the first ``left`` columns aligned left, the others right."""
     head, *body = rows
     rule = ["---" if i < left else "---:" for i in range(len(head))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
 
 
-def _picture(path: Path) -> str:
+def _image(path: Path) -> str:
     return f"![{path.stem}]({path.name})"
 
 
@@ -294,7 +301,7 @@ def _number(value: float | None) -> str:
 
 
 def _time(row: TableRow) -> str:
-    """Return the median and its spread, such as 112.3 ±1.2%; nothing without a time."""
+    """Return the median and its spread, such as 112.3 ±1.2%; "" without a time."""
     return "" if row.get("p50") is None else f"{_number(row['p50'])} {spread(row)}"
 
 

@@ -12,6 +12,7 @@ How long it takes:
 - ``candidates.py``: the tiles that are worth measuring for a pass
 - ``tuner.py``: find the fastest tile of a pass, and write tables of them
 - ``profile.py``: ``gconv.profile``: time each convolution of a network
+- ``profiled.py``: the result of ``gconv.profile``, as tables and plots
 - ``check.py``: the check of ``python -m gconv``: right results, and what gconv gains here
 
 What explains it:
@@ -23,6 +24,8 @@ What explains it:
 
 And for all of them:
 
+- ``figures.py``: the look of plots: colors, fonts, file formats
+- ``plots.py``: plots of times against the memory floor, and rooflines
 - ``files.py``: write files that are whole at any time
 - ``terminal.py``: progress lines, and errors in one line
 """

@@ -156,7 +156,7 @@ def test_time_is_up_between_two_cases(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["report", "/nowhere"], "error: /nowhere: no results there"),
+        (["report", "/nowhere"], "error: /nowhere has no results: run `python -m benchmarks run` first"),
         (
             ["run", "--suite", "tiny", "--batch", "0"],
             "argument --batch: must be a positive integer, got '0'",

@@ -1,6 +1,8 @@
-"""``python -m gconv profile``: networks that it profiles and refuses."""
+"""``python -m gconv profile``: tables, plots, and errors in one line."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -41,14 +43,37 @@ def test_a_network_is_profiled(options: list[str], capsys: pytest.CaptureFixture
         ("no.such:net", "no.such:net: No module named 'no'"),
         ("gconv:nothing", "gconv:nothing: module 'gconv' has no attribute 'nothing'"),
         (f"{__name__}:broken", "does not run on an input of (32, 3, 224, 224): "),
-        (f"{__name__}:lazy", "the model has lazy layers that have seen no input: run it once before"),
+        (f"{__name__}:lazy", "the model has lazy layers that haven't seen an input yet: run it once before"),
         (f"{__name__}:no_network", "must return an nn.Module, got tuple"),
     ],
 )
-def test_what_is_no_network_fails_with_a_line(
-    model: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_are_one_line(model: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["profile", model])
     err = capsys.readouterr().err
     assert message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_plots_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times, roofline = tmp_path / "times.svg", tmp_path / "roofline.png"
+    small = ["--plot", str(times), "--roofline", str(roofline), "--batch", "2", "--image", "3", "6", "6"]
+    assert main(["profile", f"{__name__}:tiny", *small]) == 0
+    assert capsys.readouterr().out.endswith(f"plot: {times}\nplot: {roofline}\n")
+    assert f"<!-- {__name__}:tiny -->" in times.read_text()
+    assert roofline.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plot", "times.jpg"], "the name of a plot must end in .png, .svg or .pdf, got times.jpg"),
+        (["--roofline", "no/such/folder.svg"], "can't write no/such/folder.svg: there is no folder no/such"),
+        (["--channels-last", "--input", "3", "8"], "--channels-last needs --input C H W or C D H W, got 3 8"),
+    ],
+)
+def test_options_that_cannot_work_fail_before_anything_runs(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["profile", f"{__name__}:tiny", *options])
+    assert capsys.readouterr().err == f"error: {message}\n"

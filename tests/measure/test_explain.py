@@ -1,6 +1,9 @@
-"""``explain``: backend, kernel and tile of a layer, its FLOPs and bytes, and what it warns of."""
+"""``gconv.explain``: backend, kernel, tile, FLOPs and bytes of a layer, its warnings, and its roofline."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 import gconv
 from gconv.geometry import PASSES
+from gconv.measure import plots
 
 
 def test_explain_counts_flops_bytes_and_the_floor() -> None:
@@ -23,7 +27,9 @@ def test_explain_counts_flops_bytes_and_the_floor() -> None:
     )
     text = str(explanation)
     assert "GroupConv2d(128, 128" in text and "aten: gconv has no kernels for cpu" in text
-    assert "0.2312 GFLOP a pass, 8.99 FLOP a byte" in text and "25.71 MB" in text
+    assert "0.2312 GFLOP per pass, 8.99 FLOP per byte" in text
+    assert "at least 25.71 MB per pass: input, weight and output once each" in text
+    assert "32, each with 4 input and 4 output channels" in text
 
 
 def test_explain_follows_backend_padding_mode_and_plain_layers() -> None:
@@ -53,17 +59,17 @@ def test_explain_follows_backend_padding_mode_and_plain_layers() -> None:
 @pytest.mark.parametrize(
     ("channels", "groups", "stride", "pack"), [(24, 12, 1, 8), (8, 4, 2, 4), (18, 2, 1, 1), (4, 4, 1, 1)]
 )
-def test_explain_says_which_groups_share_what_is_not_finite(
+def test_explain_reports_which_groups_share_inf_and_nan(
     channels: int, groups: int, stride: int, pack: int
 ) -> None:
-    """As many as the kernels make NaN of, where x or dy holds an infinity in the first group."""
+    """As many groups as the kernels turn into NaN if x or dy has an infinity in the first group."""
     layer = gconv.GroupConv2d(channels, channels, 3, stride, padding=1, groups=groups)
     x = torch.randn(1, channels, 2, 2).contiguous(memory_format=torch.channels_last)
     explanation = gconv.explain(layer, x, backend="triton")
     if pack == 1:
         assert explanation.packs is None
     else:
-        assert f"groups share a tile, {pack} in forward, {pack} in input_grad: an inf" in explanation.packs
+        assert f"groups share a tile ({pack} in forward, {pack} in input_grad): an inf" in explanation.packs
         assert explanation.packs in str(explanation)
     assert gconv.explain(layer, x, backend="aten").packs is None
 
@@ -83,7 +89,7 @@ def test_explain_says_which_groups_share_what_is_not_finite(
 
 
 @interpreted
-def test_explain_names_kernel_tile_and_copies() -> None:
+def test_explain_reports_kernel_tile_and_copies() -> None:
     layer, x = gconv.GroupConv2d(128, 128, 3, stride=2, padding=1, groups=32), torch.randn(2, 128, 8, 8)
     explanation = gconv.explain(layer, x, backend="triton")
     strips = "triton: strips, 16 x 2 pixels x 16 -> 16 channels, 4 groups a tile, 4 packs, 4 warps, 2 stages"
@@ -99,3 +105,32 @@ def test_explain_names_kernel_tile_and_copies() -> None:
     assert explanation.passes["forward"] == strips
     pairs = "triton: pairs, 16 x 2 pixels x 16 -> 16 channels, 4 groups a tile, 8 packs, 4 warps, 3 stages"
     assert explanation.passes["input_grad"] == pairs
+
+
+@pytest.mark.parametrize(("compute", "bound"), [(1e12, "memory"), (1e8, "compute")])
+def test_plot_draws_the_bound_of_a_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compute: float, bound: str
+) -> None:
+    monkeypatch.setattr(plots, "roofs_of", lambda device, dtype: plots.Roofs(bandwidth=10e9, compute=compute))
+    layer = gconv.GroupConv2d(128, 128, 3, padding=1, groups=32, bias=False)
+    explanation = gconv.explain(layer, torch.randn(8, 128, 56, 56))
+    assert explanation.plot(tmp_path / "roofline.svg", dark=True) == tmp_path / "roofline.svg"
+    written = "\n".join(re.findall("<!-- (.*?) -->", (tmp_path / "roofline.svg").read_text(), re.DOTALL))
+    assert "GroupConv2d: 8 x 128/32 x 56 x 56 -&gt; 128, 3x3" in written
+    assert f"8.99 FLOP/byte: {bound} bound" in written
+    assert ("at most 89.9 GFLOP/s" in written and "at least 2.57 ms per pass" in written) == (
+        bound == "memory"
+    )
+    assert f"dense convolution at {'1 TFLOP/s' if bound == 'memory' else '100 MFLOP/s'}" in written
+    with pytest.raises(ValueError, match=r"must end in \.png, \.svg or \.pdf, got .*roofline"):
+        explanation.plot(tmp_path / "roofline")
+
+
+def test_plot_measures_the_device(tmp_path: Path) -> None:
+    layer = nn.Conv2d(4, 4, 3, groups=2)
+    gconv.explain(layer, torch.randn(1, 4, 8, 8)).plot(tmp_path / "roofline.png")
+    assert (tmp_path / "roofline.png").stat().st_size > 1000
+    with pytest.raises(RuntimeError, match="meta holds no data"):
+        gconv.explain(layer.to("meta"), torch.empty(1, 4, 8, 8, device="meta")).plot(tmp_path / "meta.png")
+    with pytest.raises(ValueError, match="there is nothing to plot: the output is empty"):
+        gconv.explain(nn.Conv2d(4, 4, 3, groups=2), torch.empty(0, 4, 8, 8)).plot(tmp_path / "empty.png")

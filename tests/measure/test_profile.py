@@ -1,8 +1,11 @@
-"""``profile``: the convolutions of a network, and what it would gain."""
+"""``gconv.profile``: the convolutions of a network, the estimated gain, and plots of both."""
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +17,13 @@ import gconv
 from gconv import dispatch, profile
 from gconv.dispatch import Decision
 from gconv.geometry import PASSES, Padding
+from gconv.measure import figures, plots
 from gconv.measure.recorder import RecordedCall, record
 from gconv.measure.timing import Times
 
 
 class Net(nn.Module):
-    """A dense convolution, a grouped one that is called twice, a depthwise one without a module."""
+    """A dense convolution, a grouped one that is called twice, and a depthwise one without a module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +39,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times and a floor that are always the same, as on a GPU whose kernels are twice as fast."""
+    """Fixed times and a fixed memory floor, as on a GPU whose kernels are twice as fast."""
     fast, slow = {"aten": 200e-6, "triton": 100e-6}, {"aten": 40e-6, "triton": 80e-6}
     functions = profile.__globals__
     monkeypatch.setitem(functions, "_time", lambda call, pass_: fast if call.geometry.groups == 4 else slow)
@@ -57,7 +61,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "explain_call", explain_call)
 
 
-def test_profile_tells_every_convolution_and_the_gain(fixed: None) -> None:
+def test_profile_lists_every_convolution_and_the_gain(fixed: None) -> None:
     result = gconv.profile(Net().eval(), torch.randn(2, 3, 8, 8))
     assert [c.call.name for c in result.convolutions] == ["stem", "body.0", "body.0", ""]
     assert [c.call.geometry.output_size for c in result.convolutions] == [
@@ -88,7 +92,7 @@ def test_profile_tells_every_convolution_and_the_gain(fixed: None) -> None:
         "now        480      440    2,000",
         "converted  280      240    1,800  1.11x",
         "aten: slow here",
-        "1 of the grouped ones is depthwise: convert(..., depthwise=True) swaps those",
+        "1 of the grouped convolutions is depthwise: convert(..., depthwise=True) converts those too",
     ]
 
 
@@ -113,7 +117,7 @@ def test_profile_of_a_training_step(fixed: None) -> None:
 def test_a_contiguous_network_on_a_gpu_is_measured_in_both_layouts(
     fixed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who runs what after ``convert``, and what dense convolutions take then; nothing runs on the GPU."""
+    """So that the estimate has the times after ``convert``, also of dense layers; nothing runs on the GPU."""
     functions = profile.__globals__
     monkeypatch.setitem(functions, "record", lambda model, run: [on_gpu(call) for call in record(model, run)])
     times = {
@@ -129,7 +133,7 @@ def test_a_contiguous_network_on_a_gpu_is_measured_in_both_layouts(
     assert result.total_converted() == pytest.approx(70e-6 + 2 * 100e-6 + 70e-6)
     assert result.network_with_gconv == pytest.approx(2e-3 - 800e-6 + 340e-6)
     assert str(result).splitlines()[1:6] == [
-        "cl: in channels_last, as after gconv.convert",
+        "cl: in channels_last, the layout after gconv.convert",
         "layer        convolution                          auto    floor  aten  triton  aten cl  triton cl",
         "-----------  -----------------------------------  ------  -----  ----  ------  -------  ---------",
         "stem         2 x 3 x 8 x 8 -> 8, 1x1              dense       6   100               70",
@@ -142,7 +146,7 @@ def on_gpu(call: RecordedCall) -> RecordedCall:
 
 
 def test_profile_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For real, converted or not, compiled or not, channels_last, under autocast."""
+    """With real times: converted or not, compiled or not, in channels_last, under autocast."""
     model = Net().eval().to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     for wrapped in (model, torch.compile(model)):
@@ -158,30 +162,30 @@ def test_profile_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "torch.bfloat16 on cpu" in str(result) and "gconv has no kernels for cpu" in str(result)
 
 
-def test_what_cannot_be_measured_is_left_blank() -> None:
+def test_unmeasured_times_are_blank() -> None:
     result = gconv.profile(Net().eval().double(), torch.randn(2, 3, 8, 8).double())
     assert result.total("aten") is None and result.network_with_gconv is None and result.network > 0
-    assert "not timed one by one: torch.float64" in str(result)
+    assert "not timed separately: torch.float64" in str(result)
     with torch.device("meta"):
         result = gconv.profile(Net().train(), torch.empty(2, 3, 8, 8))
     assert result.network is None and result.total("floor") is None and len(result.convolutions) == 4
     assert "2 x 8/4 x 8 x 8 -> 8, 3x3, stride 2" in str(result)
 
 
-def test_networks_without_anything_to_gain() -> None:
+def test_networks_with_nothing_to_gain() -> None:
     result = str(gconv.profile(nn.Linear(2, 2).eval(), torch.randn(1, 2)))
-    assert result.startswith("no convolution called in a forward pass")
+    assert result.startswith("no convolution ran in a forward pass; convolutions inside exported")
     result = str(gconv.profile(nn.Conv2d(2, 2, 1).eval(), torch.randn(1, 2, 4, 4)))
-    assert result.endswith("none of them is grouped: there is nothing to gain")
+    assert result.endswith("none of them is grouped, so there is nothing to gain from gconv")
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
         gconv.profile(lambda x: x, torch.randn(1))
     with pytest.warns(DeprecationWarning):
         scripted = torch.jit.script(nn.Conv2d(2, 2, 1))
-    with pytest.raises(TypeError, match=r"cannot be seen: profile before torch\.jit\.script"):
+    with pytest.raises(TypeError, match=r"can't be recorded: profile before torch\.jit\.script"):
         gconv.profile(scripted, torch.randn(1, 2, 4, 4))
 
 
-def test_hooks_and_buffers_are_undone_where_the_model_fails() -> None:
+def test_hooks_are_removed_if_the_model_fails() -> None:
     model = Net().train()
     with pytest.raises(RuntimeError, match="channels"):
         gconv.profile(model, torch.randn(2, 4, 8, 8))
@@ -189,7 +193,7 @@ def test_hooks_and_buffers_are_undone_where_the_model_fails() -> None:
 
 
 class Guarded(nn.Module):
-    """Goes on where a part of it fails, with a convolution of its own."""
+    """Continues after a failing module with a convolution that has no module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,12 +208,12 @@ class Guarded(nn.Module):
             return F.conv2d(self.inner(x), self.inner.weight)
 
 
-def test_names_are_those_of_the_innermost_module_that_runs() -> None:
+def test_a_convolution_is_named_after_the_innermost_running_module() -> None:
     result = gconv.profile(Guarded().eval(), torch.randn(1, 2, 5, 5))
     assert [c.call.name for c in result.convolutions] == ["inner", "inner", ""]
 
 
-def test_training_step_without_an_output_to_start_from() -> None:
+def test_a_training_step_needs_an_output_with_a_gradient() -> None:
     class Boxed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -245,7 +249,80 @@ def test_frozen_networks_complex_outputs_and_replaced_buffers() -> None:
     assert result.convolutions[0].call.passes == ("forward",)
 
 
-def test_lazy_networks_are_to_be_run_once_before() -> None:
+def test_lazy_networks_must_run_once_before() -> None:
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
-    with pytest.raises(ValueError, match="lazy layers that have seen no input: run it once before"):
+    with pytest.raises(
+        ValueError, match="lazy layers that haven't seen an input yet: run it once before profiling"
+    ):
         gconv.profile(model, torch.randn(1, 2, 5, 5))
+
+
+def texts(drawing: Path) -> str:
+    """The text of an SVG file: matplotlib writes each string as a comment above its glyphs."""
+    return "\n".join(re.findall("<!-- (.*?) -->", drawing.read_text()))
+
+
+def test_plot_draws_each_layer_next_to_the_memory_floor(fixed: None, tmp_path: Path) -> None:
+    """Layers of equal sizes share an entry."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 3, padding=1, groups=4) for _ in range(3)))
+    result = gconv.profile(model.eval(), torch.randn(2, 3, 8, 8))
+    assert result.plot(tmp_path / "times.svg") == tmp_path / "times.svg"
+    written = texts(tmp_path / "times.svg")
+    for text in (
+        "4 convolutions in a forward pass",
+        "torch.float32 on CPU (",
+        "first input 2 x 3 x 8 x 8",
+        "1  \N{MULTIPLICATION SIGN}3",
+        "2 x 8/4 x 8 x 8 -&gt; 8, 3x3",
+        "200  (22.8x)",
+        "100  (11.4x)",
+        "PyTorch, dense layers",
+        "gconv's kernels",
+        "memory floor",
+        "time per call in \N{MICRO SIGN}s",
+    ):
+        assert text in written, (text, written)
+    result.plot(tmp_path / "times.png", title="a $network", dark=True)
+    assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_roofline_of_a_profile(fixed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "roofs_of", lambda device, dtype: plots.Roofs(bandwidth=2e9, compute=8e9))
+    gconv.profile(Net().train(), torch.randn(2, 3, 8, 8)).plot(
+        tmp_path / "roofline.svg", "roofline", title="Net"
+    )
+    written = texts(tmp_path / "roofline.svg")
+    assert "Net" in written and "4 convolutions in a training step" in written
+    assert "bound: copy at 2 GB/s, dense convolution at 8 GFLOP/s" in written
+    assert "memory bound" in written and "compute bound" in written and "gconv's kernels" in written
+
+
+def test_plot_errors(fixed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = gconv.profile(Net().eval(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"must end in \.png, \.svg or \.pdf, got .*times\.txt"):
+        result.plot(tmp_path / "times.txt")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing"):
+        result.plot(tmp_path / "missing" / "times.svg")
+    with pytest.raises(ValueError, match="kind must be 'time' or 'roofline', got 'pie'"):
+        result.plot(tmp_path / "times.svg", "pie")
+    nothing = gconv.profile(nn.Linear(2, 2).eval(), torch.randn(1, 2))
+    with pytest.raises(ValueError, match="there are no times to plot: no convolution ran in a forward pass"):
+        nothing.plot(tmp_path / "times.svg")
+    with torch.device("meta"):
+        unmeasured = gconv.profile(Net().eval(), torch.empty(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="the network is on meta; profile it on a CPU or GPU"):
+        unmeasured.plot(tmp_path / "times.svg")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"plots need matplotlib: .*pip install 'gconv\[bench\]'"):
+        result.plot(tmp_path / "times.svg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plot_does_not_change_matplotlib_for_others(tmp_path: Path) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    with figures.new_figure(tmp_path / "plot.pdf", 2, "title") as (figure, _):
+        figure.subplots().plot([1, 2])
+    assert dict(matplotlib.rcParams) == before
+    assert (tmp_path / "plot.pdf").read_bytes().startswith(b"%PDF")

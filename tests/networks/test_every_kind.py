@@ -370,5 +370,7 @@ def test_what_convert_cannot_take_is_left_with_the_reason() -> None:
 
 
 def test_explain_of_a_lazy_layer_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match="lazy and has seen no input: call it once before"):
+    with pytest.raises(
+        ValueError, match="lazy and hasn't seen an input yet: call it once before explaining it"
+    ):
         gconv.explain(nn.LazyConv1d(4, 3), torch.randn(1, 4, 9))

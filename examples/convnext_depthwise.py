@@ -21,17 +21,17 @@ def main() -> None:
     x = torch.randn(4, 3, options.image, options.image, device=device).to(memory_format=torch.channels_last)
 
     # Depthwise convolutions stay PyTorch's unless asked for.
-    print(f"convert(model) swaps {len(gconv.convert(model).swapped)}")
+    print(f"convert(model) swaps {len(gconv.convert(model).converted)}")
 
     # Not those of the first stage, whose images are the largest.
     def later_stages(module: nn.Module, name: str) -> bool:
         return not name.startswith("stages.0.")
 
     report = gconv.convert(model, depthwise=True, filter=later_stages)
-    if not report.swapped:
+    if not report.converted:
         parser.error(f"{options.model} has no depthwise convolution after stages.0")
-    print(f"convert(model, depthwise=True, filter=...) swaps {len(report.swapped)}, such as")
-    name = report.swapped[0].name
+    print(f"convert(model, depthwise=True, filter=...) swaps {len(report.converted)}, such as")
+    name = report.converted[0].name
     layer = model.get_submodule(name)
 
     seen = {}

@@ -38,7 +38,7 @@ def main() -> None:
 
     model = timm.create_model(options.model, num_classes=10).to(device)
     report = gconv.convert(model)
-    print(f"{options.model}: {len(report.swapped)} of {len(report.layers)} convolutions are gconv's")
+    print(f"{options.model}: {len(report.converted)} of {len(report.layers)} convolutions are gconv's")
     run = torch.compile(model, fullgraph=True) if options.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = OneCycleLR(optimizer, max_lr=4e-3, total_steps=options.steps)

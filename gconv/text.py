@@ -1,8 +1,13 @@
-"""Lay out plain-text tables."""
+"""Lay out plain text: tables, and numbers with their nouns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 residual" or "2 residuals"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def columns(rows: Iterable[Sequence[str]], left: int, rule: bool = False) -> str:

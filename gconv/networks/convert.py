@@ -14,7 +14,7 @@ from gconv.kinds import Call, Kind, kind_of
 from gconv.module import LAYER_OF, GroupConvolution
 from gconv.networks import subclasses
 from gconv.networks.layout import move_to_channels_last, restore
-from gconv.networks.reports import ConversionReport, ConvertedLayer, geometry_in_words
+from gconv.networks.reports import DENSE, ConversionReport, ConvertedLayer, geometry_in_words
 from gconv.torch_internals import ConvolutionBase
 
 _SWAPPED = "_swapped_by_gconv"  # a mark in a module's __dict__, which is copied and pickled with the module
@@ -68,7 +68,7 @@ def convert(
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(128, 128, 3, groups=32), nn.ReLU(), nn.Conv2d(128, 8, 1))
         >>> report = gconv.convert(model)
-        >>> [layer.name for layer in report.swapped]
+        >>> [layer.name for layer in report.converted]
         ['0']
         >>> model[0]
         GroupConv2d(128, 128, kernel_size=(3, 3), stride=(1, 1), groups=32)
@@ -232,7 +232,7 @@ def _reason_to_leave(
     if isinstance(module, GroupConvolution) or (lazy and _is_swapped(module)):
         return f"already a {LAYER_OF[kind].__name__}"
     if module.groups == 1:
-        return "dense: groups=1"
+        return DENSE
     if not depthwise and module.groups == (module.out_channels if lazy else module.in_channels):
         return f"{'may be depthwise' if lazy else 'depthwise'}: pass depthwise=True to convert it"
     own: Any = module.cls_to_become if lazy else _own_class(module)

@@ -13,9 +13,10 @@ from gconv.arguments import numbers
 from gconv.dispatch import this_device
 from gconv.geometry import PASSES, kernel_in_words, steps_in_words
 from gconv.kinds import Call, kind_of
-from gconv.text import columns
+from gconv.text import columns, counted
 
 PYTORCH = "PyTorch"
+DENSE = "dense: groups=1"  # the reason for skipping a layer that isn't listed
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ConvertedLayer:
     Attributes:
         name: qualified name in the model; empty for the model itself.
         geometry: channels, kernel, stride and dilation, such as "128 -> 256, 3x3, stride 2".
-        swapped: whether the layer was converted to gconv's.
+        converted: whether the layer was converted to gconv's.
         reason: why it was converted or skipped.
         large_call: a call with a large batch, such as 256 images of 56 x 56, for which the report shows the
             backend. None if the layer was skipped or is lazy and has had no input yet.
@@ -33,7 +34,7 @@ class ConvertedLayer:
 
     name: str
     geometry: str
-    swapped: bool
+    converted: bool
     reason: str
     large_call: Call | None = None
 
@@ -42,9 +43,9 @@ class ConvertedLayer:
 class ConversionReport:
     """The report of ``gconv.convert``: what it converted or skipped, and why. ``print`` it as a table.
 
-    The table also shows which backend runs each layer on this machine, so printing can initialize CUDA. It
-    assumes channels_last inputs for 2-d layers and contiguous inputs for 1-d and 3-d layers, whose layout
-    ``convert`` doesn't change. For other inputs call ``gconv.explain``.
+    The table leaves out dense convolutions, and shows which backend runs each layer on this machine, so
+    printing can initialize CUDA. It assumes channels_last inputs for 2-d layers and contiguous inputs for
+    1-d and 3-d layers, whose layout ``convert`` doesn't change. For other inputs call ``gconv.explain``.
 
     Attributes:
         layers: all convolutions of the model.
@@ -55,31 +56,37 @@ class ConversionReport:
     layout: str = ""
 
     @property
-    def swapped(self) -> tuple[ConvertedLayer, ...]:
+    def converted(self) -> tuple[ConvertedLayer, ...]:
         """The layers that were converted."""
-        return tuple(layer for layer in self.layers if layer.swapped)
+        return tuple(layer for layer in self.layers if layer.converted)
 
     @property
-    def left(self) -> tuple[ConvertedLayer, ...]:
+    def skipped(self) -> tuple[ConvertedLayer, ...]:
         """The layers that were skipped."""
-        return tuple(layer for layer in self.layers if not layer.swapped)
+        return tuple(layer for layer in self.layers if not layer.converted)
 
     def __str__(self) -> str:
         if not self.layers:
             return (
                 "the model has no convolution layers; calls of functions such as F.conv2d are not converted"
             )
-        here = {layer: _who_runs(layer.large_call) for layer in self.swapped if layer.large_call is not None}
+        listed = [layer for layer in self.layers if layer.reason != DENSE]
+        here = {
+            layer: _who_runs(layer.large_call) for layer in self.converted if layer.large_call is not None
+        }
         rows = [("layer", "geometry", "result", "reason", "backend here")]
-        for layer in self.layers:
+        for layer in listed:
             runner, _ = here.get(layer, ("", ""))
-            result = "converted" if layer.swapped else "skipped"
+            result = "converted" if layer.converted else "skipped"
             rows.append((layer.name or "(the model)", layer.geometry, result, layer.reason, runner))
-        return "\n".join([columns(rows, left=5), *self._remarks(dict(here.values()))])
+        table = [columns(rows, left=5)] if listed else []
+        return "\n".join([*table, *self._remarks(dict(here.values()))])
 
     def _remarks(self, runners: dict[str, str]) -> Iterator[str]:
         """Yield the lines below the table; ``runners`` maps what runs the layers here to the reason."""
-        yield f"converted {len(self.swapped)} of {len(self.layers)} convolutions"
+        dense = sum(layer.reason == DENSE for layer in self.layers)
+        unlisted = f"; {dense} dense (groups=1), not listed" if dense else ""
+        yield f"converted {len(self.converted)} of {counted(len(self.layers), 'convolution')}{unlisted}"
         if self.layout:
             yield self.layout
         yield from (f"{name}: {reason}" for name, reason in runners.items() if name == PYTORCH)
@@ -114,13 +121,13 @@ class FusionReport:
 
     Attributes:
         layers: the convolutions, in the order in which they run.
-        norms_left: names of the batch norms that were not folded, each with the reason.
-        opaque: names of the modules that could not be traced, each with the reason.
+        not_folded: names of the batch norms that were not folded, each with the reason.
+        not_traced: names of the modules that could not be traced, each with the reason.
     """
 
     layers: list[FusedLayer] = field(default_factory=list)
-    norms_left: dict[str, str] = field(default_factory=dict)
-    opaque: dict[str, str] = field(default_factory=dict)
+    not_folded: dict[str, str] = field(default_factory=dict)
+    not_traced: dict[str, str] = field(default_factory=dict)
 
     @property
     def folded(self) -> list[str]:
@@ -137,15 +144,13 @@ class FusionReport:
 
     def _remarks(self) -> Iterator[str]:
         """Yield the lines below the table."""
-        yield from (f"not folded: {name}: {reason}" for name, reason in self.norms_left.items())
-        yield from (f"not traced: {name}: {reason}" for name, reason in self.opaque.items())
-        norms = len(self.folded) + len(self.norms_left)
-        activations = sum(layer.activation is not None for layer in self.layers)
-        residuals = sum(layer.residual for layer in self.layers)
-        yield (
-            f"folded {len(self.folded)} of {norms} batch norms; "
-            f"fused {activations} activations and {residuals} residuals into grouped convolutions"
-        )
+        yield from (f"not folded: {name}: {reason}" for name, reason in self.not_folded.items())
+        yield from (f"not traced: {name}: {reason}" for name, reason in self.not_traced.items())
+        norms = counted(len(self.folded) + len(self.not_folded), "batch norm")
+        activations = counted(sum(layer.activation is not None for layer in self.layers), "activation")
+        residuals = counted(sum(layer.residual for layer in self.layers), "residual")
+        yield f"folded {len(self.folded)} of {norms}"
+        yield f"fused {activations} and {residuals} into grouped convolutions"
 
 
 def geometry_in_words(layer: Any) -> str:

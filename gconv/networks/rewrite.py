@@ -103,7 +103,7 @@ class GraphFusion:
         for node in self.graph.nodes:
             node.type = None  # string annotations can't be pickled
             if is_norm(self._module(node)):
-                self.report.norms_left[_target(node)] = self._why_left(node)
+                self.report.not_folded[_target(node)] = self._why_left(node)
         self.graph.lint()
         return self.report
 
@@ -124,10 +124,10 @@ class GraphFusion:
         if not (convolutions or norms):
             return
         why = "it has hooks or a replaced forward"
-        self.report.opaque[name] = self.opaque.get(type(module), why)
+        self.report.not_traced[name] = self.opaque.get(type(module), why)
         left = f"{name} was not traced"
         self.report.layers += [FusedLayer(p, geometry_in_words(m), reason=left) for p, m in convolutions]
-        self.report.norms_left |= dict.fromkeys(norms, left)
+        self.report.not_folded |= dict.fromkeys(norms, left)
 
     def _module(self, node: Node) -> nn.Module | None:
         """Return the module that a node calls, or None if it doesn't call one."""
@@ -245,7 +245,8 @@ class GraphFusion:
             return "it does not follow a convolution that gconv supports"
         if len(before.users) > 1:
             return "the output of the convolution is also used elsewhere"
-        return next(layer.reason for layer in self.report.layers if layer.name == before.target)
+        reason = next(layer.reason for layer in self.report.layers if layer.name == before.target)
+        return reason or "something else runs between it and the convolution"
 
 
 def fold(conv: Any, norm: BatchNormBase) -> None:

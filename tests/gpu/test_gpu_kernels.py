@@ -123,7 +123,7 @@ def converted_network() -> torch.nn.Module:
         torch.nn.ReLU(),
         torch.nn.Conv2d(64, 128, 3, stride=2, padding=1, groups=16),
     )
-    assert len(gconv.convert(net).swapped) == 2
+    assert len(gconv.convert(net).converted) == 2
     return net.cuda().bfloat16().to(memory_format=torch.channels_last)
 
 

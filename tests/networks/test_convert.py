@@ -38,8 +38,8 @@ def test_convert_swaps_grouped_convolutions_and_keeps_all_else() -> None:
 
     report = gconv.convert(model, depthwise=True)
 
-    assert [layer.name for layer in report.swapped] == ["1.0", "2", "3"]
-    assert [layer.name for layer in report.left] == ["0", "5"]
+    assert [layer.name for layer in report.converted] == ["1.0", "2", "3"]
+    assert [layer.name for layer in report.skipped] == ["0", "5"]
     assert {key: id(p) for key, p in model.named_parameters(remove_duplicate=False)} == before
     assert list(model.state_dict()) == list(original.state_dict())
     assert all(type(model[i]) is gconv.GroupConv2d for i in (2, 3, 4)) and model[2] is model[4]
@@ -122,18 +122,20 @@ def test_convert_says_what_it_left_and_why() -> None:
     }
     lines = str(report).splitlines()
     assert lines[0].split() == ["layer", "geometry", "result", "reason", "backend", "here"]
-    assert lines[1] == "dense      8 -> 8, 3x3                         skipped    dense: groups=1"
-    assert lines[15] == "kept       8 -> 8, 3x5, stride (2, 1)          skipped    excluded by filter"
-    assert lines[18].startswith("lazy       ? -> 8, 3x3                         skipped")
-    assert lines[19].startswith("fast       8 -> 16, 3x3, stride 2, dilation 3  converted  groups=4")
-    assert lines[20] == "converted 1 of 19 convolutions"
-    assert not gconv.convert(model, filter=lambda module, name: name != "kept").swapped
+    assert not any(line.startswith("dense") for line in lines)
+    assert lines[14] == "kept       8 -> 8, 3x5, stride (2, 1)          skipped    excluded by filter"
+    assert lines[17].startswith("lazy       ? -> 8, 3x3                         skipped")
+    assert lines[18].startswith("fast       8 -> 16, 3x3, stride 2, dilation 3  converted  groups=4")
+    assert lines[19] == "converted 1 of 19 convolutions; 1 dense (groups=1), not listed"
+    assert not gconv.convert(model, filter=lambda module, name: name != "kept").converted
+    alone = gconv.convert(nn.Conv2d(8, 8, 3))
+    assert str(alone) == "converted 0 of 1 convolution; 1 dense (groups=1), not listed"
 
 
 def test_depthwise_convolutions_are_swapped_on_request() -> None:
     model = nn.Sequential(nn.Conv2d(8, 16, 3, groups=8), nn.LazyConv2d(16, 3, groups=16), nn.Conv2d(16, 1, 1))
-    assert not gconv.convert(model).swapped
-    assert [layer.name for layer in gconv.convert(model, depthwise=True).swapped] == ["0", "1"]
+    assert not gconv.convert(model).converted
+    assert [layer.name for layer in gconv.convert(model, depthwise=True).converted] == ["0", "1"]
 
 
 def test_settings_that_are_no_pairs_are_taken_as_conv2d_takes_them() -> None:
@@ -150,7 +152,7 @@ def test_what_quantisation_looks_for_is_left_to_it() -> None:
     model = nn.Sequential(quantization.QuantStub(), nn.Conv2d(8, 8, 3, groups=4), quantization.DeQuantStub())
     model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
     quantization.prepare_qat(model.train(), inplace=True)
-    (left,) = gconv.convert(model).left
+    (left,) = gconv.convert(model).skipped
     assert "torch.ao.quantization" in left.reason
     model(torch.randn(2, 8, 9, 9))
     assert "quantized" in type(quantization.convert(model.eval())[1]).__module__
@@ -159,7 +161,7 @@ def test_what_quantisation_looks_for_is_left_to_it() -> None:
 def test_lazy_convolutions_become_group_convolutions_with_their_first_input() -> None:
     layer, x = nn.LazyConv2d(8, 3, groups=4), torch.randn(2, 12, 5, 5)
     assert "converted  groups=4" in str(gconv.convert(layer))
-    assert gconv.convert(layer).left[0].reason == "already a GroupConv2d"
+    assert gconv.convert(layer).skipped[0].reason == "already a GroupConv2d"
     twin = copy.deepcopy(layer)
     assert layer(x).shape == (2, 8, 3, 3) and type(layer) is gconv.GroupConv2d
     assert gconv.revert(layer) == ("",) and type(layer) is nn.Conv2d
@@ -182,7 +184,7 @@ def test_parametrised_convolutions_stay_parametrised(parametrized_first: bool) -
     parametrize.register_parametrization(layer, "bias", Scaled())
     expected = layer(x)
     if parametrized_first:
-        assert gconv.convert(layer).swapped
+        assert gconv.convert(layer).converted
     ran = count_calls(layer)
     assert torch.equal(layer(x), expected) and ran
     assert [key for key, _ in layer.named_parameters()] == [
@@ -226,7 +228,7 @@ def test_weights_made_by_hooks_are_still_made(wrap: Callable[[nn.Module], nn.Mod
         expected = layer(x)
         source.div_(2)
         layer(x)
-        assert gconv.convert(layer).swapped
+        assert gconv.convert(layer).converted
         source.mul_(2)
         assert torch.equal(layer(x), expected)
 
@@ -268,7 +270,7 @@ def test_revert_refuses_what_became_something_else() -> None:
         gconv.revert(model)
     assert type(model[0]) is gconv.GroupConv2d
     model[1].__class__ = Padded
-    assert gconv.convert(model).swapped[0].name == "1"
+    assert gconv.convert(model).converted[0].name == "1"
 
 
 def test_revert_refuses_to_drop_an_activation() -> None:

@@ -67,7 +67,7 @@ def pair(dtype: torch.dtype = torch.float64) -> tuple[Net, Net]:
     torch.manual_seed(3)
     plain = Net().to(dtype)
     converted = copy.deepcopy(plain)
-    assert len(gconv.convert(converted).swapped) == 3
+    assert len(gconv.convert(converted).converted) == 3
     return plain, converted
 
 

@@ -262,7 +262,7 @@ def test_fuse_folds_norms_of_every_kind(name: str) -> None:
     fused, report = gconv.fuse(model, x)
     activations = sum(layer.activation is not None for layer in report.layers)
     residuals = sum(layer.residual for layer in report.layers)
-    assert (len(report.folded), len(report.norms_left), activations, residuals) == FUSED[name], report
+    assert (len(report.folded), len(report.not_folded), activations, residuals) == FUSED[name], report
     for backend in ("aten", "reference"):
         with gconv.backend(backend):
             assert_same(model, fused, x)
@@ -342,7 +342,7 @@ SUBCLASSES = {
 def test_subclasses_of_every_kind_keep_what_they_do(make: Callable[[], nn.Module], size: tuple) -> None:
     original = make().double()
     layer = copy.deepcopy(original)
-    assert gconv.convert(layer, channels_last=False).swapped and isinstance(layer, type(original))
+    assert gconv.convert(layer, channels_last=False).converted and isinstance(layer, type(original))
     x = torch.randn(size, dtype=torch.float64)
     saved = io.BytesIO()
     torch.save(layer, saved)
@@ -361,8 +361,8 @@ def test_what_convert_cannot_take_is_left_with_the_reason() -> None:
     x = torch.randn(1, 4, 5)
     before = model[0](x)
     report = gconv.convert(model)
-    assert not report.swapped and torch.equal(model[0](x), before)
-    assert [layer.reason for layer in report.left] == [
+    assert not report.converted and torch.equal(model[0](x), before)
+    assert [layer.reason for layer in report.skipped] == [
         "class ByItself computes the convolution itself: let its forward call super().forward(input)",
         "gconv does not support nn.ConvTranspose3d",
     ]

@@ -58,7 +58,7 @@ def test_real_networks_put_out_the_same(name: str) -> None:
     model = trained(create(name))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     fused, report = gconv.fuse(model)
-    assert counts(report) == NETWORKS[name] and not report.opaque
+    assert counts(report) == NETWORKS[name] and not report.not_traced
     assert_same(model, fused, torch.randn(2, 3, 64, 64, dtype=torch.float64))
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
     assert not any(type(module) is gconv.GroupConv2d for module in model.modules())
@@ -197,7 +197,7 @@ def test_what_only_looks_like_it_stays_as_it_is(how: str, expected: tuple[int, .
 def test_every_norm_that_stays_has_its_reason() -> None:
     for how in ("used twice", "called twice", "norm called twice", "after another", "no statistics"):
         _, report = gconv.fuse(trained(Odd(how)))
-        (reason,) = report.norms_left.values()
+        (reason,) = report.not_folded.values()
         assert reason, how
 
 
@@ -263,6 +263,7 @@ def test_report_reads_well() -> None:
         "because",
     ]
     assert lines[3].split() == ["layer1.0.conv2", "128", "->", "128,", "3x3", "layer1.0.bn2", "relu"]
-    assert lines[-1] == (
-        "folded 53 of 53 batch norms; fused 16 activations and 0 residuals into grouped convolutions"
-    )
+    assert lines[-2:] == [
+        "folded 53 of 53 batch norms",
+        "fused 16 activations and 0 residuals into grouped convolutions",
+    ]

@@ -29,7 +29,7 @@ def test_what_cannot_be_traced_stays_as_it_is() -> None:
     model = trained(nn.Sequential(Branch(), Depends()))
     fused, report = gconv.fuse(model)
     assert counts(report) == (2, 5, 0, 1)
-    assert list(report.opaque) == ["1"] and "control flow" in report.opaque["1"]
+    assert list(report.not_traced) == ["1"] and "control flow" in report.not_traced["1"]
     assert "not traced: 1: " in str(report)
     for sign in (1, -1):
         assert_same(model, fused, sign * torch.rand(2, 8, 6, 5, dtype=torch.float64))
@@ -43,9 +43,16 @@ def test_what_a_module_without_a_graph_shares_stays_as_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), Depends())
     model[2].conv = model[0]
     fused, report = gconv.fuse(trained(model))
-    assert report.norms_left["1"] == "the convolution is called more than once"
+    assert report.not_folded["1"] == "the convolution is called more than once"
     for sign in (1, -1):
         assert_same(model, fused, sign * torch.rand(2, 8, 6, 5, dtype=torch.float64))
+
+
+def test_every_norm_that_stays_has_a_reason() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8))
+    _, report = gconv.fuse(trained(model))
+    assert report.folded == ["1"]
+    assert report.not_folded == {"3": "something else runs between it and the convolution"}
 
 
 def test_what_torch_fx_cannot_even_call_is_refused() -> None:
@@ -71,7 +78,7 @@ def test_hooks_and_replaced_forwards_go_on() -> None:
         model = trained(nn.Sequential(Branch(), nn.ReLU()))
         watch(model)
         fused, report = gconv.fuse(model)
-        assert report.norms_left
+        assert report.not_folded
         assert_same(model, fused, x)
     assert seen == ["block", "block", "norm", "norm", "conv", "conv", "forward", "forward"]
     model = trained(Branch())

@@ -162,7 +162,7 @@ def test_a_weight_that_others_hold_or_make_is_not_moved(make: Callable[[], nn.Co
     layer, x = make(), torch.randn(2, 8, 5, 5)
     places, expected = [p.data_ptr() for p in layer.parameters()], layer(x)
     report = gconv.convert(layer)
-    assert report.swapped and not report.layout
+    assert report.converted and not report.layout
     assert [p.data_ptr() for p in layer.parameters()] == places
     torch.testing.assert_close(layer(x), expected)
 

@@ -41,7 +41,7 @@ def test_subclasses_keep_what_they_do(make: Callable[[], nn.Conv2d]) -> None:
         nn.init.normal_(parameter)
     layer = copy.deepcopy(original)
     report = gconv.convert(layer, channels_last=False)  # another layout rounds differently
-    assert report.swapped, report
+    assert report.converted, report
     assert isinstance(layer, gconv.GroupConv2d) and isinstance(layer, type(original))
     assert repr(layer) == f"Group{original!r}"
     # Sizes that are divisible by the strides, and others.
@@ -61,9 +61,9 @@ def test_what_was_patched_in_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it was patched before conversion, for example to change the padding."""
     same, plain = timm_layers().Conv2dSame(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4)
     monkeypatch.setattr(type(same), "forward", lambda self, x: x)
-    assert "computes the convolution itself" in gconv.convert(same).left[0].reason
+    assert "computes the convolution itself" in gconv.convert(same).skipped[0].reason
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, x, weight, bias: x)
-    assert "has a custom _conv_forward" in gconv.convert(plain).left[0].reason
+    assert "has a custom _conv_forward" in gconv.convert(plain).skipped[0].reason
 
 
 def test_an_activation_is_applied_after_an_equation_too() -> None:

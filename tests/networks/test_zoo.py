@@ -116,7 +116,7 @@ def test_converted_networks_train_as_the_original(name: str, size: int) -> None:
     twin = copy.deepcopy(model)
     classes = [type(module) for module in twin.modules()]
     report = gconv.convert(twin, depthwise=True)
-    assert report.swapped and {layer.reason for layer in report.left} <= {"dense: groups=1"}
+    assert report.converted and {layer.reason for layer in report.skipped} <= {"dense: groups=1"}
     with gconv.backend("reference"):
         ours = train_step(twin, size)
     expected = train_step(model.to(memory_format=torch.channels_last), size)
@@ -126,7 +126,7 @@ def test_converted_networks_train_as_the_original(name: str, size: int) -> None:
         torch.testing.assert_close(
             ours[key], expected[key], rtol=1e-7, atol=1e-12 * largest, msg=lambda m, key=key: f"{key}: {m}"
         )
-    assert len(gconv.revert(twin)) == len(report.swapped)
+    assert len(gconv.revert(twin)) == len(report.converted)
     assert [type(module) for module in twin.modules()] == classes
 
 
@@ -144,10 +144,10 @@ def test_every_grouped_convolution_of_timm_is_swapped() -> None:
             if isinstance(m, ConvolutionBase)
         )
         report = gconv.convert(model)
-        reasons = Counter(layer.reason.partition(":")[0] for layer in report.left)
+        reasons = Counter(layer.reason.partition(":")[0] for layer in report.skipped)
         assert reasons == {k: n for k, n in counted.items() if k != "grouped"}, (name, reasons)
-        assert len(report.swapped) == counted["grouped"], name
-        assert len(gconv.convert(model, depthwise=True).swapped) == counted["depthwise"], name
+        assert len(report.converted) == counted["grouped"], name
+        assert len(gconv.convert(model, depthwise=True).converted) == counted["depthwise"], name
         assert list(model.state_dict()) == keys
         total += counted
         total["networks"] += 1

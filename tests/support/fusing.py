@@ -48,7 +48,7 @@ def counts(report: gconv.FusionReport) -> tuple[int, int, int, int]:
     """Count batch norms folded and not folded, and activations and residuals fused into convolutions."""
     return (
         len(report.folded),
-        len(report.norms_left),
+        len(report.not_folded),
         sum(layer.activation is not None for layer in report.layers),
         sum(layer.residual for layer in report.layers),
     )

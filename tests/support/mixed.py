@@ -120,5 +120,5 @@ def twins(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.
     plain = NETWORKS[name]().to(dtype)
     converted = copy.deepcopy(plain)
     report = gconv.convert(converted, depthwise=True)
-    assert [layer.name for layer in report.swapped] == SWAPPED[name], report
+    assert [layer.name for layer in report.converted] == SWAPPED[name], report
     return plain, converted

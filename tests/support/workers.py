@@ -82,7 +82,7 @@ def converted_when_wrapped(rank: int) -> dict[str, Tensor]:
     """Train the same way, but wrap the network before converting it."""
     wrapped = DistributedDataParallel(network())
     report = gconv.convert(wrapped.module)
-    assert len(report.swapped) == 4 and "layout, which DistributedDataParallel relies on" in str(report)
+    assert len(report.converted) == 4 and "layout, which DistributedDataParallel relies on" in str(report)
     images, labels = data()
     train(wrapped, images[rank::2], labels[rank::2])
     return wrapped.module.state_dict()
@@ -109,7 +109,7 @@ def sharded_alone(rank: int) -> dict[str, Tensor]:
         if isinstance(module, nn.Conv2d):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    assert len(gconv.convert(model).swapped) == 4
+    assert len(gconv.convert(model).converted) == 4
     images, labels = data()
     train(model, images[rank::2], labels[rank::2])
     assert len(gconv.revert(model)) == 4

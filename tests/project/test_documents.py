@@ -26,11 +26,12 @@ def squeezed(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PYTHON, ids=documents.name_of)
 def test_python_in_a_document_runs_and_prints_what_it_quotes(
-    page: Path, capsys: pytest.CaptureFixture[str]
+    page: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks run in order and share names. A quoted output starts with a line that one of them prints."""
     if "import timm" in page.read_text():
         zoo.load("timm")
+    monkeypatch.chdir(tmp_path)  # where plots are written
     names: dict[str, object] = {}
     printed: list[list[str]] = []
     for block in documents.blocks(page):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
-NO_MATPLOTLIB = "plots need matplotlib: install it with `pip install 'gconv[bench]'`"
+NO_MATPLOTLIB = "plots need matplotlib: install it with `pip install matplotlib`"
 WIDTH = 7.3  # inches
 SMALL, TINY = 8, 7  # points
 DPI = 192  # of PNG files: twice the pixels of a web page

@@ -57,7 +57,7 @@ def run_resumable(command: Callable[[], int]) -> int:
         )
         return 130
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+        fail(f"can't read or write {error.filename}: {error.strerror}" if error.filename else error)
 
 
 def first_line(error: Exception) -> str:

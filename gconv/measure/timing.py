@@ -138,7 +138,7 @@ def highest_clock(device: torch.device) -> float:
 
 
 def host_time(call: Call, device: torch.device, rounds: int = 30) -> float:
-    """Return the median time in seconds until ``call`` returns; the device may still be working then."""
+    """Return the median time in seconds until ``call`` returns, while the device may still be working."""
     synchronize = torch.get_device_module(device).synchronize
     times = []
     for _ in range(rounds):
@@ -175,7 +175,7 @@ def wall_time(call: Callable[[], object], device: torch.device, seconds: float =
 
 
 def extra_memory(call: Call, device: torch.device) -> int | None:
-    """Return the peak memory of ``call`` in bytes, without its result; None on a CPU, which doesn't count it."""
+    """Return the peak memory of ``call`` in bytes, without its result; None on a CPU."""
     if device.type != "cuda":
         return None
     call()

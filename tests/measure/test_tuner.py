@@ -99,5 +99,5 @@ def test_candidates_begin_with_the_rule_and_differ(pass_: str, type_: str, no_ta
         for tile in found:
             sides = (tile.pixels, tile.inputs, tile.outputs, tile.warps)
             assert all(side == tiles.power_of_two(side) for side in sides), tile
-            whole = tile.kernel in ("slide", "residue") and pass_ != "weight_grad"  # without blocks of channels
+            whole = tile.kernel in ("slide", "residue") and pass_ != "weight_grad"  # no blocks of channels
             assert not whole or max(layer.geometry(256).channels_per_group) <= min(tile.inputs, tile.outputs)

@@ -197,8 +197,8 @@ def copy_speed(device: torch.device) -> float:
     """
     if device.type == "meta":
         raise RuntimeError(
-            "can't measure the speed of a copy on the meta device, which has no data: use an input on the CPU "
-            "or a GPU"
+            "can't measure the speed of a copy on the meta device, which has no data: use an input on the "
+            "CPU or a GPU"
         )
     source = torch.ones(2**26 if device.type == "cuda" else 2**24, device=device)  # float32
     target = torch.empty_like(source)

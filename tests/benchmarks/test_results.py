@@ -1,4 +1,4 @@
-"""The committed results: what decides each, whether it still holds, and that the READMEs quote them."""
+"""The committed results: their stamps, whether their code has changed, and that the READMEs quote them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def test_every_result_has_a_stamp_made_of_its_files() -> None:
     files = [path for path in stamps.RESULTS_FOLDER.rglob("*") if path.is_file() and path != stamps.STAMPS]
     names = {path.relative_to(stamps.RESULTS_FOLDER).as_posix() for path in files}
     for name in names:
-        assert any(f"{name}/".startswith(f"{result}/") for result in stamps.results()), f"{name}: no result"
+        known = any(f"{name}/".startswith(f"{result}/") for result in stamps.results())
+        assert known, f"{name} belongs to no result of benchmarks/stamps.py"
     for result in stamps.results():
         stamp = stamps.read_stamps().get(result, stamps.NO_STAMP)
         command = "make matrix" if result == "compiled" else f"python -m benchmarks.stamps {result}"
@@ -42,7 +43,7 @@ def test_the_table_says_which_results_are_of_older_code() -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Results of a GPU, a tuned table of older kernels, and nothing else."""
+    """A folder with only results of a GPU and a tuned table, with the commit that made it."""
     monkeypatch.setattr(stamps, "RESULTS_FOLDER", tmp_path)
     monkeypatch.setattr(stamps, "STAMPS", tmp_path / "stamps.json")
     monkeypatch.setattr(stamps, "README", tmp_path / "README.md")
@@ -74,9 +75,9 @@ def test_results_of_a_gpu_name_their_commit_and_age(gpu: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("commit", "message"),
     [
-        ("0123456789ab-dirty", "nobody can look up"),
-        (None, "an unknown commit, which nobody can look up"),
-        ("0123456789ab", "no commit 0123456789ab"),
+        ("0123456789ab-dirty", "at 0123456789ab-dirty, which can't be looked up: commit the code"),
+        (None, "an unknown commit, which can't be looked up: commit the code"),
+        ("0123456789ab", "can't find commit 0123456789ab in this repository"),
     ],
 )
 def test_a_result_of_no_known_commit_gets_no_stamp(
@@ -89,7 +90,7 @@ def test_a_result_of_no_known_commit_gets_no_stamp(
 
 
 def lines(text: str) -> set[str]:
-    """The lines of ``text``, however far apart their words are."""
+    """The lines of ``text``, with single spaces between words."""
     return {" ".join(line.split()) for line in text.splitlines()}
 
 

@@ -170,8 +170,8 @@ def summary_table(rows: Sequence[TableRow]) -> list[tuple[str, ...]]:
     def key(case: Comparison) -> tuple:
         return case.suite, str(case.batch), case.type, case.pass_
 
-    head = ("suite", "batch", "type", "pass", "layers", "of the floor", "least")
-    head += ("over F.conv2d", "least", "over best peer", "least", "faster/tie/slower", "same layout, least")
+    head = ("suite", "batch", "type", "pass", "layers", "of the floor", "worst")
+    head += ("over F.conv2d", "worst", "over best peer", "worst", "faster/tie/slower", "same layout, worst")
     lines = [head]
     for name, group in groupby(sorted(comparisons(rows), key=key), key=key):
         of_group = list(group)

@@ -17,7 +17,7 @@ from benchmarks import counters, first, layers, networks
 from benchmarks.peers import RUNNERS, Contender, applies, contenders
 from benchmarks.store import RESULTS_FOLDER, Store, TableRow, is_wrong
 from benchmarks.summary import spread, summary_table
-from gconv.commands.options import add_batch, add_names, count, minutes, new_parser
+from gconv.commands.options import TF32, add_batch, add_names, count, minutes, new_parser
 from gconv.dispatch import this_device, why_not_triton
 from gconv.geometry import PASSES
 from gconv.kernels.choice import slug
@@ -29,22 +29,51 @@ from gconv.measure.timing import copy_speed
 from gconv.text import columns
 
 DESCRIPTION = """\
-Measure gconv beside PyTorch's own convolution (cuDNN), torch.compile and the memory floor.
-
-  run        single passes of the grouped layers of well-known networks
-  networks   whole networks, inference and training steps
-  accuracy   the digits' network trained fused and unfused, some seeds of each
-  pieces     the speed of memory for programs that each move a few bytes of a pixel
-  counters   the hardware's counters of our kernels, by Nsight Compute
-  first      the first half hour on a GPU, in three steps: right or wrong, where time goes, tuned and timed
-  report     tables (report.md) and pictures (*.png) of a folder of results
-
-A run writes each measurement as soon as it is made and can be stopped at any time; the same command goes on
-from there. Wrong answers get no time. Exit codes: 0 when all is done, 1 if an answer was wrong, 3 if
---minutes were up before.
+Measure gconv and compare it with PyTorch's convolution (cuDNN), torch.compile and the memory floor, the time
+that a copy takes to move the same bytes.
 
   python -m benchmarks run --suite resnext50_32x4d --dtypes bfloat16 --batch 256
   python -m benchmarks networks --batch 64 256
+  python -m benchmarks report benchmarks/results/nvidia-h200
+
+Each measurement is saved as soon as it is made, so you can stop a command at any time, and run it again to
+continue where it stopped. Wrong results get no time.
+
+Exit code: 0 if everything was measured, 1 if a result was wrong, 3 if --minutes ran out first.
+"""
+RUN = """\
+Time single passes of the grouped layers of well-known networks, on the device and on the host, and measure
+the memory floor, the peak memory and the error against float64.
+
+  python -m benchmarks run --suite resnext50_32x4d --dtypes bfloat16 --batch 256
+"""
+NETWORKS = """\
+Time inference and training steps of networks in bfloat16 autocast: with gconv, with gconv's fused batch
+norms, and with F.conv2d in both layouts.
+
+  python -m benchmarks networks --network resnext50_32x4d --tasks training --modes graphed --batch 256
+"""
+ACCURACY = """\
+Train the network of the resnext demo with and without fusing batch norms into the convolutions, with several
+seeds each, and compare the accuracies: fusion should make no difference.
+
+  python -m benchmarks accuracy --seeds 3 --epochs 6
+"""
+PIECES = """\
+Measure how fast a GPU copies and reads images if each program moves only 32 to 256 bytes of a pixel's
+channels. This limits the speed of the kernels, which move memory in such pieces.
+"""
+COUNTERS = """\
+Count what the hardware does in gconv's kernels, such as memory traffic, cache hits and bank conflicts, with
+Nsight Compute (ncu).
+
+  python -m benchmarks counters --suite resnext50_32x4d --passes forward
+
+Exit code: 0 if everything was counted, 1 if Nsight Compute failed, 3 if --minutes ran out first.
+"""
+REPORT = """\
+Write tables (report.md) and plots (*.png) from the results in a folder.
+
   python -m benchmarks report benchmarks/results/nvidia-h200
 """
 
@@ -56,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_layers(parsed: argparse.Namespace) -> int:
-    """Measure layers; 1 if an answer was wrong."""
+    """Measure layers, and return the exit code: 1 if a result was wrong."""
     suites = {name: SUITES[name] for name in parsed.suite}
     cases = list(layers.cases(suites, parsed.batch, parsed.dtypes, parsed.passes))
     device, store = this_device(), _store(parsed)
@@ -78,13 +107,13 @@ def run_layers(parsed: argparse.Namespace) -> int:
 
 
 def run_networks(parsed: argparse.Namespace) -> int:
-    """Measure networks; 1 if an answer was wrong."""
+    """Measure networks, and return the exit code: 1 if a result was wrong."""
     device = this_device()
     modes = [mode for mode in parsed.modes if device.type == "cuda" or not mode.endswith("graphed")]
     if modes != parsed.modes:
-        print("leaving out the modes with CUDA graphs: there is no GPU here", file=sys.stderr)
+        print("skipping the modes with CUDA graphs, because this machine has no GPU", file=sys.stderr)
     if not modes:
-        fail("--modes: none of them runs without a GPU")
+        fail("all chosen --modes need a GPU: choose from eager, compiled")
     store = _store(parsed)
     cases = list(networks.cases(parsed.network, parsed.tasks, modes, parsed.batch, parsed.image))
     done = store.settled("networks", networks.NetworkRow, networks.NETWORK_CASE)
@@ -113,7 +142,7 @@ def run_accuracy(parsed: argparse.Namespace) -> int:
     try:
         from benchmarks import accuracy
     except ModuleNotFoundError as error:
-        fail(f"training needs {error.name}: install gconv with its extra 'train'")
+        fail(f"training needs {error.name}: pip install '.[train]'")
     device, store = this_device(), _store(parsed)
     cases = list(accuracy.cases(parsed.seeds, parsed.epochs, parsed.backend))
     done = store.settled("accuracy", accuracy.AccuracyRow, accuracy.ACCURACY_CASE)
@@ -129,12 +158,12 @@ def run_accuracy(parsed: argparse.Namespace) -> int:
 
 
 def run_pieces(parsed: argparse.Namespace) -> int:
-    """Measure how fast memory moves pieces of pixels."""
+    """Measure how fast the memory moves pieces of pixels."""
     from benchmarks import pieces  # imports Triton
 
     device = this_device()
     if device.type != "cuda":
-        fail("pieces are measured on a GPU, and there is none here")
+        fail("pieces needs a GPU, but this machine has none")
     store = _store(parsed)
     rows = [asdict(row) for row in pieces.measure(device)]
     store.append("pieces", rows)
@@ -144,14 +173,12 @@ def run_pieces(parsed: argparse.Namespace) -> int:
 
 
 def run_counters(parsed: argparse.Namespace) -> int:
-    """Count what the hardware does in our kernels, a layer at a time; 1 if the profiler failed."""
+    """Read hardware counters layer by layer, and return the exit code: 1 if the profiler failed."""
     if this_device().type != "cuda":
-        fail("counters are read on a GPU, and there is none here")
+        fail("counters needs a GPU, but this machine has none")
     profiler = counters.find_profiler()
     if profiler is None:
-        fail(
-            "Nsight Compute (ncu) is neither on the PATH nor in CUDA_HOME: install it, or add it to the PATH"
-        )
+        fail("can't find Nsight Compute (ncu) on the PATH or in CUDA_HOME: install it, or add it to the PATH")
     suites = {name: SUITES[name] for name in parsed.suite}
     cases = list(layers.cases(suites, parsed.batch, parsed.dtypes, parsed.passes))
     store, metrics = _store(parsed), counters.available(profiler)
@@ -173,15 +200,15 @@ def run_counters(parsed: argparse.Namespace) -> int:
 
 
 def run_first(parsed: argparse.Namespace) -> int:
-    """Run a step of the first half hour; 1 if a part of it failed."""
+    """Run a step of the first half hour, and return the exit code: 1 if a part of it failed."""
     if this_device().type != "cuda":
-        fail("the first half hour is spent on a GPU, and there is none here")
+        fail("first needs a GPU, but this machine has none")
     folder = parsed.out or Path("runs") / slug(torch.cuda.get_device_name())
     return first.run(parsed.step, folder, parsed.minutes)
 
 
 def run_report(parsed: argparse.Namespace) -> int:
-    """Write tables and pictures."""
+    """Write tables and plots."""
     from benchmarks.report import plots, write_report  # imports matplotlib
 
     folder = parsed.folder or _default_folder(environment(this_device()))
@@ -193,22 +220,27 @@ def run_report(parsed: argparse.Namespace) -> int:
     for path in write_report(folder):
         print(path)
     if plots is None:
-        print("no pictures: matplotlib is not installed (gconv's extra 'bench')", file=sys.stderr)
+        print("no plots, because matplotlib is not installed: pip install '.[bench]'", file=sys.stderr)
     return 0
 
 
 def _measure_all(todo: list, total: int, measure: Callable, store: Store, table: str, minutes: float) -> int:
-    """Measure and keep what is left to do; 1 if an answer was wrong, ``STOPPED`` if time was up, else 0."""
-    print(f"{total} cases, {total - len(todo)} of them in {store.folder} already", file=sys.stderr)
+    """Measure the cases in ``todo`` and save the results.
+
+    Returns:
+        The exit code: 1 if a result was wrong, ``STOPPED`` if time ran out, otherwise 0.
+    """
+    done = total - len(todo)
+    print(f"{total} cases: {done} already in {store.folder}, {len(todo)} to measure", file=sys.stderr)
     end, wrong = time.monotonic() + 60 * minutes, False
     for case in track(todo, "measuring"):
         if time.monotonic() > end:
-            print("time is up; the same command goes on from here", file=sys.stderr)
+            print("time is up: run the same command again to continue", file=sys.stderr)
             return 1 if wrong else STOPPED
         try:
             rows = measure(case)
         except torch.OutOfMemoryError as error:
-            print(f"\nleft out, it does not fit the memory: {case}: {error}", file=sys.stderr)
+            print(f"\nskipped, because it doesn't fit in memory: {case}: {error}", file=sys.stderr)
             continue
         store.append(table, rows)
         for row in rows:
@@ -220,7 +252,7 @@ def _measure_all(todo: list, total: int, measure: Callable, store: Store, table:
 
 
 def _able(problem: Problem, device: torch.device) -> list[str]:
-    """Return the runners to compare: those that can run here, but the reference."""
+    """Return the runners to compare: all that can run on this machine, except the reference."""
     without = {"reference"} | (
         {"triton"} if why_not_triton(device, problem.dtype, problem.geometry) else set()
     )
@@ -239,27 +271,30 @@ def _default_folder(facts: dict[str, Any]) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+    """Return the parser with all commands."""
     parser = new_parser("python -m benchmarks", DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, formatter_class=parser.formatter_class)
+    def add(name: str, function: Callable, summary: str, description: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=summary, description=description, formatter_class=parser.formatter_class
+        )
         added.set_defaults(command=function)
         return added
 
-    _add_layers_options(add("run", run_layers, "Measure single passes of grouped layers of known networks."))
-    _add_networks_options(add("networks", run_networks, "Measure networks with gconv and with F.conv2d."))
-    _add_accuracy_options(add("accuracy", run_accuracy, "Train the demo's network unfused and fused."))
-    _add_folder_options(
-        add("pieces", run_pieces, "Measure copies and reads in pieces of a pixel's channels.")
+    _add_layers_options(add("run", run_layers, "time single passes of grouped layers", RUN))
+    _add_networks_options(add("networks", run_networks, "time inference and training of networks", NETWORKS))
+    _add_accuracy_options(add("accuracy", run_accuracy, "train a network fused and unfused", ACCURACY))
+    _add_folder_options(add("pieces", run_pieces, "time memory for pieces of pixels", PIECES))
+    _add_counters_options(add("counters", run_counters, "read hardware counters of the kernels", COUNTERS))
+    _add_first_options(
+        add("first", run_first, "check, profile, tune and time gconv on a new GPU", first.FIRST_HALF_HOUR)
     )
-    _add_counters_options(add("counters", run_counters, "Count what the hardware does, by Nsight Compute."))
-    _add_first_options(add("first", run_first, first.FIRST_HALF_HOUR))
-    report = add("report", run_report, "Write report.md and pictures of what a folder of results holds.")
+    report = add("report", run_report, "write tables and plots of results", REPORT)
     report.add_argument(
         "folder", type=Path, nargs="?", metavar="DIR",
-        help="with environment.json and *.jsonl; default: that of this machine's runs",
+        help="folder with environment.json and *.jsonl (default: benchmarks/results/ and the name of the "
+        "GPU, or cpu)",
     )  # fmt: skip
     report.add_argument(
         "--images", type=Path, metavar="OUT", help="write only the README's images, into OUT (docs/images)"
@@ -268,70 +303,88 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_layers_options(parser: argparse.ArgumentParser) -> None:
-    add_names(parser, "--suite", SUITES, REAL)
-    add_names(parser, "--passes", PASSES)
-    add_names(parser, "--dtypes", TYPES)
+    add_names(parser, "--suite", SUITES, REAL, "networks whose grouped layers to measure")
+    add_names(parser, "--passes", PASSES, purpose="passes to measure")
+    add_names(parser, "--dtypes", TYPES, purpose=f"data types to measure, {TF32}")
     parser.add_argument(
         "--contenders", nargs="+", metavar="NAME", choices=list(RUNNERS),
-        help=f"of {', '.join(RUNNERS)}; default: all that can run here, but reference",
+        help=f"implementations to compare: {', '.join(RUNNERS)} (default: all that this machine can run, "
+        "except reference)",
     )  # fmt: skip
-    add_batch(parser, [256, 32, 1], "batch sizes")
+    add_batch(parser, [256, 32, 1], "batch sizes to measure")
     _add_results_options(parser)
 
 
 def _add_networks_options(parser: argparse.ArgumentParser) -> None:
-    add_names(parser, "--network", networks.NETWORKS, ["resnext50_32x4d", "resnext101_32x8d", "resnet50"])
-    add_names(parser, "--tasks", networks.TASKS)
-    add_names(parser, "--modes", networks.MODES)
+    default = ["resnext50_32x4d", "resnext101_32x8d", "resnet50"]
+    add_names(parser, "--network", networks.NETWORKS, default, "networks to measure")
+    add_names(parser, "--tasks", networks.TASKS, purpose="tasks to measure")
+    purpose = "how to run the steps, where compiled uses torch.compile and graphed a CUDA graph"
+    add_names(parser, "--modes", networks.MODES, purpose=purpose)
     parser.add_argument(
-        "--image", type=_side, default=224, metavar="PIXELS", help="at least 32; default: 224"
-    )
-    add_batch(parser, [256, 64], "batch sizes")
+        "--image", type=_side, default=224, metavar="PIXELS",
+        help="height and width of the images, at least 32 (default: 224)",
+    )  # fmt: skip
+    add_batch(parser, [256, 64], "batch sizes to measure")
     _add_results_options(parser)
 
 
 def _add_accuracy_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="of each; default: 3")
-    parser.add_argument("--epochs", type=count, default=6, metavar="N", help="default: 6")
+    parser.add_argument(
+        "--seeds", type=count, default=3, metavar="N", help="number of seeds for each network (default: 3)"
+    )
+    parser.add_argument(
+        "--epochs", type=count, default=6, metavar="N", help="number of training epochs (default: 6)"
+    )
     parser.add_argument(
         "--backend", choices=("triton", "reference"), default="reference",
-        help="runs the convolutions; on other backends nothing is fused. default: reference",
+        help="backend of the convolutions; only these two fuse batch norm (default: reference)",
     )  # fmt: skip
     _add_results_options(parser)
 
 
 def _add_counters_options(parser: argparse.ArgumentParser) -> None:
-    add_names(parser, "--suite", SUITES, ["resnext50_32x4d"])
-    add_names(parser, "--passes", PASSES)
-    add_names(parser, "--dtypes", TYPES, ["bfloat16"])
-    add_batch(parser, [256], "batch sizes")
+    add_names(parser, "--suite", SUITES, ["resnext50_32x4d"], "networks whose grouped layers to run")
+    add_names(parser, "--passes", PASSES, purpose="passes to run")
+    add_names(parser, "--dtypes", TYPES, ["bfloat16"], f"data types to run, {TF32}")
+    add_batch(parser, [256], "batch sizes to run")
     _add_results_options(parser)
 
 
 def _add_first_options(parser: argparse.ArgumentParser) -> None:
     steps = list(first.STEPS)
-    parser.add_argument("step", choices=steps, metavar="STEP", help=f"of {', '.join(steps)}")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the GPU's name")
+    parser.add_argument("step", choices=steps, metavar="STEP", help=f"step to run: {', '.join(steps)}")
     parser.add_argument(
-        "--minutes", type=minutes, default=9.5, metavar="M", help="stop after M; default: 9.5"
+        "--out", type=Path, metavar="DIR", help="folder for the results (default: runs/ and the GPU's name)"
+    )
+    parser.add_argument(
+        "--minutes", type=minutes, default=9.5, metavar="M", help="stop after M minutes (default: 9.5)"
     )
 
 
 def _add_results_options(parser: argparse.ArgumentParser) -> None:
     _add_folder_options(parser)
-    parser.add_argument("--minutes", type=minutes, default=float("inf"), metavar="M", help="stop after M")
+    parser.add_argument(
+        "--minutes", type=minutes, default=float("inf"), metavar="M",
+        help="stop after M minutes (default: never)",
+    )  # fmt: skip
 
 
 def _add_folder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="default: benchmarks/results/ and the GPU's name, or cpu"
+        "--out", type=Path, metavar="DIR",
+        help="folder for the results (default: benchmarks/results/ and the name of the GPU, or cpu)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the measurements that DIR already contains"
     )
-    parser.add_argument("--overwrite", action="store_true", help="drop earlier measurements in DIR")
 
 
 def _side(text: str) -> int:
     if count(text) < 32:
-        raise argparse.ArgumentTypeError(f"{text} is less than 32, which leaves the last stage no pixel")
+        raise argparse.ArgumentTypeError(
+            f"must be at least 32, because the network downsamples by 32, got {text!r}"
+        )
     return count(text)
 
 

@@ -1,4 +1,4 @@
-"""Train the demo's network fused and unfused, with several seeds each: both should learn the same."""
+"""Train the demo's network fused and unfused, with several seeds each: both should learn equally well."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class AccuracyRow:
 
     Args:
         fused: whether the batch norms ran inside the convolutions.
-        seed, epochs, backend: how it was trained.
-        accuracy, loss: on the 1,000 held-out digits, percent and mean cross-entropy.
-        seconds: that it took.
-        problem: always None; rows of other tables may have one.
+        seed, epochs, backend: how the network was trained.
+        accuracy, loss: accuracy in percent and mean cross-entropy on the 1,000 held-out digits.
+        seconds: duration of the training.
+        problem: always None; needed because rows of other tables can have a problem.
     """
 
     fused: bool
@@ -47,13 +47,13 @@ ACCURACY_CASE = ("fused", "seed", "epochs", "backend")
 
 
 def cases(seeds: int, epochs: int, backend: str) -> Iterator[tuple[bool, int, int, str]]:
-    """Yield everything to train; what is compared follows one another."""
+    """Yield all trainings, with those to be compared next to each other."""
     for seed, fused in product(range(seeds), (False, True)):
         yield fused, seed, epochs, backend
 
 
 def measure(fused: bool, seed: int, epochs: int, backend: str, device: torch.device) -> AccuracyRow:
-    """Train the demo's network."""
+    """Train the demo's network and return its accuracy and loss."""
     recipe = replace(Recipe(seed=seed).lasting(epochs), micro_batch=Recipe.batch_size)
     settings = Settings(network=Network(fused=fused), recipe=recipe)
     start = time.perf_counter()
@@ -65,7 +65,7 @@ def measure(fused: bool, seed: int, epochs: int, backend: str, device: torch.dev
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a line for each way to run it: the accuracy of each seed, their mean and deviation."""
+    """Return a line for each backend, number of epochs and network, with the accuracies of all seeds."""
     table = [("network", "backend", "epochs", "accuracy of each seed", "mean", "deviation", "loss")]
     ways = dict.fromkeys((row["backend"], row["epochs"], row["fused"]) for row in rows)
     for backend, epochs, fused in sorted(ways):

@@ -4,7 +4,7 @@ import torch
 
 
 def pytest_benchmark_update_machine_info(config: object, machine_info: dict) -> None:
-    """What pytest-benchmark does not know; the host's name is nobody's business."""
+    """Add what pytest-benchmark doesn't record, and remove the host's name, which is private."""
     del machine_info["node"]
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = torch.get_num_threads()
@@ -12,6 +12,6 @@ def pytest_benchmark_update_machine_info(config: object, machine_info: dict) -> 
 
 
 def pytest_benchmark_update_json(config: object, benchmarks: list, output_json: dict) -> None:
-    """The quantiles are kept, not every single time."""
+    """Save only the statistics, not every measured time."""
     for row in output_json["benchmarks"]:
         row["stats"].pop("data", None)

@@ -1,6 +1,6 @@
-"""What the hardware counts while a kernel runs, by Nsight Compute: ``python -m benchmarks counters``.
+"""``python -m benchmarks counters``: hardware counters of the kernels, read by Nsight Compute.
 
-Nsight Compute runs this module as a program of its own, which starts each pass once for it to watch.
+Nsight Compute runs this module as a program, which runs each pass once while it is watching.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.sources import ROOT
 from gconv.geometry import ConvGeometry
 from gconv.measure.problem import Problem
 
-# By what a row calls them: metrics of Nsight Compute in its base units, and what to multiply them by.
+# By name in a row: the metric of Nsight Compute, and the factor that converts it from its base unit.
 METRICS = {
     "microseconds": ("gpu__time_duration.sum", 1e-3),
     "registers": ("launch__registers_per_thread", 1),
@@ -45,18 +45,21 @@ METRICS = {
     "shared_wavefronts_m": ("l1tex__data_pipe_lsu_wavefronts_mem_shared.sum", 1e-6),
     "bank_conflicts_m": ("l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum", 1e-6),
 }
-ALWAYS_THERE = "launch__"  # metrics that Nsight Compute knows of a launch, and doesn't list
+ALWAYS_THERE = (
+    "launch__"  # prefix of metrics of a launch: Nsight Compute always has them, but doesn't list them
+)
 
 
 @dataclass(frozen=True)
 class CounterRow:
-    """What was counted of one kernel of a pass.
+    """The counters of one kernel of a pass.
 
     Args:
-        suite, layer, batch, type, pass_: what was run, on gconv's kernels in channels_last.
-        kernel: its name; a pass starts one or two.
-        counts: by name of ``METRICS``, those that this GPU and this version of Nsight Compute have.
-        problem: what went wrong, if anything did.
+        suite, layer, batch, type, pass_: the pass that was run, on gconv's kernels in channels_last.
+        kernel: name of the kernel. A pass launches one or two.
+        counts: the counters by their key in ``METRICS``, as far as this GPU and this version of Nsight
+            Compute have them.
+        problem: what went wrong, or None.
     """
 
     suite: str
@@ -70,13 +73,13 @@ class CounterRow:
 
 
 def find_profiler() -> str | None:
-    """Return where Nsight Compute's program is, None if it isn't there."""
+    """Return the path of Nsight Compute's ``ncu``, or None if it isn't installed."""
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "ncu"
     return shutil.which("ncu") or (str(toolkit) if toolkit.exists() else None)
 
 
 def available(profiler: str) -> dict[str, tuple[str, float]]:
-    """Return those of ``METRICS`` that the profiler has for the GPU that is here: it refuses others."""
+    """Return the ``METRICS`` that the profiler supports on this GPU: it fails if asked for others."""
     listed = subprocess.run([profiler, "--query-metrics"], capture_output=True, text=True).stdout
     known = {line.split()[0] for line in listed.splitlines() if line.strip()}
     return {
@@ -89,7 +92,7 @@ def available(profiler: str) -> dict[str, tuple[str, float]]:
 def measure(
     cases: Sequence[tuple[tuple, Problem]], profiler: str, metrics: dict[str, tuple[str, float]]
 ) -> list[CounterRow]:
-    """Count what the kernels of some passes do, in one run of the profiler."""
+    """Read the counters of the kernels of several passes in one run of the profiler."""
     with tempfile.TemporaryDirectory() as folder:
         started, counted = Path(folder, "started.json"), Path(folder, "counted.csv")
         problems = json.dumps([asdict(problem) for _, problem in cases])
@@ -109,7 +112,7 @@ def measure(
         rows = list(read_counts(counted.read_text().splitlines(), metrics))
         if [name for _, name in kernels] != [name for name, _ in rows]:
             return [
-                CounterRow(*case, "", {}, "the profiler saw other kernels than were started")
+                CounterRow(*case, "", {}, "the profiler saw different kernels from those that were launched")
                 for case, _ in cases
             ]
         return [
@@ -120,25 +123,25 @@ def measure(
 def read_counts(
     lines: Iterable[str], metrics: dict[str, tuple[str, float]]
 ) -> Iterable[tuple[str, dict[str, float]]]:
-    """Yield each kernel in the profiler's table, in its order, with its counts."""
+    """Yield each kernel in the profiler's table, in order, with its counters."""
     table = csv.DictReader(line for line in lines if line.startswith('"'))
-    next(table, None)  # the units
+    next(table, None)  # the row with the units
     for row in table:
         counts = {}
         for name, (metric, factor) in metrics.items():
-            with suppress(KeyError, ValueError):  # a metric may be missing, or "n/a"
+            with suppress(KeyError, ValueError):  # a metric can be missing or "n/a"
                 counts[name] = round(float(row[metric].replace(",", "")) * factor, 4)
         yield row["Kernel Name"].partition("(")[0], counts
 
 
 def complaint(text: str) -> str:
-    """Return the profiler's first error in ``text``, else the last line that says something."""
+    """Return the profiler's first error in ``text``, or the last line that isn't empty if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in lines if line.startswith("==ERROR==")), lines[-1] if lines else "")
 
 
 def start_all(problems: Sequence[Problem], device: torch.device) -> list[list[str]]:
-    """Start each pass on the kernels once for the profiler to see; return the names of the kernels."""
+    """Run each pass once while the profiler is watching, and return the names of its kernels."""
     from triton import knobs
 
     names: list[list[str]] = []
@@ -162,7 +165,7 @@ def start_all(problems: Sequence[Problem], device: torch.device) -> list[list[st
 
 
 def _problem(fields: dict[str, Any]) -> Problem:
-    """Make a problem of its fields, of which JSON made lists."""
+    """Return the problem with these fields, in which JSON has turned tuples into lists."""
     return Problem(fields["pass_"], ConvGeometry.of(**fields["geometry"]), fields["type"])
 
 

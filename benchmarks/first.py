@@ -1,4 +1,4 @@
-"""The first half hour on a GPU, in three steps of under ten minutes: ``python -m benchmarks first STEP``."""
+"""``python -m benchmarks first STEP``: the first half hour on a GPU, in three steps of under ten minutes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from gconv.measure.terminal import STOPPED
 from gconv.text import columns
 
 FIRST_HALF_HOUR = """\
-Spend the first half hour on a GPU: three steps of under ten minutes each, one command for each.
+Learn in half an hour how gconv does on a GPU. Run three steps, each of which takes less than ten minutes:
 
-  right   the tests that need a GPU, compute-sanitizer, and python -m gconv
-  where   the speed of memory for pieces of pixels, and Nsight Compute's counters of ResNeXt-50's layers
-  fast    ResNeXt-50's layers tuned, timed beside cuDNN, then the whole network, and a report
-
-All results go into one folder as they come, and the same command goes on where it was stopped. The tuned
-table of tiles goes to DIR/tuned, where the other parts find it. Exit codes: 0 when all is done, 3 if time was
-up before, 1 if something failed.
+  right   are the results right? Run the tests that need a GPU, compute-sanitizer, and python -m gconv
+  where   where does the time go? Measure the memory's speed for pieces of pixels, and read Nsight Compute's
+          counters for ResNeXt-50's layers
+  fast    how fast is it? Tune ResNeXt-50's layers, time them and cuDNN, time the complete network, and write
+          a report
 
   python -m benchmarks first right && python -m benchmarks first where && python -m benchmarks first fast
+
+All results are saved in one folder as they come; run the same command again to continue where it stopped. The
+table of tuned tiles is saved in DIR/tuned, and the other parts use it.
+
+Exit code: 0 if everything succeeded, 1 if something failed, 3 if --minutes ran out first.
 """
-QUICK = ("--contenders", "auto", "triton", "F.conv2d")  # torch.compile takes minutes
+QUICK = ("--contenders", "auto", "triton", "F.conv2d")  # without torch.compile, which takes minutes
 OF_LAYERS = ("--suite", "resnext50_32x4d", "--dtypes", "bfloat16", "--batch", "256")
 
 
@@ -40,11 +43,13 @@ class Part:
     """One program of a step.
 
     Args:
-        name: in ``first.json``.
-        arguments: of Python; "{out}" stands for the folder.
-        share: of the minutes left when it starts, for its --minutes; 0 if it has no such option.
-        output: file in the folder for what the part prints; None to show it.
-        once: whether to skip the part once it has succeeded. Other parts find out what is left themselves.
+        name: its name in ``first.json``.
+        arguments: arguments of Python. "{out}" is replaced by the folder.
+        share: the share of the remaining minutes that the part gets as its --minutes. Defaults to 0, for
+            programs without this option.
+        output: file in the folder to which the part's output is written. Defaults to None, which shows it.
+        once: whether to skip the part once it has succeeded. Defaults to False, for programs that find out
+            themselves what is left to do.
     """
 
     name: str
@@ -80,15 +85,15 @@ STEPS = {
 
 
 def run(step: str, folder: Path, minutes: float) -> int:
-    """Run the parts of a step and note what became of each in ``first.json``.
+    """Run the parts of a step and record how each ended in ``first.json``.
 
     Args:
         step: a key of ``STEPS``.
-        folder: where everything is written; made if it does not exist.
-        minutes: about when the last part must have ended.
+        folder: folder for all results. Created if it doesn't exist.
+        minutes: about how long the step may take.
 
     Returns:
-        0 if all parts succeeded, ``STOPPED`` if time was up before, 1 if one failed.
+        The exit code: 0 if all parts succeeded, 1 if one failed, ``STOPPED`` if time ran out first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = Outcomes(folder / "first.json")
@@ -96,7 +101,7 @@ def run(step: str, folder: Path, minutes: float) -> int:
     codes = []
     for part in STEPS[step]:
         if part.once and outcomes.succeeded(step, part.name):
-            print(f"== {step}: {part.name} was done before", file=sys.stderr)
+            print(f"== {step}: {part.name} has already succeeded", file=sys.stderr)
             continue
         left = (end - time.monotonic()) / 60
         if left <= 0:
@@ -109,7 +114,7 @@ def run(step: str, folder: Path, minutes: float) -> int:
 
 
 class Outcomes:
-    """How each part ended, kept in a file. Parts of another commit, or of uncommitted code, are dropped."""
+    """How each part ended, kept in a file. Outcomes of another commit or of uncommitted code are dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.commit = path, commit()
@@ -117,14 +122,14 @@ class Outcomes:
         self.parts: list[dict[str, Any]] = [part for part in kept if part["commit"] == self.commit]
 
     def add(self, step: str, part: str, code: int, seconds: float) -> None:
-        """Note how a part ended, instead of how it ended before."""
+        """Record how a part ended, replacing its earlier outcome."""
         self.parts = [p for p in self.parts if (p["step"], p["part"]) != (step, part)]
         fields = {"step": step, "part": part, "code": code, "seconds": round(seconds, 1)}
         self.parts.append({**fields, "commit": self.commit})
         write_json(self.path, self.parts)
 
     def succeeded(self, step: str, part: str) -> bool:
-        """Return whether a part has succeeded before."""
+        """Return whether a part has already succeeded."""
         return any((p["step"], p["part"], p["code"]) == (step, part, 0) for p in self.parts)
 
     def rows(self, step: str) -> list[tuple[str, ...]]:
@@ -137,7 +142,7 @@ class Outcomes:
 
 
 def _run_part(part: Part, step: str, folder: Path, minutes: float, outcomes: Outcomes) -> int:
-    """Run a part in a process of its own, with the tuned table of the folder."""
+    """Run a part in a separate process, with the folder's tuned table, and record how it ended."""
     limit = ("--minutes", f"{part.share * minutes:.2f}") if part.share else ()
     command = [sys.executable, *(a.format(out=folder.resolve()) for a in part.arguments), *limit]
     environment = {**os.environ, "GCONV_CACHE": str(folder.resolve() / "tuned")}

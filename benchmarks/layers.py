@@ -1,4 +1,4 @@
-"""One pass of one layer, by each contender: time, host time, memory, and whether the answer is right."""
+"""Measure one pass of one layer with each contender: time, host time, memory, and error."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ from gconv.measure.timing import (
 
 @dataclass(frozen=True)
 class LayerRow:
-    """What was measured of a contender; times in microseconds.
+    """The measurements of one contender. Times are in microseconds.
 
     Args:
-        suite, layer, batch, type, pass_: what was run.
-        runner, layout: who ran it, and on tensors of which layout.
-        ran: the backend, kernel and tile that it came to.
-        p20, p50, p80: time of a call on the device; None for a wrong answer.
-        floor: the compulsory bytes at the speed of a copy.
-        host: until a call returns, with nothing else to do; None on a CPU, where that is the whole call.
-        extra_bytes: memory at its peak beyond the result; None on a CPU, where nobody counts.
-        error: against float64, as a part of the largest number.
-        problem: why there is no time: wrong, or what was raised.
+        suite, layer, batch, type, pass_: the pass that was run.
+        runner, layout: the contender: an implementation, and the layout of its tensors.
+        ran: the backend, kernel and tile that were used.
+        p20, p50, p80: time of a call on the device; None for a wrong result.
+        floor: the memory floor: the time to move the compulsory bytes at the speed of a copy.
+        host: time until a call returns while the device is idle; None on a CPU, where it is the time of the
+            call.
+        extra_bytes: peak memory without the result; None on a CPU, where it isn't counted.
+        error: largest difference from float64, relative to the largest value.
+        problem: why there is no time: a wrong result or an error.
     """
 
     suite: str
@@ -64,7 +65,7 @@ LAYER_CASE = ("suite", "layer", "batch", "type", "pass_")
 def cases(
     suites: dict[str, Sequence[Layer]], batches: Sequence[int], types: Sequence[str], passes: Sequence[str]
 ) -> Iterator[tuple[tuple, Problem]]:
-    """Yield each pass to measure: its name, as in ``LAYER_CASE``, and the problem."""
+    """Yield each pass to measure: the values of ``LAYER_CASE`` that identify it, and the problem."""
     layers = [(suite, layer) for suite, of_suite in suites.items() for layer in of_suite]
     for type_, batch, (suite, layer), pass_ in product(types, batches, layers, passes):
         yield (suite, layer.name, batch, type_, pass_), Problem(pass_, layer.geometry(batch), type_)
@@ -73,9 +74,14 @@ def cases(
 def measure(
     case: tuple, problem: Problem, contenders: Iterable[Contender], device: torch.device, bandwidth: float
 ) -> list[LayerRow]:
-    """Time all contenders of a case together on the same numbers, except those with wrong answers.
+    """Check all contenders of a case on the same operands, and time those with right results together.
 
-    ``bandwidth`` is that of a copy, in bytes read plus written a second.
+    Args:
+        case: values of ``LAYER_CASE``.
+        problem: the pass.
+        contenders: the implementations and layouts to compare.
+        device: the device to run on.
+        bandwidth: the speed of a copy, in bytes read plus written per second.
     """
     torch.compiler.reset()
     rows: dict[Contender, dict[str, Any]] = {}
@@ -99,7 +105,7 @@ def measure(
 def _check(
     contender: Contender, problem: Problem, operands: Operands, truth: Tensor, device: torch.device
 ) -> tuple[Run | None, dict[str, Any]]:
-    """Return how the contender runs, and its row without the times."""
+    """Return the function that runs the contender, None if it fails, and its row without the times."""
     row: dict[str, Any] = {"ran": contender.runner, "problem": None}
     try:
         row["ran"] = who_runs(contender, problem, operands)
@@ -108,7 +114,7 @@ def _check(
         row["extra_bytes"] = extra_memory(lambda: run(operands), device)
         if device.type == "cuda":
             row["host"] = _microseconds(host_time(lambda: run(operands), device))
-    except Exception as error:  # a contender that cannot run is a row that says so
+    except Exception as error:  # a contender that can't run gets a row with the reason
         return None, row | {"problem": in_a_line(error)}
     if not problem.matches(row["error"]):
         row["problem"] = f"wrong by {row['error']:.1e}"
@@ -116,7 +122,7 @@ def _check(
 
 
 def _time(calls: dict[Contender, list[Call]], device: torch.device) -> dict[Contender, dict[str, Any]]:
-    """Time all contenders together; if that fails, such as for lack of memory, time them one by one."""
+    """Time all contenders together, or one by one if that fails, for example for lack of memory."""
     if not calls:
         return {}
     with suppress(Exception):
@@ -135,7 +141,7 @@ def _quantiles(times: Times) -> dict[str, float]:
 
 
 def in_a_line(error: Exception) -> str:
-    """Return the first line of an error, for a row."""
+    """Return the first line of an error, shortened to fit in a row."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 

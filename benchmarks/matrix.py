@@ -1,8 +1,8 @@
-"""``python -m benchmarks.matrix``: compile every kernel for every GPU, and keep what the compiler made of it.
+"""``python -m benchmarks.matrix``: compile every kernel for every GPU, and save tables of the results.
 
-Each table is what ``python -m gconv kernels`` prints. All are written together, with their stamp, once all of
-them are made and no kernel for an NVIDIA GPU spills. Finished tables wait in build/, and Triton keeps its
-binaries, so the same command goes on where it was stopped.
+Compile every kernel for every GPU, and save the tables that `python -m gconv kernels` prints. They replace
+the committed tables, together with their stamp, only once all are complete and no kernel for an NVIDIA GPU
+spills. Until then they are kept in build/, so you can stop the command and run it again to continue.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from benchmarks.sources import ROOT, digests
 from gconv.measure.suites import QUICK
 from gconv.measure.terminal import fail
 
-# Options of ``python -m gconv kernels`` for each table; it compiles for five GPUs, by default in float16.
+# Options of ``python -m gconv kernels`` for each table. It compiles for five GPUs, by default in float16.
 TABLES = {
     "plain": ("--dtypes", "float16", "bfloat16", "tf32", "float32"),
     "epilogue": ("--form", "epilogue", "--suite", *QUICK),
     "residual": ("--form", "residual", "--suite", *QUICK),
     "norm": ("--form", "norm", "--suite", *QUICK),
 }
-# With other Tritons than the installed one, what is compiled is less: its code is nearly the same.
+# Other versions of Triton than the installed one compile only a part, because their code is nearly the same.
 OLDER = ("sm_80", "sm_90")
 OLDER_OPTIONS = ("--dtypes", "float16", "--targets", *OLDER)
 COMMITTED = stamps.RESULTS_FOLDER / "compiled"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile and write all tables; 1 if a kernel spills."""
+    """Compile and write all tables, and return the exit code: 1 if a kernel spills."""
     parsed, options = _parser().parse_known_args(arguments)
     if options and parsed.out == COMMITTED:
-        fail("a part of the matrix doesn't replace the committed tables: give --out DIR")
+        fail("only the complete matrix can replace the committed tables: add --out DIR")
     if parsed.out.exists() and parsed.out != COMMITTED:
-        fail(f"{parsed.out} exists: remove it, or give another --out")
+        fail(f"{parsed.out} already exists: remove it, or choose a different --out")
     start, work = time.monotonic(), _work(options)
     made = [
         _make(work / f"triton-{version}" / f"{name}.txt", folder, options)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {made.count(False)} of {len(made)} tables failed, after {minutes}", file=sys.stderr)
         return 1
     if work != _work(options):
-        fail(f"the kernels changed in these {minutes}: run it again")
+        fail(f"the kernels were changed while this ran, for {minutes}: run the command again")
     shutil.rmtree(parsed.out, ignore_errors=True)
     shutil.move(work, parsed.out)
     if parsed.out == COMMITTED:
@@ -70,23 +70,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.matrix",
         description=__doc__.partition("\n\n")[2],
-        epilog="Other options go to python -m gconv kernels, to try a part: --suite tiny --out DIR.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Other options are passed on to python -m gconv kernels, to compile only a part:\n\n"
+        "  python -m benchmarks.matrix --suite tiny --out DIR\n",
     )
     parser.add_argument(
         "--triton", type=Path, nargs="*", default=[], metavar="DIR",
-        help="compile with the Triton in each DIR, too: pip install --no-deps --target DIR triton==VERSION",
+        help="folders with other versions of Triton to compile with, too; make one with "
+        "pip install --no-deps --target DIR triton==VERSION",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, default=COMMITTED, metavar="DIR", help="a new folder; default: %(default)s"
+        "--out",
+        type=Path,
+        default=COMMITTED,
+        metavar="DIR",
+        help="new folder for the tables (default: %(default)s)",
     )
     return parser
 
 
 def _make(path: Path, folder: Path | None, options: Sequence[str]) -> bool:
-    """Make a table, named as in ``TABLES``, if it isn't there; False if a kernel spills or won't compile."""
+    """Make a table of ``TABLES`` if it doesn't exist; return False if a kernel spills or doesn't compile."""
     what = f"{path.stem}, {path.parent.name}"
     if path.exists():
-        print(f"{what}: made before", file=sys.stderr)
+        print(f"{what}: already made", file=sys.stderr)
         return True
     print(f"{what}:", file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,11 +116,11 @@ def _version(folder: Path) -> str:
     """Return the version of the Triton in ``folder``."""
     for found in distributions(name="triton", path=[str(folder)]):
         return found.version
-    fail(f"no Triton in {folder}: pip install --no-deps --target {folder} triton==VERSION")
+    fail(f"can't find Triton in {folder}: pip install --no-deps --target {folder} triton==VERSION")
 
 
 def _work(options: Sequence[str]) -> Path:
-    """Return where tables of the present sources, made with ``options``, wait for the others."""
+    """Return the folder for unfinished tables, made from the current sources with ``options``."""
     decided = [*digests(stamps.RESULTS["compiled"].roots).items(), *options]
     return ROOT / "build" / f"matrix-{hashlib.sha256(repr(decided).encode()).hexdigest()[:8]}"
 

@@ -1,4 +1,4 @@
-"""Whole networks, a step at a time: with gconv, fused, on PyTorch's convolution, and beside ResNet-50."""
+"""Measure steps of complete networks: with gconv, fused, on PyTorch's convolution, and of ResNet-50."""
 
 from __future__ import annotations
 
@@ -27,21 +27,25 @@ TASKS = ("inference", "training")
 MODES = ("eager", "compiled", "graphed", "compiled-graphed")
 NETWORKS: dict[str, Callable[[], ResNeXt]] = {
     **VARIANTS,
-    # not a real network: to try the harness in seconds
+    # not a real network: for trying the command in seconds
     "tiny": partial(ResNeXt, (1, 1, 0, 0), 4, 4, 10, stem="small", stem_width=16),
 }
-CHECKED = 16  # images that are computed in float32 too
-WARM_UP = 3  # steps before a CUDA graph is made
-# Of the norm of the logits, of that of all gradients: bfloat16, a hundred layers deep. Wrong ones are 1 off.
+CHECKED = 16  # images that are also computed in float32
+WARM_UP = 3  # steps before a CUDA graph is captured
+# Largest error of the logits (inference) and of all gradients (training), relative to their norm: that of
+# bfloat16 in a hundred layers. Wrong results are off by about 1.
 NETWORK_TOLERANCES = {"inference": 5e-2, "training": 2.5e-1}
 
 
 @dataclass(frozen=True)
 class NetworkContender:
-    """A network, who runs its grouped convolutions, and in which layout.
+    """A network, the implementation of its grouped convolutions, and their layout.
 
-    ``runner`` is "gconv" for ``auto``; "fused" for that with the batch norms in its kernels, in inference by
-    ``gconv.fuse``; "F.conv2d" for the network with nn.Conv2d in its place.
+    Args:
+        network: a key of ``NETWORKS``.
+        runner: "gconv" for the backend ``auto``; "fused" for the same with the batch norms inside the
+            kernels, in inference by ``gconv.fuse``; "F.conv2d" for nn.Conv2d.
+        layout: a key of ``LAYOUTS``.
     """
 
     network: str
@@ -51,18 +55,19 @@ class NetworkContender:
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """What was measured of a contender.
+    """The measurements of one contender.
 
     Args:
         network, runner, layout: the contender.
-        task, mode, batch, image: what was run: a batch of images of that many pixels square.
-        p20, p50, p80: milliseconds of a step; None where it is wrong or failed.
-        images_per_second: at the median.
-        peak_bytes: of memory, in the steps; None on a CPU.
-        grouped_share: of a step's device time that its grouped convolutions take, eager; None in other modes,
-            or if the profiler sees no time.
-        error: against float32, of the logits or of the gradients, as a part of their norm.
-        problem: why there is no time.
+        task, mode, batch, image: what was run: the task and mode, the batch size, and the height and width of
+            the images.
+        p20, p50, p80: time of a step in milliseconds; None if the network is wrong or failed.
+        images_per_second: throughput at the median time.
+        peak_bytes: peak memory of the steps; None on a CPU.
+        grouped_share: share of the grouped convolutions in the device time of an eager step; None in other
+            modes, and if the profiler sees no time.
+        error: error of the logits or gradients against float32, relative to their norm.
+        problem: why there is no time: a wrong result or an error.
     """
 
     network: str
@@ -86,7 +91,7 @@ NETWORK_CASE = ("network", "runner", "layout", "task", "mode", "batch", "image")
 
 
 def network_contenders(networks: list[str]) -> list[NetworkContender]:
-    """Return each network with gconv, fused, and with F.conv2d in both layouts; ResNet-50 only with that."""
+    """Return each network with gconv, fused, and with F.conv2d in both layouts; ResNet-50 only the last."""
     found = []
     for name in networks:
         ours = () if name == "resnet50" else ("gconv", "fused")
@@ -98,7 +103,7 @@ def network_contenders(networks: list[str]) -> list[NetworkContender]:
 def cases(
     networks: list[str], tasks: list[str], modes: list[str], batches: list[int], image: int
 ) -> Iterator[tuple[NetworkContender, str, str, int, int]]:
-    """Yield everything to measure; what is compared follows one another."""
+    """Yield all measurements to make, with those to be compared next to each other."""
     for task, batch, mode, contender in product(tasks, batches, modes, network_contenders(networks)):
         yield contender, task, mode, batch, image
 
@@ -106,16 +111,16 @@ def cases(
 def measure(
     contender: NetworkContender, task: str, mode: str, batch: int, image: int, device: torch.device
 ) -> NetworkRow:
-    """Check a contender in one mode, then time it."""
+    """Check the result of a contender in one mode, then time it."""
     row: dict[str, Any] = {
         **asdict(contender), "task": task, "mode": mode, "batch": batch, "image": image
     }  # fmt: skip
     torch.compiler.reset()
-    _reset_peak(device)  # the last network's memory
+    _reset_peak(device)  # frees the memory of the previous network
     try:
         with cudnn_searching():
             row |= _measure(contender, task, mode, batch, image, device)
-    except Exception as error:  # out of memory, say: a row that tells it, and the others go on
+    except Exception as error:  # such as out of memory: goes into the row, and the next contender runs
         row["problem"] = in_a_line(error)
     return NetworkRow(**row)
 
@@ -123,7 +128,7 @@ def measure(
 def _measure(
     contender: NetworkContender, task: str, mode: str, batch: int, image: int, device: torch.device
 ) -> dict[str, Any]:
-    """Return what was measured, or the problem."""
+    """Return the measurements, or the problem."""
     torch.manual_seed(0)
     model, exact = _build(contender, task, device)
     x = torch.randn(batch, 3, image, image, device=device).contiguous(memory_format=LAYOUTS[contender.layout])
@@ -138,7 +143,7 @@ def _measure(
     _reset_peak(device)
     if mode.endswith("graphed"):
         step, result = _graph(step)
-        # a training graph is some steps further: of it, only NaN shows
+        # a training graph has made more steps than the eager network, so only NaN can be detected
         differences.append(_difference(result, expected if task == "inference" else result))
     else:
         step()
@@ -151,32 +156,32 @@ def _measure(
 
 
 def _times(step: Callable[[], object], batch: int, device: torch.device) -> dict[str, float]:
-    """Time a step: milliseconds, and images/s at the median."""
+    """Time a step, and return milliseconds and images per second at the median."""
     times = wall_time(step, device)
     milliseconds = {name: round(t * 1e3, 4) for name, t in times._asdict().items()}
     return {**milliseconds, "images_per_second": round(batch / times.p50, 1)}
 
 
 def _eager_result(model: nn.Module, x: Tensor, labels: Tensor, task: str) -> Tensor:
-    """Return the result of a first step, on a copy of the model."""
+    """Return the result of the first step, made on a copy of the model."""
     plain = copy.deepcopy(model)
     return _step(plain, plain, x, labels, task)()
 
 
 def _reset_peak(device: torch.device) -> None:
-    gc.collect()  # an optimizer is in a cycle
+    gc.collect()  # an optimizer is part of a reference cycle
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def _difference(result: Tensor, expected: Tensor) -> float:
-    """Return the difference relative to the expected norm; NaN if there is one."""
+    """Return the norm of the difference, relative to the expected norm; NaN if either contains NaN."""
     return ((result.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 def _build(contender: NetworkContender, task: str, device: torch.device) -> tuple[nn.Module, ResNeXt]:
-    """Return the contender's network, and the same network and weights on F.conv2d."""
+    """Return the contender's network, and the same network with the same weights on F.conv2d."""
     build = NETWORKS[contender.network]
     model = build().to(device, memory_format=LAYOUTS[contender.layout])
     exact = _on_conv2d(copy.deepcopy(model))
@@ -189,7 +194,7 @@ def _build(contender: NetworkContender, task: str, device: torch.device) -> tupl
 
 
 def _on_conv2d(model: ResNeXt) -> ResNeXt:
-    """Turn gconv's layers of a network into nn.Conv2d."""
+    """Convert gconv's layers in a network to nn.Conv2d, in place."""
     for module in model.modules():
         if isinstance(module, GroupConv2d):
             module.__class__ = nn.Conv2d
@@ -199,7 +204,12 @@ def _on_conv2d(model: ResNeXt) -> ResNeXt:
 def _step(run: nn.Module, model: nn.Module, x: Tensor, labels: Tensor, task: str) -> Callable[[], Tensor]:
     """Return a step in bfloat16 autocast: inference, or loss, gradients and SGD with momentum.
 
-    ``run`` is ``model``, compiled or not.
+    Args:
+        run: ``model``, compiled or not.
+        model: the network.
+        x: images, (N, 3, H, W).
+        labels: their classes, (N,).
+        task: a member of ``TASKS``.
     """
     autocast = partial(torch.autocast, x.device.type, torch.bfloat16)
     model.train(task == "training")
@@ -227,8 +237,8 @@ def _step(run: nn.Module, model: nn.Module, x: Tensor, labels: Tensor, task: str
 def _error(model: nn.Module, exact: ResNeXt, x: Tensor, labels: Tensor, task: str) -> float:
     """Return the error of the logits, or of all gradients, in bfloat16 against float32 on F.conv2d.
 
-    With the batch norms' running statistics: with those of the batch, the gradients of deep networks are
-    chaotic, as far from each other in bfloat16 and float32 as from any others.
+    The batch norms use their running statistics. With statistics of the batch, the gradients of deep networks
+    are chaotic: in bfloat16 they differ from those in float32 as much as from unrelated gradients.
     """
     ours, exact = copy.deepcopy(model).eval(), exact.eval()
     results = []
@@ -245,18 +255,18 @@ def _error(model: nn.Module, exact: ResNeXt, x: Tensor, labels: Tensor, task: st
 
 
 def _graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Return the step as one CUDA graph, which has run once, and the tensor with its result."""
+    """Capture a step in a CUDA graph and run it once; return its replay, and the tensor with its result."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):  # compiles, and lets cuDNN choose
+        for _ in range(WARM_UP):  # compiles and lets cuDNN choose
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = step()
 
-    def replay(_kept: Callable = step) -> None:  # the optimizer's state is not in the graph's memory
+    def replay(_kept: Callable = step) -> None:  # keeps the optimizer's state alive
         graph.replay()
 
     replay()
@@ -264,9 +274,9 @@ def _graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
 
 
 def _grouped_share(step: Callable[[], Tensor], device: torch.device) -> float | None:
-    """Return the share of the grouped convolutions in the time of a step's operators on the device.
+    """Return the share of the grouped convolutions in the device time of a step's operators.
 
-    None if the profiler sees no time, for example because it may not trace the device.
+    None if the profiler sees no time, for example because it isn't allowed to trace the device.
     """
     events = measured.profiled(step, device)
     whole = measured.device_seconds(events, device)
@@ -279,7 +289,7 @@ def _grouped_share(step: Callable[[], Tensor], device: torch.device) -> float | 
 
 
 def _is_grouped(event: Any) -> bool:
-    """Return whether an operator is a grouped convolution or its gradient, and not inside another one."""
+    """Return whether an operator is a grouped convolution or its gradient, and not inside another of them."""
     above = event.cpu_parent
     while above is not None:
         if above.name.startswith("gconv::"):
@@ -287,7 +297,7 @@ def _is_grouped(event: Any) -> bool:
         above = above.cpu_parent
     if event.name.startswith("gconv::"):
         return True
-    place = {"aten::convolution": 1, "aten::convolution_backward": 2}.get(event.name)  # of the weight
+    place = {"aten::convolution": 1, "aten::convolution_backward": 2}.get(event.name)  # index of the weight
     if place is None:
         return False
     input, weight = event.input_shapes[place - 1 : place + 1]

@@ -1,4 +1,4 @@
-"""The runners of a layer: gconv, and what it is compared with."""
+"""The implementations of a layer that are compared: gconv's and its peers'."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Run = Callable[[Operands], Tensor]
 
 
 def _auto(problem: Problem) -> Run:
-    """Run what a call of ``gconv.group_conv2d`` and its gradients run."""
+    """Run what ``gconv.group_conv2d`` and its gradients run."""
     g, alone = problem.geometry, {}
 
     def forward(operands: Operands) -> Tensor:
@@ -26,7 +26,7 @@ def _auto(problem: Problem) -> Run:
 
     def gradient(operands: Operands) -> Tensor:
         layout = operands.x.stride()
-        if layout not in alone:  # decided in the forward pass
+        if layout not in alone:  # in training, the forward pass decides this
             alone[layout] = dispatch.aten_alone("auto", operands.x, problem.dtype, conv2d_call(g))
         return problem.run_pytorch(operands) if alone[layout] else problem.run(operands)
 
@@ -38,9 +38,9 @@ def _on(backend: str) -> Callable[[Problem], Run]:
 
 
 def _compiled(problem: Problem) -> Run:
-    """Use torch.compile, which may choose among its own templates and PyTorch's kernels, also in gradients.
+    """Use torch.compile, which can choose from its own templates and PyTorch's kernels, also for gradients.
 
-    Without its CUDA graphs: calls are timed in one already.
+    Its CUDA graphs are off, because calls are timed inside a CUDA graph anyway.
     """
     from torch._inductor import config, list_mode_options  # takes a second
 
@@ -50,7 +50,7 @@ def _compiled(problem: Problem) -> Run:
 
 
 def _native_depthwise(problem: Problem) -> Run:
-    """Use PyTorch's own depthwise kernels, even where F.conv2d takes cuDNN's."""
+    """Use PyTorch's own depthwise kernels, even where F.conv2d uses cuDNN."""
 
     def run(operands: Operands) -> Tensor:
         before = torch._C._get_cudnn_enabled()
@@ -64,7 +64,7 @@ def _native_depthwise(problem: Problem) -> Run:
 
 
 def _cudnn_depthwise(problem: Problem) -> Run:
-    """Use cuDNN, even where F.conv2d takes a kernel of PyTorch's own: mostly in contiguous layout."""
+    """Use cuDNN, even where F.conv2d uses PyTorch's own kernels, mostly in contiguous layout."""
     g, padding = problem.geometry, problem.geometry.padding[::2]
     settings = (g.stride, g.dilation, g.groups, True, False, problem.type == "tf32")
     beyond_last_tap = [
@@ -83,7 +83,8 @@ def _cudnn_depthwise(problem: Problem) -> Run:
     return forward if problem.pass_ == "forward" else input_grad
 
 
-# Where inductor may take a Triton template for a convolution; off for gradients, and unknown to PyTorch 2.11.
+# Inductor's settings of where it may use a Triton template for a convolution. By default it doesn't for
+# gradients. PyTorch 2.11 lacks the settings for gradients.
 TEMPLATES = (
     "max_autotune_conv_backends",
     "max_autotune_conv_bwd_input_backends",
@@ -104,7 +105,7 @@ PEERS = ("F.conv2d", "torch.compile", *DEPTHWISE)
 
 @dataclass(frozen=True)
 class Contender:
-    """A member of ``RUNNERS`` on tensors of a layout of ``LAYOUTS``."""
+    """An implementation, a key of ``RUNNERS``, on tensors in a layout, a key of ``LAYOUTS``."""
 
     runner: str
     layout: str
@@ -114,7 +115,7 @@ class Contender:
 
 
 def contenders(runners: list[str]) -> list[Contender]:
-    """Return each runner in both layouts; the reference, which is not meant to be fast, in one."""
+    """Return each runner in both layouts, except the reference, which isn't meant to be fast, in only one."""
     return [
         Contender(runner, layout)
         for runner in runners
@@ -124,9 +125,10 @@ def contenders(runners: list[str]) -> list[Contender]:
 
 
 def applies(contender: Contender, problem: Problem, device: torch.device) -> bool:
-    """Return whether a contender can run a problem in a way that F.conv2d may not have taken.
+    """Return whether a contender can run a problem, and may differ from F.conv2d.
 
-    PyTorch has kernels of its own for depthwise layers only. cuDNN's weight gradient cannot be asked for.
+    PyTorch has its own kernels only for depthwise layers. There is no function that runs cuDNN's weight
+    gradient.
     """
     if contender.runner not in DEPTHWISE:
         return True
@@ -139,7 +141,10 @@ def applies(contender: Contender, problem: Problem, device: torch.device) -> boo
 
 
 def who_runs(contender: Contender, problem: Problem, operands: Operands) -> str:
-    """Return what ``auto`` chose, or the kernel and tile of "triton"; the runner itself for others."""
+    """Return the backend that ``auto`` chose, with the kernel and tile if it is "triton".
+
+    For other runners, return the runner.
+    """
     geometry = problem.geometry
     first = operands.x if problem.pass_ == "forward" else operands.dy
     backend = contender.runner

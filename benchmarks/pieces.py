@@ -1,4 +1,4 @@
-"""The speed of memory for programs that each move a piece of a pixel's channels, as strips do."""
+"""Measure the speed of memory for programs that each move a piece of a pixel's channels, as strips do."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from gconv.kernels.device import device_of
 from gconv.measure.timing import copy_speed, sets_of_operands, time_together
 
 PIECES = (32, 64, 128, 256)  # bytes of a pixel
-WAYS = ("copy", "read")  # x to y, and x and y to nowhere
-COLUMNS = 28  # of an image that a program takes at once
+WAYS = ("copy", "read")  # copy x to y, or read x and y
+COLUMNS = 28  # columns of an image that a program moves at the same time
 BATCH, SIDE, CHANNELS = 256, 56, 128
 
 
 @dataclass(frozen=True)
 class PieceRow:
-    """What was measured of a way to move 2 BATCH SIDE^2 CHANNELS numbers of 16 bits.
+    """The time to move 2 BATCH SIDE^2 CHANNELS numbers of 16 bits.
 
     Args:
-        way, piece: of ``WAYS`` and ``PIECES``.
-        stages: rows in hand, of which one is in use and the others on their way.
-        waves: programs, over eight warps a processor.
-        microseconds: at the median.
-        of_copy: the speed as a part of that of a copy of whole tensors.
+        way, piece: members of ``WAYS`` and ``PIECES``.
+        stages: number of rows in the pipeline: one is in use, the others are being loaded.
+        waves: number of programs, relative to eight warps per multiprocessor.
+        microseconds: the median time.
+        of_copy: the speed, relative to that of copying entire tensors.
     """
 
     way: str
@@ -45,7 +45,7 @@ def move_kernel(
     C: tl.constexpr, SIDE: tl.constexpr, COLUMNS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
     COPY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """y = x, or the sums of x + y: a program slides down ``rows`` rows of COLUMNS columns and BC channels."""
+    """Compute y = x, or sums of x + y. Each program slides down ``rows`` rows of COLUMNS x BC numbers."""
     i_pack = tl.program_id(0) % packs
     start = tl.program_id(0) // packs * rows
     stop = tl.minimum(start + rows, last)
@@ -70,7 +70,7 @@ def move_kernel(
 
 
 def move(way: str, piece: int, stages: int, waves: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Run the kernel and return what it wrote."""
+    """Run the kernel and return the tensor that it wrote."""
     n, channels, side, _ = x.shape
     width = piece // x.itemsize
     warps, packs, last = max(1, piece // 64), channels // width, n * side * (side // COLUMNS)
@@ -87,7 +87,7 @@ def move(way: str, piece: int, stages: int, waves: int, x: torch.Tensor, y: torc
 
 
 def measure(device: torch.device, batch: int = BATCH) -> list[PieceRow]:
-    """Time all ways, pieces, and numbers of stages and waves, in turns."""
+    """Time all combinations of ways, pieces, stages and waves, taking turns."""
     size, layout = (batch, CHANNELS, SIDE, SIDE), torch.channels_last
     moved = 2 * batch * CHANNELS * SIDE**2 * 2
 

@@ -1,9 +1,9 @@
-"""Find the code that decides a result: the definitions its roots reach, name by name, through our modules.
+"""Find the code that determines a result: all definitions that its roots reach by name, across our modules.
 
-An edit that can't change a result doesn't make it stale: comments, docstrings, the messages of errors,
-formatting and the order of definitions don't count, and definitions that the roots don't reach don't either.
-Code that is reached through a string, as in ``dispatch.IMPLEMENTATIONS``, or as a method of an object that
-nobody names, isn't found: name it as a root.
+Edits that can't change a result must not make it outdated. So comments, docstrings, the messages of errors,
+formatting and the order of definitions don't count, and definitions that aren't reached don't count either.
+Code that is reached only through a string, such as ``dispatch.IMPLEMENTATIONS``, or as a method of an object
+that no name refers to, isn't found: add it as a root.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 Read = Callable[[str], str | None]  # the text of a file, by its path from the root; None if it doesn't exist
-# What prints, draws and writes, and decides no number: not followed.
+# Code that prints, plots and writes, and doesn't affect any number: not followed.
 SHOWS = (
     "gconv:__version__",
     "gconv.measure.explain",
@@ -39,7 +39,7 @@ SHOWS = (
 
 
 def read_working_tree(path: str) -> str | None:
-    """Read a file of the repository as it is now."""
+    """Return the text of a file of the repository as it is now, or None if it doesn't exist."""
     file = ROOT / path
     return file.read_text() if file.is_file() else None
 
@@ -50,17 +50,17 @@ def at_commit(commit: str) -> Read:
 
 
 def resolve(commit: str) -> str | None:
-    """Return the twelve digits of a commit, None if the repository doesn't have it."""
+    """Return the first twelve digits of a commit, or None if the repository doesn't have it."""
     digits = _git("rev-parse", "--verify", "--quiet", "--short=12", f"{commit}^{{commit}}")
     return digits.strip() if digits else None
 
 
 def digests(roots: Iterable[str], read: Read = read_working_tree) -> dict[str, str]:
-    """Return a digest for each file that holds definitions which decide what ``roots`` do.
+    """Return a digest for each file with definitions that determine what ``roots`` do.
 
     Args:
-        roots: modules, such as "gconv.geometry", and definitions in them, such as "gconv.geometry:PASSES".
-        read: reads a file of the repository. Defaults to those of the working tree.
+        roots: modules, such as "gconv.geometry", and definitions in modules, such as "gconv.geometry:PASSES".
+        read: a function that reads a file of the repository. Defaults to reading the working tree.
     """
     search = _Search(read)
     for root in roots:
@@ -73,7 +73,7 @@ def digests(roots: Iterable[str], read: Read = read_working_tree) -> dict[str, s
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git prints, None if it fails."""
+    """Return what git prints, or None if it fails."""
     done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
     return done.stdout if done.returncode == 0 else None
 
@@ -83,7 +83,7 @@ class _Module:
 
     Attributes:
         definitions: the statements that define each name.
-        imports: for each imported name its module, and its name there, or None if it is a module itself.
+        imports: for each imported name, its module and its name there; None for a name that is a module.
         loose: statements that define nothing and run on import.
     """
 
@@ -112,10 +112,10 @@ class _Module:
 
 
 class _Search:
-    """Follows names from module to module.
+    """A search that follows names from module to module.
 
     Attributes:
-        shapes: what the statements found so far say, by file.
+        shapes: the statements found so far, normalized by ``_shape``, by file.
     """
 
     def __init__(self, read: Read) -> None:
@@ -125,7 +125,7 @@ class _Search:
         self._seen: set[tuple[str, str | None]] = set()
 
     def reach(self, module: str, name: str | None) -> None:
-        """Add a definition, or the whole module if ``name`` is None, and all that it names in turn."""
+        """Add a definition, or the entire module if ``name`` is None, and everything that it reaches."""
         here = self._module(module)
         if here is None or (module, name) in self._seen or f"{module}:{name}" in SHOWS:
             return
@@ -142,7 +142,7 @@ class _Search:
             self.reach(*here.imports[name])
 
     def _follow(self, module: str, dotted: list[str]) -> None:
-        """Reach what a dotted name stands for in ``module``."""
+        """Reach the definition that a dotted name refers to in ``module``."""
         first, *rest = dotted
         here = self._modules[module]
         target, name = (
@@ -155,7 +155,7 @@ class _Search:
         self.reach(target, name)
 
     def _module(self, name: str) -> _Module | None:
-        """Return a module of ours; None for others, and for those that only show."""
+        """Return a module of this repository; None for other modules and for those in ``SHOWS``."""
         if name not in self._modules:
             path, text = self._find(name)
             ours = text is not None and name not in SHOWS
@@ -197,11 +197,10 @@ def _names(node: ast.AST) -> Iterator[list[str]]:
 
 
 def _shape(node: object) -> str:
-    """Return a text that is equal for pieces of syntax that do the same, whichever Python parsed them.
+    """Return a text that is equal for pieces of syntax that do the same.
 
-    Docstrings, positions and the messages of errors are left out.
-
-    ``ast.dump`` differs: newer Pythons add fields, and leave out empty ones.
+    It leaves out docstrings, positions and the messages of errors, and doesn't depend on the version of
+    Python, unlike ``ast.dump``: newer versions add fields and leave out empty ones.
     """
     if isinstance(node, list):
         return f"[{','.join(map(_shape, node))}]"
@@ -222,7 +221,7 @@ def _raised(node: ast.Raise) -> str:
 
 
 def _decides_nothing(node: ast.stmt) -> bool:
-    """Whether a top-level statement is a docstring, or for type checkers or the command line alone."""
+    """Whether a top-level statement is a docstring, or only for type checkers or the command line."""
     conditions = (["TYPE_CHECKING"], ["__name__"])
     return _is_docstring(node) or (
         isinstance(node, ast.If) and any(n in conditions for n in _names(node.test))
@@ -230,7 +229,7 @@ def _decides_nothing(node: ast.stmt) -> bool:
 
 
 def _is_docstring(node: ast.stmt) -> bool:
-    """Whether a statement is a string by itself."""
+    """Whether a statement consists of a string."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)

@@ -1,9 +1,15 @@
-"""``python -m benchmarks.stamps``: whether the code that decides a committed result has changed since.
+"""``python -m benchmarks.stamps``: show whether the code behind each committed result has changed since.
 
-``results/stamps.json`` has, for each result, a digest of its files, the commit it was made at, and a digest
-of each source that decides it (see ``sources.py``). benchmarks/README.md has a table of it, which a test
-compares with the code. The compiler's tables must be of the present kernels; other results may be of older
-code, as long as the table says so.
+Show whether the code behind each committed result has changed since the result was made, and update the table
+in benchmarks/README.md. With RESULT, first record that these results were made again.
+
+  python -m benchmarks.stamps                   after a change of the code
+  python -m benchmarks.stamps cpu/bench.json    after making a result again
+
+results/stamps.json has, for each result, a digest of its files, the commit at which it was made, and a digest
+of each source file that determines it (see sources.py). A test compares the table in README.md with the code.
+The tables of the compiler must match the current kernels. Other results may be from older code, as long as
+the table says so.
 """
 
 from __future__ import annotations
@@ -32,9 +38,10 @@ class Result:
     """How a committed result is made.
 
     Args:
-        command: makes it.
-        roots: what decides it, as ``sources.digests`` takes it.
-        must_hold: whether a change of the code fails the tests until the result is made anew.
+        command: the command that makes it.
+        roots: the code that determines it, see ``sources.digests``.
+        must_hold: whether the tests fail after a change of that code until the result is made again. Defaults
+            to False.
     """
 
     command: str
@@ -75,7 +82,7 @@ ON_A_GPU = Result(
 
 
 def results() -> dict[str, Result]:
-    """Return all results by their path in ``results/``: those above, and a folder for each GPU."""
+    """Return all results by their path in ``results/``: ``RESULTS``, and a folder for each GPU."""
     gpus = sorted({path.parent.name for path in RESULTS_FOLDER.glob("*/environment.json")} - {"cpu"})
     return RESULTS | dict.fromkeys(gpus, ON_A_GPU)
 
@@ -96,7 +103,7 @@ def read_stamps() -> dict[str, dict[str, Any]]:
 
 
 def stamp(name: str, commit: str | None) -> None:
-    """Record that a result is what the code of ``commit``, or of the working tree if None, gives."""
+    """Record that a result was made by the code of ``commit``, or of the working tree if None."""
     roots = results()[name].roots
     sources = digests(roots, at_commit(commit)) if commit else digests(roots)
     stamps = read_stamps() | {name: {"commit": commit, "files": digest_of_files(name), "sources": sources}}
@@ -104,13 +111,13 @@ def stamp(name: str, commit: str | None) -> None:
 
 
 def changed(name: str) -> list[str]:
-    """Return the files in which code that decides a result has changed since its stamp: all without one."""
+    """Return the files whose code for a result has changed since its stamp; without a stamp, all of them."""
     before, now = read_stamps().get(name, NO_STAMP)["sources"], digests(results()[name].roots)
     return sorted(path for path in before | now if before.get(path) != now.get(path))
 
 
 def table() -> str:
-    """Return the table for benchmarks/README.md: what made each result, and whether the code has changed."""
+    """Return the table for benchmarks/README.md: each result's command, and whether its code has changed."""
     rows = ["| result | made by | at commit | code since |", "| --- | --- | --- | --- |"]
     for name, result in results().items():
         commit = (read_stamps().get(name, NO_STAMP)["commit"] or "")[:7]
@@ -126,49 +133,56 @@ def table() -> str:
 
 
 def write_table() -> None:
-    """Put the table into benchmarks/README.md."""
+    """Write the table into benchmarks/README.md."""
     text = README.read_text()
     start, end = (text.index(mark) for mark in MARKS)
     README.write_text(text[:start] + MARKS[0] + table() + text[end:])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Stamp results, write the table, and print what has changed since each result was made."""
-    parser = argparse.ArgumentParser("python -m benchmarks.stamps", description=__doc__.partition("\n\n")[2])
-    parser.add_argument(
-        "results", nargs="*", metavar="RESULT", help=f"stamp these, made anew: {', '.join(results())}"
+    """Stamp results, write the table, and print the files that changed since each result was made."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.stamps",
+        description=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--commit", help="they were made at; default: the one in their environment.json, else HEAD"
+        "results", nargs="*", metavar="RESULT",
+        help=f"results that were made again, to be stamped: {', '.join(results())}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--commit", help="commit at which they were made (default: that of their environment.json, or HEAD)"
     )
     parsed = parser.parse_args(arguments)
     for name in parsed.results:
         if name not in results():
-            fail(f"no result {name!r} in {RESULTS_FOLDER}: choose from {', '.join(results())}")
+            fail(f"unknown result {name!r}: choose from {', '.join(results())}")
         said = parsed.commit or _commit_of(name)
-        commit = resolve(said) or fail(f"no commit {said} in this repository: fetch it, or give --commit")
+        commit = resolve(said) or fail(
+            f"can't find commit {said} in this repository: fetch it, or pass a different --commit"
+        )
         stamp(name, commit)
     write_table()
     for name in results():
         files = changed(name)
-        print(f"{name}: {'changed since in ' + ', '.join(files) if files else 'unchanged'}")
+        print(f"{name}: {'code has changed in ' + ', '.join(files) if files else 'code is unchanged'}")
     return 0
 
 
 def _commit_of(name: str) -> str:
-    """Return the commit that a result was made at; exit if its code was never committed."""
+    """Return the commit at which a result was made, or exit if its code was never committed."""
     environment = RESULTS_FOLDER / name / "environment.json"
     if environment.exists():
         commit = json.loads(environment.read_text())["commit"]
         if not is_committed(commit):
             fail(
-                f"{name} was measured at {commit or 'an unknown commit'}, which nobody can look up: "
-                "commit and measure again"
+                f"{name} was measured at {commit or 'an unknown commit'}, which can't be looked up: commit "
+                "the code and measure again"
             )
         return commit
     roots = results()[name].roots
     if digests(roots) != digests(roots, at_commit("HEAD")):
-        fail(f"code that decides {name} is not committed: commit it, then stamp the result")
+        fail(f"the code behind {name} has uncommitted changes: commit them, then stamp the result")
     return "HEAD"
 
 

@@ -1,4 +1,4 @@
-"""A folder of measurements: their environment, and a line of JSON for each, so that a run can go on."""
+"""A folder of measurements: the environment, and a line of JSON for each, so that runs can be continued."""
 
 from __future__ import annotations
 
@@ -12,49 +12,52 @@ from typing import Any
 from gconv.measure.terminal import fail
 
 RESULTS_FOLDER = Path(__file__).parent / "results"  # the committed results
-MUST_MATCH = ("gpu", "cpu", "torch", "triton", "cudnn", "commit")  # for all rows of a folder
-TableRow = dict[str, Any]  # a row as its file has it
+MUST_MATCH = ("gpu", "cpu", "torch", "triton", "cudnn", "commit")  # must be equal for all rows of a folder
+TableRow = dict[str, Any]  # a row as in its file
 
 
 class Store:
     """A folder with ``environment.json`` and tables, ``NAME.jsonl``.
 
+    Exits with an error if the folder was measured in a different environment.
+
     Args:
-        folder: made if it does not exist.
-        environment: of this run. Must equal the folder's in ``MUST_MATCH``.
-        overwrite: drop what the folder holds instead.
+        folder: the folder. Created if it doesn't exist.
+        environment: the environment of this run. Its ``MUST_MATCH`` values must equal those of the folder.
+        overwrite: whether to delete existing measurements instead. Defaults to False.
 
     Attributes:
-        environment: that of the folder's first run.
+        environment: the environment of the first run in this folder.
     """
 
     def __init__(self, folder: Path, environment: dict[str, Any], overwrite: bool = False) -> None:
         self.folder = folder
         path = folder / "environment.json"
         if folder.exists() and not folder.is_dir():
-            fail(f"{folder} is not a folder: choose another --out")
+            fail(f"{folder} is not a folder: choose a different --out")
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and not overwrite:
             before = self.environment = read_environment(folder)
             for name in MUST_MATCH:
                 if before.get(name) != environment.get(name):
                     fail(
-                        f"{folder} was measured with {name} {before.get(name)}, now {environment.get(name)}: "
-                        "choose another --out, or --overwrite"
+                        f"{folder} was measured with {name} {before.get(name)}, but this is {name} "
+                        f"{environment.get(name)}: choose a different --out, or delete the old measurements "
+                        "with --overwrite"
                     )
             return
         self.environment = environment
         for table in folder.glob("*.jsonl"):
-            print(f"dropped {table}", file=sys.stderr)
+            print(f"deleted {table}", file=sys.stderr)
             table.unlink()
         write_json(path, environment)
 
     def read(self, table: str, row: type) -> list[TableRow]:
-        """Return the rows of a table, with the fields of the dataclass ``row``."""
+        """Return the rows of a table. ``row`` is the dataclass with their fields."""
         return read_table(self.folder / f"{table}.jsonl", row)
 
     def settled(self, table: str, row: type, names: Sequence[str]) -> set[tuple]:
-        """Return the fields ``names`` of rows that ran, right or wrong; those that failed are tried again."""
+        """Return the fields ``names`` of the rows that are done: right or wrong, but not failed."""
         rows = self.read(table, row)
         return {tuple(r[name] for name in names) for r in rows if r["problem"] is None or is_wrong(r)}
 
@@ -65,19 +68,19 @@ class Store:
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Return what a folder was measured on."""
+    """Return the environment that a folder was measured in."""
     path = folder / "environment.json"
     try:
         facts = json.loads(path.read_text())
         return {"gpu": facts["gpu"], "cpu": facts["cpu"], **facts}
     except (ValueError, KeyError, TypeError) as error:
-        fail(f"{path} is damaged: {error!r}")
+        fail(f"can't read {path}, which is damaged: {error!r}")
 
 
 def read_table(path: Path, row: type) -> list[TableRow]:
-    """Return the rows of a file of JSON lines, with the fields of the dataclass ``row``; none without a file.
+    """Return the rows of a JSON lines file, with the fields of the dataclass ``row``.
 
-    Removes a last line that was cut off, as when the process was killed.
+    Returns no rows if the file doesn't exist. Removes an incomplete last line, as a killed process leaves it.
     """
     if not path.exists():
         return []
@@ -89,22 +92,22 @@ def read_table(path: Path, row: type) -> list[TableRow]:
         try:
             rows.append(asdict(row(**json.loads(line))))
         except (ValueError, TypeError) as error:
-            fail(f"{path}, line {number}, is not a measurement: {error}")
+            fail(f"can't read line {number} of {path}, which isn't a measurement: {error}")
     return rows
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file of JSON, beside the old one and then over it, so that it is always whole."""
+    """Write a JSON file under a temporary name and rename it, so that ``path`` is always complete."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     part.replace(path)
 
 
 def is_committed(commit: str | None) -> bool:
-    """Return whether results of this ``commit`` can be told from those of other code."""
+    """Return whether ``commit`` identifies the code: it is known, and nothing was uncommitted."""
     return commit is not None and not commit.endswith("-dirty")
 
 
 def is_wrong(row: TableRow) -> bool:
-    """Whether a measurement has no time because its answer was wrong."""
+    """Whether a measurement has no time because its result was wrong."""
     return (row["problem"] or "").startswith("wrong")

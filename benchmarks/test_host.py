@@ -1,4 +1,4 @@
-"""Host time of an eager call: what checks and the choice of a backend add to ``F.conv2d``."""
+"""Host time of an eager call: how much checks and the choice of a backend add to ``F.conv2d``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from gconv.kernels.device import Device
 from gconv.kernels.forward import plan_pass
 from gconv.kernels.launch import Launch, OperandLayout
 
-MOST = 15e-6  # seconds over F.conv2d, on the CPU, without gradients
-# Seconds over F.conv2d that the kernels may take, without and with a backward pass. The aim on a GPU is 25 us
-# and 80, but there F.conv2d itself takes some 15 us less a pass than on a CPU.
+MOST = 15e-6  # seconds that auto may add to F.conv2d, on the CPU, without gradients
+# Seconds that the kernels may add to F.conv2d, without and with a backward pass. The goal on a GPU is 25 us
+# and 80 us, but there F.conv2d itself takes about 15 us less per pass than on a CPU.
 KERNELS_MOST = {"no_grad": 10e-6, "forward and backward": 30e-6}
 CALLS = {
     "function": lambda x, w, layer: gconv.group_conv2d(x, w, None, 1, 1, 1, 2),
@@ -33,7 +33,7 @@ CALLS = {
 
 @pytest.fixture
 def operands() -> Iterator[tuple]:
-    """Yield tensors so small that the arithmetic costs next to nothing, on one thread."""
+    """Yield tensors so small that the arithmetic takes almost no time, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def operands() -> Iterator[tuple]:
 
 
 def small_layer() -> tuple[torch.Tensor, torch.Tensor, ConvGeometry]:
-    """Return input, weight and geometry of a layer for the kernels, on a few pixels."""
+    """Return input, weight and geometry of a layer for the kernels, with few pixels."""
     x, w = (torch.randn(s).to(memory_format=torch.channels_last) for s in ((1, 16, 3, 3), (16, 4, 3, 3)))
     return x, w, ConvGeometry.of(x.shape, w.shape, (1, 1), (1, 1, 1, 1), (1, 1), 4)
 
@@ -62,9 +62,9 @@ def test_call(benchmark: BenchmarkFixture, operands: tuple, call: Callable) -> N
 def test_kernels_up_to_the_launch(
     benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, pass_: str
 ) -> None:
-    """Everything in a pass but the start of its kernels: layouts, the kept plan, memory of the result.
+    """A pass without the launch of its kernels: layouts, the cached plan, memory for the result.
 
-    And the whole call with backend="triton": checks, the choice, autograd.
+    Also the complete call with backend="triton": checks, the choice of a backend, autograd.
     """
     monkeypatch.setattr(Launch, "__call__", lambda self, *tensors: None)
     monkeypatch.setattr(dispatch, "_device_problem", lambda device: None)
@@ -85,10 +85,10 @@ def test_kernels_up_to_the_launch(
 
 
 @pytest.mark.benchmark(group="host time of a launch, with a driver that does nothing")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it would keep what it compiles for the GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would cache kernels that don't run on this GPU")
 @pytest.mark.parametrize("launcher", ["Triton's", "kept"])
 def test_launch(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
-    """What the start of its kernel adds to a pass, without the driver's own part."""
+    """The time that launching its kernel adds to a pass, without the driver's part."""
     monkeypatch.setattr(stub_gpu.Launcher, "__call__", lambda self, *arguments: None)
     x, w, geometry = small_layer()
     operands = OperandLayout(x.stride(), w.stride(), torch.float32, "tf32", Device("cuda", "none", 132))
@@ -104,17 +104,17 @@ def test_launch(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, la
 
 @pytest.fixture
 def stub_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have kernels compiled for a GPU, and started on a driver that does nothing."""
+    """Compile kernels for a GPU, and launch them with a driver that does nothing."""
     monkeypatch.setattr(stub_gpu.Launcher, "__call__", lambda self, *arguments: None)
     monkeypatch.setattr(driver, "_active", stub_gpu.Driver())
     monkeypatch.setattr(dispatch, "_device_problem", lambda device: None)
 
 
 @pytest.mark.benchmark(group="host time of a layer on the kernels, with a driver that does nothing")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it would keep what it compiles for the GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would cache kernels that don't run on this GPU")
 @pytest.mark.parametrize("what", KERNELS_MOST)
 def test_kernels_cost_little_over_conv2d(benchmark: BenchmarkFixture, stub_driver: None, what: str) -> None:
-    """A converted layer beside its original ``nn.Conv2d``, on so few pixels that they cost nothing."""
+    """A converted layer compared with its original ``nn.Conv2d``, on so few pixels that they take no time."""
     plain = torch.nn.Conv2d(16, 16, 3, padding=1, groups=4, bias=False).to(memory_format=torch.channels_last)
     layer = copy.deepcopy(plain)
     gconv.convert(layer)
@@ -135,7 +135,7 @@ def test_kernels_cost_little_over_conv2d(benchmark: BenchmarkFixture, stub_drive
 
 
 def in_turn(ours: Callable, theirs: Callable) -> list[tuple[float, float]]:
-    """Return the seconds of both calls in each of 25 rounds, one after the other."""
+    """Return the times of both calls in seconds in each of 25 rounds, in which they take turns."""
 
     def seconds(call: Callable, repeats: int = 300) -> float:
         start = time.perf_counter()
@@ -147,7 +147,7 @@ def in_turn(ours: Callable, theirs: Callable) -> list[tuple[float, float]]:
 
 
 def fastest_over(rounds: list[tuple[float, float]]) -> float:
-    """Return the fastest round of the first call over that of the second: other work only slows a round."""
+    """Return the difference between the fastest rounds of both calls: other work only makes rounds slower."""
     ours, theirs = map(min, zip(*rounds, strict=True))
     return ours - theirs
 

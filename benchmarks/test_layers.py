@@ -1,7 +1,7 @@
 """The measurements of ``python -m benchmarks run`` as pytest-benchmark cases, grouped by layer and pass.
 
-On a GPU the columns are wall times of a call and its end; the times on the device, those of a run, are in
-``extra_info``.
+On a GPU, the columns show the wall time until a call has finished on the device. The device times, as
+``python -m benchmarks run`` measures them, are in ``extra_info``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CASES = list(cases({"resnext50_32x4d": SUITES["resnext50_32x4d"]}, [TIMED_BATCH]
 @pytest.mark.parametrize("contender", CONTENDERS, ids=str)
 @pytest.mark.parametrize(("case", "problem"), CASES, ids=[f"{c[1]}, {c[3]}, {c[4]}" for c, _ in CASES])
 def test_layer(benchmark: BenchmarkFixture, case: tuple, problem: Problem, contender: Contender) -> None:
-    """A speed counts only beside a right answer."""
+    """A time counts only if the result is right."""
     (row,) = measure(case, problem, [contender], DEVICE, copy_speed(DEVICE))
     assert row.problem is None, row.problem
     suite, layer, batch, type_, pass_ = case

@@ -1,9 +1,9 @@
 """The commands of ``python -m gconv``.
 
-- ``main.py``: run the command that the command line names
-- ``check.py``: check this machine; what runs without the name of a command
-- ``tune.py``: measure which tiles are fastest on this GPU, and keep them in a table
+- ``main.py``: run the command given on the command line
+- ``check.py``: check this machine; the default if no command is given
+- ``tune.py``: measure which tiles are fastest on this GPU, and save them in a table
 - ``profile.py``: time the convolutions of a network
-- ``kernels.py``: compile the kernels, and print registers, spills and instructions
+- ``kernels.py``: compile the kernels, and print their registers, spills and instructions
 - ``options.py``: options that several commands share
 """

@@ -1,4 +1,4 @@
-"""``python -m gconv kernels``: compile the kernels, and print a table of registers and instructions."""
+"""``python -m gconv kernels``: compile the kernels and print a table of their registers and instructions."""
 
 from __future__ import annotations
 
@@ -19,24 +19,30 @@ from gconv.measure.terminal import fail
 from gconv.text import columns
 
 DESCRIPTION = """\
-Compile every kernel, in every tile that the layers of some suites use at batch 256, and print a table of what
-the compiler made of it. Needs no GPU. Exit code 1 means that a kernel for an NVIDIA GPU spills.
-
-  registers    registers of a thread
-  spills       bytes of a thread's that did not fit into registers; if not 0, the tile is too large
-  shared       bytes of shared memory of a program
-  ahead        L1 if the kernel copies what it needs later to shared memory through L1, the cache in which the
-               shifted loads of a row meet; L2 if it bypasses L1; empty if loads go to registers
-  holds        programs that a processor holds at once, given its registers, shared memory and warps
-  waves        programs of the first layer that the kernel runs, over those that 132 processors hold
-  per output   warp instructions in the main loop per output, or per element of dy in the weight gradient.
-               A processor of NVIDIA's issues 4 per cycle: on an H200, 0.3 per output in 16 bits take a third
-               of the time that the memory takes for it.
-  moved        bytes that the main loop loads and stores per output: 4 for x and y once, in 16 bits
-  lines        pieces of cache lines that it touches per 1,024 outputs, each a request to L1 and L2
-  operands     reads of shared memory per 1,024 outputs
+Compile gconv's kernels with every tile that the layers of the chosen networks use at batch size 256, and
+print a table with a line for each. Needs no GPU.
 
   python -m gconv kernels --targets sm_90 --suite resnext50_32x4d
+
+Columns:
+
+  registers    registers per thread
+  spills       bytes per thread that didn't fit in registers; if not 0, the tile is too large
+  shared       bytes of shared memory per program
+  ahead        how the main loop loads data ahead: L1 if it copies to shared memory through L1, where the
+               shifted loads of a row share cache lines; L2 if the copies bypass L1; empty if it loads to
+               registers
+  holds        programs that fit on a multiprocessor, given their registers, shared memory and warps
+  waves        programs of the first layer that runs the kernel, divided by those that 132 multiprocessors fit
+  per output   warp instructions in the main loop per output, or per element of dy in the weight gradient. An
+               NVIDIA multiprocessor issues 4 per cycle: at 0.3 per output in 16 bits, issuing them takes a
+               third of the time that an H200's memory needs to move the data.
+  moved        bytes that the main loop loads and stores per output; reading x and writing y once takes 4 in
+               16 bits
+  lines        pieces of cache lines touched per 1,024 outputs, each a request to L1 and L2
+  operands     reads of shared memory per 1,024 outputs
+
+Exit code: 0, or 1 if a kernel for an NVIDIA GPU spills (with --tuning: always 0).
 """
 
 
@@ -44,15 +50,15 @@ def main(command: Sequence[str] | None = None, prog: str = "python -m gconv kern
     """Compile the kernels and print a table.
 
     Args:
-        command: the command line. Defaults to None, that of this process.
+        command: the arguments of the command line. Defaults to None, the arguments of this process.
         prog: name of the program, for help and errors.
 
     Returns:
-        0, or 1 if a kernel for an NVIDIA GPU spills.
+        The exit code: 0, or 1 if a kernel for an NVIDIA GPU spills.
     """
     arguments = _parser(prog).parse_args(command)
     if triton.knobs.runtime.interpret:
-        fail("TRITON_INTERPRET is set, and the interpreter compiles nothing: unset it")
+        fail("TRITON_INTERPRET is set, which replaces Triton's compiler by its interpreter: unset it")
     kernels = sorted(_compile(arguments), key=_order)
     if arguments.json:
         rows = [asdict(kernel) for kernel in kernels]
@@ -66,7 +72,7 @@ def main(command: Sequence[str] | None = None, prog: str = "python -m gconv kern
 
 
 def table(kernels: Sequence[Kernel]) -> str:
-    """Return a table with a line for each kernel; equal lines are shown once."""
+    """Return a table with a line for each kernel. Equal lines are shown once."""
     head = ("target", "type", "kernel", "tile", "ahead", "registers", "spills", "shared", "holds", "waves")
     counts = ("per output", "moved", "lines", "operands")
     rows = [
@@ -81,7 +87,7 @@ def table(kernels: Sequence[Kernel]) -> str:
 
 
 def _compile(arguments: argparse.Namespace) -> Iterator[Kernel]:
-    """Compile what the command line asks for."""
+    """Yield the kernels that the command line asks for, compiled."""
     asked = (arguments.suite, arguments.dtypes, arguments.targets, arguments.form, arguments.tuning)
     layers = compiled.find_jobs(*asked)
     for job, kernel in compiled.compile_all(list(layers), arguments.processes):
@@ -102,24 +108,24 @@ def _number(value: float | None, digits: int = 0) -> str:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = new_parser(prog, DESCRIPTION)
     add_names(parser, "--targets", TARGETS, purpose="GPUs to compile for")
-    add_names(parser, "--suite", SUITES, REAL, "networks whose grouped layers to compile for")
-    add_names(parser, "--dtypes", TYPES, ["float16"], f"types to compile for {TF32}")
+    add_names(parser, "--suite", SUITES, REAL, "networks whose grouped layers to compile")
+    add_names(parser, "--dtypes", TYPES, ["float16"], f"data types to compile for, {TF32}")
     parser.add_argument(
         "--form",
         choices=list(compiled.FORMS),
         default="plain",
-        help="what the kernels compute besides the convolution: nothing (plain, the default); bias and ReLU "
+        help="what the kernels compute in addition to the convolution: nothing (plain); bias and ReLU "
         "(epilogue); a residual and SiLU (residual); batch norm and ReLU before it, the moments of the next "
-        "norm after it, and the gradients of both (norm)",
+        "batch norm after it, and the gradients of both (norm) (default: plain)",
     )
     parser.add_argument(
         "--tuning",
         action="store_true",
-        help="compile all tiles that tune would measure, which leaves out those that spill; default: the "
-        "tiles that the rules choose",
+        help="compile all tiles that 'python -m gconv tune' considers; tune itself then skips those that "
+        "spill (default: the tiles that gconv's rules choose)",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print JSON, with the layers that each kernel runs"
+        "--json", action="store_true", help="print JSON, including the layers that use each kernel"
     )
     add_processes(parser)
     return parser

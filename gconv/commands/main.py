@@ -1,4 +1,4 @@
-"""``python -m gconv``: run the command that the command line names, or check this machine."""
+"""``python -m gconv``: run the command given on the command line, or check this machine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from gconv import dispatch
 from gconv.measure.terminal import fail
 
 COMMANDS = {
-    "tune": "measure which tiles of the kernels are fastest on this GPU; auto then uses the results",
+    "tune": "measure which tiles of the kernels are fastest on this GPU, for auto to use",
     "profile": "time each convolution of your network, and estimate what gconv would gain",
-    "kernels": "compile the kernels and print registers, spills and instructions; needs no GPU",
+    "kernels": "compile the kernels for any GPU, and print their registers, spills and instructions",
 }
 
 
@@ -21,7 +21,7 @@ def main(command: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        command: its arguments. Defaults to None, those of this process.
+        command: the arguments. Defaults to None, the arguments of this process.
 
     Returns:
         The exit code.
@@ -42,5 +42,5 @@ def _run(command: list[str]) -> int:
     if name not in COMMANDS:
         return import_module("gconv.commands.check").main(command, prog, COMMANDS)
     if name == "kernels" and not dispatch.TRITON_INSTALLED:
-        fail("Triton is not installed; pip install triton")
+        fail("kernels needs Triton, which is not installed: pip install triton")
     return import_module(f"gconv.commands.{name}").main(options, f"{prog} {name}")

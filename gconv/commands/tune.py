@@ -1,6 +1,6 @@
-"""``python -m gconv tune``: measure the tiles of the kernels on this GPU, and keep the fastest in a table.
+"""``python -m gconv tune``: measure the tiles of the kernels on this GPU, and save the fastest in a table.
 
-``auto`` reads the table (:mod:`gconv.kernels.choice`) from the next process on.
+``auto`` reads the table (:mod:`gconv.kernels.choice`) in every process started afterwards.
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ if TYPE_CHECKING:
     from gconv.measure.tuner import TuningResult
 
 DESCRIPTION = """\
-Measure candidate tiles for the grouped convolutions of some networks, or of your model, on this GPU, and
-PyTorch's own convolution for comparison. The results go into a table after each pass of each layer. `auto`
-uses the table from the next process on: it takes gconv's kernels where they are at least 2% faster. A second
-run only measures what is not in the table yet, so Ctrl-C loses nothing. Exit code 1 means that a kernel gave
-a wrong result, 3 that --minutes were up before the end.
+Find the fastest tiles of gconv's kernels on this GPU, for the grouped convolutions of well-known networks or
+of your own, and time PyTorch's convolution for comparison:
 
-  python -m gconv tune                                            the networks that gconv knows
+  python -m gconv tune                                            well-known networks, see --suite
   python -m gconv tune --model torchvision.models:regnet_y_8gf    the network that MODULE:FUNCTION() returns
+
+The results are saved in a table. In processes started afterwards, the backend `auto` uses gconv's kernels
+where the table shows them to be at least 2% faster. The table is written after each pass of each layer, and
+the same command skips what it contains, so you can stop with Ctrl-C and continue later.
+
+Exit code: 0 if everything was measured, 1 if a kernel gave a wrong result, 3 if --minutes ran out first.
 """
 
 
@@ -57,11 +60,11 @@ def main(command: Sequence[str] | None = None, prog: str = "python -m gconv tune
     """Tune the kernels for this GPU.
 
     Args:
-        command: the command line. Defaults to None, that of this process.
+        command: the arguments of the command line. Defaults to None, the arguments of this process.
         prog: name of the program, for help and errors.
 
     Returns:
-        0; 1 if a kernel gave a wrong result; ``STOPPED`` if time was up.
+        The exit code: 0, 1 if a kernel gave a wrong result, or ``STOPPED`` if time ran out.
     """
     arguments = _parser(prog).parse_args(command)
     device = this_device()
@@ -69,26 +72,26 @@ def main(command: Sequence[str] | None = None, prog: str = "python -m gconv tune
     if reason := dispatch.why_not_triton(device, torch.float32, problems[0].geometry):
         fail(reason)
     if device.type == "cpu" and arguments.out is None:
-        fail("--out FILE is needed: times of Triton's interpreter are only good for a trial")
+        fail("--out FILE is required with Triton's interpreter, because its times are of no use to auto")
     return run_resumable(lambda: _run(problems, device, arguments))
 
 
 def _run(problems: list[Problem], device: torch.device, arguments: argparse.Namespace) -> int:
-    """Measure what is not in the table yet, and save each result; return the exit code."""
+    """Measure what isn't in the table yet, save each result, and return the exit code."""
     from gconv.measure import tuner  # imports Triton
 
     path, facts = _path_of_table(arguments, device), environment(device)
     entries = _read_table(path)
-    tuner.write_entries(path, entries.values(), facts)  # if this fails, then now and not after minutes
+    tuner.write_entries(path, entries.values(), facts)  # to fail now rather than after minutes of measuring
     todo = [p for p in problems if arguments.again or tuner.key(p) not in entries]
-    print(f"{len(problems)} passes of layers, {len(problems) - len(todo)} of them in {path} already")
+    print(f"{len(problems)} passes: {len(problems) - len(todo)} already in {path}, {len(todo)} to measure")
     end = time.monotonic() + 60 * arguments.minutes
     tiles = tuner.compile_candidates(todo, device, arguments.processes)
     results: list[TuningResult] = []
     stopped = False
     for problem in track(todo, "measuring"):
         if stopped := time.monotonic() > end:
-            print(f"stopped after {arguments.minutes:g} minutes; the same command goes on from there")
+            print(f"stopped after {arguments.minutes:g} minutes: run the same command again to continue")
             break
         result = _tune(problem, tiles[problem], device)
         if result is None:
@@ -100,7 +103,7 @@ def _run(problems: list[Problem], device: torch.device, arguments: argparse.Name
             tuner.write_entries(path, entries.values(), facts)
     if results:
         print(columns(_rows(results), left=4, rule=True))
-    print(f"{len(entries)} entries in {path}")
+    print(f"{path} has {len(entries)} entries")
     if any(result.wrong for result in results):
         return 1
     return STOPPED if stopped else 0
@@ -113,35 +116,35 @@ def _path_of_table(arguments: argparse.Namespace, device: torch.device) -> Path:
 
 
 def _read_table(path: Path) -> dict[tuple, Entry]:
-    """Return the entries of a table by kind and size; exit with an error if the file is something else."""
+    """Return the entries of a table by kind and size; exit with an error if the file isn't a table."""
     from gconv.kernels import choice  # imports Triton
 
     try:
         entries = {(entry.kind, entry.size): entry for entry in choice.read_entries(path)}
     except ValueError as error:
-        fail(f"{error}; move it away, or choose another --out")
+        fail(f"{error}; move the file, or choose a different --out")
     if path.exists() and not entries:
-        print(f"{path} has no entries for the kernels of this gconv, and is overwritten", file=sys.stderr)
+        print(f"overwriting {path}, which has no entries for this version of the kernels", file=sys.stderr)
     return entries
 
 
 def _tune(problem: Problem, tiles: Sequence[Tile], device: torch.device) -> TuningResult | None:
-    """Measure a problem; None if it does not fit the GPU's memory."""
+    """Measure a problem; return None if it doesn't fit in the GPU's memory."""
     from gconv.measure import tuner  # imports Triton
 
     try:
         return tuner.tune(problem, tiles, device)
     except torch.OutOfMemoryError:
-        print(f"left out, it does not fit the memory: {problem}", file=sys.stderr)
+        print(f"skipped, because it doesn't fit in the GPU's memory: {problem}", file=sys.stderr)
         torch.cuda.empty_cache()
         return None
 
 
 def _report(result: TuningResult, times: Path | None) -> None:
-    """Name the tiles that are wrong, and append the times of the others to a file, the fastest first."""
+    """Print the tiles that are wrong, and append the times of the others to a file, the fastest first."""
     problem = result.problem
     for tile, error in result.wrong.items():
-        print(f"WRONG by {error:.1e}, left out: {problem}, {tile}", file=sys.stderr)
+        print(f"skipped a tile that is WRONG by {error:.1e}: {problem}, {tile}", file=sys.stderr)
     if times is None:
         return
     case = {"layer": str(problem.geometry), "pass": problem.pass_, "type": problem.type}
@@ -151,7 +154,7 @@ def _report(result: TuningResult, times: Path | None) -> None:
 
 
 def _rows(results: Sequence[TuningResult]) -> list[tuple[str, ...]]:
-    """Return a row for each result, below a head, with times in channels_last in microseconds."""
+    """Return a head and a row for each result, with times in microseconds in channels_last."""
     rows: list[tuple[str, ...]] = [("layer", "pass", "type", "tile", "triton", "aten", "speedup")]
     for result in results:
         problem = result.problem
@@ -159,13 +162,13 @@ def _rows(results: Sequence[TuningResult]) -> list[tuple[str, ...]]:
         times = ("", f"{theirs:.1f}", "")
         if ours is not None:
             times = (f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}x")
-        tile = str(result.tile or "none is right")
+        tile = str(result.tile or "no right result")
         rows.append((str(problem.geometry), problem.pass_, problem.type, tile, *times))
     return rows
 
 
 def _problems(arguments: argparse.Namespace) -> list[Problem]:
-    """Return what to measure, one type after the other, so that the first is done when time runs out."""
+    """Return the passes to measure, type by type, so that the first type is complete if time runs out."""
     if arguments.model is None:
         layers = [layer.geometry(1) for suite in arguments.suite for layer in SUITES[suite]]
     else:
@@ -182,36 +185,43 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
 
 
 def _layers_of_model(name: str, size: Sequence[int]) -> list[ConvGeometry]:
-    """Return the grouped convolutions of the network that ``MODULE:FUNCTION`` returns."""
+    """Return the grouped convolutions of the network that ``MODULE:FUNCTION()`` returns."""
     make = load_function(name)
     try:
         layers = grouped_convolutions(make, size)
-    except Exception as error:  # a model may raise anything
-        fail(f"--model {name}: does not run on an input of {tuple(size)}: {first_line(error)}")
-    return layers or fail(f"--model {name}: has no grouped convolution")
+    except Exception as error:  # a model can raise any error
+        fail(f"can't run --model {name} on an input of size {tuple(size)}: {first_line(error)}")
+    return layers or fail(f"--model {name} has no grouped convolutions to tune")
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = new_parser(prog, DESCRIPTION)
     networks = parser.add_mutually_exclusive_group()
-    add_names(networks, "--suite", SUITES, REAL, "networks whose grouped layers to tune for")
+    add_names(networks, "--suite", SUITES, REAL, "networks whose grouped layers to measure")
     networks.add_argument(
-        "--model", metavar="MODULE:FUNCTION", help="a function that returns the network to tune for"
+        "--model", metavar="MODULE:FUNCTION", help="function that returns a network, whose layers to measure"
     )
     add_input(parser)
     add_batch(parser, [256, 32, 1], "batch sizes to measure")
-    add_names(parser, "--dtypes", TYPES, ["bfloat16", "float16", "tf32"], f"types to measure {TF32}")
+    add_names(parser, "--dtypes", TYPES, ["bfloat16", "float16", "tf32"], f"data types to measure, {TF32}")
     add_names(parser, "--passes", PASSES, purpose="passes to measure")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the table; default: this GPU's in your cache folder"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="table to write (default: a file for this GPU in $GCONV_CACHE or ~/.cache/gconv)",
     )
     parser.add_argument(
         "--times", type=Path, metavar="FILE",
-        help="append the time of every measured tile to FILE, one line of JSON each",
+        help="file to append the time of every tile to, as a line of JSON",
     )  # fmt: skip
-    parser.add_argument("--again", action="store_true", help="also measure what is in the table already")
+    parser.add_argument("--again", action="store_true", help="measure again what is already in the table")
     parser.add_argument(
-        "--minutes", type=minutes, default=float("inf"), metavar="M", help="stop after M minutes"
+        "--minutes",
+        type=minutes,
+        default=float("inf"),
+        metavar="M",
+        help="stop after M minutes (default: never)",
     )
     add_processes(parser)
     return parser

@@ -1,4 +1,4 @@
-"""Choose the tiles that are worth measuring for a pass: the rule's, and others near it."""
+"""Choose the tiles that are worth measuring for a pass: the tile of the rules, and tiles near it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gconv.kernels.correlation import Correlation
 from gconv.kernels.device import Device
 from gconv.kernels.tiles import Tile
 
-SPLITS = (0.5, 1, 2)  # times as many programs as the tile makes
-SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # in an accumulator; more spill
-STRIPS_A_WARP = 4  # columns times packs, each of which takes registers
+SPLITS = (0.5, 1, 2)  # numbers of programs to try, relative to that of the tile
+SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # accumulators per thread; more would spill
+STRIPS_A_WARP = 4  # columns times packs, each of which needs registers
 PACKS_ON_WARPS = ((1, 1), (2, 1), (4, 2), (8, 4))
-LEAST_A_THREAD = 4  # numbers of a tile; with fewer, a program has more threads than work
+LEAST_A_THREAD = 4  # elements of a tile per thread; with fewer, a program has more threads than work
 
 
 def candidates(
@@ -28,27 +28,27 @@ def candidates(
 
     Args:
         pass_: "forward", "input_grad" or "weight_grad".
-        geometry: the sizes.
+        geometry: the convolution's sizes and settings.
         dtype: dtype of the tensors.
         precision: how float32 is multiplied, "tf32" or "ieee".
         device: the GPU to tune for.
 
     Returns:
-        Distinct tiles, starting with the rule's.
+        Distinct tiles. The first is the one that the rules choose.
     """
     rule = rules.tile_by_rule(pass_, geometry, dtype, precision, device)
     return list(dict.fromkeys([rule, *_around(rule, pass_, geometry, dtype, precision, device)]))
 
 
 def splits(tile: Tile) -> list[Tile]:
-    """Return ``tile`` with its work split more coarsely, as it is, and more finely."""
+    """Return ``tile`` with its work split among fewer, the same number of, and more programs."""
     return [replace(tile, resident=max(1, round(tile.resident * times))) for times in SPLITS]
 
 
 def _around(
     rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device
 ) -> Iterator[Tile]:
-    """Yield tiles near the rule's, and those of other kernels that may be faster."""
+    """Yield tiles near ``rule``, and tiles of other kernels that could be faster."""
     if rule.depthwise:
         yield from _depthwise(rule, pass_, geometry, device)
         return
@@ -74,7 +74,7 @@ def _around(
 
 
 def _strips(rule: Tile) -> Iterator[Tile]:
-    """Yield strips of other widths, with more and fewer packs, and with more and fewer rows in flight."""
+    """Yield strips with other widths, other numbers of packs, and other numbers of rows in flight."""
     narrow = max(rule.inputs, rule.outputs) <= tiles.LANES
     together = [(packs, warps) for packs, warps in PACKS_ON_WARPS if packs <= rule.packs] if narrow else []
     for (packs, warps), columns in product(together or [(rule.packs, rule.warps)], (1, 2, 3, 4)):
@@ -98,12 +98,15 @@ def _older(rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, d
 
 
 def _in_flight(rule: Tile, device: Device, *stages: int) -> list[Tile]:
-    """Return ``rule`` with so many rows in shared memory; on an H200, loads through registers are slowest."""
+    """Return ``rule`` with each number of rows in shared memory.
+
+    Loads through registers aren't tried on NVIDIA GPUs: they were the slowest on an H200.
+    """
     return [rule] if device.kind == "hip" else [replace(rule, stages=s) for s in stages]
 
 
 def _slide(rule: Tile, inputs: int, outputs: int, groups: int, device: Device) -> Iterator[Tile]:
-    """Yield tiles of other heights, with more warps, and with packs of twice as many groups."""
+    """Yield tiles with other heights, more warps, and packs of twice as many groups."""
     for pack in _packs(rule.groups, max(inputs, outputs), groups):
         side_i, side_o = (tiles.lanes(pack * side, tiles.SLIDE_LANES) for side in (inputs, outputs))
         for pixels, warps, registers in product(
@@ -115,7 +118,7 @@ def _slide(rule: Tile, inputs: int, outputs: int, groups: int, device: Device) -
 
 
 def _slide_weight(rule: Tile, inputs: int, outputs: int, groups: int) -> Iterator[Tile]:
-    """Yield tiles of other heights and warps, with sums of twice as many outputs."""
+    """Yield tiles with other heights and numbers of warps, and with sums of twice as many outputs."""
     for pack in _packs(rule.groups, max(inputs, outputs), groups):
         side_o = tiles.lanes(pack * outputs, tiles.SLIDE_LANES)
         for pixels, warps, wide in product((16, 32, 64), (1, 2, 4), (16, 32)):
@@ -124,7 +127,7 @@ def _slide_weight(rule: Tile, inputs: int, outputs: int, groups: int) -> Iterato
 
 
 def _taps(rule: Tile, pass_: str, dtype: torch.dtype) -> Iterator[Tile]:
-    """Yield the usual sizes of a matrix product, up to the group's."""
+    """Yield the usual tile sizes of a matrix product, up to the width of the group."""
     most = 128 if dtype.itemsize == 2 else 64
     sides = [side for side in (16, 32, 64, 128) if side <= most]
     heights = (32, 64) if pass_ == "weight_grad" else (64, 128)
@@ -136,7 +139,7 @@ def _taps(rule: Tile, pass_: str, dtype: torch.dtype) -> Iterator[Tile]:
 
 
 def _depthwise(rule: Tile, pass_: str, geometry: ConvGeometry, device: Device) -> Iterator[Tile]:
-    """Yield tiles of other heights and widths, with as many numbers per thread as the rule's, or half."""
+    """Yield tiles with other heights and widths, with as many elements per thread as ``rule`` or half."""
     if rule.kernel == "depthwise-blocks":
         yield from _depthwise_blocks(rule, pass_, geometry)
         return
@@ -149,7 +152,7 @@ def _depthwise(rule: Tile, pass_: str, geometry: ConvGeometry, device: Device) -
 
 
 def _depthwise_blocks(rule: Tile, pass_: str, geometry: ConvGeometry) -> Iterator[Tile]:
-    """Yield blocks of other rows and columns of outputs, with more warps and with fewer."""
+    """Yield blocks with other numbers of rows and columns of outputs, and of warps."""
     *_, height, width = geometry.output_size if pass_ == "forward" else geometry.input_size
     for rows, columns, warps in product((1, 4, 7, 8, 14, 16), (2, 4, 7, 8, 14, 16, 28, 32), (1, 2, 4, 8)):
         pixels = warps * 64 // rule.outputs
@@ -158,6 +161,6 @@ def _depthwise_blocks(rule: Tile, pass_: str, geometry: ConvGeometry) -> Iterato
 
 
 def _packs(pack: int, widest: int, groups: int) -> list[int]:
-    """Return the rule's pack, and one of twice as many groups if 32 lanes hold it."""
+    """Return the rule's pack, and one of twice as many groups if it fits in 32 lanes."""
     twice = 2 * pack
     return [pack, twice] if twice * widest <= tiles.SLIDE_LANES and twice <= groups else [pack]

@@ -1,4 +1,4 @@
-"""Check this machine: whether the kernels run here, whether their results are right, what they gain."""
+"""Check this machine: do the kernels run here, are their results right, and how much faster are they?"""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gconv.measure.terminal import track
 from gconv.measure.timing import Call, Times, copy_speed, cudnn_searching, time_together
 from gconv.text import columns
 
-LAYERS = [layer for layer in SUITES["resnext50_32x4d"] if layer.stride == 1]  # one of each stage
-BLOCKS = (3, 4, 6, 3)  # how often each of them occurs in a ResNeXt-50
+LAYERS = [layer for layer in SUITES["resnext50_32x4d"] if layer.stride == 1]  # one per stage
+BLOCKS = (3, 4, 6, 3)  # blocks per stage of a ResNeXt-50
 TIMED_TYPE = "bfloat16"
 IMAGES_CHECKED = 4  # enough to tell right from wrong
-CUDNN_PLANS = 10  # plans that cuDNN tries, as for a user who sets torch.backends.cudnn.benchmark
+CUDNN_PLANS = 10  # cuDNN tries this many by default when a user sets torch.backends.cudnn.benchmark
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class CheckedPass:
     Args:
         backend, type, pass_, layer: what ran.
         outcome: "right", "wrong", "failed", or "no memory" if the GPU's memory is too small.
-        error: the largest difference from float64, divided by the largest float64 number; None if it is not
-            finite, or if there is no result.
-        message: what went wrong; empty if nothing did.
+        error: the largest difference from the float64 result, divided by its largest absolute value. None if
+            the difference isn't finite or there is no result.
+        message: what went wrong, or "".
     """
 
     backend: str
@@ -55,10 +55,11 @@ class TimedPass:
 
     Args:
         layer, pass_: what ran.
-        floor: time to move the compulsory bytes at the speed of a copy.
-        gconv: time of the kernels, in channels_last.
-        channels_last, contiguous: time of PyTorch's own convolution in each layout.
-        auto: who runs it after ``gconv.convert``, "triton" or "aten"; forward without gradients.
+        floor: the memory floor: the time to move the compulsory bytes at the speed of a copy.
+        gconv: time of gconv's kernels, in channels_last.
+        channels_last, contiguous: time of PyTorch's convolution in each layout.
+        auto: the backend that runs the pass after ``gconv.convert``, "triton" or "aten". The forward pass is
+            decided without gradients, as in inference.
     """
 
     layer: str
@@ -71,27 +72,27 @@ class TimedPass:
 
     @property
     def pytorch(self) -> Times:
-        """Time of PyTorch's own convolution in its faster layout."""
+        """Time of PyTorch's convolution in its faster layout."""
         return min(self.channels_last, self.contiguous, key=lambda times: times.p50)
 
     @property
     def converted(self) -> float:
-        """Time after ``gconv.convert``."""
+        """Median time of the pass after ``gconv.convert``."""
         return self.gconv.p50 if self.auto == "triton" else self.channels_last.p50
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Everything that ``python -m gconv`` found; ``print`` it as tables.
+    """The findings of ``python -m gconv``. ``print`` shows them as tables.
 
     Args:
-        environment: machine and versions.
-        reason: why ``auto`` chooses as it does here.
-        kernels: whether the kernels can run here.
-        answers: which results are right.
+        environment: the machine and versions.
+        reason: why ``auto`` chooses its backend on this machine.
+        kernels: whether gconv's kernels can run on this machine.
+        answers: the result of each check.
         batch: batch size of the timed layers.
         timings: times of each pass; empty without a GPU.
-        untimed: passes too large for the GPU's memory, such as "128/32, 56x56, forward".
+        untimed: passes that don't fit in the GPU's memory, such as "128/32, 56x56, forward".
     """
 
     environment: dict[str, Any]
@@ -104,36 +105,36 @@ class CheckReport:
 
     @property
     def wrong(self) -> list[CheckedPass]:
-        """The answers that are wrong, and those of kernels that failed."""
+        """The checks whose result is wrong or whose kernel failed."""
         return [answer for answer in self.answers if answer.outcome in ("wrong", "failed")]
 
     @property
     def verdict(self) -> str:
-        """What converting a network would gain here, in one sentence."""
+        """What converting a network would gain on this machine, in one sentence."""
         if self.wrong:
             return (
-                f"{len(self.wrong)} of {len(self.answers)} results are WRONG: do not use gconv here, "
-                "and please report the output of python -m gconv --json."
+                f"{len(self.wrong)} of {len(self.answers)} results are WRONG: don't use gconv on this "
+                "machine, and please report the output of python -m gconv --json."
             )
         if not self.kernels:
             return f"Nothing to gain here: {self.reason}."
         inference, training = self._gain(PASSES[:1]), self._gain(PASSES)
         if inference is None or training is None:
-            return "Not timed: the GPU's memory is too small. Try a smaller --batch."
-        layers = "ResNeXt-50's grouped convolutions" if not self.untimed else "those of its layers that fit"
+            return "Not timed: the layers don't fit in the GPU's memory. Try a smaller --batch."
+        layers = "ResNeXt-50's grouped convolutions" + (" that fit in memory" if self.untimed else "")
         if max(inference[0], training[0]) < 1.02:
             return (
-                f"Nothing to gain for {layers} here, as auto decides now. python -m gconv tune measures more "
-                "tiles of the kernels, and auto then uses what it found."
+                f"Nothing to gain for {layers} with the backends that auto chooses now. Run "
+                "python -m gconv tune to measure more tiles of the kernels; auto then uses the fastest."
             )
         return (
-            f"gconv.convert(model) makes {layers} {training[0]:.2f}x as fast in training and "
-            f"{inference[0]:.2f}x in inference as PyTorch in its better layout "
-            f"({training[1]:.2f}x and {inference[1]:.2f}x as fast as a contiguous network)."
+            f"gconv.convert(model) speeds up {layers} {training[0]:.2f}x in training and "
+            f"{inference[0]:.2f}x in inference over PyTorch in its faster layout "
+            f"({training[1]:.2f}x and {inference[1]:.2f}x over a contiguous network)."
         )
 
     def _gain(self, passes: Sequence[str]) -> tuple[float, float] | None:
-        """Return the speedup of the network's layers over PyTorch in its better and in contiguous layout."""
+        """Return the network's speedup over PyTorch in its faster layout, and in contiguous layout."""
         blocks = {layer.name: count for layer, count in zip(LAYERS, BLOCKS, strict=True)}
         rows = [(blocks[t.layer], t) for t in self.timings if t.pass_ in passes]
         if not rows:
@@ -147,7 +148,7 @@ class CheckReport:
         return "\n\n".join(parts)
 
     def _machine(self) -> str:
-        """Return lines about versions, the machine, and what ``auto`` takes."""
+        """Return lines about versions, the machine, and what ``auto`` uses."""
         facts = self.environment
         versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "triton") if facts[name])
         machine = facts["gpu"] or f"{facts['cpu']}; no CUDA or ROCm GPU"
@@ -155,7 +156,9 @@ class CheckReport:
             names = {"compute capability": "capability", "driver": "driver", "cuDNN": "cudnn"}
             known = [f"{label} {facts[name]}" for label, name in names.items() if facts.get(name)]
             machine = ", ".join([machine, *known])
-        auto = "gconv's kernels where they are faster" if self.kernels else f"PyTorch's own: {self.reason}"
+        auto = f"PyTorch's convolution: {self.reason}"
+        if self.kernels:
+            auto = "gconv's kernels where they are faster than PyTorch's convolution"
         rows = [
             ("gconv", f"{facts['gconv'] or 'not installed'}, {versions}"),
             ("machine", machine),
@@ -164,7 +167,7 @@ class CheckReport:
         return columns(rows, left=2)
 
     def _answers(self) -> str:
-        """Return a line for each backend, and one for each of its results that is not right."""
+        """Return a line for each backend, and one for each of its results that isn't right."""
         lines = []
         for backend in dict.fromkeys(answer.backend for answer in self.answers):
             answers = [answer for answer in self.answers if answer.backend == backend]
@@ -176,10 +179,10 @@ class CheckReport:
         return "\n".join(lines)
 
     def _times(self) -> str:
-        """Return the table of times, and remarks."""
+        """Return the table of times, followed by remarks."""
         library = "MIOpen" if torch.version.hip else "cuDNN"
         rows = [
-            ("layer", "pass", "floor", "gconv", "of floor", library, "contiguous", "speedup", "auto takes")
+            ("layer", "pass", "floor", "gconv", "of floor", library, "contiguous", "speedup", "auto uses")
         ]
         for t in self.timings:
             times = (t.floor, t.gconv.p50, t.channels_last.p50, t.contiguous.p50)
@@ -188,20 +191,23 @@ class CheckReport:
             speedup = "tie" if t.gconv.ties(t.pytorch) else f"{t.pytorch.p50 / t.gconv.p50:.2f}x"
             auto = "gconv" if t.auto == "triton" else library
             rows.append((t.layer, t.pass_, floor, ours, share, theirs, contiguous, speedup, auto))
-        title = f"ResNeXt-50's grouped layers, {TIMED_TYPE}, {self.batch} images, in us"
+        title = f"ResNeXt-50's grouped layers, {TIMED_TYPE}, batch size {self.batch}, times in us"
         return "\n".join([title, columns(rows, left=2, rule=True), *self._remarks()])
 
     def _remarks(self) -> Iterator[str]:
         """Yield the lines below the table."""
         if self.untimed:
-            yield f"too large for this GPU's memory: {'; '.join(self.untimed)}"
+            yield f"not timed, because it doesn't fit in the GPU's memory: {'; '.join(self.untimed)}"
         taken = [t for t in self.timings if t.auto == "triton"]
         slower = sum(t.gconv.p50 > t.channels_last.p50 and not t.gconv.ties(t.channels_last) for t in taken)
         if slower:
-            yield f"auto takes kernels that are slower here in {slower} passes: run python -m gconv tune"
+            yield (
+                f"in {slower} of {len(taken)} passes, auto uses kernels that are slower here than PyTorch's "
+                "convolution: run python -m gconv tune"
+            )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything in a form that JSON can hold."""
+        """Return the report as a dict that can be written as JSON."""
         return {**asdict(self), "verdict": self.verdict}
 
 
@@ -210,10 +216,10 @@ def check(batch: int = 256, processes: int | None = None) -> CheckReport:
 
     Args:
         batch: batch size of the timed layers. Defaults to 256.
-        processes: how many processes compile kernels. Defaults to None, one per core.
+        processes: number of processes that compile kernels. Defaults to None, one per core.
 
     Returns:
-        Which results are right, and on a GPU how long the kernels and PyTorch take.
+        A report on which results are right and, on a GPU, on the times of the kernels and of PyTorch.
     """
     device = this_device()
     images = IMAGES_CHECKED if device.type == "cuda" else 1
@@ -239,7 +245,7 @@ def check(batch: int = 256, processes: int | None = None) -> CheckReport:
 
 
 def _compile(problems: Sequence[Problem], device: torch.device, processes: int | None) -> None:
-    """Compile everything that will run, on several cores; what does not compile fails again when it runs."""
+    """Compile on several cores what will run. Errors are dropped: they come again when the kernel runs."""
     from gconv.kernels import tile_of  # imports Triton
     from gconv.measure import compiled  # imports Triton
 
@@ -263,20 +269,20 @@ def _check(problem: Problem, backend: str, layer: str, device: torch.device) -> 
             result = run_poisoned(lambda o: problem.run(o, backend), operands)
             apart = problem.error(result, problem.truth(operands))
     except torch.OutOfMemoryError:
-        return CheckedPass(*ran, "no memory", message="it does not fit this GPU")
-    except Exception as error:  # a kernel that does not compile or start is a finding
+        return CheckedPass(*ran, "no memory", message="doesn't fit in the GPU's memory")
+    except Exception as error:  # a kernel that doesn't compile or start is a finding
         return CheckedPass(*ran, "failed", message=f"{type(error).__name__}: {error}".splitlines()[0])
     if problem.matches(apart):
         return CheckedPass(*ran, "right", apart)
     if not math.isfinite(apart):
-        return CheckedPass(*ran, "wrong", message="it holds NaN or infinity")
-    return CheckedPass(*ran, "wrong", apart, f"off by {apart:.1e} of the largest number")
+        return CheckedPass(*ran, "wrong", message="contains NaN or infinity")
+    return CheckedPass(*ran, "wrong", apart, f"off by {apart:.1e}, relative to the largest value")
 
 
 def _time_all(
     problems: Sequence[Problem], names: dict[ConvGeometry, str], device: torch.device
 ) -> tuple[list[TimedPass], list[str]]:
-    """Time passes; return the times, and the names of the passes that do not fit the GPU's memory."""
+    """Time passes; return the times, and the names of passes that don't fit in the GPU's memory."""
     timings, untimed = [], []
     for problem in track(problems, "timing"):
         name = names[problem.geometry]
@@ -288,7 +294,7 @@ def _time_all(
 
 
 def _time(problem: Problem, layer: str, device: torch.device) -> TimedPass:
-    """Time a pass on the kernels, and on PyTorch's own convolution in both layouts."""
+    """Time a pass on the kernels, and on PyTorch's convolution in both layouts."""
     sets = {layout: problem.draw_sets(device, layout) for layout in LAYOUTS}
     calls: dict[str, list[Call]] = {
         "gconv": [partial(problem.run, o, "triton") for o in sets["channels_last"]],

@@ -1,7 +1,7 @@
 """Compile the kernels for any GPU, on any machine, and report registers, spills and instructions.
 
-Nothing here runs a kernel or needs a GPU: Triton comes with an assembler and disassembler for NVIDIA's GPUs,
-and with LLVM for AMD's.
+Nothing here runs a kernel or needs a GPU: Triton comes with an assembler and a disassembler for NVIDIA GPUs,
+and with LLVM for AMD GPUs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from gconv.measure.terminal import track
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 CORRELATIONS = PASSES[:2]
-# What the kernels of each pass compute besides the convolution.
+# What the kernels of each pass compute in addition to the convolution.
 FORMS = {
     "plain": dict.fromkeys(PASSES, PLAIN),
     "epilogue": dict.fromkeys(CORRELATIONS, Fusion(True, "relu")) | {"weight_grad": Fusion(True)},
@@ -54,43 +54,46 @@ FORMS = {
         "weight_grad": Fusion(prologue=True),
     },
 }
-PROCESSORS = 132  # of the GPU that launches are planned for: an H100 or H200
+PROCESSORS = 132  # launches are planned for a GPU with this many multiprocessors: an H100 or H200
 CACHE_LINE = 128  # bytes
-# KiB of shared memory, and the most warps and programs, of one processor.
+# Limits of one multiprocessor: KiB of shared memory, warps, and programs.
 LIMITS_OF_A_PROCESSOR = {
     "sm_80": (164, 64, 32),
     "sm_90": (228, 64, 32),
     "sm_100": (228, 64, 32),
     "sm_120": (100, 48, 24),
 }
-FLOAT32 = ("p_norm", "p_parts", "p_result", "p_slope", "p_sums")  # pointers, whatever the convolution's type
+FLOAT32 = ("p_norm", "p_parts", "p_result", "p_slope", "p_sums")  # always float32, in every type
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel in one tile, compiled for one GPU.
+    """One kernel with one tile, compiled for one GPU.
 
-    The last four are None if the kernel has no loop; for AMD's the last three, ``holds`` and ``waves`` are.
+    ``per_output``, ``moved``, ``lines`` and ``operands`` are None for a kernel without a loop. The last three
+    of them, ``holds`` and ``waves`` are None for AMD GPUs.
 
     Args:
         target: a member of ``TARGETS``.
         name: name of the kernel.
-        dtype: a key of ``TYPES``; "tf32" is float32 as ``F.conv2d`` multiplies it by default on NVIDIA's.
-        tile: the tile, in words.
-        layers: the layers and passes that it runs; empty if nobody asked for them.
-        registers: registers of a thread.
-        spills: bytes of a thread's that did not fit into registers.
-        shared: bytes of shared memory of a program.
-        ahead: "L1" if the main loop copies what it needs later to shared memory through L1; "L2" if it
-            bypasses L1; "" if loads go to registers, and for AMD's.
-        holds: programs that a processor holds at once, given its registers, shared memory and warps.
-        waves: programs of the launch over those that ``PROCESSORS`` processors hold.
-        per_output: instructions of a warp in the main loop per output, or per element of dy in the weight
+        dtype: a key of ``TYPES``. "tf32" is float32 multiplied in TF32, the default of ``F.conv2d`` on NVIDIA
+            GPUs.
+        tile: description of the tile.
+        layers: the layers and passes that run this kernel; empty if they weren't looked up.
+        registers: registers per thread.
+        spills: bytes per thread that didn't fit in registers.
+        shared: bytes of shared memory per program.
+        ahead: "L1" if the main loop copies data for later iterations to shared memory through L1, "L2" if the
+            copies bypass L1, "" if it loads to registers. Always "" for AMD GPUs.
+        holds: programs that fit on a multiprocessor at the same time, given their registers, shared memory
+            and warps.
+        waves: programs in the launch, divided by the number that fits on ``PROCESSORS`` multiprocessors.
+        per_output: warp instructions in the main loop per output, or per element of dy in the weight
             gradient.
         moved: bytes of global memory that the main loop loads and stores per output.
-        lines: pieces of cache lines that it touches per 1,024 outputs. A piece is the channels of one pixel
-            in the tile: L1 and L2 answer one request for each.
-        operands: reads of shared memory by a warp in the main loop per 1,024 outputs.
+        lines: pieces of cache lines that the main loop touches per 1,024 outputs. A piece is the channels of
+            one pixel in the tile, and takes one request to L1 and to L2.
+        operands: warp reads of shared memory in the main loop per 1,024 outputs.
     """
 
     target: str
@@ -111,16 +114,16 @@ class Kernel:
 
 
 class Job(NamedTuple):
-    """Which launch to compile; cheap to send to another process.
+    """A launch to compile, described by values that are cheap to send to another process.
 
     Args:
-        target: a member of ``TARGETS``, or another GPU named like them.
+        target: a member of ``TARGETS``, or another GPU in the same notation.
         dtype: a key of ``TYPES``.
         pass_: a member of ``PASSES``.
-        geometry: the sizes.
+        geometry: the convolution's sizes and settings.
         form: a key of ``FORMS``.
-        position: which of the launches of the pass, from 0.
-        tile: the tile of the convolution. Defaults to None, the one that gconv takes.
+        position: index of the launch among those of the pass, starting at 0.
+        tile: the convolution's tile. Defaults to None, the tile that gconv chooses.
     """
 
     target: str
@@ -133,13 +136,13 @@ class Job(NamedTuple):
 
     @property
     def launch(self) -> Launch:
-        """The launch itself, planned for channels_last tensors and a GPU with ``PROCESSORS`` processors."""
+        """The launch, planned for channels_last tensors and a GPU with ``PROCESSORS`` multiprocessors."""
         launches = _launches(self.target, self.dtype, self.pass_, self.geometry, self.form, self.tile)
         return launches[self.position]
 
     @property
     def binary(self) -> tuple[str, str, str]:
-        """What tells the binary from others: target, hash of the source, and options."""
+        """The identity of the compiled binary: target, hash of the source, and options."""
         _, source, options = _specialise(self.launch, self.target, self.dtype)
         return self.target, source.hash(), str(options)
 
@@ -151,17 +154,18 @@ def find_jobs(
     form: str = "plain",
     tuning: bool = False,
 ) -> dict[Job, tuple[str, ...]]:
-    """Find the launches of the suites' layers at batch 256.
+    """Find the launches of the suites' layers at batch size 256.
 
     Args:
         suites: keys of ``SUITES``.
         dtypes: keys of ``TYPES``.
-        targets: members of ``TARGETS``, or other GPUs named like them.
+        targets: members of ``TARGETS``, or other GPUs in the same notation.
         form: a key of ``FORMS``. Defaults to "plain".
-        tuning: take all tiles that tuning measures. Defaults to False, the tiles of the rules.
+        tuning: whether to include all tiles that tuning measures. Defaults to False, only the tiles that the
+            rules choose.
 
     Returns:
-        One job for each distinct binary, with the names of the layers and passes that run it.
+        One job per distinct binary, with the names of the layers and passes that run it.
     """
     found: dict[tuple, tuple[Job, list[str]]] = {}
     layers = {layer.name: layer for suite in suites for layer in SUITES[suite]}
@@ -177,7 +181,7 @@ def find_jobs(
 
 
 def _happens(form: str, layer: Layer, pass_: str) -> bool:
-    """Whether gconv ever runs a pass of a layer so: a gradient has no bias, and norms are 2-d."""
+    """Whether gconv ever runs this pass of a layer in this form: gradients have no bias, norms are 2-d."""
     if form == "norm":
         return layer.dims == 2 and not layer.transposed
     if form == "plain":
@@ -188,9 +192,10 @@ def _happens(form: str, layer: Layer, pass_: str) -> bool:
 def jobs_of(
     target: str, dtype: str, pass_: str, geometry: ConvGeometry, form: str = "plain", tile: Tile | None = None
 ) -> list[Job]:
-    """Return a job for each launch of a pass: the convolution, and those that prepare or finish its work.
+    """Return a job for each launch of a pass: the convolution, and the launches that prepare or finish it.
 
-    The arguments are those of :class:`Job`.
+    Args:
+        target, dtype, pass_, geometry, form, tile: see :class:`Job`.
     """
     launches = _launches(target, dtype, pass_, geometry, form, tile)
     return [Job(target, dtype, pass_, geometry, form, i, tile) for i in range(len(launches))]
@@ -202,11 +207,11 @@ def compile_all(
     """Compile jobs into Triton's cache in several processes.
 
     Args:
-        jobs: what to compile.
-        processes: how many processes. Defaults to None, one per core.
+        jobs: the launches to compile.
+        processes: number of processes. Defaults to None, one per core.
 
     Yields:
-        Each job with its kernel, or with the error of the compiler, in the order in which they finish.
+        Each job with its kernel, or with the compiler's error, in the order in which they finish.
     """
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         running = {pool.submit(compile_job, job): job for job in jobs}
@@ -215,7 +220,7 @@ def compile_all(
 
 
 def compile_job(job: Job) -> Kernel:
-    """Compile a launch, and read registers, spills and instructions from the result."""
+    """Compile a launch, and read the registers, spills and instructions from the result."""
     launch, on_nvidia = job.launch, job.target.startswith("sm_")
     gpu, source, options = _specialise(launch, job.target, job.dtype)
     compiled = triton.compile(source, gpu, options)
@@ -250,7 +255,7 @@ class _Occupancy(TypedDict, total=False):
 
 
 def _loop_counts(loop: list[str], launch: Launch, itemsize: int, on_nvidia: bool) -> _LoopCounts:
-    """Count what the main loop does per output, or per 1,024 of them."""
+    """Count what the main loop does per output, or per 1,024 outputs."""
     if not loop:
         return {}
     tile, outputs = launch.tile, _outputs_a_turn(launch)
@@ -266,7 +271,7 @@ def _loop_counts(loop: list[str], launch: Launch, itemsize: int, on_nvidia: bool
 
 
 def _occupancy(target: str, launch: Launch, registers: int, shared: int) -> _Occupancy:
-    """Return how many programs a processor holds at once, and how often the grid fills all processors."""
+    """Return how many programs fit on a multiprocessor, and how often the grid fills all of them."""
     if target not in LIMITS_OF_A_PROCESSOR:
         return {}
     kibibytes, most_warps, most_programs = LIMITS_OF_A_PROCESSOR[target]
@@ -277,7 +282,7 @@ def _occupancy(target: str, launch: Launch, registers: int, shared: int) -> _Occ
 
 
 def target_of(device: torch.device) -> str:
-    """Return the target to compile for, to run on a GPU of this machine."""
+    """Return the target to compile for to run on ``device``, a GPU of this machine."""
     if torch.version.hip is not None:
         return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
@@ -291,7 +296,7 @@ def _launches(
     form: str,
     tile: Tile | None = None,
 ) -> list[Launch]:
-    """Return what a pass launches, in order."""
+    """Return the launches of a pass, in order."""
     precision, device = _precision_and_device(target, dtype)
     x, w, y = geometry.input_size, geometry.weight_size, geometry.output_size
 
@@ -310,7 +315,8 @@ def _launches(
         launches.append(plan_pack(geometry, pass_ == "input_grad", _strides(w), launch.tile)[0])
     if fusion.epilogue not in PARTIALS:
         return launches
-    # The norms' own kernels: the moments of x and the norm of y forward, the gradient through it backward.
+    # The separate kernels of the norms. Forward: the moments of x, and the norm of y. Backward: the gradient
+    # through the norm.
     kernel, tensor = (normalise_kernel, x) if pass_ == "forward" else (through_norm_kernel, y)
     pixels = math.prod(tensor) // tensor[1]
     alone = [plan_norm(kernel, pixels, tensor[1]), plan_gather(pixels, tensor[1], fusion.epilogue, device)]
@@ -318,20 +324,23 @@ def _launches(
 
 
 def _precision_and_device(target: str, dtype: str) -> tuple[str, Device]:
-    """Return how float32 is multiplied on a target, and a GPU of that target."""
+    """Return how a target multiplies float32, and a device with that target."""
     if not target.startswith("sm_"):
         return "ieee", Device("hip", target, PROCESSORS)
     return ("tf32" if dtype == "tf32" else "ieee"), Device("cuda", target, PROCESSORS, int(target[3:]))
 
 
 def _strides(size: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides of a channels_last tensor of a size."""
+    """Return the strides of a channels_last tensor of the given size."""
     _, c, h, w = size
     return h * w * c, 1, w * c, c
 
 
 def _specialise(launch: Launch, target: str, dtype: str) -> tuple[GPUTarget, ASTSource, dict[str, Any]]:
-    """Return what Triton compiles at a launch, by its own code, so that it finds the result in its cache."""
+    """Return what Triton compiles at a launch.
+
+    This uses Triton's code, so that a later launch finds the compiled kernel in Triton's cache.
+    """
     gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
     kernel, backend = launch.kernel, make_backend(gpu)
     types = {name: torch.float32 if name in FLOAT32 else TYPES[dtype][0] for name in kernel.arg_names}
@@ -350,7 +359,7 @@ def _specialise(launch: Launch, target: str, dtype: str) -> tuple[GPUTarget, AST
 
 
 def _outputs_a_turn(launch: Launch) -> float:
-    """Return how many outputs, or elements of dy, one turn of the main loop accounts for."""
+    """Return how many outputs, or elements of dy, one iteration of the main loop accounts for."""
     tile, values = launch.tile, launch.arguments
     if tile.kernel == "taps" and "p_y" in launch.kernel.arg_names:
         return (
@@ -358,11 +367,11 @@ def _outputs_a_turn(launch: Launch) -> float:
             * tile.outputs
             / (values["R"] * values["S"] * -(-tile.groups * values["CI"] // tile.inputs))
         )
-    if "p_dy" in launch.kernel.arg_names and "G" in values:  # every block of inputs takes all of dy
+    if "p_dy" in launch.kernel.arg_names and "G" in values:  # each block of inputs reads all of dy
         taps = values["R"] * values["S"] if tile.kernel == "taps" else 1
         blocks = -(-tile.groups * values["CI"] // tile.inputs)
         return tile.pixels * tile.columns * tile.outputs * tile.packs / (taps * blocks)
-    if "BR" in values:  # each block of taps takes all outputs
+    if "BR" in values:  # each block of taps goes over all outputs
         blocks = -(-values["R"] // values["BR"]) * -(-values["S"] // values["BS"])
         return tile.pixels * tile.rows * tile.columns * tile.outputs * values.get("TURNS", 1) / blocks
     of_pixel = 4 if tile.kernel in ("pairs", "residue") else 1

@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-LOAD_SECONDS = 0.2  # until an idle GPU has raised its clocks
-LOAD_BYTES = 2**26  # copied to keep it busy: more than a cache holds
+LOAD_SECONDS = 0.2  # an idle GPU needs about this long to raise its clocks
+LOAD_BYTES = 2**26  # copied to keep the GPU busy: larger than its cache
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return machine, versions, commit and time, to be saved beside every number.
+    """Return the machine, versions, commit and time, to be saved with every measurement.
 
-    ``nvidia-smi`` gives the driver's version, the power limit in W and the clocks in MHz. The clocks "under
-    load" are read while the GPU copies, since an idle GPU lowers them. The commit ends in "-dirty" if the
-    working tree had changes; it is None outside a checkout.
+    The driver version, the power limit in W and the clocks in MHz come from ``nvidia-smi``. The clocks
+    "under load" are read while the GPU copies memory, because an idle GPU lowers them. The commit ends in
+    "-dirty" if the working tree has uncommitted changes, and is None outside a checkout.
     """
     facts: dict[str, Any] = {
         "gpu": None,
@@ -56,7 +56,7 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Return the commit of this checkout; ``GCONV_COMMIT`` names it for a copy without its repository."""
+    """Return the commit of this checkout, or ``GCONV_COMMIT`` if set, for copies without a repository."""
     folder = Path(__file__).parent
     command = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     return os.environ.get("GCONV_COMMIT") or _output(*command)
@@ -64,7 +64,7 @@ def commit() -> str | None:
 
 @contextmanager
 def busy(work: Callable[[], object]) -> Iterator[None]:
-    """Repeat ``work`` in another thread, from ``LOAD_SECONDS`` before the ``with`` block until its end."""
+    """Repeat ``work`` in another thread, from ``LOAD_SECONDS`` before the ``with`` block until it ends."""
     done = threading.Event()
 
     def repeat() -> None:
@@ -82,7 +82,7 @@ def busy(work: Callable[[], object]) -> Iterator[None]:
 
 
 def _copying(device: torch.device) -> Callable[[], None]:
-    """Return a function that keeps a GPU busy for a moment."""
+    """Return a function that keeps the GPU busy for a moment by copying memory."""
     source, target = (torch.empty(LOAD_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
 
     def copy() -> None:
@@ -112,7 +112,7 @@ def _nvidia_smi(device: torch.device) -> dict[str, str]:
 
 
 def _output(*command: str) -> str | None:
-    """Return what a program prints, None if it is not installed or fails."""
+    """Return what a program prints, or None if it isn't installed or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Write files so that a reader never sees half of one."""
+"""Write files so that a reader never sees a partial one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file beside its destination and move it there: ``path`` is whole at any time.
+    """Write a temporary file next to ``path`` and rename it, so that ``path`` is always complete.
 
     Args:
-        path: the file; folders that do not exist are created.
-        text: what it will hold.
+        path: the file to write. Missing folders are created.
+        text: its new content.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: if the file can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

@@ -1,4 +1,4 @@
-"""Read the machine code of a compiled kernel: registers, spills, and the instructions of its main loop."""
+"""Read the machine code of a compiled kernel: its registers, its spills and its main loop's instructions."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import triton
 from triton.compiler import CompiledKernel
 
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-ACCESS_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # of NVIDIA's loads, stores; else 4
+ACCESS_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # by suffix in SASS; otherwise 4
 
 
 class MachineCode(NamedTuple):
-    """What the compiler made of a kernel.
+    """The machine code of a kernel.
 
     Args:
-        registers: registers of a thread.
-        spills: bytes of a thread's that did not fit into registers.
-        listing: instructions, and labels, which end in a colon.
+        registers: registers per thread.
+        spills: bytes per thread that didn't fit in registers.
+        listing: instructions and labels. Labels end in a colon.
     """
 
     registers: int
@@ -30,12 +30,12 @@ class MachineCode(NamedTuple):
 
 
 def read_machine_code(compiled: CompiledKernel) -> MachineCode:
-    """Read a kernel that was compiled for a GPU of NVIDIA or AMD."""
+    """Read a kernel that was compiled for an NVIDIA or AMD GPU."""
     return _read_cubin(compiled) if "cubin" in compiled.asm else _read_amdgcn(compiled)
 
 
 def main_loop(listing: list[str]) -> list[str]:
-    """Return the instructions of the longest innermost loop of a listing; none if there is no loop."""
+    """Return the instructions of the longest innermost loop in a listing; empty if there is no loop."""
     labels: dict[str, int] = {}
     loops = []
     for i, line in enumerate(listing):
@@ -51,7 +51,7 @@ def main_loop(listing: list[str]) -> list[str]:
 
 
 def bytes_moved(instruction: str) -> int:
-    """Return the bytes of global memory that an instruction of NVIDIA's loads or stores per thread."""
+    """Return the bytes of global memory that an NVIDIA instruction loads or stores per thread."""
     match = re.search(r"\b(?:LDGSTS|LDG|STG)(\.\S+)", instruction)
     if match is None:
         return 0
@@ -59,18 +59,18 @@ def bytes_moved(instruction: str) -> int:
 
 
 def reads_shared_memory(instruction: str) -> bool:
-    """Whether an instruction of NVIDIA's reads shared memory."""
+    """Whether an NVIDIA instruction reads shared memory."""
     return re.search(r"\bLDSM?\b", instruction) is not None
 
 
 def copied_ahead(loop: list[str]) -> str:
-    """Return the cache through which a loop copies to shared memory: "L1", "L2", or "" if it doesn't copy."""
+    """Return the cache through which a loop copies to shared memory: "L1", "L2", or "" for no copies."""
     copies = [line for line in loop if "LDGSTS" in line]
     return ("L2" if all("BYPASS" in line for line in copies) else "L1") if copies else ""
 
 
 def _read_cubin(compiled: CompiledKernel) -> MachineCode:
-    """Read machine code of NVIDIA's."""
+    """Read machine code for an NVIDIA GPU."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -82,7 +82,7 @@ def _read_cubin(compiled: CompiledKernel) -> MachineCode:
 
 
 def _read_amdgcn(compiled: CompiledKernel) -> MachineCode:
-    """Read assembly of AMD's."""
+    """Read assembly for an AMD GPU."""
     text = compiled.asm["amdgcn"]
     registers, spills = (
         _number(rf"^\s+\.{field}:\s+(\d+)", text) for field in ("vgpr_count", "private_segment_fixed_size")
@@ -92,14 +92,14 @@ def _read_amdgcn(compiled: CompiledKernel) -> MachineCode:
 
 
 def _number(pattern: str, text: str) -> int:
-    """Return the first number that a pattern finds in a text of the compiler's tools."""
+    """Return the first number that a pattern finds in the output of the compiler's tools."""
     match = re.search(pattern, text, re.MULTILINE)
     if match is None:
-        raise ValueError(f"{pattern!r} is not in the compiler's output: {text[:200]!r}")
+        raise ValueError(f"can't find {pattern!r} in the compiler's output: {text[:200]!r}")
     return int(match[1])
 
 
 def _run_tool(name: str, *arguments: str) -> str:
-    """Return what a tool that comes with Triton prints."""
+    """Return the output of a tool that comes with Triton."""
     command = [str(NVIDIA_TOOLS / name), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""One pass of one convolution to measure: its operands, PyTorch's result, gconv's, and the exact one."""
+"""One pass of one convolution to measure: its operands, PyTorch's and gconv's result, and a reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.geometry import ConvGeometry
 from gconv.measure.timing import sets_of_operands
 from gconv.torch_internals import set_cudnn_tf32
 
-# The dtype of the tensors by name, and how a GPU multiplies float32.
+# By name: the dtype of the tensors, and how a GPU multiplies float32.
 TYPES = {
     "float16": (torch.float16, "ieee"),
     "bfloat16": (torch.bfloat16, "ieee"),
@@ -25,20 +25,20 @@ TYPES = {
     "float32": (torch.float32, "ieee"),
 }
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-# The largest error of a right result, relative to the largest number in float64: a few roundings of its type.
-# One wrong pixel exceeds it, and so does TF32 where float32 was asked for.
+# The largest error that a right result may have, relative to the largest value of the float64 reference: a
+# few roundings of the type. One wrong pixel exceeds it, and so does TF32 in place of float32.
 TOLERANCES = {"float16": 1e-3, "bfloat16": 8e-3, "tf32": 2e-3, "float32": 1e-4}
-IMAGES_COMPARED = 8  # of a batch; a weight gradient is compared as a whole
+IMAGES_COMPARED = 8  # images of a batch that are compared; weight gradients are compared in full
 
 
 @contextmanager
 def cudnn_precision(precision: str) -> Iterator[None]:
-    """Multiply float32 in cuDNN and in the kernels as "tf32" or "ieee", in the whole process.
+    """Set how cuDNN and the kernels multiply float32 in this process, "tf32" or "ieee", and restore it after.
 
-    Uses the older of PyTorch's two settings, which covers convolutions and recurrent layers alike:
-    torch.compile and torch.export raise if these differ.
+    Uses the older of PyTorch's two settings, because it covers both convolutions and recurrent layers:
+    torch.compile and torch.export raise an error if the two kinds of layers differ.
     """
-    cudnn: Any = torch.backends.cudnn  # PyTorch's annotations leave out its settings by kind of layer
+    cudnn: Any = torch.backends.cudnn  # PyTorch's annotations lack the settings for each kind of layer
     before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
     set_cudnn_tf32(precision == "tf32")
     try:
@@ -49,7 +49,13 @@ def cudnn_precision(precision: str) -> Iterator[None]:
 
 
 class Operands(NamedTuple):
-    """x (N, C, H, W), weight (K, C / groups, R, S) and dy (N, K, P, Q); a pass reads two of them."""
+    """The tensors of a problem, of which each pass reads two.
+
+    Attributes:
+        x: input, (N, C, H, W).
+        weight: weight, (K, C / groups, R, S).
+        dy: gradient of the output, (N, K, P, Q).
+    """
 
     x: Tensor
     weight: Tensor
@@ -62,7 +68,7 @@ class Problem:
 
     Args:
         pass_: "forward", "input_grad" or "weight_grad".
-        geometry: the sizes.
+        geometry: the convolution's sizes and settings.
         type: a key of ``TYPES``.
     """
 
@@ -77,25 +83,25 @@ class Problem:
 
     @property
     def bytes(self) -> int:
-        """Bytes that the pass cannot avoid moving."""
+        """Compulsory bytes: those that the pass can't avoid moving."""
         return self.geometry.compulsory_bytes(self.dtype.itemsize)
 
     def precision(self) -> AbstractContextManager[None]:
-        """Return a context that multiplies float32 as ``type`` says; 16-bit types need none."""
+        """Return a context in which float32 is multiplied as ``type`` says; it does nothing for 16 bits."""
         return nullcontext() if self.dtype != torch.float32 else cudnn_precision(TYPES[self.type][1])
 
     def draw(self, device: torch.device, layout: str = "channels_last") -> Operands:
-        """Return normally distributed operands in a layout of ``LAYOUTS``."""
+        """Return normally distributed operands. ``layout`` is a key of ``LAYOUTS``."""
         sizes = (self.geometry.input_size, self.geometry.weight_size, self.geometry.output_size)
         tensors = (torch.randn(size, dtype=self.dtype, device=device) for size in sizes)
         return Operands(*(t.contiguous(memory_format=LAYOUTS[layout]) for t in tensors))
 
     def draw_sets(self, device: torch.device, layout: str = "channels_last") -> list[Operands]:
-        """Return so many sets of operands that a GPU's cache holds none of them."""
+        """Return enough sets of operands that none of them stays in the GPU's cache when used in turn."""
         return [self.draw(device, layout) for _ in range(sets_of_operands(self.bytes, device))]
 
     def run(self, operands: Operands, backend: str = "auto") -> Tensor:
-        """Run the pass on a backend of gconv, through its operator."""
+        """Run the pass on a backend of gconv, through gconv's operator."""
         x, w, dy = operands
         if self.pass_ == "forward":
             return torch.ops.gconv.forward(x, w, None, *self.geometry.settings, None, None, backend)
@@ -106,7 +112,7 @@ class Problem:
         return torch.ops.gconv.weight_grad(dy, x, w.shape, *self.geometry.settings, False, backend)[0]
 
     def run_pytorch(self, operands: Operands) -> Tensor:
-        """Run the pass as ``F.conv2d`` and its gradient do."""
+        """Run the pass on PyTorch's convolution, as ``F.conv2d`` and its gradients do."""
         (x, w, dy), g = operands, self.geometry
         if self.pass_ == "forward":
             return aten.forward(x, w, None, g, None)
@@ -120,7 +126,10 @@ class Problem:
         )[0]
 
     def truth(self, operands: Operands) -> Tensor:
-        """Compute the result in float64 by PyTorch: whole for the weight gradient, else for some images."""
+        """Return the reference: PyTorch's result in float64.
+
+        For the forward pass and the input gradient, only ``IMAGES_COMPARED`` images of the batch or fewer.
+        """
         if self.pass_ != "weight_grad":
             return self._exactly(operands, slice(None, None, self._step))
         starts = range(0, len(operands.x), IMAGES_COMPARED)
@@ -128,12 +137,12 @@ class Problem:
         return reduce(operator.add, parts)
 
     def error(self, result: Tensor, truth: Tensor) -> float:
-        """Return the largest difference over the largest number; NaN if the result holds NaN."""
+        """Return the largest difference, relative to the largest value of ``truth``; NaN if any is NaN."""
         part = result if self.pass_ == "weight_grad" else result[:: self._step]
         return ((part.double() - truth).abs().max() / truth.abs().max()).item()
 
     def matches(self, error: float) -> bool:
-        """Whether an ``error`` is small enough for a right result; NaN is not."""
+        """Whether ``error`` is small enough for a right result. False for NaN."""
         return error <= TOLERANCES[self.type]
 
     @property
@@ -149,7 +158,7 @@ class Problem:
 
 
 def run_poisoned(run: Callable[[Operands], Tensor], operands: Operands) -> Tensor:
-    """Compute a result in memory that most likely held NaN before, so that unwritten numbers show."""
+    """Compute a result in memory that most likely contained NaN before, to reveal elements never written."""
     size = run(operands).shape
-    torch.full(size, torch.nan, dtype=operands.x.dtype, device=operands.x.device)  # freed at once
+    torch.full(size, torch.nan, dtype=operands.x.dtype, device=operands.x.device)  # freed immediately
     return run(operands)

@@ -1,4 +1,4 @@
-"""Record the convolutions that a network calls while it runs."""
+"""Record the convolutions that a network calls as it runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.geometry import PASSES, ConvGeometry
 from gconv.kinds import KINDS, Call, Kind, layout_of
 from gconv.module import LAYERS
 
-# gconv's functions have the arguments of PyTorch's, and some after them.
+# gconv's functions have the arguments of PyTorch's functions, followed by some more.
 _OWN = {layer._gconv_function: layer._gconv_kind for layer in LAYERS}
 _KINDS = _OWN | {kind.pytorch: kind for kind in KINDS}
 _SIGNATURES = {kind: inspect.signature(function) for function, kind in _OWN.items()}
@@ -29,12 +29,13 @@ class RecordedCall:
 
     Attributes:
         name: qualified name of the innermost module that was running.
-        convolution: its kind, sizes and settings.
-        dtype: the type that it ran in: autocast's, if that was on.
+        convolution: kind, sizes and settings of the convolution.
+        dtype: the type that it ran in. With autocast on, this is autocast's type.
         device: the input's device.
         layout: the input's layout, a key of ``gconv.measure.problem.LAYOUTS``.
-        passes: members of ``gconv.geometry.PASSES``: forward, and the gradients that a backward pass needs.
-            Those of a transposed convolution are its own; its geometry's are the other way round.
+        passes: members of ``gconv.geometry.PASSES``: "forward", and the gradients that a backward pass needs.
+            For a transposed convolution these are passes of the call itself, not of its ``geometry``, where
+            forward and input gradient are exchanged.
     """
 
     name: str
@@ -46,26 +47,26 @@ class RecordedCall:
 
     @property
     def geometry(self) -> ConvGeometry:
-        """The sizes of the 2-d convolution whose passes compute it."""
+        """Sizes and settings of the 2-d convolution whose passes compute this call."""
         return self.convolution.geometry
 
 
 def record(model: nn.Module, run: Callable[[], Any]) -> list[RecordedCall]:
-    """Call ``run``, and return the convolutions that it calls, in their order.
+    """Call ``run`` and return the convolutions that it calls, in order.
 
     Args:
-        model: the network that names the calls by its modules.
+        model: the network. Its modules' names identify the calls.
         run: runs the network.
 
     Returns:
-        Calls of ``F.conv2d``, :func:`gconv.group_conv2d` and their 1-d, 3-d and transposed counterparts.
-        Calls inside compiled graphs do not show.
+        Calls of ``F.conv2d``, :func:`gconv.group_conv2d` and their 1-d, 3-d and transposed counterparts,
+        except calls inside compiled graphs, which can't be seen.
     """
     running: list[str] = []
     with ExitStack() as hooks, _Recorder(running) as recorder:
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
-                continue  # it takes no such hooks, and no mode sees what it calls
+                continue  # it doesn't accept these hooks, and a mode doesn't see its calls
             enter = module.register_forward_pre_hook(lambda *_, name=name: running.append(name), prepend=True)
             leave = module.register_forward_hook(lambda *_: _leave(running), always_call=True)
             hooks.callback(enter.remove)
@@ -75,11 +76,14 @@ def record(model: nn.Module, run: Callable[[], Any]) -> list[RecordedCall]:
 
 
 def grouped_convolutions(model: Callable[[], nn.Module], size: Sequence[int]) -> list[ConvGeometry]:
-    """Return the distinct grouped convolutions of a network, as 2-d ones, without computing any.
+    """Return the distinct grouped convolutions of a network, without computing any of them.
 
     Args:
-        model: makes the network.
-        size: of its input without a batch, such as (C, H, W).
+        model: a function that returns the network.
+        size: size of its input without the batch, such as (C, H, W).
+
+    Returns:
+        The sizes of the 2-d convolutions that compute them.
     """
     with torch.device("meta"), torch.no_grad():
         network = model().eval()
@@ -89,11 +93,11 @@ def grouped_convolutions(model: Callable[[], nn.Module], size: Sequence[int]) ->
 
 
 def _leave(running: list[str]) -> None:
-    running.pop()  # return nothing: the result of a hook would replace the module's
+    running.pop()  # return nothing: the result of a hook would replace the module's result
 
 
 class _Recorder(TorchFunctionMode):
-    """Record each convolution that is called; ``running`` ends with the name of the module that calls it."""
+    """Record each convolution that is called. The last name in ``running`` is that of the calling module."""
 
     def __init__(self, running: list[str]) -> None:
         super().__init__()
@@ -110,10 +114,10 @@ class _Recorder(TorchFunctionMode):
         try:
             bound = _SIGNATURES[kind].bind(*args, **kwargs)
             bound.apply_defaults()
-            input, weight, bias, *settings = bound.args  # without gconv's own, which come by name
+            input, weight, bias, *settings = bound.args  # without gconv's own arguments, which are keywords
             dtype, call = prepare(kind, input, weight, bias, tuple(settings))
         except (RuntimeError, TypeError, ValueError):
-            return  # PyTorch's function raises an error itself, or takes more than dense tensors
+            return  # PyTorch's function raises the error itself, or accepts more than dense tensors
         passes = list(PASSES[:1])
         if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             passes += ["input_grad"] * input.requires_grad + ["weight_grad"] * weight.requires_grad

@@ -1,4 +1,4 @@
-"""The grouped layers of well-known networks, which gconv is compiled, tuned and measured on."""
+"""The grouped layers of well-known networks, for which gconv is compiled, tuned and measured."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from gconv.geometry import ConvGeometry, Padding
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A grouped convolution with as many output as input channels.
+    """A grouped convolution with the same number of input and output channels.
 
-    Padded by half the kernel: an odd kernel keeps the size at stride 1, an even one makes it one larger.
+    The padding is half the kernel size: at stride 1, an odd kernel keeps the size and an even kernel makes it
+    one larger.
 
     Args:
-        channels, groups: C = K, and the number of groups.
-        size: height and width of the output; of a transposed layer, of its input; length in 1-d.
+        channels, groups: the number of channels, C = K, and of groups.
+        size: height and width of the output, or the length for 1-d. For a transposed layer, of its input.
         kernel: height and width of the kernel, or its length. Defaults to 3.
         stride: stride along each axis. Defaults to 1.
         dims: 2, or 1 for images of one row. Defaults to 2.
-        transposed: the layer runs the input gradient of the convolution that this describes as its forward
-            pass, and the convolution as its input gradient. Its padding keeps size times stride. Defaults to
-            False.
+        transposed: whether this is a transposed convolution: its forward pass is the input gradient of the
+            convolution described by the other fields, and its input gradient is that convolution. It is
+            padded to make the output ``stride`` times as large as the input. Defaults to False.
     """
 
     channels: int
@@ -34,9 +35,9 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """Such as "256/32, 28x28, stride 2": channels / groups, output size, kernel and stride if unusual.
+        """The layer's name, such as "256/32, 28x28, stride 2" or "512/512, length 1000, kernel 31".
 
-        A layer of one dimension has "length 1000, kernel 31".
+        It contains channels / groups, the size, the kernel if not 3x3, and the stride if not 1.
         """
         size = f"{self.size}x{self.size}" if self.dims == 2 else f"length {self.size}"
         sides = f"{self.kernel}x{self.kernel}" if self.dims == 2 else f"kernel {self.kernel}"
@@ -46,7 +47,7 @@ class Layer:
         return f"{self.channels}/{self.groups}, {size}{kernel}{stride}{transposed}"
 
     def geometry(self, batch: int) -> ConvGeometry:
-        """Return the sizes of a call with ``batch`` images."""
+        """Return the sizes and settings of a call with ``batch`` images."""
         zeros = (self.kernel - self.stride + 1) // 2 if self.transposed else self.kernel // 2
         flat = self.dims == 1
         height, kernel, stride = (1, 1, 1) if flat else (self.size * self.stride, self.kernel, self.stride)
@@ -61,7 +62,7 @@ class Layer:
 
 
 def _stages(width: int, groups: int) -> tuple[Layer, ...]:
-    """Return the distinct grouped layers of a ResNeXt at 224 pixels: later stages start with stride 2."""
+    """Return the distinct grouped layers of a ResNeXt on 224x224 images; later stages start with stride 2."""
     layers = [Layer(width, groups, 56)]
     for stage in (1, 2, 3):
         channels, size = width << stage, 56 >> stage
@@ -70,7 +71,7 @@ def _stages(width: int, groups: int) -> tuple[Layer, ...]:
 
 
 def _regnety() -> tuple[Layer, ...]:
-    """Return layers of RegNetY-400MF, 800MF, 3.2GF, 8GF and 16GF, whose groups have 8 to 112 channels."""
+    """Return layers of RegNetY-400MF, 800MF, 3.2GF, 8GF and 16GF, with groups of 8 to 112 channels."""
     shapes = [(208, 26, 14), (320, 20, 14), (216, 9, 28), (448, 8, 28), (1232, 11, 14)]
     return tuple(Layer(*shape, stride=stride) for shape in shapes for stride in (2, 1))
 
@@ -80,7 +81,7 @@ SUITES: dict[str, tuple[Layer, ...]] = {
     "resnext101_32x8d": _stages(256, 32),
     "resnext101_64x4d": _stages(256, 64),
     "regnety": _regnety(),
-    # 3x3 with stride 1 and 2 as in MobileNet, and 7x7 as in ConvNeXt.
+    # 3x3 at stride 1 and 2 as in MobileNet, and 7x7 as in ConvNeXt.
     "depthwise": (
         Layer(144, 144, 56),
         Layer(144, 144, 28, stride=2),
@@ -88,29 +89,30 @@ SUITES: dict[str, tuple[Layer, ...]] = {
         Layer(96, 96, 56, kernel=7),
         Layer(384, 384, 14, kernel=7),
     ),
-    # The kernels of RepLKNet-31B's first and last stage.
+    # The first and the last stage of RepLKNet-31B.
     "large_depthwise": (
         Layer(128, 128, 56, kernel=31),
         Layer(1024, 1024, 7, kernel=13),
     ),
-    # wav2vec 2.0's positional convolution of ten seconds, and a Conformer's of as many, twice as often; a
-    # short one, as in Mamba's and Hyena's blocks.
+    # For ten seconds of audio: the positional convolution of wav2vec 2.0 at 50 frames per second, and a
+    # Conformer's convolution at 100. Also a short convolution, as in the blocks of Mamba and Hyena.
     "audio": (
         Layer(768, 16, 500, kernel=128, dims=1),
         Layer(512, 512, 1000, kernel=31, dims=1),
         Layer(512, 512, 1000, kernel=3, dims=1),
     ),
-    # A U-Net's way up, in groups, and upsampling of each channel by itself.
+    # The upsampling layers of a U-Net, in groups, and depthwise upsampling.
     "transposed": (
         Layer(256, 32, 28, stride=2, transposed=True),
         Layer(256, 32, 28, kernel=2, stride=2, transposed=True),
         Layer(256, 32, 28, kernel=4, stride=2, transposed=True),
         Layer(256, 256, 28, kernel=4, stride=2, transposed=True),
     ),
-    # From no network: to try a tool in seconds.
+    # From no network: for trying a tool in seconds.
     "tiny": (Layer(16, 4, 6), Layer(16, 4, 3, stride=2)),
 }
 
-REAL = [name for name in SUITES if name != "tiny"]  # of real networks
-# Whose kernels the compiled tables hold with epilogues and norms too: each of the others takes many seconds.
+REAL = [name for name in SUITES if name != "tiny"]  # the suites of real networks
+# The suites whose kernels are also compiled with epilogues and norms for the committed tables. The others are
+# left out because each of their kernels takes many seconds to compile.
 QUICK = [name for name in REAL if name not in ("large_depthwise", "audio")]

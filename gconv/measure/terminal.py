@@ -1,4 +1,4 @@
-"""Talk to a person at a terminal: progress lines, errors in one line, exit codes."""
+"""What every command prints on a terminal: progress, one-line errors, exit codes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
-STOPPED = 3  # exit code of a command that ran out of time before it was done
-LINES = 10  # of progress, at most, if stderr is not a terminal
+STOPPED = 3  # exit code of a command that ran out of time before it finished
+LINES = 10  # most progress lines, if stderr isn't a terminal
 
 
 def track(items: Iterable[T], what: str, total: int | None = None, lines: int = LINES) -> Iterator[T]:
-    """Yield ``items``, and show on stderr how many are done and how long the rest may take.
+    """Yield ``items``, and show on stderr how many are done and about how long the rest will take.
 
-    On a terminal one line is updated; elsewhere some lines are printed.
+    On a terminal, one line is updated in place; otherwise a few lines are printed.
 
     Args:
-        items: what to go through.
-        what: what is being done, such as "compiling".
+        items: the items to yield.
+        what: the label of the line, such as "compiling".
         total: number of items. Defaults to None, the length of ``items``.
-        lines: the most lines to print if stderr is not a terminal. Defaults to ``LINES``.
+        lines: most lines to print if stderr isn't a terminal. Defaults to ``LINES``.
     """
     total = len(items) if total is None and isinstance(items, Collection) else total or 0
     moving, start, shown = sys.stderr.isatty(), time.monotonic(), -1
@@ -40,36 +40,39 @@ def track(items: Iterable[T], what: str, total: int | None = None, lines: int = 
 def run_resumable(command: Callable[[], int]) -> int:
     """Run a command that saves its results as it goes.
 
+    If a file can't be read or written, prints the error and exits with code 2.
+
     Args:
-        command: returns an exit code.
+        command: runs the command and returns its exit code.
 
     Returns:
-        That exit code; 130 if Ctrl-C stopped it. A file that cannot be read or written exits with 2.
+        That exit code, or 130 after Ctrl-C.
     """
     try:
         return command()
     except KeyboardInterrupt:
         print(
-            "\ninterrupted: what was measured is kept; the same command goes on from there", file=sys.stderr
+            "\ninterrupted: the results so far are saved; run the same command again to continue",
+            file=sys.stderr,
         )
         return 130
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+        fail(f"can't read or write {error.filename}: {error.strerror}" if error.filename else error)
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its class if it has none."""
+    """Return the first line of an error's message, or the name of its class if there is no message."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
 def fail(message: object) -> NoReturn:
-    """Print one line on stderr and exit with code 2, for problems that a person can fix."""
+    """Print one line on stderr and exit with code 2, for problems that the user can fix."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def _show(what: str, done: int, total: int, seconds: float, moving: bool) -> None:
-    """Print a line of progress, over the last one if it moves."""
+    """Print a line of progress, over the previous one if ``moving``."""
     bar = f"[{'#' * (20 * done // max(total, 1)):<20}] " if moving else ""
     left = f", {_duration(seconds / done * (total - done))} left" if 0 < done < total else ""
     line = f"{what}: {bar}{done} of {total}{left}"

@@ -1,4 +1,4 @@
-"""Find the fastest tile of a pass: compile the candidates, time those with right results, write a table."""
+"""Find the fastest tile of a pass: compile the candidates, check and time them, and write the table."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from gconv.measure.timing import Call, Times, cudnn_searching, time_together
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What :func:`tune` found for a problem.
+    """The result of :func:`tune` for a problem.
 
     Args:
         problem: the pass, the sizes and the type.
-        tile: the fastest tile with the right result, None if no tile had it.
-        triton: microseconds of that tile by layout; empty if there is none.
-        aten: microseconds of PyTorch's own convolution by layout.
-        wrong: tiles with a wrong result, and its error; they are never used.
-        times: microseconds of all tiles with the right result, in channels_last.
+        tile: the fastest tile with a right result, or None if no tile gave one.
+        triton: time of that tile in microseconds, by layout. Empty if there is no such tile.
+        aten: time of PyTorch's convolution in microseconds, by layout.
+        wrong: the tiles with a wrong result, which are never used, and their errors.
+        times: times in microseconds of all tiles with a right result, in channels_last.
     """
 
     problem: Problem
@@ -49,7 +49,7 @@ class TuningResult:
 
     @property
     def entry(self) -> choice.Entry | None:
-        """The entry for the table, None if no tile had the right result."""
+        """The entry for the table, or None if no tile gave a right result."""
         return (
             None if self.tile is None else choice.Entry(*key(self.problem), self.tile, self.triton, self.aten)
         )
@@ -61,15 +61,15 @@ def key(problem: Problem) -> tuple[tuple, tuple[int, int, int, int]]:
 
 
 def write_entries(path: Path, entries: Iterable[choice.Entry], environment: dict[str, Any]) -> None:
-    """Write a table that :func:`gconv.kernels.choice.read_entries` reads, with one entry per line.
+    """Write a table for :func:`gconv.kernels.choice.read_entries`, with one entry per line.
 
     Args:
-        path: the file.
-        entries: what was measured.
-        environment: the machine that it was measured on.
+        path: the file to write.
+        entries: the measurements.
+        environment: the machine that they were made on.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: if the file can't be written.
     """
     lines = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
     head = json.dumps({"kernels": choice.KERNELS, "environment": environment}, indent=1).removesuffix("\n}")
@@ -77,15 +77,15 @@ def write_entries(path: Path, entries: Iterable[choice.Entry], environment: dict
 
 
 def tune(problem: Problem, tiles: Sequence[Tile], device: torch.device) -> TuningResult:
-    """Time tiles, then finer and coarser splits of the best one, then PyTorch in both layouts.
+    """Time tiles, then finer and coarser splits of the fastest tile, then PyTorch in both layouts.
 
     Args:
-        problem: what to run.
+        problem: the pass to run.
         tiles: the candidates.
         device: a GPU, or the CPU for Triton's interpreter.
 
     Returns:
-        The fastest tile with the right result, and all times.
+        The fastest tile with a right result, and all times.
     """
     with problem.precision(), cudnn_searching():
         sets = {layout: problem.draw_sets(device, layout) for layout in LAYOUTS}
@@ -111,12 +111,13 @@ def compile_candidates(
     """Compile the candidates of each problem into Triton's cache.
 
     Args:
-        problems: what will be tuned.
-        device: a GPU, or the CPU for Triton's interpreter, which needs no compiling.
-        processes: how many processes compile. Defaults to None, one per core.
+        problems: the passes that will be tuned.
+        device: a GPU, or the CPU for Triton's interpreter, which compiles nothing.
+        processes: number of processes that compile. Defaults to None, one per core.
 
     Returns:
-        The candidates by problem, without tiles that spill or do not compile; stderr names the latter.
+        The candidates by problem, without the tiles that spill or don't compile. The latter are printed on
+        stderr.
     """
     here = device_of(device)
     found = {p: candidates(p.pass_, p.geometry, p.dtype, TYPES[p.type][1], here) for p in problems}
@@ -131,7 +132,7 @@ def compile_candidates(
     for job, kernel in compiled.compile_all([job for job, _ in jobs.values()], processes):
         users = jobs[job.binary][1]
         if isinstance(kernel, BaseException):
-            print(f"left out, it does not compile: {users[0][1]}: {kernel!r}", file=sys.stderr)
+            print(f"skipped a tile that doesn't compile: {users[0][1]}: {kernel!r}", file=sys.stderr)
         elif not kernel.spills:
             continue
         for problem, tile in users:
@@ -140,7 +141,7 @@ def compile_candidates(
 
 
 def _run(problem: Problem, operands: Operands, tile: Tile, form: torch.memory_format) -> Tensor:
-    """Run a problem's pass on the kernels in one tile, with its result in ``form``."""
+    """Run a problem's pass on the kernels with one tile, and return the result in memory format ``form``."""
     (x, w, dy), geometry = operands, problem.geometry
     if problem.pass_ == "forward":
         result = forward(x, w, None, geometry, None, tile=tile)
@@ -152,12 +153,12 @@ def _run(problem: Problem, operands: Operands, tile: Tile, form: torch.memory_fo
 
 
 def _run_in(problem: Problem, tile: Tile, form: torch.memory_format) -> Callable[[Operands], Tensor]:
-    """Return a function that runs a problem in one tile on operands."""
+    """Return a function that runs a problem with one tile."""
     return lambda operands: _run(problem, operands, tile, form)
 
 
 def _errors(problem: Problem, operands: Operands, tiles: Iterable[Tile], truth: Tensor) -> dict[Tile, float]:
-    """Return the error of each tile, without tiles that need more shared memory than the GPU has."""
+    """Return the error of each tile, skipping tiles that need more shared memory than the GPU has."""
     errors = {}
     for tile in tiles:
         try:
@@ -171,7 +172,7 @@ def _errors(problem: Problem, operands: Operands, tiles: Iterable[Tile], truth: 
 def _times(
     problem: Problem, sets: Sequence[Operands], errors: dict[Tile, float], device: torch.device
 ) -> dict[Tile, float]:
-    """Return the microseconds of the tiles whose errors are those of right results."""
+    """Return the times in microseconds of the tiles whose results are right."""
     contenders = {
         tile: _calls(_run_in(problem, tile, torch.channels_last), sets)
         for tile, error in errors.items()
@@ -188,7 +189,7 @@ def _fastest(times: dict[Tile, float]) -> Tile | None:
 def _compare_with_pytorch(
     problem: Problem, sets: dict[str, list[Operands]], tile: Tile | None, device: torch.device
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the microseconds of the kernels in ``tile``, and of PyTorch, each by layout."""
+    """Return the times in microseconds of the kernels with ``tile``, and of PyTorch, each by layout."""
     contenders = {("aten", layout): _calls(problem.run_pytorch, sets[layout]) for layout in LAYOUTS}
     if tile is not None:
         for layout, form in LAYOUTS.items():

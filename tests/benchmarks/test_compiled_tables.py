@@ -1,6 +1,6 @@
 """The committed tables of compiled kernels: no spills, few instructions, and documentation that quotes them.
 
-``make matrix`` compiles every kernel, in fifteen minutes, and writes the tables.
+``make matrix`` compiles every kernel, which takes fifteen minutes, and writes the tables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gconv.measure import compiled
 OLDEST = re.search(r"triton==([\d.]+)", (ROOT / "Makefile").read_text())[1]
 KEPT = [(version, name) for version in (PINNED, OLDEST) for name in matrix.TABLES]
 
-# The lines of the tables in docs/kernels.md, and where their numbers come from: form, kernel, tile.
+# The lines of the tables in docs/kernels.md, and the source of their numbers: form, kernel, tile.
 STRIPS, WEIGHT = (f"{name}_kernel, stride" for name in ("strips", "strips_weight"))
 QUOTED = {
     "forward, input gradient, stride 1, Cg up to 16": (
@@ -71,7 +71,7 @@ def test_no_tile_spills_on_any_gpu_with_two_tritons(version: str, name: str) -> 
 
 
 def test_rows_are_copied_ahead_past_l1() -> None:
-    """Sixteen bytes at once: those of eight go through L1, and conflict in the banks of shared memory."""
+    """16 bytes at a time. Copies of 8 bytes go through L1, and conflict in the banks of shared memory."""
     rows = [row for row in kept(PINNED, "plain") if (row["target"], row["type"]) == ("sm_90", "float16")]
     for kernel in ("strips", "pairs"):
         assert {row["ahead"] for row in rows if row["kernel"].startswith(kernel)} == {"L2"}, kernel
@@ -88,7 +88,7 @@ def test_rows_are_copied_ahead_past_l1() -> None:
 def test_packs_cost_little_and_fill_a_gpu_once(
     kernel: str, packs: int, instructions: float, moved: float, lines: int, operands: int
 ) -> None:
-    """Where weights or dy are reloaded for each row of x, or loads are narrow, it takes more."""
+    """Reloading weights or dy for each row of x, or narrow loads, would exceed these limits."""
     found = [
         row for row in kept(PINNED, "plain")
         if (row["kernel"], row["target"], row["type"]) == (kernel, "sm_90", "float16")
@@ -102,7 +102,7 @@ def test_packs_cost_little_and_fill_a_gpu_once(
 
 
 def quoted_lines() -> dict[str, dict[str, str]]:
-    """The lines of the tables of instructions in docs/kernels.md, by their label."""
+    """The lines of the tables of instructions in docs/kernels.md, by label."""
     lines, head, before = {}, None, ""
     for line in (ROOT / "docs" / "kernels.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]

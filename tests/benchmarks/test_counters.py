@@ -1,4 +1,4 @@
-"""``python -m benchmarks counters``: counts of the kernels that were started, by Nsight Compute."""
+"""``python -m benchmarks counters``: Nsight Compute's counters of the kernels that were launched."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ with open(option("--log-file"), "w") as log:
 
 @pytest.fixture
 def profiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program called ncu on the PATH, which does what ``body.py`` beside it says."""
+    """A program called ncu on the PATH, which runs the code in ``body.py`` in its folder."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "ncu").write_text(f"#!{sys.executable}\nexec(open({str(folder / 'body.py')!r}).read())\n")
@@ -57,7 +57,9 @@ def test_counters_are_those_of_the_kernels_that_were_started(profiler: Path) -> 
     profiler.write_text(PROFILER.replace("{body}", "SEEN = None\n" + COUNTS))
     found = counters.find_profiler()
     metrics = counters.available(found)
-    assert list(metrics) == ["microseconds", "registers", "programs", "dram_read_mb"], "what this one has"
+    assert list(metrics) == ["microseconds", "registers", "programs", "dram_read_mb"], (
+        "those of this profiler"
+    )
     rows = counters.measure(CASES, found, metrics)
     assert [(row.pass_, row.kernel) for row in rows] == [
         ("forward", "pack_kernel"),
@@ -71,7 +73,10 @@ def test_counters_are_those_of_the_kernels_that_were_started(profiler: Path) -> 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("SEEN = 'reduce_kernel'\n" + COUNTS, "the profiler saw other kernels than were started"),
+        (
+            "SEEN = 'reduce_kernel'\n" + COUNTS,
+            "the profiler saw different kernels from those that were launched",
+        ),
         (
             "print('==ERROR== ERR_NVGPUCTRPERM: no permission', 'Warning', sep=chr(10)); sys.exit(1)",
             "ERR_NVGPUCTRPERM: no permission",
@@ -105,7 +110,7 @@ def test_a_layer_that_could_not_be_counted_is_tried_again(
     assert command.main(tiny) == 1
     assert "no permission" in capsys.readouterr().err
     assert command.main(tiny) == 0
-    assert "2 cases, 1 of them in" in capsys.readouterr().err
+    assert f"2 cases: 1 already in {tmp_path}, 1 to measure" in capsys.readouterr().err
     assert command.main(tiny) == 0 and next(problems, "none left") == "none left"
 
 

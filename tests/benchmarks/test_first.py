@@ -1,4 +1,4 @@
-"""``python -m benchmarks first``: what the first half hour on a GPU runs and keeps."""
+"""``python -m benchmarks first``: what the first half hour on a GPU runs and saves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOW = "import os, sys; print(os.environ['GCONV_CACHE'], *sys.argv[1:])"
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Part, ...]]:
-    """Steps of two parts: one that prints, one that ends as the file ``code`` in the folder says."""
+    """A step of two parts: one prints, the other ends with the exit code in the folder's file ``code``."""
     ends = "import sys; sys.exit(int(open(sys.argv[1] + '/code').read()))"
     parts = (
         Part("shows", ("-c", SHOW, "{out}"), output="shown.txt", once=True),
@@ -44,11 +44,11 @@ def test_parts_run_and_what_is_done_stays_done(
     (tmp_path / "code").write_text("0")
     (tmp_path / "shown.txt").unlink()
     assert first.run("right", tmp_path, 2.0) == 0
-    assert not (tmp_path / "shown.txt").exists(), "it was done before"
+    assert not (tmp_path / "shown.txt").exists(), "it has already succeeded"
     for other in ("another", "another-dirty", "another-dirty"):
         monkeypatch.setattr(first, "commit", lambda other=other: other)
         assert first.run("right", tmp_path, 2.0) == 0
-        assert (tmp_path / "shown.txt").exists(), "by other code"
+        assert (tmp_path / "shown.txt").exists(), "that was another commit"
         (tmp_path / "shown.txt").unlink()
 
 
@@ -78,4 +78,4 @@ def test_without_a_gpu_nothing_starts(capsys: pytest.CaptureFixture[str]) -> Non
     for arguments in (["first", "right"], ["counters"]):
         with pytest.raises(SystemExit, match="2"):
             command.main(arguments)
-        assert "there is none here" in capsys.readouterr().err
+        assert f"{arguments[0]} needs a GPU, but this machine has none" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``make matrix``: all tables and their stamp are written together, or none."""
+"""``make matrix``: all tables and their stamp are written together, or nothing is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks import matrix, stamps
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
-    """``make matrix`` in an empty folder, with a compiler that is done at once; ``spills`` names tables."""
+    """``make matrix`` in an empty folder, with a compiler that does nothing. Tables in ``spills`` fail."""
     state = SimpleNamespace(out=tmp_path / "compiled", runs=[], stamped=[], spills=set())
 
     def run(arguments: list[str], stdout: object, env: dict[str, str], cwd: Path) -> SimpleNamespace:
@@ -38,7 +38,7 @@ def test_matrix_writes_all_tables_and_their_stamp_or_none(fake: SimpleNamespace)
     assert fake.runs == [*matrix.TABLES] and [*fake.out.iterdir()] == [fake.out / "old.txt"]
     fake.spills = set()
     assert matrix.main([]) == 0 and fake.stamped == ["compiled"]
-    assert fake.runs == [*matrix.TABLES, "norm"], "what was made before is not made again"
+    assert fake.runs == [*matrix.TABLES, "norm"], "tables are not made twice"
     files = {path.relative_to(fake.out).as_posix() for path in fake.out.rglob("*") if path.is_file()}
     assert files == {f"triton-{triton.__version__}/{name}.txt" for name in matrix.TABLES}
 
@@ -48,6 +48,7 @@ def test_matrix_leaves_the_tables_where_only_a_part_is_compiled(
 ) -> None:
     with pytest.raises(SystemExit):
         matrix.main(["--suite", "tiny"])
-    assert "give --out DIR" in capsys.readouterr().err and fake.runs == []
+    message = "only the complete matrix can replace the committed tables: add --out DIR"
+    assert message in capsys.readouterr().err and fake.runs == []
     assert matrix.main(["--suite", "tiny", "--out", str(tmp_path / "part")]) == 0
     assert fake.stamped == [] and not fake.out.exists() and (tmp_path / "part").exists()

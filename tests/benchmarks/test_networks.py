@@ -1,4 +1,4 @@
-"""``python -m benchmarks networks``: no speed for a wrong network, and the share of its convolutions."""
+"""``python -m benchmarks networks``: no time for a wrong network, and the share of its convolutions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_networks_are_measured_with_and_without_gconv(tmp_path: Path) -> None:
     for row in rows:
         assert row["problem"] is None and row["images_per_second"] > 0
         assert 0 < row["grouped_share"] < 1 and 1e-4 < row["error"] < 0.05, "bfloat16"
-    # Of most rows: a busy machine may stop any one of them in the middle of a convolution.
+    # Check the median row, because a busy machine can interrupt any of them in the middle of a convolution.
     assert sorted(row["grouped_share"] for row in rows)[len(rows) // 2] < 0.6
 
 

@@ -1,4 +1,4 @@
-"""What a layer is compared with: torch.compile, cuDNN and PyTorch's own depthwise kernels."""
+"""The peers of a layer: torch.compile, cuDNN and PyTorch's own depthwise kernels."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_torch_compile_may_use_templates_in_all_passes_where_it_has_them(
 def test_cudnn_is_called_with_the_sizes_of_a_depthwise_layer(
     stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU by the functions of the same meaning."""
+    """Checked on a CPU, with equivalent functions in place of cuDNN's."""
 
     def forward(x, w, padding, stride, dilation, groups, search, deterministic, tf32):
         assert (search, deterministic, tf32) == (True, False, False)
@@ -96,7 +96,7 @@ def test_depthwise_kernels_are_peers_of_depthwise_layers_only(
             for pass_, runner in product(PASSES, peers.DEPTHWISE):
                 contender = peers.Contender(runner, "contiguous")
                 found.append(peers.applies(contender, Problem(pass_, layer.geometry(2), "float32"), device))
-    assert found == [True] * 5 + [False] * 13, "cuDNN's weight gradient cannot be asked for"
+    assert found == [True] * 5 + [False] * 13, "no function runs cuDNN's weight gradient"
     options = ["--passes", "forward", "--out", str(tmp_path), "--contenders", "F.conv2d", "native-depthwise"]
     assert command.main([*RUN[:-3], *options]) == 0
     runners = {row["runner"] for row in read_table(tmp_path / "layers.jsonl", layers.LayerRow)}

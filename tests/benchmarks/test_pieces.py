@@ -1,4 +1,4 @@
-"""What ``python -m benchmarks pieces`` moves."""
+"""``python -m benchmarks pieces``: its kernel moves every element."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_without_matplotlib_a_report_has_only_tables(
     monkeypatch.setattr(report, "plots", None)
     assert command.main(["report", str(tmp_path)]) == 0
     said = capsys.readouterr()
-    assert said.out == f"{tmp_path / 'report.md'}\n" and "no pictures" in said.err
+    assert said.out == f"{tmp_path / 'report.md'}\n" and "no plots" in said.err
     assert "## Summary of the layers" in (tmp_path / "report.md").read_text()
 
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks run``: no speed for a wrong answer, and runs that go on where they were stopped."""
+"""``python -m benchmarks run``: no time for a wrong result, and runs that continue where they stopped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_layers_are_measured_by_everyone_and_a_second_run_measures_nothing(
     said = capsys.readouterr()
     assert "tiny   2      float32  weight_grad" in said.out
     assert command.main([*RUN, "--out", str(tmp_path)]) == 0
-    assert "6 cases, 6 of them in" in capsys.readouterr().err
+    assert f"6 cases: 6 already in {tmp_path}, 0 to measure" in capsys.readouterr().err
     assert read_table(tmp_path / "layers.jsonl", layers.LayerRow) == rows
 
 
@@ -45,7 +45,7 @@ def test_a_run_that_was_killed_in_the_middle_of_a_line_goes_on(
     path.write_text(text + '{"suite": "tiny", "layer": "16')
     capsys.readouterr()
     assert command.main([*RUN, "--passes", "forward", "input_grad", "--out", str(tmp_path)]) == 0
-    assert "4 cases, 2 of them in" in capsys.readouterr().err
+    assert f"4 cases: 2 already in {tmp_path}, 2 to measure" in capsys.readouterr().err
     assert path.read_text().startswith(text) and len(read_table(path, layers.LayerRow)) == 16
 
 
@@ -107,17 +107,17 @@ def test_contenders_that_were_not_measured_or_could_not_run_are_measured_in_a_se
         assert case.ours is not None and case.best_peer is not None
     capsys.readouterr()
     assert command.main([*first, "F.conv2d", "auto"]) == 0
-    assert "2 cases, 2 of them in" in capsys.readouterr().err
+    assert f"2 cases: 2 already in {tmp_path}, 0 to measure" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("environment.json", '{"gpu": nul', "environment.json is damaged"),
-        ("environment.json", "{}", "environment.json is damaged"),
-        ("layers.jsonl", '{"suite": "tiny"}\n', "layers.jsonl, line 1, is not a measurement"),
-        ("layers.jsonl", "nothing\n", "layers.jsonl, line 1, is not a measurement"),
-        ("networks.jsonl", "[]\n", "networks.jsonl, line 1, is not a measurement"),
+        ("environment.json", '{"gpu": nul', "environment.json, which is damaged: "),
+        ("environment.json", "{}", "environment.json, which is damaged: "),
+        ("layers.jsonl", '{"suite": "tiny"}\n', "layers.jsonl, which isn't a measurement: "),
+        ("layers.jsonl", "nothing\n", "layers.jsonl, which isn't a measurement: "),
+        ("networks.jsonl", "[]\n", "networks.jsonl, which isn't a measurement: "),
     ],
 )
 def test_damaged_results_are_named(
@@ -170,13 +170,16 @@ def test_time_is_up_between_two_cases(tmp_path: Path, capsys: pytest.CaptureFixt
             "--minutes: must be a positive number of minutes",
         ),
         (["run", "--suite", "tiny", "--out", __file__], "is not a folder"),
-        (["networks", "--image", "31"], "argument --image: 31 is less than 32"),
+        (["networks", "--image", "31"], "argument --image: must be at least 32, because the network"),
         (
             ["networks", "--network", "tiny", "--modes", "graphed"],
-            "error: --modes: none of them runs without a GPU",
+            "error: all chosen --modes need a GPU: choose from eager, compiled",
         ),
         (["run", "--suite", "resnet"], "argument --suite: invalid choice: 'resnet'"),
-        (["run", "--suite", "tiny", "--out", "/proc/nowhere"], "error: /proc/nowhere: No such file"),
+        (
+            ["run", "--suite", "tiny", "--out", "/proc/nowhere"],
+            "error: can't read or write /proc/nowhere: No such file",
+        ),
         ([], "the following arguments are required: COMMAND"),
     ],
     ids=lambda part: part if isinstance(part, str) else " ".join(part),

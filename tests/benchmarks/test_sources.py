@@ -1,4 +1,4 @@
-"""The code that decides a result is found by name, through modules."""
+"""The code that determines a result is found by name, across modules."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if __name__ == '__main__':
 
 
 def found(**changes: str) -> dict[str, str]:
-    """The digests of ``work`` with a text replaced in some files."""
+    """The digests of ``work`` after replacing a text in some files."""
     files = dict(FILES)
     for path, change in changes.items():
         before, after = change.split(" -> ")

@@ -1,4 +1,4 @@
-"""What rows of measurements come to: speedups, ties, aims, and a report that tells what they say."""
+"""Summaries of measurements: speedups, ties and means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m gconv COMMAND``: help, refusals and interruptions."""
+"""``python -m gconv COMMAND``: help, errors and interruptions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_help_names_the_other_commands_and_they_run(capsys: pytest.CaptureFixtur
         assert capsys.readouterr().out.startswith(f"usage: python -m gconv {name} ")
     for wrong, message in (
         (["profiel"], "invalid choice: 'profiel'"),
-        (["--json", "tune"], "options of tune go behind it: python -m gconv tune ..."),
+        (["--json", "tune"], "put the options after the command: python -m gconv tune ..."),
         (["--batch", "0"], "argument --batch: must be a positive integer, got '0'"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -33,7 +33,8 @@ def test_kernels_need_triton_and_an_interruption_is_one_line(
     monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
     with pytest.raises(SystemExit, match="2"):
         main(["kernels"])
-    assert capsys.readouterr().err == "error: Triton is not installed; pip install triton\n"
+    message = "error: kernels needs Triton, which is not installed: pip install triton\n"
+    assert capsys.readouterr().err == message
 
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt

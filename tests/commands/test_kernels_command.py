@@ -1,4 +1,4 @@
-"""``python -m gconv kernels``: spills fail the command, and what it refuses."""
+"""``python -m gconv kernels``: spills fail the command, and wrong options are errors."""
 
 from __future__ import annotations
 

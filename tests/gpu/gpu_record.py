@@ -1,4 +1,4 @@
-"""The results of ``tests/gpu/on_gpu.py``: printed and written as they come, read by the next run."""
+"""The results of ``tests/gpu/on_gpu.py``: printed and saved as they come, and read by the next run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from shard import Finished
 
-TO_RESUME = ("commit", "gpu", "torch", "triton")  # must match for a passed test not to run again
-INTERVAL = 10  # seconds between lines of progress
-LINES = 6  # of a failure that are printed
-KEPT = 4000  # characters of a failure that are written
+TO_RESUME = ("commit", "gpu", "torch", "triton")  # if these match, tests that have passed don't run again
+INTERVAL = 10  # seconds between progress lines
+LINES = 6  # printed lines of a failure
+KEPT = 4000  # saved characters of a failure
 
 
 @cache
 def environment() -> dict[str, Any]:
-    """Return what the results depend on: see :func:`gconv.measure.environment.environment`."""
-    import torch  # late: the processes import it in the meantime
+    """Return the environment of the results, see :func:`gconv.measure.environment.environment`."""
+    import torch  # late, so that the processes can start and import it in the meantime
 
     from gconv.measure.environment import environment
 
@@ -28,16 +28,17 @@ def environment() -> dict[str, Any]:
 
 
 class Record:
-    """The results, printed and written to ``path`` as they come.
+    """The results, printed and saved in ``path`` as they come.
 
     Args:
-        path: a file of JSON, with the results of an earlier run if it exists; None not to keep the results.
+        path: a JSON file. If it exists, the results of the earlier run are read from it. With None, results
+            aren't saved.
 
     Attributes:
-        tests: outcome, seconds and message by node id, of tests and of modules that could not be collected.
-        problems: what went wrong outside of tests.
+        tests: outcome, seconds and message of tests and of modules that can't be collected, by node id.
+        problems: errors outside of tests.
         sanitizer: outcome, seconds and message of compute-sanitizer.
-        stopped: why not everything has run; None if it has.
+        stopped: why not everything has run, or None if everything has.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -53,19 +54,20 @@ class Record:
             except (ValueError, LookupError, TypeError):
                 from gconv.measure.terminal import fail
 
-                fail(f"{path} does not hold results of these tests: choose another --out, or remove it")
+                fail(f"{path} doesn't contain results of these tests: choose a different --out, or remove it")
 
     def _read(self, earlier: dict[str, Any]) -> None:
         from benchmarks.store import is_committed
 
         facts, before = environment(), earlier["environment"]
         if not is_committed(facts["commit"]) or any(facts[name] != before.get(name) for name in TO_RESUME):
-            print(f"{self.path} is of other code or another machine: everything runs again", flush=True)
+            message = "is from different code or from a different machine: running all tests again"
+            print(f"{self.path} {message}", flush=True)
             return
         self.tests = {name: test for name, test in earlier["tests"].items() if test["outcome"] == "passed"}
         if earlier["sanitizer"].get("outcome") == "passed":
             self.sanitizer = earlier["sanitizer"]
-        print(f"{len(self.tests)} tests have passed before, see {self.path}", flush=True)
+        print(f"skipping {len(self.tests)} tests that have already passed, see {self.path}", flush=True)
 
     @property
     def counts(self) -> Counter[str]:
@@ -73,9 +75,9 @@ class Record:
         return Counter(test["outcome"] for test in self.tests.values())
 
     def take(self, result: Finished) -> None:
-        """Keep a result, and print it if it is a failure."""
+        """Record a result, and print it if it is a failure."""
         known = {"outcome": result.outcome, "seconds": result.seconds}
-        again = result.test in self.tests  # a module that cannot be collected, say
+        again = result.test in self.tests  # for example, a module that can't be collected
         self.tests[result.test] = known | ({"message": result.message[-KEPT:]} if result.message else {})
         if result.outcome == "failed" and not again:
             lines = [line for line in result.message.splitlines() if line.startswith("E ")]
@@ -83,19 +85,19 @@ class Record:
             print(f"FAILED {result.test}", *lines[:LINES], sep="\n", flush=True)
 
     def take_sanitizer(self, code: int, output: str, seconds: float) -> None:
-        """Keep compute-sanitizer's result, and print its ``output`` if it found something."""
+        """Record compute-sanitizer's result, and print its ``output`` if it found an error."""
         outcome = "failed" if code else "passed"
         self.sanitizer = {"outcome": outcome, "seconds": round(seconds, 1), "message": output[-KEPT:]}
         if code:
             print(f"FAILED compute-sanitizer\n{output[-KEPT:]}", flush=True)
 
     def add_problem(self, problem: str) -> None:
-        """Keep and print what went wrong outside of tests."""
+        """Record and print an error outside of tests."""
         self.problems.append(problem[-KEPT:])
         print(problem[-KEPT:], flush=True)
 
     def show_progress(self, left: int) -> None:
-        """Print and write the progress, every ``INTERVAL`` seconds; ``left`` tests are still to do."""
+        """Print the progress and save the results every ``INTERVAL`` seconds; ``left`` tests remain."""
         if time.monotonic() < self.shown + INTERVAL:
             return
         self.shown = time.monotonic()
@@ -105,7 +107,7 @@ class Record:
         self.write()
 
     def write(self) -> None:
-        """Write all results."""
+        """Save all results."""
         if self.path is None:
             return
         from benchmarks.store import write_json
@@ -136,5 +138,5 @@ class Record:
         if self.stopped:
             return 3
         if not counts["passed"]:
-            print("no test has passed: is there a GPU that PyTorch can use?", flush=True)
+            print("no test has passed: does this machine have a GPU that PyTorch can use?", flush=True)
         return 0 if counts["passed"] else 1

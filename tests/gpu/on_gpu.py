@@ -23,30 +23,31 @@ from shard import Collected, Finished, Share, Started, run_share
 
 TESTS = Path(__file__).parents[1]
 DESCRIPTION = """\
-Run the tests that are marked `gpu` on the GPU of this machine, in three steps:
+Run the tests marked `gpu` on the GPU of this machine, in three steps:
 
-  1. all but those marked `timing`, divided among processes: most of the time goes into compiling kernels
-  2. those marked `timing`, one after the other, with nothing beside them
-  3. tests/gpu/sanitize.py, which starts every kernel, under compute-sanitizer if that is on the PATH
+  1. the tests that aren't marked `timing`, in parallel, because compiling kernels takes most of the time
+  2. the tests marked `timing`, one after the other, with nothing else running
+  3. tests/gpu/sanitize.py, which runs every kernel, under compute-sanitizer if that is on the PATH
 
-Needs torch, Triton, NumPy and pytest. Tests that need more are skipped and name the missing package. Failures
-are printed as they come. --out keeps the results in a file, and the same command then goes on where it was
-stopped: tests that have passed with the same commit, GPU, torch and Triton do not run again, unless files
-differ from the commit.
+Examples:
 
   python3 tests/gpu/on_gpu.py --out runs/gpu.json
   python3 tests/gpu/on_gpu.py --out runs/gpu.json --minutes 8
   python3 tests/gpu/on_gpu.py tests/gpu/test_gpu_fusion.py
 
-Exit code: 0 if everything passed or was skipped, 1 if something failed or no test ran, 3 if it was stopped.
+This needs torch, Triton, NumPy and pytest. Tests that need another package are skipped and name it. Failures
+are printed as they come. With --out, run the same command again to continue where it stopped: tests that have
+passed with the same commit, GPU, torch and Triton don't run again, unless files differ from the commit.
+
+Exit code: 0 if all tests passed or were skipped, 1 if one failed or none ran, 3 if it was stopped.
 """
 ENVIRONMENT = {
-    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # none is needed, and they take a second to import
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # there are enough processes
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # no plugin is needed, and importing them takes a second
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # there are enough processes already
 }
 DAY = 24 * 60  # minutes
 MARKED = re.compile(r"^(pytestmark = \[?\s*|@)pytest\.mark\.gpu\b", re.MULTILINE)
-ENDED = (0, 1, 5)  # pytest's exit codes after all tests: passed, some failed, there were none
+ENDED = (0, 1, 5)  # exit codes of a complete pytest run: all passed, some failed, no tests
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,40 +70,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cores = max(1, len(os.sched_getaffinity(0)) - 2)
-    parser.add_argument("tests", type=Path, nargs="*", metavar="FILE", help="of tests; default: all")
+    parser.add_argument(
+        "tests", type=Path, nargs="*", metavar="FILE", help="files with tests to run (default: all)"
+    )
     parser.add_argument(
         "--processes",
         type=int,
         default=cores,
         metavar="N",
-        help=f"of step 1; default: {cores}, the cores - 2",
+        help=f"number of processes for step 1 (default: {cores}, the number of cores - 2)",
     )
     parser.add_argument(
-        "--minutes", type=float, default=DAY, metavar="M", help="stop after M; default: a day"
+        "--minutes", type=float, default=DAY, metavar="M", help="stop after M minutes (default: a day)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of all results; default: not kept")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="JSON file for the results (default: they aren't saved)"
+    )
     parsed = parser.parse_args(arguments)
-    if parsed.processes < 1 or not parsed.minutes > 0:
-        parser.error("--processes and --minutes must be positive")
+    if parsed.processes < 1:
+        parser.error(f"--processes must be a positive integer, got {parsed.processes}")
+    if not parsed.minutes > 0:
+        parser.error(f"--minutes must be a positive number of minutes, got {parsed.minutes:g}")
     return parsed
 
 
 def marked_files() -> list[Path]:
-    """Return the files with tests marked `gpu`: each process would need seconds to collect the others."""
+    """Return the files with tests marked `gpu`. Collecting all files would take each process seconds."""
     return [path for path in sorted(TESTS.rglob("test_*.py")) if MARKED.search(path.read_text())]
 
 
 class Shard:
-    """A process that runs a share of the tests, as seen from this one.
+    """This process's view of a process that runs a share of the tests.
 
     Attributes:
-        connection: brings its messages.
-        todo: the tests it has not run yet.
+        connection: receives its messages.
+        todo: the tests that it hasn't run yet.
     """
 
     def __init__(self, share: Share, record: Record, log: Path) -> None:
@@ -118,10 +125,10 @@ class Shard:
         share = replace(self.share, settled=frozenset(self.settled))
         self.process = get_context("spawn").Process(target=run_share, args=(share, end, self.log))
         self.process.start()
-        end.close()  # the process holds the only one, which closes with it
+        end.close()  # so that only the other process has it open, and it closes when that process ends
 
     def listen(self) -> bool:
-        """Handle a message; return False if there will be no more."""
+        """Handle a message; return False if it was the last."""
         try:
             message = self.connection.recv()
         except EOFError:
@@ -143,7 +150,7 @@ class Shard:
         self.record.take(result)
 
     def _goes_on(self) -> bool:
-        """Start another process if this one ended before its last test but finished some."""
+        """Start another process if this one ended before its last test, but made progress."""
         self.process.join()
         self.connection.close()
         message = f"pytest ended with exit code {self.process.exitcode}\n{self.log.read_text()}"
@@ -159,14 +166,18 @@ class Shard:
 
     def stop(self) -> None:
         """Kill the process and those that it has started."""
-        with suppress(ProcessLookupError):  # it may not lead a group yet
+        with suppress(ProcessLookupError):  # it might not lead a process group yet
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
 
 
 def run_tests(share: Share, record: Record, deadline: float) -> None:
-    """Run each of the ``share.count`` shares in its own process; raise TimeoutError at ``deadline``."""
+    """Run each of the ``share.count`` shares in its own process.
+
+    Raises:
+        TimeoutError: at ``deadline``.
+    """
     passed = frozenset(name for name, test in record.tests.items() if test["outcome"] == "passed")
     with tempfile.TemporaryDirectory() as folder:
         shards = [
@@ -185,7 +196,11 @@ def run_tests(share: Share, record: Record, deadline: float) -> None:
 
 
 def sanitize(record: Record, deadline: float) -> None:
-    """Run ``sanitize.py`` under compute-sanitizer, if installed; raise TimeoutExpired at ``deadline``."""
+    """Run ``sanitize.py`` under compute-sanitizer, if that is installed.
+
+    Raises:
+        TimeoutError, subprocess.TimeoutExpired: at ``deadline``.
+    """
     program = shutil.which("compute-sanitizer")
     if record.sanitizer.get("outcome") == "passed":
         return
@@ -202,14 +217,14 @@ def sanitize(record: Record, deadline: float) -> None:
             try:
                 process.wait(_left(deadline))
             except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)  # the sanitizer, and what it watches
+                os.killpg(process.pid, signal.SIGKILL)  # kills the sanitizer and the program that it runs
                 raise
         log.seek(0)
         record.take_sanitizer(process.returncode, log.read(), time.monotonic() - start)
 
 
 def _left(deadline: float) -> float:
-    """Return the seconds until ``deadline``, and raise TimeoutError after it."""
+    """Return the seconds until ``deadline``; raise TimeoutError if it has passed."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -217,5 +232,5 @@ def _left(deadline: float) -> float:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(TESTS.parent))  # gconv need not be installed
+    sys.path.insert(0, str(TESTS.parent))  # so that gconv doesn't have to be installed
     sys.exit(main())

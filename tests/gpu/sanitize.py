@@ -1,11 +1,11 @@
-"""Start every kernel on a few small layers, for compute-sanitizer to watch their memory. In the checkout:
+"""Run every kernel on small layers under compute-sanitizer, which checks their memory accesses:
 
     export PYTHONPATH=. PYTORCH_NO_CUDA_MEMORY_CACHING=1
     compute-sanitizer --error-exitcode 1 python3 tests/gpu/sanitize.py
 
-PyTorch's cache of memory hides an access past the end of a tensor, which lies in a larger block: the
-second variable switches it off. Operands begin at a multiple of 16 bytes, and so do their pixels, as those
-of most networks do: kernels take wider loads there. Nothing is compared: the other tests do that.
+The second variable switches off PyTorch's memory cache, whose large blocks hide accesses past the end of a
+tensor. Tensors and their pixels start at multiples of 16 bytes, as in most networks, because the kernels use
+wider loads then. Results aren't checked: the other tests do that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TYPES = ("bfloat16", "float32", "tf32")
 
 
 def start_kernels(geometry: ConvGeometry, type_: str, device: torch.device) -> None:
-    """Run the three passes with a bias, and again with batch norms inside; ``type_`` is one of ``TYPES``."""
+    """Run the three passes with a bias, and with batch norms inside. ``type_`` is a member of ``TYPES``."""
     problem = Problem("forward", geometry, type_)
     x, weight, dy = problem.draw(device)
     norm = torch.randn(3, geometry.input_size[1], device=device)
@@ -49,14 +49,14 @@ def start_kernels(geometry: ConvGeometry, type_: str, device: torch.device) -> N
 
 
 def main() -> None:
-    """Start all kernels on the GPU."""
+    """Run all kernels on the GPU."""
     if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") != "1":
-        fail("PYTORCH_NO_CUDA_MEMORY_CACHING must be 1, or the sanitizer sees nothing")
+        fail("PYTORCH_NO_CUDA_MEMORY_CACHING must be 1: otherwise the sanitizer can't detect wrong accesses")
     for name, geometry in LAYERS.items():
         for type_ in TYPES:
             start_kernels(geometry, type_, torch.device("cuda"))
             torch.cuda.synchronize()
-        print(f"started the kernels of {name}", flush=True)
+        print(f"ran the kernels of {name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A process of ``on_gpu.py``: runs pytest on its share of the tests and sends each result."""
+"""A process of ``on_gpu.py``, which runs pytest on its share of the tests and sends each result."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import pytest
 
 
 class Collected(NamedTuple):
-    """The tests of the share, before the first of them runs."""
+    """The tests of the share, sent before the first of them runs."""
 
     tests: list[str]
 
 
 class Started(NamedTuple):
-    """A test has begun."""
+    """A test has started."""
 
     test: str
 
 
 class Finished(NamedTuple):
-    """A test has run, or a module could not be collected.
+    """A test has run, or a module can't be collected.
 
     Args:
-        test: its node id.
+        test: node id of the test or module.
         outcome: "passed", "failed" or "skipped".
-        seconds: that it took, with its fixtures.
+        seconds: its duration, including fixtures.
         message: why it failed or was skipped.
     """
 
@@ -45,11 +45,11 @@ class Share:
     """The tests that one process runs: every ``count``-th test, starting with test ``number``.
 
     Args:
-        paths: files and folders of tests.
-        marks: an expression of marks that selects among them.
-        number, count: number of this share, and of shares.
-        passed: tests that no share runs.
-        settled: tests of this share that an earlier process has run.
+        paths: files and folders with tests.
+        marks: a pytest mark expression that selects some of them.
+        number, count: index of this share, and number of shares.
+        passed: tests that no share runs, because they have already passed.
+        settled: tests of this share that an earlier process has already run.
     """
 
     paths: tuple[str, ...]
@@ -61,8 +61,8 @@ class Share:
 
 
 def run_share(share: Share, connection: Connection, log: Path) -> None:
-    """Run ``share`` in this process and end it; what pytest prints is appended to ``log``."""
-    os.setsid()  # with the processes that tests start it can be ended as a group
+    """Run ``share`` in this process, append pytest's output to ``log``, and exit."""
+    os.setsid()  # so that it can be killed as a group with the processes that tests start
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -71,12 +71,12 @@ def run_share(share: Share, connection: Connection, log: Path) -> None:
 
 
 class Sender:
-    """A plugin for pytest that selects the tests of ``share`` and sends their results."""
+    """A pytest plugin that selects the tests of ``share`` and sends their results."""
 
     def __init__(self, share: Share, connection: Connection) -> None:
         self.share = share
         self.send = connection.send
-        self.reports: list[pytest.TestReport] = []  # of the test that runs
+        self.reports: list[pytest.TestReport] = []  # reports of the running test
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -86,7 +86,7 @@ class Sender:
         self.send(Collected([item.nodeid for item in items]))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if not report.passed and self.share.number == 0:  # the others meet the same
+        if not report.passed and self.share.number == 0:  # the other shares have the same error
             self.send(Finished(report.nodeid, report.outcome, 0.0, _message(report)))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -102,7 +102,7 @@ class Sender:
         seconds = sum(report.duration for report in self.reports)
         self.send(Finished(nodeid, shown.outcome, round(seconds, 2), _message(shown)))
         if shown.failed and _gpu_is_lost():
-            os._exit(1)  # every test after this one would fail, and PyTorch cannot even end
+            os._exit(1)  # all later tests would fail, and PyTorch can't even shut down
 
 
 def _message(report: pytest.TestReport | pytest.CollectReport) -> str:
@@ -113,7 +113,7 @@ def _message(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 
 def _gpu_is_lost() -> bool:
-    """Return whether CUDA is unusable in this process, as after an access out of bounds."""
+    """Return whether CUDA is unusable in this process, as after an out-of-bounds access."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return False

@@ -41,7 +41,7 @@ def test_norms_by_themselves_match_their_equations(dtype: torch.dtype) -> None:
 def test_fused_by_itself_in_autocast(
     dtype: torch.dtype, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ``auto`` takes it, against the modules in float64."""
+    """With the backend ``auto``, compared with the modules in float64."""
     calls, run = [], ops.norm_forward
     monkeypatch.setattr(ops, "norm_forward", lambda *a: (calls.append(1), run(*a))[1])
     modules = sandwich(128, 32, stride, dtype=torch.float32).cuda()
@@ -60,7 +60,7 @@ def test_fused_by_itself_in_autocast(
 
 
 def test_a_fused_resnext_learns_in_a_cuda_graph() -> None:
-    """Eager and replayed: the loss on one batch falls, as far as it falls unfused."""
+    """Eager and replayed: the loss on one batch decreases as it does without fusion."""
     x, labels = torch.randn(16, 3, 64, 64, device="cuda"), torch.randint(10, (16,), device="cuda")
     x, losses = x.contiguous(memory_format=torch.channels_last), {}
     for fused in (False, True):

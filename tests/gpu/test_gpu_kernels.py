@@ -1,4 +1,4 @@
-"""The kernels on a GPU, ``pytest -m gpu``: the interpreter's checks, and sizes that only a GPU takes."""
+"""The kernels on a GPU, ``pytest -m gpu``: the interpreter's checks, and sizes that need a GPU."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_kind_of_convolution_matches_float64(case: Case, dtype: torch.dtyp
 @pytest.mark.parametrize("case", FAMILIES + LAYERS, ids=lambda case: case.name)
 @pytest.mark.parametrize("place", [aligned, inside_nan])
 def test_tf32_is_as_close_as_tf32_can_be(place: Place, case: Case) -> None:
-    """Operands of 11 bits, sums in float32: the bound of float16 for operands that are rounded first."""
+    """Operands have 11 bits and sums are in float32: the bound is that of float16 for rounded operands."""
     with cudnn_precision("tf32"):
         results = kernel_results(case, torch.float32, device="cuda", place=place)
     for name, (result, truth, _) in results.items():
@@ -76,7 +76,7 @@ def test_auto_matches_float64_forward_and_backward(case: Case) -> None:
     dy = torch.randn_like(y)
     results = [y.detach(), *torch.autograd.grad(y, tensors, dy)]
     truth = expected(case, tuple(tensors), dy)
-    # cuDNN may have run some of the passes; it sums partly in 16 bits.
+    # cuDNN may have run some of the passes, and it computes some sums in 16 bits.
     for result, right, bound in zip(results, truth, bounds(case, truth, torch.bfloat16), strict=True):
         assert ((result.double() - right).abs() <= 4 * bound + 0.02 * right.abs().mean()).all()
 
@@ -84,13 +84,13 @@ def test_auto_matches_float64_forward_and_backward(case: Case) -> None:
 @pytest.mark.parametrize("type_", sanitize.TYPES)
 @pytest.mark.parametrize("name", sanitize.LAYERS)
 def test_what_the_sanitizer_watches_runs(name: str, type_: str) -> None:
-    """And compiles, so that compute-sanitizer need not wait for it."""
+    """This also compiles the kernels, so that compute-sanitizer doesn't have to wait for that."""
     sanitize.start_kernels(sanitize.LAYERS[name], type_, torch.device("cuda"))
     torch.cuda.synchronize()
 
 
 def test_auto_takes_the_kernels_for_resnext() -> None:
-    """By rule, where no table says otherwise."""
+    """By the rules, if there is no tuned table."""
     x = torch.randn(8, 128, 56, 56, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     geometry = ConvGeometry.of(x.shape, (128, 4, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 32)
     for pass_ in PASSES:
@@ -116,7 +116,7 @@ def test_compiled_network_is_the_eager_one(mode: str) -> None:
 
 
 def converted_network() -> torch.nn.Module:
-    """On the kernels: grouped convolutions of stride 1 and 2 around batch norm, bfloat16, channels_last."""
+    """Grouped convolutions of stride 1 and 2 around batch norm, converted, in bfloat16 and channels_last."""
     net = torch.nn.Sequential(
         torch.nn.Conv2d(64, 64, 3, padding=1, groups=16, bias=False),
         torch.nn.BatchNorm2d(64),
@@ -145,10 +145,10 @@ def test_inference_in_a_cuda_graph() -> None:
             assert torch.equal(y, net(x))
 
 
-# make_graphed_callables warms up on a stream of its own and keeps the nodes that remember it.
+# make_graphed_callables warms up on another stream, and keeps autograd nodes that remember this stream.
 @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream:UserWarning")
 def test_training_step_in_a_cuda_graph() -> None:
-    """Forward and backward, as ``torch.cuda.make_graphed_callables`` captures them, against eager steps."""
+    """Forward and backward captured by ``torch.cuda.make_graphed_callables``, compared with eager steps."""
     results = []
     for graphed in (False, True):
         torch.manual_seed(0)
@@ -207,7 +207,7 @@ def test_a_kept_kernel_starts_on_the_stream_of_the_call() -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(50_000_000)  # the default stream would not wait for it
+            torch.cuda._sleep(50_000_000)  # a kernel on the default stream wouldn't wait for this
             y = layer(x * 1)
         stream.synchronize()
     torch.testing.assert_close(y, truth)
@@ -222,7 +222,7 @@ def test_tensors_on_another_device_than_the_current_one() -> None:
 
 
 def test_more_than_two_to_the_31_elements() -> None:
-    """The last image of a batch whose offsets need 64 bits."""
+    """The offsets of the last image of the batch need 64 bits."""
     if torch.cuda.mem_get_info()[0] < 20 * 2**30:
         pytest.skip("needs 20 GiB of free memory")
     n, c, size = 43_000, 64, 28

@@ -1,4 +1,4 @@
-"""Measuring and tuning on a GPU, ``pytest -m gpu``: on tiny layers, that all of it works."""
+"""Measuring and tuning on a GPU, ``pytest -m gpu``: everything works on tiny layers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from gconv.measure.suites import Layer
 pytestmark = [
     pytest.mark.gpu,
     needs_gpu,
-    pytest.mark.filterwarnings("ignore"),  # cuDNN's and the compiler's, of plans that they try and drop
+    pytest.mark.filterwarnings("ignore"),  # from cuDNN and the compiler, about plans that they try and reject
 ]
 RUN = ["run", "--suite", "tiny", "--batch", "4", "--dtypes", "bfloat16"]
 
 
 @pytest.mark.timing
 def test_times_are_those_of_the_device() -> None:
-    """A copy of 512 MiB in a graph takes what the speed of a copy says."""
+    """A copy of 512 MiB in a graph takes the time that ``copy_speed`` predicts."""
     source = torch.randn(2**27, device="cuda")
     target, device = torch.empty_like(source), source.device
     times = timing.time_together({"copy": [lambda: target.copy_(source)]}, device)["copy"]
@@ -64,7 +64,7 @@ def test_tuned_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def note_layout(layouts: dict[str, str], name: str, module: torch.nn.Module, inputs: tuple) -> None:
-    """A hook: the layout in which ``module`` gets its input."""
+    """A hook that records the layout of a module's input."""
     last = inputs[0].is_contiguous(memory_format=torch.channels_last)
     layouts[name] = "channels_last" if last else "contiguous"
 
@@ -97,14 +97,14 @@ def test_the_check_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = check.check(batch=8)
     assert not found.wrong and len(found.answers) == 4 * 3 and len(found.timings) == 3
     assert all(min(t.floor, t.gconv.p50, t.channels_last.p50, t.contiguous.p50) > 0 for t in found.timings)
-    assert "ResNeXt-50's grouped layers, bfloat16, 8 images" in str(found)
+    assert "ResNeXt-50's grouped layers, bfloat16, batch size 8" in str(found)
 
 
 @pytest.mark.skipif(not torch.backends.cudnn.enabled, reason="without cuDNN no layout follows the weights")
 def test_a_contiguous_network_runs_on_the_kernels_once_converted(
     no_tables: None, however_small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In bfloat16; its images stay contiguous."""
+    """In bfloat16, with contiguous images."""
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.Conv2d(64, 64, 3, padding=1, groups=16))
     net, x = net.cuda().bfloat16(), torch.randn(8, 3, 28, 28, device="cuda", dtype=torch.bfloat16)
     expected, ran = net(x), []
@@ -130,7 +130,7 @@ def test_both_depthwise_kernels_are_right(pass_: str, runner: str) -> None:
 
 
 def measure(folder: Path, *command: str) -> list[dict[str, Any]]:
-    """The rows that a command of the benchmarks writes, none of which may tell of a problem."""
+    """Run a command of the benchmarks; return the rows that it writes, none of which may have a problem."""
     assert benchmarks.main([*command, "--out", str(folder)]) == 0
     row = networks.NetworkRow if command[0] == "networks" else layers.LayerRow
     rows = read_table(folder / ("networks.jsonl" if command[0] == "networks" else "layers.jsonl"), row)
@@ -142,7 +142,7 @@ def measure(folder: Path, *command: str) -> list[dict[str, Any]]:
     ("contenders", "passes"), [(["auto", "triton", "F.conv2d"], PASSES), (["torch.compile"], ["forward"])]
 )
 def test_layers_are_measured(tmp_path: Path, contenders: list[str], passes: list[str]) -> None:
-    """torch.compile compiles for a minute, so it has one pass."""
+    """torch.compile runs only one pass, because compiling takes a minute."""
     options = ["--passes", *passes, "--contenders", *contenders]
     rows = measure(tmp_path, *RUN, *options)
     assert len(rows) == 2 * len(passes) * 2 * len(contenders), "layers, passes, contenders in two layouts"
@@ -160,7 +160,7 @@ def test_layers_are_measured(tmp_path: Path, contenders: list[str], passes: list
 def test_networks_are_measured(
     tmp_path: Path, mode: str, tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both tasks compiled would take minutes."""
+    """Compiling both tasks would take minutes."""
     monkeypatch.setattr(networks, "wall_time", partial(timing.wall_time, seconds=0))
     network = ["networks", "--network", "tiny", "--image", "32", "--batch", "16"]
     rows = measure(tmp_path, *network, "--modes", mode, "--tasks", *tasks)

@@ -1,4 +1,4 @@
-"""The trainer on a GPU, ``pytest -m gpu``: the losses of the CPU, in each precision, and the commands."""
+"""Training on a GPU, ``pytest -m gpu``: the same losses as on the CPU in each precision, and the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``on_gpu.py``: every test runs once, in some process; what fails shows; what has passed is kept."""
+"""``on_gpu.py``: every test runs once in one of the processes, failures show, passed tests are recorded."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ SKIPPED = 'pytest.skip("needs kornia", allow_module_level=True)\n'
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, on a machine without compute-sanitizer."""
+    """Run each test in an empty folder, without compute-sanitizer."""
     monkeypatch.chdir(tmp_path)
     Path("pytest.ini").write_text("[pytest]\nmarkers =\n  gpu\n  timing\n")
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in on_gpu.ENVIRONMENT:
-        monkeypatch.setenv(name, "")  # what main changes is restored
+        monkeypatch.setenv(name, "")  # so that main's changes are undone
     monkeypatch.setattr(gpu_record, "environment", lambda: FACTS)
 
 
 def run(*options: str, **modules: str) -> tuple[int, dict[str, Any]]:
-    """The exit code and the results of the tests in ``modules``."""
+    """Run the tests in ``modules``; return the exit code and the results."""
     for name, text in modules.items():
         Path(f"test_{name}.py").write_text(HEAD + text)
     files = [f"test_{name}.py" for name in modules]
@@ -86,7 +86,7 @@ def run(*options: str, **modules: str) -> tuple[int, dict[str, Any]]:
 
 
 def ran() -> list[tuple[str, str]]:
-    """Process and name of each test, in order."""
+    """The process and name of each test, in order."""
     return [tuple(line.split()) for line in Path("ran.txt").read_text().splitlines()]
 
 
@@ -138,7 +138,7 @@ def test_what_has_passed_counts_for_its_commit_and_gpu(
 
 
 def test_a_crash_fails_its_test_and_the_others_run() -> None:
-    """In the same share, before and after it."""
+    """Including the tests in the same share, before and after the crash."""
     code, results = run("--processes", "1", a=SIX, b=CRASHING, c=SIX)
     assert code == 1 and results["counts"] == {"passed": 12, "failed": 1}
     assert outcomes(results)["test_b.py::test_crashes"] == "failed"
@@ -184,7 +184,7 @@ def test_it_stops_in_time_with_all_that_it_started_and_goes_on() -> None:
 
 
 def has_ended(process: int) -> bool:
-    """Whether a process ends within seconds; an entry that nobody has asked about is none."""
+    """Whether a process ends within five seconds. A zombie has ended."""
     stat, end = Path(f"/proc/{process}/stat"), time.monotonic() + 5
     while time.monotonic() < end:
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
@@ -197,7 +197,8 @@ def test_a_file_of_something_else_is_left_as_it_is(capsys: pytest.CaptureFixture
     Path("results.json").write_text("[1, 2]")
     with pytest.raises(SystemExit, match="2"):
         run(six=SIX)
-    assert capsys.readouterr().err.startswith("error: results.json does not hold results")
+    message = "error: results.json doesn't contain results of these tests: choose a different --out"
+    assert capsys.readouterr().err.startswith(message)
     assert Path("results.json").read_text() == "[1, 2]"
 
 
@@ -224,13 +225,13 @@ def test_the_sanitizer_is_stopped_in_time_with_what_it_watches(tmp_path: Path) -
 
 
 def test_the_sanitizer_watches_every_kernel_in_every_pass() -> None:
-    """All that an H100 runs the families in, plain and with batch norms, in each type."""
+    """All kernels that an H100 uses for the families, plain and with batch norms, in each type."""
     geometries = [geometry_of(case) for case in FAMILIES]
     assert kernels_of(sanitize.LAYERS.values()) >= kernels_of(geometries)
 
 
 def kernels_of(geometries: Iterable[ConvGeometry]) -> set[tuple[str, str, str, str]]:
-    """Return rule, pass, type and kernel of each launch."""
+    """Return the rule, pass, type and kernel of each launch."""
     h100 = Device("cuda", "NVIDIA H100 80GB HBM3", 132, 90)
     return {
         (rule.__name__, pass_, type_, rule(pass_, geometry, *TYPES[type_], h100).kernel)

@@ -1,4 +1,4 @@
-"""The check of this machine, as ``python -m gconv`` prints it: right or wrong, times and a verdict."""
+"""``python -m gconv``: the check of this machine, with right and wrong results, times and a verdict."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def times(median: float) -> Times:
 
 
 def found(auto: str = "triton", wrong: str = "") -> CheckReport:
-    """On a GPU: forward passes take the kernels 50 us, PyTorch 100, contiguous 400; gradients the same."""
+    """A report for a GPU: in each pass the kernels take 50 us, PyTorch 100 us, and contiguous 400 us."""
     timings = [
         TimedPass(layer.name, pass_, 25.0, times(50), times(100), times(400), auto)
         for layer in check.LAYERS
@@ -77,7 +77,7 @@ def test_a_wrong_result_is_named_and_fails_the_command(
     assert "aten: 2 of 3 results match float64, in float32\n" in out
     assert "  1024/32, 7x7, input_grad, float32: FAILED, RuntimeError: no such kernel\n" in out
     assert "  1024/32, 7x7, forward, float32: WRONG, off by " in out
-    assert "  1024/32, 7x7, weight_grad, float32: WRONG, it holds NaN or infinity\n" in out
+    assert "  1024/32, 7x7, weight_grad, float32: WRONG, contains NaN or infinity\n" in out
     assert "3 of 6 results are WRONG" in out and "report" in out
     assert main(["--json"]) == 1
     report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
@@ -89,23 +89,23 @@ def test_the_table_of_a_gpu_and_its_verdict() -> None:
     assert "machine  NVIDIA Test, compute capability 9.0, driver 580, cuDNN 91900" in lines
     head = next(line for line in lines if line.startswith("layer"))
     assert head.split() == [
-        *("layer", "pass", "floor", "gconv", "of", "floor", "cuDNN", "contiguous", "speedup", "auto", "takes")
+        *("layer", "pass", "floor", "gconv", "of", "floor", "cuDNN", "contiguous", "speedup", "auto", "uses")
     ]
     row = next(line for line in lines if line.startswith("128/32, 56x56"))
     assert row.split()[2:] == ["forward", "25.0", "50.0", "50%", "100.0", "400.0", "2.00x", "gconv"]
     assert lines[-1] == (
-        "gconv.convert(model) makes ResNeXt-50's grouped convolutions 2.00x as fast in training and 2.00x in "
-        "inference as PyTorch in its better layout (8.00x and 8.00x as fast as a contiguous network)."
+        "gconv.convert(model) speeds up ResNeXt-50's grouped convolutions 2.00x in training and 2.00x in "
+        "inference over PyTorch in its faster layout (8.00x and 8.00x over a contiguous network)."
     )
 
 
 def test_the_verdict_counts_what_auto_takes_and_how_often_a_layer_comes() -> None:
     report = found("aten")
     assert report.verdict.startswith("Nothing to gain for ResNeXt-50") and "tune" in report.verdict
-    first = replace(report.timings[0], auto="triton")  # 3 of the 16 forward passes take half as long
+    first = replace(report.timings[0], auto="triton")  # halves the time of 3 of the 16 forward passes
     report = replace(report, timings=(first, *report.timings[1:]))
     inference, training = 1600 / (3 * 50 + 13 * 100), 4800 / (3 * 50 + 45 * 100)
-    assert f"{training:.2f}x as fast in training and {inference:.2f}x in inference" in report.verdict
+    assert f"convolutions {training:.2f}x in training and {inference:.2f}x in inference" in report.verdict
     row = next(line for line in str(report).splitlines() if line.startswith("1024/32, 7x7"))
     assert row.endswith("2.00x     cuDNN") or row.split()[-1] == "cuDNN"
 
@@ -124,22 +124,24 @@ def test_kernels_that_auto_takes_though_they_are_slower_are_told() -> None:
     slow = [
         replace(report.timings[0], gconv=times(t), auto=auto) for t, auto in ((103, "triton"), (200, "aten"))
     ]
-    assert "slower here in 1 passes" in str(replace(report, timings=(*slow, *report.timings[2:])))
+    remark = "in 1 of 11 passes, auto uses kernels that are slower here"
+    assert remark in str(replace(report, timings=(*slow, *report.timings[2:])))
 
 
 def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit is said to be left out, and the verdict is of the rest."""
+    """The report lists the passes that don't fit, and the verdict covers the others."""
     answer = CheckedPass(
-        "triton", "tf32", "forward", "128/32, 56x56", "no memory", message="it does not fit this GPU"
+        "triton", "tf32", "forward", "128/32, 56x56", "no memory", message="doesn't fit in the GPU's memory"
     )
     report = found()
     report = replace(
         report, answers=(answer,), timings=report.timings[3:], untimed=("128/32, 56x56, forward",)
     )
     assert not report.wrong
-    assert "  128/32, 56x56, forward, tf32: NO MEMORY, it does not fit this GPU" in str(report)
-    assert "too large for this GPU's memory: 128/32, 56x56, forward" in str(report)
-    assert report.verdict.startswith("gconv.convert(model) makes those of its layers that fit 2.00x")
+    assert "  128/32, 56x56, forward, tf32: NO MEMORY, doesn't fit in the GPU's memory" in str(report)
+    remark = "not timed, because it doesn't fit in the GPU's memory: 128/32, 56x56, forward"
+    assert remark in str(report)
+    assert "ResNeXt-50's grouped convolutions that fit in memory 2.00x in training" in report.verdict
     assert "Try a smaller --batch" in replace(report, timings=()).verdict
 
     def full(*args: object) -> None:
@@ -151,5 +153,5 @@ def test_a_small_gpu_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_wrong_kernels_have_no_gain() -> None:
-    report = found(wrong="off by 5.0e-01 of the largest number")
-    assert report.verdict.startswith("1 of 2 results are WRONG: do not use gconv here")
+    report = found(wrong="off by 5.0e-01, relative to the largest value")
+    assert report.verdict.startswith("1 of 2 results are WRONG: don't use gconv on this machine")

@@ -1,4 +1,4 @@
-"""Compiling kernels for GPUs that need not be there: a sample comes out as the committed tables say."""
+"""Compiling kernels for GPUs that aren't there: a sample matches the committed tables."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from compiled_tables import PINNED, ROOT, RUN_MATRIX, kept, read_table, spilling
 
 from gconv.measure import compiled, machine_code
 
-# One tile of each kernel in each form, for the five GPUs in turn, or the next that runs it; then the command
-# itself, on three kernels.
+# One tile of each kernel in each form, for the five GPUs in turn (or the next one that runs the kernel). Then
+# the command itself, on three kernels.
 SAMPLE = """
 import json
 import sys
@@ -30,7 +30,7 @@ for form in compiled.FORMS:
     jobs = [next(by_target[t] for t in targets if t in by_target) for by_target in found.values()]
     tables[form] = table([compiled.compile_job(job) for job in jobs])
 print(json.dumps(tables))
-# As tuning does for a GPU that no table is of.
+# Tuning compiles like this on a GPU that isn't among the targets.
 other = compiled.compile_job(next(iter(compiled.find_jobs(["tiny"], ["float16"], ["sm_89"]))))
 assert other.registers and other.lines and other.holds is None
 options = "--suite tiny --targets sm_90 --form residual --json --processes 1"
@@ -38,7 +38,6 @@ sys.argv = ["python -m gconv kernels", *options.split()]
 sys.exit(main())
 """
 
-# The lines of the tables in the kernels' README, and where their numbers come from: form, kernel, tile.
 STRIPS, WEIGHT = (f"{name}_kernel, stride" for name in ("strips", "strips_weight"))
 
 

@@ -50,7 +50,7 @@ def test_explain_follows_backend_padding_mode_and_plain_layers() -> None:
         gconv.explain(nn.Linear(2, 2), torch.randn(2, 2))
     explanation = gconv.explain(layer.to("meta"), torch.empty(8, 6, 5, device="meta", dtype=torch.float64))
     assert explanation.backend == "aten" and explanation.flops
-    with pytest.raises(RuntimeError, match="meta holds no data"):
+    with pytest.raises(RuntimeError, match="on the meta device, which has no data"):
         str(explanation)
 
 

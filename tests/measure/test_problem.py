@@ -1,4 +1,4 @@
-"""What is measured: the layers of the networks, their operands, the truth and PyTorch's way."""
+"""What is measured: the networks' layers, their operands, the reference, and PyTorch's implementation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAYER = Layer(8, 4, 5, stride=2)
 
 
 def test_suites_hold_the_grouped_layers_of_the_networks() -> None:
-    """As the networks themselves, traced on one image, have them."""
+    """Compared with the networks themselves, recorded on one image."""
     from resnext import resnext50_32x4d, resnext101_32x8d, resnext101_64x4d
 
     for make in (resnext50_32x4d, resnext101_32x8d, resnext101_64x4d):
@@ -95,7 +95,7 @@ def test_operands_lie_as_asked_and_precision_is_restored() -> None:
     for type_, inside in (("tf32", "tf32"), ("float32", "none"), ("float16", before)):
         with replace(problem, type=type_).precision():
             assert torch.backends.cudnn.conv.fp32_precision == inside
-            torch._C._get_cudnn_allow_tf32()  # raises where two ways to set it were mixed
+            torch._C._get_cudnn_allow_tf32()  # raises an error if PyTorch's two settings were mixed
         assert torch.backends.cudnn.conv.fp32_precision == before
         torch._C._get_cudnn_allow_tf32()
 

@@ -1,4 +1,4 @@
-"""The layers that gconv is measured on, of one dimension and transposed."""
+"""The layers that gconv is measured on: 1-d and transposed layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timing: calls take turns, quantiles and ties, a pause before each graph, clocks under load."""
+"""Timing: turns, quantiles, ties, the pause before each graph, and clocks under load."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_clocks_are_read_while_the_gpu_is_busy(
 
 
 def _wait_for_more(copies: list) -> None:
-    """Return once another copy is made, or fail after a second."""
+    """Return once another copy is made; fail after a second."""
     before, end = len(copies), time.monotonic() + 1
     assert before > 0, "busy before nvidia-smi is asked"
     while len(copies) == before:

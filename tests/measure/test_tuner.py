@@ -1,4 +1,4 @@
-"""Tuning: which tiles are tried, and which of them are kept."""
+"""Tuning: which tiles are tried and which one is kept."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def test_tuning_leaves_out_what_spills_or_does_not_compile(
     monkeypatch.setattr(compiled, "compile_job", compile_job)
     monkeypatch.setattr(compiled, "ProcessPoolExecutor", lambda processes, _: ThreadPoolExecutor(processes))
     assert tuner.compile_candidates([problem], CPU) == {problem: others}
-    assert f"left out, it does not compile: {broken}: ValueError('too large')" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert f"skipped a tile that doesn't compile: {broken}: ValueError('too large')" in printed
 
 
 @interpreted
@@ -78,7 +79,7 @@ def test_every_candidate_of_a_tiny_layer_is_right(pass_: str) -> None:
     for layer in SUITES["tiny"]:
         problem = Problem(pass_, layer.geometry(1), "float16")
         ((_, found),) = tuner.compile_candidates([problem], CPU).items()
-        # The interpreter knows neither stages nor registers.
+        # The interpreter ignores stages and registers.
         to_run = list(dict.fromkeys(replace(tile, stages=1, registers=None) for tile in found))
         operands = problem.draw(CPU)
         errors = tuner._errors(problem, operands, to_run, problem.truth(operands))
@@ -98,5 +99,5 @@ def test_candidates_begin_with_the_rule_and_differ(pass_: str, type_: str, no_ta
         for tile in found:
             sides = (tile.pixels, tile.inputs, tile.outputs, tile.warps)
             assert all(side == tiles.power_of_two(side) for side in sides), tile
-            whole = tile.kernel in ("slide", "residue") and pass_ != "weight_grad"  # they know no blocks
+            whole = tile.kernel in ("slide", "residue") and pass_ != "weight_grad"  # no blocks of channels
             assert not whole or max(layer.geometry(256).channels_per_group) <= min(tile.inputs, tile.outputs)

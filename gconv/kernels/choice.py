@@ -77,10 +77,9 @@ class Entry:
     def told(self, size: tuple[int, int, int, int], layout: str) -> str:
         """Return what was measured, in words."""
         n, h, w, groups = self.size
-        near = f" for {n} images of {h} x {w} in {groups} groups, the nearest" if self.distance(size) else ""
-        return (
-            f"{self.triton[layout]:.4g} us against {self.aten[layout]:.4g} of PyTorch's own, measured{near}"
-        )
+        times = f"measured: the kernel takes {self.triton[layout]:.4g} us, PyTorch {self.aten[layout]:.4g} us"
+        nearest = f" (nearest measurement: {n} images of {h} x {w}, {groups} groups)"
+        return f"{times}{nearest if self.distance(size) else ''}"
 
 
 def tile_of(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> Tile:
@@ -132,15 +131,15 @@ def verdict(
     """
     floor = geometry.compulsory_bytes(dtype.itemsize) / device.bandwidth * 1e6
     if geometry.groups == 1:
-        return Verdict(False, "one group is a dense convolution, which is left to PyTorch", floor)
+        return Verdict(False, "dense convolutions (groups=1) run on PyTorch", floor)
     entry, size = nearest(pass_, geometry, dtype, precision, device), size_of(geometry)
     if entry is not None:
         times_as_large = math.prod(size) / math.prod(entry.size)
         least = max(floor, min(times_as_large, 1) * entry.aten[layout])
         return Verdict(entry.pays(size, layout), entry.told(size, layout), least)
     if layout == "channels_last" and device.kind == "cuda" and pays_by_rule(pass_, geometry, dtype):
-        return Verdict(True, "kernels of this kind were measured to be faster than cuDNN on an H200", floor)
-    reason = f"gconv's kernels are not known to be faster for this geometry, {layout}"
+        return Verdict(True, "kernels of this kind were faster than cuDNN on an H200", floor)
+    reason = f"gconv's kernels are not known to be faster for this geometry in {layout} layout"
     return Verdict(False, reason, floor)
 
 
@@ -244,7 +243,7 @@ def _entries_or_none(path: Path) -> list[Entry]:
     try:
         return read_entries(path)
     except ValueError as error:
-        warnings.warn(f"{error}; it is left aside", stacklevel=2)
+        warnings.warn(f"{error}; ignoring it", stacklevel=2)
         return []
 
 

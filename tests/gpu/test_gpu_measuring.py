@@ -55,7 +55,7 @@ def test_tuned_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     x = torch.randn(4, 16, 6, 6, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     geometry = ConvGeometry.of(x.shape, (16, 4, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 4)
     decided = dispatch.decide_by_auto("forward", x.device, "channels_last", x.dtype, geometry)
-    assert "of PyTorch's own, measured" in decided.reason
+    assert "measured: the kernel takes" in decided.reason
     layer = gconv.GroupConv2d(16, 16, 3, padding=1, groups=4, device="cuda", dtype=x.dtype)
     too_small = decided.backend == "triton" and decided.least < dispatch.HOST
     assert ("too small to gain" if too_small else "measured") in gconv.explain(layer, x).reason

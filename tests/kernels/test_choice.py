@@ -144,15 +144,15 @@ def test_reasons_tell_what_was_measured(folders: tuple) -> None:
         choice.verdict("forward", LAYER.geometry(batch), *HALF[:2], "channels_last", GPU)[1]
         for batch in (32, 40)
     ]
-    assert reasons[0] == "96.25 us against 410 of PyTorch's own, measured"
-    assert reasons[1] == f"{reasons[0]} for 32 images of 56 x 56 in 32 groups, the nearest"
+    assert reasons[0] == "measured: the kernel takes 96.25 us, PyTorch 410 us"
+    assert reasons[1] == f"{reasons[0]} (nearest measurement: 32 images of 56 x 56, 32 groups)"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"kernels": {}, "entries": [{"kind": ["forward"]}]}'])
 def test_what_is_no_table_is_left_aside_with_a_warning(text: str, folders: tuple) -> None:
     folders[1].mkdir()
     (folders[1] / "nvidia-test-1.json").write_text(text)
-    message = "nvidia-test-1.json is not a table written by `python -m gconv tune`: .*; it is left aside"
+    message = "nvidia-test-1.json is not a table written by `python -m gconv tune`: .*; ignoring it"
     with pytest.warns(UserWarning, match=message):
         tile = choice.tile_of("forward", LAYER.geometry(32), *HALF)
     assert tile == by_rule("forward", LAYER.geometry(32), *HALF[:2])

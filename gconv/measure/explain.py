@@ -81,7 +81,7 @@ class Explanation:
             **({} if self.packs is None else {"packs": self.packs}),
             "work": f"{self.flops / 1e9:.4g} GFLOP per pass, {self.flops / self.bytes:.3g} FLOP per byte",
             "traffic": f"at least {self.bytes / 1e6:.4g} MB per pass: input, weight and output once each",
-            "floor": f"{self.floor * 1e6:,.1f} us per pass, at a copy speed of {self.copy_speed / 1e9:,.1f} GB/s",
+            "floor": f"{self.floor * 1e6:,.1f} us per pass, copying at {self.copy_speed / 1e9:,.1f} GB/s",
         }
         width = max(map(len, rows))
         return "\n".join([self.layer, *(f"  {name:<{width}}  {text}" for name, text in rows.items())])

@@ -26,6 +26,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
+def test_first_steps(run: Run) -> None:
+    out = run("first_steps.py", "--batch", "2", "--image", "28")
+    assert "converted 2 of 7 convolutions; 5 dense (groups=1), not listed" in out and "floor" in out
+    logits, gradients = re.search(r"relative difference .*: logits (\S+), gradients (\S+)\n", out).groups()
+    assert float(logits) < 1e-5 and float(gradients) < 1e-5
+
+
 def test_timm_network_in_three_lines(run: Run) -> None:
     out = run("timm_in_three_lines.py", "--model", "test_nfnet", "--batch", "2", "--image", "64")
     assert "converted 6 of 33 convolutions" in out

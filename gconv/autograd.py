@@ -23,6 +23,7 @@ from torch.autograd import Function
 
 from gconv import ops
 from gconv.geometry import ConvGeometry
+from gconv.namespace import registered
 from gconv.torch_internals import (
     apply_function,
     below_autograd,
@@ -247,7 +248,7 @@ def _make_differentiable(operator: ops.Operator, with_gradient: Callable[..., An
     def autograd_kernel(*args: Any) -> Any:
         if not (torch.is_grad_enabled() or forward_mode_active()):
             with below_autograd():
-                return getattr(torch.ops.gconv, operator.name)(*args)
+                return getattr(registered, operator.name)(*args)
         if transforms_active():
             raise RuntimeError(
                 "gconv's operators cannot be transformed by torch.func inside torch.compile: "
@@ -270,7 +271,7 @@ def _refuse_gradients(operator: ops.Operator) -> None:
         if gradient_possible(*[a for a in args if isinstance(a, Tensor)]):
             raise RuntimeError(f"gconv.{operator.name} has no gradient: call gconv.conv_between_norms")
         with below_autograd():
-            return getattr(torch.ops.gconv, operator.name)(*args)
+            return getattr(registered, operator.name)(*args)
 
     ops.library.impl(operator.name, autograd_kernel, "Autograd")
 

@@ -20,7 +20,8 @@ from gconv.torch_internals import TESTED
 ROOT = Path(__file__).parents[2]
 # What each package may import from the others. Files that start a command may import everything.
 MAY_IMPORT = {
-    "gconv.commands": ("gconv.measure", "gconv", "gconv.kernels"),
+    "gconv.commands": ("gconv.hub", "gconv.measure", "gconv", "gconv.kernels"),
+    "gconv.hub": ("gconv",),
     "gconv.measure": ("gconv", "gconv.kernels"),
     "gconv.networks": ("gconv",),
     "gconv": (),

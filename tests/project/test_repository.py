@@ -115,7 +115,14 @@ def test_python_in_the_readme_runs_and_prints_what_it_says(code: str, capsys: py
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "gconv/kernels/README.md", "docs/api.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "benchmarks/README.md",
+        "gconv/kernels/README.md",
+        "docs/api.md",
+        "docs/install.md",
+    ],
 )
 def test_files_and_pictures_that_a_document_names_exist(document: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / document).read_text())
@@ -150,6 +157,7 @@ def test_ci_runs_the_python_versions_that_the_package_claims() -> None:
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     tested = re.search(r"python-version: \[(.*)\]", workflow)[1]
     assert [version.strip(' "') for version in tested.split(",")] == claimed
+    assert f'make wheels PYTHONS="{" ".join(claimed)}"' in workflow
     assert project["requires-python"] == f">={claimed[0]}"
 
 

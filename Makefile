@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples test long docs matrix compat kernels gpu measure bench lint format clean
+.PHONY: help demo examples test long docs matrix compat dist wheels kernels gpu measure bench lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,14 @@ matrix: .venv/dev.installed .venv/triton-3.6  ## compile every kernel for five G
 compat: .venv/dev.installed  ## test the oldest and the newest supported torch and Triton (7 minutes, 1.5 GB of downloads)
 	$(BIN)/python tests/project/compat.py .venv/compat
 
+dist: .venv/dev.installed  ## build the wheel and the source distribution into dist/ and check them (half a minute)
+	rm -rf dist
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+wheels: dist  ## test the wheel on each of Python 3.11 to 3.13 that is on PATH (2 minutes and 1 GB of downloads each)
+	$(BIN)/python tests/project/wheels.py dist .venv/wheels $(PYTHONS)
+
 kernels: .venv/dev.installed  ## print registers, spills and instructions of every kernel, for five GPUs (2 minutes)
 	$(BIN)/python -m gconv kernels
 
@@ -61,7 +69,7 @@ format: .venv/dev.installed  ## fix style and formatting where ruff can
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and all caches, but keep runs/
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build dist *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -22,6 +22,7 @@ from torch.autograd import Function
 
 from gconv import ops
 from gconv.geometry import ConvGeometry
+from gconv.namespace import registered
 from gconv.torch_internals import (
     apply_function,
     below_autograd,
@@ -252,7 +253,7 @@ def _make_differentiable(operator: ops.Operator, with_gradient: Callable[..., An
     def autograd_kernel(*args: Any) -> Any:
         if not (torch.is_grad_enabled() or forward_mode_active()):
             with below_autograd():
-                return getattr(torch.ops.gconv, operator.name)(*args)
+                return getattr(registered, operator.name)(*args)
         if transforms_active():
             raise RuntimeError(
                 "gconv's operators cannot be transformed by torch.func inside torch.compile: "
@@ -277,7 +278,7 @@ def _refuse_gradients(operator: ops.Operator) -> None:
                 f"gconv.{operator.name} has no gradient: call gconv.conv_between_norms instead"
             )
         with below_autograd():
-            return getattr(torch.ops.gconv, operator.name)(*args)
+            return getattr(registered, operator.name)(*args)
 
     ops.library.impl(operator.name, autograd_kernel, "Autograd")
 

@@ -22,7 +22,8 @@ from gconv.backends import Backend
 from gconv.geometry import ConvGeometry
 from gconv.kinds import Call, layout_of
 
-IMPLEMENTATIONS = {"triton": "gconv.kernels", "aten": "gconv.aten", "reference": "gconv.reference"}
+# Relative to this package, which has another name in a kernel for the Hugging Face hub.
+IMPLEMENTATIONS = {"triton": ".kernels", "aten": ".aten", "reference": ".reference"}
 BACKENDS = ("auto", *IMPLEMENTATIONS)
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -218,13 +219,13 @@ def backend_for(pass_: str, name: str, operand: Tensor, geometry: ConvGeometry) 
 @cache
 def _load(backend: str) -> Backend:
     """Import the module of a backend on first use."""
-    return cast(Backend, import_module(IMPLEMENTATIONS[backend]))
+    return cast(Backend, import_module(IMPLEMENTATIONS[backend], __spec__.parent))
 
 
 @cache
 def _kernels() -> ModuleType:
     """Return the module of the kernels, which also predicts whether they are faster."""
-    return import_module(IMPLEMENTATIONS["triton"])
+    return import_module(IMPLEMENTATIONS["triton"], __spec__.parent)
 
 
 def _kernels_could_pay(input: Tensor, dtype: torch.dtype, call: Call) -> bool:
@@ -286,4 +287,4 @@ def _device_problem(device: torch.device) -> str | None:
 
 def _interpreted() -> bool:
     """Whether Triton runs in its interpreter, which is decided when the kernels are first imported."""
-    return import_module("gconv.kernels.packing").INTERPRETED.value
+    return import_module(".kernels.packing", __spec__.parent).INTERPRETED.value

@@ -24,6 +24,7 @@ from gconv import dispatch
 from gconv.batch_norm import wide_dtype
 from gconv.geometry import ConvGeometry
 from gconv.kinds import is_channels_last
+from gconv.namespace import NAMESPACE, registered
 from gconv.torch_internals import (
     below_autograd,
     dispatch_keys,
@@ -35,7 +36,7 @@ from gconv.torch_internals import (
 
 SETTINGS = "int[2] stride, SymInt[4] padding, int[2] dilation, SymInt groups"
 # define and impl, because they take a quarter of the host time per call that custom_op does.
-library = torch.library.Library("gconv", "DEF")
+library = torch.library.Library(NAMESPACE, "DEF")
 
 
 @dataclass(eq=False)
@@ -95,7 +96,7 @@ class Operator:
                 return self.run(*arguments)
         geometry, options = arguments[self.count], arguments[self.count + 1 :]
         sizes = [getattr(geometry, name) for name in self.sizes]
-        return getattr(torch.ops.gconv, self.name)(*tensors, *sizes, *geometry.settings, *options)
+        return getattr(registered, self.name)(*tensors, *sizes, *geometry.settings, *options)
 
     def run(self, *arguments: Any) -> Any:
         """Run the pass on the backend chosen for it; the result has the layout that ``F.conv2d`` returns."""
@@ -148,8 +149,10 @@ class Operator:
         """Define the operator with its kernel, fake kernel and FLOP formula."""
         library.define(self.schema)
         library.impl(self.name, lambda *a: self.run(*self.unpack(a)), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"gconv::{self.name}", lambda *a: self.fake(*self.unpack(a)), lib=library)
-        register_flop_formula(getattr(torch.ops.gconv, self.name))(self.flops)
+        torch.library.register_fake(
+            f"{NAMESPACE}::{self.name}", lambda *a: self.fake(*self.unpack(a)), lib=library
+        )
+        register_flop_formula(getattr(registered, self.name))(self.flops)
 
     def on_aten(self, *arguments: Any) -> Any:
         """Run the operator on PyTorch's own convolution, ignoring its backend argument."""
@@ -282,4 +285,4 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
         >>> program = torch.export.export(layer, (torch.randn(1, 8, 5, 5),))
         >>> portable = program.run_decompositions(gconv.decompositions())
     """
-    return {getattr(torch.ops.gconv, operator.name).default: operator.on_aten for operator in OPERATORS}
+    return {getattr(registered, operator.name).default: operator.on_aten for operator in OPERATORS}

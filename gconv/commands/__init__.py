@@ -5,5 +5,6 @@
 - ``tune.py``: measure which tiles are fastest on this GPU, and save them in a table
 - ``profile.py``: time the convolutions of a network
 - ``kernels.py``: compile the kernels, and print their registers, spills and instructions
+- ``hub.py``: write gconv as a kernel for the Hugging Face hub
 - ``options.py``: options that several commands share
 """

@@ -14,6 +14,7 @@ COMMANDS = {
     "tune": "measure which tiles of the kernels are fastest on this GPU, for auto to use",
     "profile": "time each convolution of your network, and estimate what gconv would gain",
     "kernels": "compile the kernels for any GPU, and print their registers, spills and instructions",
+    "hub": "write gconv as a kernel for the Hugging Face hub",
 }
 
 
@@ -40,7 +41,7 @@ def main(command: Sequence[str] | None = None) -> int:
 def _run(command: list[str]) -> int:
     prog, (name, *options) = "python -m gconv", command or [""]
     if name not in COMMANDS:
-        return import_module("gconv.commands.check").main(command, prog, COMMANDS)
+        return import_module(".check", __spec__.parent).main(command, prog, COMMANDS)
     if name == "kernels" and not dispatch.TRITON_INSTALLED:
         fail("kernels needs Triton, which is not installed: pip install triton")
-    return import_module(f"gconv.commands.{name}").main(options, f"{prog} {name}")
+    return import_module(f".{name}", __spec__.parent).main(options, f"{prog} {name}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from gconv import aten
 from gconv.geometry import ConvGeometry
 from gconv.measure.timing import sets_of_operands
+from gconv.namespace import registered
 from gconv.torch_internals import set_cudnn_tf32
 
 # By name: the dtype of the tensors, and how a GPU multiplies float32.
@@ -104,12 +105,10 @@ class Problem:
         """Run the pass on a backend of gconv, through gconv's operator."""
         x, w, dy = operands
         if self.pass_ == "forward":
-            return torch.ops.gconv.forward(x, w, None, *self.geometry.settings, None, None, backend)
+            return registered.forward(x, w, None, *self.geometry.settings, None, None, backend)
         if self.pass_ == "input_grad":
-            return torch.ops.gconv.input_grad(
-                dy, w, None, x.shape, *self.geometry.settings, None, None, backend
-            )
-        return torch.ops.gconv.weight_grad(dy, x, w.shape, *self.geometry.settings, False, backend)[0]
+            return registered.input_grad(dy, w, None, x.shape, *self.geometry.settings, None, None, backend)
+        return registered.weight_grad(dy, x, w.shape, *self.geometry.settings, False, backend)[0]
 
     def run_pytorch(self, operands: Operands) -> Tensor:
         """Run the pass on PyTorch's convolution, as ``F.conv2d`` and its gradients do."""

@@ -146,7 +146,7 @@ def _run(name: str, backend: str, *tensors: Tensor) -> Tensor:
     kernels = backend in ("auto", "triton") and tensors[0].dtype in dispatch.TRITON_DTYPES
     module = batch_norm
     if kernels and ops.ordinary(*tensors):
-        module = import_module("gconv.kernels.batch_norm")
+        module = import_module("..kernels.batch_norm", __spec__.parent)
     return getattr(module, name)(*tensors)
 
 

@@ -130,7 +130,7 @@ def test_nobody_watching_the_passes_run_without_operators(
     kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a plain eager call, an operator written in Python costs more than everything else."""
-    monkeypatch.setattr(torch.ops, "gconv", None)
+    monkeypatch.setattr(ops, "registered", None)
     case = FIRST[kind]
     trained(case)
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_tensors_that_do_not_simply_hold_their_numbers_go_through_operators(
     x = {"conjugated": x.conj(), "meta": x.to("meta"), "subclass": x.real.clone().as_subclass(Sub)}[kind]
     w = w.to(x.device) if kind != "subclass" else w.real.clone()
     with monkeypatch.context() as patch:
-        patch.setattr(torch.ops, "gconv", None)
+        patch.setattr(ops, "registered", None)
         with pytest.raises(AttributeError), torch.no_grad():
             run("reference", x, w, groups=2)
     with torch.no_grad():

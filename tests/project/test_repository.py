@@ -19,7 +19,8 @@ from gconv.torch_internals import TESTED
 ROOT = Path(__file__).parents[2]
 # What each package may import from the others. Files that start a command may import everything.
 MAY_IMPORT = {
-    "gconv.commands": ("gconv.measure", "gconv", "gconv.kernels"),
+    "gconv.commands": ("gconv.hub", "gconv.measure", "gconv", "gconv.kernels"),
+    "gconv.hub": ("gconv",),
     "gconv.measure": ("gconv", "gconv.kernels"),
     "gconv.networks": ("gconv",),
     "gconv": (),
@@ -114,6 +115,7 @@ def test_ci_runs_the_python_versions_that_the_package_claims() -> None:
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     tested = re.search(r"python-version: \[(.*)\]", workflow)[1]
     assert [version.strip(' "') for version in tested.split(",")] == claimed
+    assert f'make wheels PYTHONS="{" ".join(claimed)}"' in workflow
     assert project["requires-python"] == f">={claimed[0]}"
 
 

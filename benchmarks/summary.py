@@ -20,7 +20,7 @@ class Gain(NamedTuple):
 
     Args:
         ratio: the other row's median time divided by this row's: above 1, this row is faster.
-        tie: whether the times of both overlap, see :meth:`gconv.measure.timing.Times.ties`.
+        tie: whether the times of both overlap, see ``gconv.measure.timing.Times.ties``.
     """
 
     ratio: float

@@ -31,7 +31,7 @@ def prepare(
 
     Args:
         kind: which convolution.
-        input, weight, bias, activation, residual: as in :func:`gconv.group_conv2d`.
+        input, weight, bias, activation, residual: as in ``gconv.group_conv2d``.
         settings: the arguments of ``kind.pytorch`` after the bias.
 
     Returns:

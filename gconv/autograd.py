@@ -6,7 +6,7 @@ The convolution is linear in x and in w, so the derivatives of each pass are the
     dx = input_grad(dy, w)   d(dy) = conv(ddx, w)           dw     = weight_grad(dy, ddx)
     dw = weight_grad(dy, x)  d(dy) = conv(x, ddw) + ddb     dx     = input_grad(dy, ddw)
 
-A transposed convolution is y = input_grad(x, w) + b. :func:`group_conv` and :func:`weight_grad` are the
+A transposed convolution is y = input_grad(x, w) + b. ``group_conv`` and ``weight_grad`` are the
 differentiable versions of the operators. The rest of the package calls them, and so do the gradients.
 """
 
@@ -51,7 +51,7 @@ def group_conv(
         bias: (K,), or (C,) if transposed; None for no bias.
         geometry: sizes of the convolution that is not transposed.
         activation: None or "relu".
-        backend: as in :func:`gconv.group_conv2d`.
+        backend: as in ``gconv.group_conv2d``.
         transposed: whether to compute the transposed convolution. Defaults to False.
 
     Returns:

@@ -1,7 +1,7 @@
-"""The interface of a backend: a module with the functions of :class:`Backend`.
+"""The interface of a backend: a module with the functions of ``Backend``.
 
-Arguments have the order of :func:`gconv.group_conv2d`, with a geometry instead of stride, padding, dilation
-and groups. :mod:`gconv.functional` has checked them already.
+Arguments have the order of ``gconv.group_conv2d``, with a geometry instead of stride, padding, dilation
+and groups. ``gconv.functional`` has checked them already.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Backend(Protocol):
     """The three passes, alone and with batch norm and ReLU around the convolution.
 
     x is (N, C, H, W), y (N, K, P, Q), w (K, C / groups, R, S); dx, dy and dw are their gradients. ``norm``
-    (3, C) is explained in :mod:`gconv.batch_norm`: a = relu(scale x + shift). Results may have any layout.
+    (3, C) is explained in ``gconv.batch_norm``: a = relu(scale x + shift). Results may have any layout.
     """
 
     def forward(

@@ -1,6 +1,6 @@
 """Batch norm and ReLU around a convolution, as equations on tensors.
 
-:func:`norm_forward`, :func:`norm_input_grad` and :func:`norm_weight_grad` apply them around a backend's
+``norm_forward``, ``norm_input_grad`` and ``norm_weight_grad`` apply them around a backend's
 passes; the Triton backend has kernels that compute both together.
 
 ``norm`` (3, C) contains for each channel
@@ -14,7 +14,7 @@ in float32, or float64 if the tensors are. With the gradient da of a:
     sum of dz, and of dz (x - mean), over a channel's pixels    grad_sums
     dx = scale dz + slope[0] (x - mean) + slope[1]              through_norm
 
-The slope is the gradient through mean and variance, if they are those of the batch: see :func:`slope`.
+The slope is the gradient through mean and variance, if they are those of the batch: see ``slope``.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def norm_forward(
     bias: Tensor | None,
     geometry: ConvGeometry,
 ) -> tuple[Tensor, Tensor]:
-    """Compute :meth:`gconv.backends.Backend.norm_forward` with a backend's ``forward``."""
+    """Compute ``gconv.backends.Backend.norm_forward`` with a backend's ``forward``."""
     output = forward(normalise(input, norm), weight, bias, geometry)
     return output, moments(output)
 
@@ -108,7 +108,7 @@ def norm_input_grad(
     norm: Tensor,
     geometry: ConvGeometry,
 ) -> tuple[Tensor, Tensor]:
-    """Compute :meth:`gconv.backends.Backend.norm_input_grad` with a backend's ``input_grad``."""
+    """Compute ``gconv.backends.Backend.norm_input_grad`` with a backend's ``input_grad``."""
     grad = through_relu(input_grad(grad_output, weight, None, geometry), input, norm)
     return grad, grad_sums(grad, input, norm)
 
@@ -121,5 +121,5 @@ def norm_weight_grad(
     geometry: ConvGeometry,
     with_bias: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute :meth:`gconv.backends.Backend.norm_weight_grad` with a backend's ``weight_grad``."""
+    """Compute ``gconv.backends.Backend.norm_weight_grad`` with a backend's ``weight_grad``."""
     return weight_grad(grad_output, normalise(input, norm), geometry, with_bias)

@@ -1,8 +1,8 @@
 """Choose the backend of each pass. No other module makes this choice.
 
-:func:`aten_alone` decides once per call whether PyTorch's own function runs all of it. If not, each pass
-calls :func:`backend_for` when it runs, because a gradient can have another layout than the input and so run
-on another backend. :func:`explain_call` makes the same decisions in advance, with reasons, for reports.
+``aten_alone`` decides once per call whether PyTorch's own function runs all of it. If not, each pass
+calls ``backend_for`` when it runs, because a gradient can have another layout than the input and so run
+on another backend. ``explain_call`` makes the same decisions in advance, with reasons, for reports.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def explain_call(
     """Decide which backend runs each pass of an eager call.
 
     "auto" selects the kernels only if at least one of the passes that they would run takes ``HOST`` or longer
-    on the device. In a compiled graph :func:`backend_for` decides each pass independently.
+    on the device. In a compiled graph ``backend_for`` decides each pass independently.
 
     Args:
         name: the requested backend, one of ``BACKENDS``.
@@ -229,7 +229,7 @@ def _kernels() -> ModuleType:
 
 
 def _kernels_could_pay(input: Tensor, dtype: torch.dtype, call: Call) -> bool:
-    """Whether :func:`explain_call` would choose "triton" for any pass of the call.
+    """Whether ``explain_call`` would choose "triton" for any pass of the call.
 
     While Dynamo traces, there are no numbers to look up, so this only rules out what can't run on the
     kernels.

@@ -1,6 +1,6 @@
 """The convolution functions: those of PyTorch, with an optional activation and residual.
 
-:func:`group_conv2d` documents what they have in common.
+``group_conv2d`` documents what they have in common.
 """
 
 from __future__ import annotations
@@ -310,7 +310,7 @@ def _convolve(
         kind: which convolution.
         function: the public function, for ``__torch_function__``.
         settings: the arguments of ``kind.pytorch`` after the bias.
-        input, weight, bias, activation, residual, backend: as in :func:`group_conv2d`.
+        input, weight, bias, activation, residual, backend: as in ``group_conv2d``.
     """
     tensors = (input, weight, bias, residual)
     watched = has_torch_function_variadic(*tensors)

@@ -5,7 +5,7 @@ The backends only have 2-d convolutions. The others are turned into one:
 - 1-d: (N, C, L) becomes (N, C, 1, L), an image of one row. This is a view.
 - Transposed: the forward pass is the input gradient of a convolution. The gradients are then the forward pass
   and the weight gradient of that convolution.
-- 3-d: slices become images, (N D, C, H, W), and taps in depth become channels: see :class:`Depth`. With one
+- 3-d: slices become images, (N D, C, H, W), and taps in depth become channels: see ``Depth``. With one
   tap nothing is copied if the tensor is in channels_last_3d and all slices are used. With T taps the input is
   copied T times.
 """

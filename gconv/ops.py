@@ -1,11 +1,11 @@
 """The passes as PyTorch operators, ``torch.ops.gconv.forward``, ``input_grad`` and so on, defined by a table.
 
 An operator is a single node of a compiled or exported graph. Each has a fake kernel (sizes and strides
-without data) and a formula for PyTorch's FLOP counter; :mod:`gconv.autograd` registers their gradients. If
+without data) and a formula for PyTorch's FLOP counter; ``gconv.autograd`` registers their gradients. If
 "aten" runs every pass, gconv's functions call PyTorch's directly and don't use the operators.
 
-Arguments have the order of :func:`gconv.group_conv2d`. Here and in :mod:`gconv.backends` a
-:class:`~gconv.geometry.ConvGeometry` contains the sizes and settings; the operators have an argument for
+Arguments have the order of ``gconv.group_conv2d``. Here and in ``gconv.backends`` a
+``ConvGeometry`` contains the sizes and settings; the operators have an argument for
 each, with ``padding`` as (top, bottom, left, right).
 """
 
@@ -44,7 +44,7 @@ class Operator:
     """One pass as an operator. Call it with its tensors, a geometry, its options and the name of a backend.
 
     Args:
-        name: name of the operator and of the function in :class:`gconv.backends.Backend`.
+        name: name of the operator and of the function in ``gconv.backends.Backend``.
         tensors: the tensor arguments, as in the schema.
         input, weight: indices of the tensors with the sizes of x and w; None if the size is an argument.
         operand: index of the tensor whose device, dtype and layout decide the backend.

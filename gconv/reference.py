@@ -8,7 +8,7 @@ pixel (u p + d r, v q + e s) through weight w[r, s], inside each group g:
     weight_grad  dw[g,k,c,r,s] = sum over n,p,q of dy[n,g,k,p,q] x*[n,g,c,up+dr,vq+es]
 
 * conjugates complex numbers. 16-bit tensors are multiplied and summed in float32 and rounded once. The batch
-norms that kernels can compute before and after a convolution are in :mod:`gconv.batch_norm`.
+norms that kernels can compute before and after a convolution are in ``gconv.batch_norm``.
 """
 
 from __future__ import annotations

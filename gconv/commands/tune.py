@@ -1,6 +1,6 @@
 """``python -m gconv tune``: measure the tiles of the kernels on this GPU, and save the fastest in a table.
 
-``auto`` reads the table (:mod:`gconv.kernels.choice`) in every process started afterwards.
+``auto`` reads the table (``gconv.kernels.choice``) in every process started afterwards.
 """
 
 from __future__ import annotations

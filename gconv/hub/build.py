@@ -4,7 +4,7 @@ The hub's loader imports a kernel under a name that is unique to its build, so t
 be loaded in one process. Every import inside the package is therefore made relative, and the operators get a
 namespace of the build. The rules are in docs/source/kernel-requirements.md of huggingface/kernels.
 
-The folder that :func:`write` makes has the source, from which their ``kernel-builder`` makes builds, and such
+The folder that ``write`` makes has the source, from which their ``kernel-builder`` makes builds, and such
 builds, which their library loads without the hub: ``kernels.get_local_kernel(folder)``.
 """
 

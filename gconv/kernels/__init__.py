@@ -60,7 +60,7 @@ def pays_for_a_call(
 ) -> bool:
     """Return whether a kernel is faster in any of ``passes`` that takes PyTorch ``host`` us or more.
 
-    The other arguments are those of :func:`verdict`.
+    The other arguments are those of ``verdict``.
     """
     return choice.pays_for_a_call(
         passes, geometry, dtype, precision_of(dtype), layout, device_of(device), host

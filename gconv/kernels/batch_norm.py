@@ -1,4 +1,4 @@
-"""Batch norm and ReLU alone, each as one pass over memory, after the equations of :mod:`gconv.batch_norm`.
+"""Batch norm and ReLU alone, each as one pass over memory, after the equations of ``gconv.batch_norm``.
 
 The convolution kernels compute the norms next to a convolution. These kernels compute the rest: the
 statistics of its input, norm and ReLU of its output, and their gradients. Tensors are pixels x channels,

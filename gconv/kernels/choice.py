@@ -2,7 +2,7 @@
 
 Both use measurements made on the GPU if there are any, and rules otherwise. A table of measurements is one
 JSON file for each GPU, written by ``python -m gconv tune``. Tables that come with gconv are in ``measured/``;
-the user's tables are in :func:`user_folder` and take precedence.
+the user's tables are in ``user_folder`` and take precedence.
 
 For a geometry, the nearest entry of the same kind counts. Entries of one kind have the same group widths,
 kernel size, stride and so on; they differ in the number of images, pixels or groups.
@@ -126,7 +126,7 @@ def verdict(
 ) -> Verdict:
     """Return whether the kernel is faster than PyTorch for tensors of ``layout``.
 
-    Measurements decide. Without any for this kind, :func:`pays_by_rule` decides for channels_last. Dense
+    Measurements decide. Without any for this kind, ``pays_by_rule`` decides for channels_last. Dense
     convolutions always go to PyTorch, even if there are measurements for groups of the same widths.
     """
     floor = geometry.compulsory_bytes(dtype.itemsize) / device.bandwidth * 1e6

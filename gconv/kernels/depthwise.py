@@ -195,7 +195,7 @@ def depthwise_kernel(
 
         y[p, q] = sum over taps r, s of x[h, w] weight[r, s], elementwise along the channels
 
-    with h and w as in :class:`~gconv.kernels.correlation.Correlation`.
+    with h and w as in ``Correlation``.
 
     Grid: blocks of BO channels, fastest; tiles of BM columns; chunks of ``rows`` output rows. Going down the
     rows, a program meets each row of x R times in succession: once from memory, then from L1.

@@ -163,7 +163,7 @@ def add_apart(sums, y, m_pixel, begins):
 
 @triton.jit
 def mean_and_squares(sums, counts):
-    """Convert the sums of :func:`add_apart`, of ``counts`` numbers per lane, for :func:`store_sums`."""
+    """Convert the sums of ``add_apart``, of ``counts`` numbers per lane, for ``store_sums``."""
     start, total, squares = sums
     step = total / tl.maximum(counts, 1)[:, None]
     return start + step, squares - step * total

@@ -57,13 +57,13 @@ class OperandLayout(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """What a kernel computes besides the convolution: its prologue (:mod:`.prologue`) and epilogue.
+    """What a kernel computes besides the convolution: its prologue (``prologue.py``) and epilogue.
 
     Args:
         bias: whether a bias is added to the sums.
         activation: None, "relu", "relu6", "silu" or "hardswish", applied after bias and residual.
         prologue: whether batch norm and ReLU are applied to x.
-        epilogue: "plain", "residual", "moments" or "gradient" (:mod:`.epilogue`).
+        epilogue: "plain", "residual", "moments" or "gradient" (``epilogue.py``).
     """
 
     bias: bool = False

@@ -132,7 +132,7 @@ def load_tile(p, offset, m_pixel, m_channel, FULL: tl.constexpr):
 
 @triton.jit
 def store_tile(p, offset, tile, m_pixel, m_channel, FULL: tl.constexpr):
-    """Store what :func:`load_tile` loads, rounded to the type in memory."""
+    """Store what ``load_tile`` loads, rounded to the type in memory."""
     tile = tile.to(p.dtype.element_ty)
     m_pixel = as_mask(m_pixel)
     if FULL:

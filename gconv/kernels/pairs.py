@@ -83,7 +83,7 @@ def pairs_kernel(
     columns of y.
 
     Grid: batches of B packs, fastest, so that adjacent programs complete each other's cache lines; blocks of
-    a pack's outputs; parts of a group of images; splits of ``rows`` turns each (:mod:`.walk`). Turn t of an
+    a pack's outputs; parts of a group of images; splits of ``rows`` turns each (``walk.py``). Turn t of an
     image takes row ``above`` + t of x; the first turn is ``begins``, as in the strips kernel.
 
     In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row completes

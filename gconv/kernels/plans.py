@@ -1,7 +1,7 @@
 """Plan the launches of all kernels: grid and arguments, from a geometry and a tile.
 
-:func:`plan_correlation` plans forward passes and input gradients, :func:`plan_weight_sums` weight gradients.
-Each kernel has a planner; the planners for depthwise kernels are in :mod:`.depthwise_plans`.
+``plan_correlation`` plans forward passes and input gradients, ``plan_weight_sums`` weight gradients.
+Each kernel has a planner; the planners for depthwise kernels are in ``depthwise_plans.py``.
 """
 
 from __future__ import annotations

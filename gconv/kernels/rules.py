@@ -2,7 +2,7 @@
 
 The rules are based on register counts, which ``python -m gconv kernels`` prints: they choose the largest tile
 that keeps its weights and sums in registers and leaves enough of them for other programs, which hide the
-latency of memory. On GPUs that were measured, the tables of :mod:`~gconv.kernels.choice` take precedence.
+latency of memory. On GPUs that were measured, the tables of ``choice.py`` take precedence.
 """
 
 from __future__ import annotations

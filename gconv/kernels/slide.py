@@ -1,6 +1,6 @@
 """3x3 kernels that slide down the rows of one tile of columns: for AMD, unequal strides and norms in TF32.
 
-On NVIDIA GPUs, strip kernels (:mod:`.strips`, :mod:`.strips_weight`, :mod:`.pairs`) do the same with fewer
+On NVIDIA GPUs, strip kernels (``strips.py``, ``strips_weight.py``, ``pairs.py``) do the same with fewer
 loads, and are used wherever they support the geometry.
 """
 

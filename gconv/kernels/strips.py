@@ -54,7 +54,7 @@ def pack_kernel(
     p_w, p_packed, groups, w_0, w_g, w_i, w_o, w_r, w_s,
     CI: tl.constexpr, CO: tl.constexpr, G: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """Pack weights as :func:`load_tap` reads them: (packs, output blocks, 9, input blocks, BO, BK).
+    """Pack weights as ``load_tap`` reads them: (packs, output blocks, 9, input blocks, BO, BK).
 
     They are zero off the diagonal. Of a block's BK inputs, each of four threads reads 16 bytes.
 
@@ -132,7 +132,7 @@ def split_packs(tile, B: tl.constexpr):
 
 @triton.jit
 def join_packs(tile):
-    """Undo :func:`split_packs`."""
+    """Undo ``split_packs``."""
     if len(tile.shape) == 3:
         tile = tile.permute(1, 0, 2).reshape(tile.shape[1], tile.shape[0] * tile.shape[2])
     return tile
@@ -208,7 +208,7 @@ def strips_kernel(
     then one turn serves the end of an image and the beginning of the next.
 
     Grid: batches of B packs, fastest, so that adjacent programs complete each other's cache lines; blocks of
-    a pack's outputs; parts of a group of images; splits of ``rows`` turns each (:mod:`.walk`).
+    a pack's outputs; parts of a group of images; splits of ``rows`` turns each (``walk.py``).
 
     In registers: all weights of the batch; a row's tiles of x; the sums of the outputs that the row feeds;
     what an epilogue gathers from all rows of the program. In shared memory: the rows in flight.

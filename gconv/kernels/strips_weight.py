@@ -138,7 +138,7 @@ def strips_weight_kernel(
     rows of dy meet x in the LAG turns that follow, in which no more of dy is loaded.
 
     Grid: batches of B packs, fastest; blocks of a pack's outputs, then inputs; parts of a group of images;
-    splits of ``rows`` turns each (:mod:`.walk`). Two packs are one tile of twice as many channels, so that a
+    splits of ``rows`` turns each (``walk.py``). Two packs are one tile of twice as many channels, so that a
     load moves 64 bytes of a pixel. Nothing uses the products of one pack's dy with the other pack's x, so the
     compiler removes them.
 

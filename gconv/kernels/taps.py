@@ -35,7 +35,7 @@ def taps_kernel(
 ):  # fmt: skip
     """Any geometry: one matrix product for each tap and block of input channels, summed in order.
 
-    :class:`~gconv.kernels.correlation.Correlation` has the equation.
+    ``Correlation`` has the equation.
 
     Grid: packs of channels, fastest; blocks of BO outputs of a pack; tiles of BM pixels, numbered through
     images, rows and columns.

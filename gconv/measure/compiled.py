@@ -195,7 +195,7 @@ def jobs_of(
     """Return a job for each launch of a pass: the convolution, and the launches that prepare or finish it.
 
     Args:
-        target, dtype, pass_, geometry, form, tile: see :class:`Job`.
+        target, dtype, pass_, geometry, form, tile: see ``Job``.
     """
     launches = _launches(target, dtype, pass_, geometry, form, tile)
     return [Job(target, dtype, pass_, geometry, form, i, tile) for i in range(len(launches))]

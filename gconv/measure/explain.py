@@ -25,7 +25,7 @@ from gconv.module import pad_input
 
 @dataclass(frozen=True)
 class Explanation:
-    """How a layer runs on an input: ``print`` it as a few lines, or :meth:`plot` its roofline.
+    """How a layer runs on an input: ``print`` it as a few lines, or ``plot`` its roofline.
 
     Attributes:
         layer: the layer's repr.
@@ -91,7 +91,7 @@ class Explanation:
 
         The plot shows the layer's FLOP per byte, and the most FLOP/s that the device allows there, if bytes
         move at the speed of a copy and arithmetic runs at the speed of a large dense convolution. Both speeds
-        are measured, once per device. The layer isn't run; :meth:`Profile.plot` draws measured speeds. Needs
+        are measured, once per device. The layer isn't run; ``Profile.plot`` draws measured speeds. Needs
         matplotlib.
 
         Args:
@@ -130,10 +130,10 @@ def explain(layer: nn.Module, input: Tensor, *, backend: str | None = None) -> E
     Args:
         layer: one of gconv's layers, or one of PyTorch's convolutions, which is explained as if converted.
         input: an input of the layer, such as (N, C, H, W) or (C, H, W).
-        backend: as in :func:`gconv.group_conv2d`. Defaults to None, the backend that is set.
+        backend: as in ``gconv.group_conv2d``. Defaults to None, the backend that is set.
 
     Returns:
-        The explanation. ``print`` it for a few lines of text; :meth:`Explanation.plot` draws it.
+        The explanation. ``print`` it for a few lines of text; ``Explanation.plot`` draws it.
 
     Raises:
         TypeError, ValueError, RuntimeError: the same errors that calling the layer on the input raises.

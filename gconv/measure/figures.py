@@ -95,7 +95,7 @@ def new_figure(
         dark: whether to draw light colors on a dark background. Defaults to False.
 
     Raises:
-        ModuleNotFoundError, ValueError, FileNotFoundError: as :func:`check_path`.
+        ModuleNotFoundError, ValueError, FileNotFoundError: as ``check_path``.
     """
     path = check_path(path)
     from matplotlib import style

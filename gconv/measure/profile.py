@@ -38,7 +38,7 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
 
     Returns:
         The convolutions with their times, memory floors and the backends that ``auto`` chooses. ``print`` it
-        for a table; :meth:`Profile.plot` draws it.
+        for a table; ``Profile.plot`` draws it.
 
     Raises:
         TypeError: ``model`` isn't a module, or is a TorchScript module, or returns no tensor with a gradient

@@ -56,7 +56,7 @@ class ProfiledConvolution:
 
 @dataclass(frozen=True)
 class Profile:
-    """The times that :func:`profile` measured: ``print`` them as a table, or :meth:`plot` them.
+    """The times that ``profile`` measured: ``print`` them as a table, or ``plot`` them.
 
     Attributes:
         convolutions: the convolutions, in the order in which they ran.

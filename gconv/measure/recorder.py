@@ -59,7 +59,7 @@ def record(model: nn.Module, run: Callable[[], Any]) -> list[RecordedCall]:
         run: runs the network.
 
     Returns:
-        Calls of ``F.conv2d``, :func:`gconv.group_conv2d` and their 1-d, 3-d and transposed counterparts,
+        Calls of ``F.conv2d``, ``gconv.group_conv2d`` and their 1-d, 3-d and transposed counterparts,
         except calls inside compiled graphs, which can't be seen.
     """
     running: list[str] = []

@@ -88,7 +88,7 @@ def time_together(contenders: Mapping[Name, Sequence[Call]], device: torch.devic
 
     Args:
         contenders: for each contender, a list of calls that do the same work on different operands, as many
-            as :func:`sets_of_operands` returns. A call returns the tensor that it computes.
+            as ``sets_of_operands`` returns. A call returns the tensor that it computes.
         device: the device that the calls run on.
 
     Returns:

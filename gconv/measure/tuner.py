@@ -29,7 +29,7 @@ from gconv.measure.timing import Call, Times, cudnn_searching, time_together
 
 @dataclass(frozen=True)
 class TuningResult:
-    """The result of :func:`tune` for a problem.
+    """The result of ``tune`` for a problem.
 
     Args:
         problem: the pass, the sizes and the type.
@@ -61,7 +61,7 @@ def key(problem: Problem) -> tuple[tuple, tuple[int, int, int, int]]:
 
 
 def write_entries(path: Path, entries: Iterable[choice.Entry], environment: dict[str, Any]) -> None:
-    """Write a table for :func:`gconv.kernels.choice.read_entries`, with one entry per line.
+    """Write a table for ``gconv.kernels.choice.read_entries``, with one entry per line.
 
     Args:
         path: the file to write.

@@ -139,7 +139,7 @@ def _sizes_fit(before: nn.BatchNorm2d, after: nn.BatchNorm2d, geometry: ConvGeom
 
 
 def _run(name: str, backend: str, *tensors: Tensor) -> Tensor:
-    """Run a function of :mod:`gconv.batch_norm`, or the kernel of the same name, on ``tensors``.
+    """Run a function of ``gconv.batch_norm``, or the kernel of the same name, on ``tensors``.
 
     Compiled graphs use the function, because the compiler can fuse its operators.
     """

@@ -68,7 +68,7 @@ def grouped(original: type[nn.Module]) -> type[GroupConvolution]:
     """Return the class that a module of class ``original`` is converted to, created on first use.
 
     Args:
-        original: ``nn.Conv2d``, another convolution, or a subclass that :func:`why_not` accepts.
+        original: ``nn.Conv2d``, another convolution, or a subclass that ``why_not`` accepts.
 
     Returns:
         A subclass of ``original`` and of gconv's layer of that kind.

@@ -65,7 +65,7 @@ def test_backward_runs_where_forward_ran(kind: Kind, monkeypatch: pytest.MonkeyP
 
 
 def on_gpu(channels_last: bool = True) -> SimpleNamespace:
-    """Return a stand-in with the attributes of a tensor that :mod:`gconv.dispatch` reads."""
+    """Return a stand-in with the attributes of a tensor that ``gconv.dispatch`` reads."""
     stride = 1 if channels_last else 25
     return SimpleNamespace(is_cuda=True, device=torch.device("cuda"), stride=lambda axis: stride)
 

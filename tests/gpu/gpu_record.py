@@ -19,7 +19,7 @@ KEPT = 4000  # saved characters of a failure
 
 @cache
 def environment() -> dict[str, Any]:
-    """Return the environment of the results, see :func:`gconv.measure.environment.environment`."""
+    """Return the environment of the results, see ``gconv.measure.environment.environment``."""
     import torch  # late, so that the processes can start and import it in the meantime
 
     from gconv.measure.environment import environment

@@ -21,7 +21,7 @@ class Block:
     """A fenced block of a document.
 
     Attributes:
-        language: the word after the fence, such as "python"; empty if there is none.
+        language: the word after the fence, or empty. Tests run "python"; "py" needs other packages.
         text: its lines.
     """
 

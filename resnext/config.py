@@ -51,9 +51,9 @@ class Source:
     name: str = field(
         default="mnist5k",
         metadata=option(
-            "data set: mnist5k or digits, 5,000 or 1,797 handwritten digits that come with installed packages; "
-            "cifar10 or cifar100, whose PATH is the published archive (python or binary) or its folder; or "
-            "folder, whose PATH contains train/CLASS/*.jpg and val/CLASS/*.jpg",
+            "data set: mnist5k or digits, 5,000 or 1,797 handwritten digits that come with installed "
+            "packages; cifar10 or cifar100, whose PATH is the published archive (python or binary) or its "
+            "folder; or folder, whose PATH contains train/CLASS/*.jpg and val/CLASS/*.jpg",
             name="data",
             choices=DATA_SETS,
             default="mnist5k",

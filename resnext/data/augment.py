@@ -83,7 +83,7 @@ class Augmentation:
         self.moves = moves(name)
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Return float32 images, and labels or shares (N, classes), from uint8 images (N, C, H, W) and labels."""
+        """Augment uint8 images (N, C, H, W) and labels (N,); return float32 images and labels or shares."""
         with seeded(seed):
             images = self.form.normalize(self.moves(unit(images)))
             alphas = [(mix, alpha) for mix, alpha in ((_mixup, self.mixup), (_cutmix, self.cutmix)) if alpha]

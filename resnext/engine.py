@@ -28,7 +28,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of update ``step``, counted from 0."""
+    """Return the learning rate of a step, counted from 0."""
     steps, warmup = recipe.epochs * steps_per_epoch, recipe.warmup_epochs * steps_per_epoch
     if step < warmup:
         return recipe.learning_rate * (step + 1) / (warmup + 1)
@@ -183,9 +183,8 @@ class Engine:
             batches: a batch for each pass of this process.
 
         Returns:
-            A tensor (3,) for the images of this process: sum of losses, number of correctly classified
-            images,
-                number of images.
+            A tensor (3,) with the sum of losses, the number of correctly classified images and the number of
+                images, for the images of this process.
         """
         self.model.train()
         for group in self.optimizer.param_groups:

@@ -47,7 +47,9 @@ def export(saved: Checkpoint, path: Path) -> float:
         OSError: if the file can't be written.
     """
     if path.suffix not in WRITERS:
-        raise UserError(f"{path}: unknown format; choose a file name that ends in {', '.join(WRITERS)}")
+        raise UserError(
+            f"{path}: unknown format; choose a file name that ends in one of {', '.join(WRITERS)}"
+        )
     if path.is_dir():
         raise UserError(f"{path}: is a folder; pass the name of a file")
     if not path.parent.is_dir():
@@ -109,7 +111,7 @@ def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
-    assert program is not None  # only without dynamo
+    assert program is not None  # it is None only without dynamo
     written = program.model_proto
     onnx.helper.set_model_props(written, {"resnext": about})
     onnx.save(written, path)

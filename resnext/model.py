@@ -99,7 +99,7 @@ class ResNeXt(nn.Module):
     Raises:
         ValueError: if ``repeats`` doesn't have four entries, a number is too small, or ``stem`` is unknown.
 
-    Example:
+    Examples:
         A network for 28 x 28 grayscale images, with one block per stage:
 
         ```python

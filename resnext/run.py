@@ -243,7 +243,7 @@ class Run:
             path = self.folder / "unreadable.txt"
             files.write_text(path, "\n".join(sorted(unreadable)) + "\n")
             self.console.print(
-                f"{len(unreadable)} images could not be read: training uses others in their place, and tests "
+                f"{len(unreadable)} images couldn't be read: training uses others in their place, and tests "
                 f"skip them; see {shown(path)}",
                 soft_wrap=True,
             )

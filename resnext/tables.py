@@ -187,7 +187,7 @@ def of_classes(title: str, rows: list[dict[str, Any]]) -> Table:
 
 def of_guesses(entries: Sequence[Mapping[str, Any]], width: int) -> Table:
     """Return a row for each image, with ``width`` guesses, or with the error if it is unreadable."""
-    headings = ("image", *(heading for _ in range(width) for heading in ("class", "sure")))
+    headings = ("image", *(heading for _ in range(width) for heading in ("class", "probability")))
     return table(headings, map(_guesses, entries), left=headings)
 
 

@@ -123,8 +123,8 @@ def _published(library: str, weights: Weights, load: Callable[[], Mapping[str, T
     try:
         return dict(load())
     except Exception as error:
-        told = str(error).partition("\n")[0]
-        raise OSError(f"{library} couldn't load weights={weights!r}: {told}") from error
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"{library} couldn't load weights={weights!r}: {reason}") from error
 
 
 def _stem(published: Any) -> str:

@@ -65,14 +65,16 @@ def complexity(arguments: argparse.Namespace) -> None:
     ResNeXt-50 (32 x 4d), the parameters and FLOPs (multiply-adds) of the block and of the 50-layer network,
     and the ImageNet top-1 errors that the paper reports. Everything except the errors is counted here.
 
-    Example:
+    Examples:
       resnext complexity --cardinality 16 --cardinality 64
     """
     pairs = dict(counted.EQUAL_COMPLEXITY)
     try:
         pairs |= {c: counted.matching_width(c) for c in arguments.cardinality or () if c not in pairs}
     except ValueError as error:
-        raise UserError(f"--{error}: no higher one has a block as simple as 32 x 4d") from None
+        raise UserError(
+            f"--{error}; with more groups, even one channel each makes a block more complex than 32 x 4d"
+        ) from None
     networks = {}
     for c, d in sorted(pairs.items()):
         with torch.device("meta"):
@@ -99,7 +101,7 @@ def traffic(arguments: argparse.Namespace) -> None:
     On a CUDA GPU, each stage is also timed in bfloat16 autocast. The tables show its device time next to the
     time of a copy that moves as many bytes.
 
-    Example:
+    Examples:
       resnext traffic resnext50_32x4d --batch-size 128
     """
     device = device_of(arguments.device)
@@ -115,7 +117,7 @@ def traffic(arguments: argparse.Namespace) -> None:
             for table in tables.of_times(f"{name}, batch {arguments.batch_size}", rows, times, device):
                 print_table(table)
     if device.type != "cuda":
-        console.print("stages were not timed: that needs a CUDA GPU")
+        console.print("stages weren't timed: that needs a CUDA GPU")
 
 
 def _variants(arguments: argparse.Namespace) -> list[str]:

@@ -76,7 +76,7 @@ def _print_scores(result: Evaluation, classes: int) -> None:
         f"cross-entropy {result.loss:.4f}"
     )
     if result.unreadable:
-        say(f"{len(result.unreadable)} images could not be read and are not counted")
+        say(f"{len(result.unreadable)} images couldn't be read and aren't counted")
 
 
 def class_rows(result: Evaluation, classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def export(arguments: argparse.Namespace) -> None:
     the classes, which are also in the file under "resnext". ONNX needs gconv's extra 'export'. A .safetensors
     file contains only the weights, for load_state_dict or for `weights=` of a named network.
 
-    Example:
+    Examples:
       resnext export runs/demo -o digits.onnx -o digits.pt2
     """
     run = arguments.run

@@ -32,7 +32,7 @@ def load_data(name: str, path: Path | None = None, image_size: int | None = None
     if name in ("mnist5k", "digits") and path is not None:
         raise UserError(
             f"unexpected path {path}: the images of --data {name} come with an installed package; "
-            "drop the path, or choose another --data"
+            "drop the path; only cifar10, cifar100 and folder need one"
         )
     if name != "folder" and image_size is not None:
         raise UserError(

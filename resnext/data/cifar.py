@@ -84,7 +84,9 @@ def _unpack(archive: Path, wanted: set[str]) -> dict[str, bytes]:
             opened = ((name, tar.extractfile(member)) for name, member in named if name in wanted)
             return {name: file.read() for name, file in opened if file is not None}
     except (tarfile.TarError, EOFError, OSError, zlib.error):
-        raise UserError(f"can't read {archive}: it is truncated or damaged; download it again") from None
+        raise UserError(
+            f"can't read {archive}: it is truncated, damaged or not a .tar.gz archive; download it again"
+        ) from None
 
 
 def _gather(folder: Path, wanted: set[str]) -> dict[str, bytes]:
@@ -147,7 +149,7 @@ class _Unpickler(pickle.Unpickler):
             "_codecs.encode": codecs.encode,
         }
         if (wanted := f"{module}.{name}") not in allowed:
-            raise pickle.UnpicklingError(f"{wanted} is not allowed in a data set")
+            raise pickle.UnpicklingError(f"{wanted} isn't allowed in a data set")
         return allowed[wanted]
 
 

@@ -27,7 +27,7 @@ class ImageFormat:
         channels: number of channels: 1 for gray, 3 for red, green and blue.
         size: height and width in pixels.
         mean: mean of each channel over the training images, for pixels from 0 to 1.
-        std: standard deviation of each channel, likewise.
+        std: standard deviation of each channel over the training images.
         photographs: whether images can have any size, in which case a center crop is scaled to ``size``.
             Defaults to False: images must have ``size``.
     """

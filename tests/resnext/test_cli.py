@@ -82,7 +82,7 @@ def test_unreadable_photographs_end_it_or_are_counted(run: Run, tmp_path: Path) 
         err, "3.jpg: it is damaged or not an image; use a PNG or JPEG file, or skip it with --resume --skip"
     )
     code, out, err = run(*arguments, "--batch-size", "36", "--overwrite", "--skip-corrupt")
-    assert (code, err) == (0, "") and "2 images could not be read: training uses others in their place" in out
+    assert (code, err) == (0, "") and "2 images couldn't be read: training uses others in their place" in out
     assert len(Path("runs/demo/unreadable.txt").read_text().splitlines()) == 2
     shutil.copy(photos / "train" / "colour1" / "4.jpg", photos / "train" / "colour1" / "3.jpg")
     code, _, err = run(*arguments, "--batch-size", "36", "--overwrite")
@@ -90,7 +90,7 @@ def test_unreadable_photographs_end_it_or_are_counted(run: Run, tmp_path: Path) 
     one_line(err, "0.png: it is damaged or not an image", "or skip it with --skip-corrupt")
     assert checkpoint.load(Path("runs/demo")).epochs == 1, "the epoch was lost with the test"
     code, out, _ = run("train", "--resume", "--workers", "0", "--skip-corrupt")
-    assert code == 0 and "1 images could not be read" in out
+    assert code == 0 and "1 images couldn't be read" in out
     for path in (photos / "train").rglob("*.jpg"):
         path.write_text("no image")
     code, _, err = run(*arguments, "--batch-size", "36", "--overwrite", "--skip-corrupt")
@@ -197,7 +197,7 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, trained: P
         (("evaluate", "--path", "empty"), "unexpected path empty: the images of --data mnist5k"),
         (
             ("export", "-o", "network.exe"),
-            "network.exe: unknown format; choose a file name that ends in .pt2",
+            "network.exe: unknown format; choose a file name that ends in one of .pt2",
         ),
         (("export", "-o", "/proc/network.pt2"), "/proc/"),
         (("export", "-o", "/proc/network.safetensors"), "/proc/"),
@@ -213,7 +213,7 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, trained: P
         (("predict", "-c", "runs/none", fine), "runs/none: no checkpoint found"),
         (
             ("complexity", "--cardinality", "1000"),
-            "--cardinality must be from 1 to 134, got 1000: no higher one",
+            "--cardinality must be from 1 to 134, got 1000; with more groups, even one channel",
         ),
         (("summary", "resnext51"), "unknown variant 'resnext51': choose from resnet50"),
         (("traffic", "resnext51"), "unknown variant 'resnext51': choose from resnet50"),
@@ -272,7 +272,7 @@ def test_summary_and_complexity_print_the_papers_tables(run: Run) -> None:
 
 def test_traffic_prints_bytes_fused_and_unfused(run: Run) -> None:
     code, out, _ = run("traffic", "resnext50_32x4d", "--device", "cpu")
-    assert code == 0 and "stages were not timed: that needs a CUDA GPU" in out
+    assert code == 0 and "stages weren't timed: that needs a CUDA GPU" in out
     assert ["total", "202.8", "180.7", "11%", "602.0", "507.9", "16%"] in cells(out)
 
 

@@ -93,8 +93,8 @@ def test_a_damaged_archive_is_named_in_one_line(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "ran",)
 
     cases = [
-        ("cifar10", cut, "cut.tar.gz: it is truncated or damaged"),
-        ("cifar10", text, "text.tar.gz: it is truncated or damaged"),
+        ("cifar10", cut, "cut.tar.gz: it is truncated, damaged or not a .tar.gz archive"),
+        ("cifar10", text, "text.tar.gz: it is truncated, damaged or not a .tar.gz archive"),
         ("cifar10", tmp_path / "none", "none: no such file or folder"),
         ("cifar10", tmp_path / "empty", "empty isn't cifar10: data_batch_1 is missing"),
         ("cifar100", binary, "cifar-10-binary.tar.gz isn't cifar100"),

@@ -285,7 +285,7 @@ def test_files_are_utf8_and_terminals_get_what_they_can_show(
     unreadable = Path("photos/train/猫", f"{ODD}b.png")
     unreadable.write_text("no image")
     code, out, err = run(*train, *SMALL, "--batch-size", "2", "--micro-batch", "2", "--skip-corrupt")
-    assert (code, err) == (0, "") and "1 images could not be read" in out
+    assert (code, err) == (0, "") and "1 images couldn't be read" in out
     (line,) = Path("runs/猫/unreadable.txt").read_text("utf-8").splitlines()
     assert line.startswith(f"can't read {shown(unreadable.absolute())}: it is damaged or not an image")
     written = io.BytesIO()

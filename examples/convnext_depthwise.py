@@ -25,7 +25,7 @@ def main() -> None:
     x = torch.randn(4, 3, options.image, options.image, device=device).to(memory_format=torch.channels_last)
 
     # By default, depthwise convolutions are skipped.
-    print(f"convert(model) converts {len(gconv.convert(model).swapped)} layers")
+    print(f"convert(model): {len(gconv.convert(model).swapped)} layers converted")
 
     # Skip the first stage, which has the largest images.
     def later_stages(module: nn.Module, name: str) -> bool:
@@ -34,7 +34,7 @@ def main() -> None:
     report = gconv.convert(model, depthwise=True, filter=later_stages)
     if not report.swapped:
         parser.error(f"{options.model} has no depthwise convolution after stages.0")
-    print(f"convert(model, depthwise=True, filter=...) converts {len(report.swapped)}, such as")
+    print(f"convert(model, depthwise=True, filter=...): {len(report.swapped)} layers converted, such as")
     name = report.swapped[0].name
     layer = model.get_submodule(name)
 
@@ -45,7 +45,7 @@ def main() -> None:
     hook.remove()
     print(f"{name}: {gconv.explain(layer, seen['input'])}")
 
-    print(f"revert(model) converts {len(gconv.revert(model))} back")
+    print(f"revert(model): {len(gconv.revert(model))} layers converted back")
     with torch.inference_mode():
         print(f"largest difference: {(model(x) - y).abs().max():.1e}")
 

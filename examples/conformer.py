@@ -1,4 +1,7 @@
-"""A Conformer's encoder for speech, whose depthwise 1-d convolutions get the kernels' layout for free."""
+"""Convert the depthwise 1-d convolutions of a Conformer, a speech model.
+
+Its activations are (N, L, C), so the convolutions get the memory layout of the kernels without a copy.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import gconv
 
 
 class ConvolutionModule(nn.Module):
-    """The convolution module of a Conformer (arXiv 2005.08100), section 2.2; (N, L, C) -> (N, L, C)."""
+    """The convolution module of a Conformer (section 2.2 of arXiv 2005.08100): (N, L, C) to (N, L, C)."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -23,16 +26,20 @@ class ConvolutionModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.glu(self.expand(self.norm(x)))
-        y = self.depthwise(y.transpose(1, 2))  # the channels lie side by side, as the kernels read them
+        y = self.depthwise(y.transpose(1, 2))  # channels are adjacent in memory, as the kernels need them
         y = nn.functional.silu(self.batch_norm(y)).transpose(1, 2)
         return x + self.contract(y)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--frames", type=int, default=400, help="length of a sequence; default: %(default)s")
-    parser.add_argument("--channels", type=int, default=144, help="channels; default: %(default)s")
-    parser.add_argument("--blocks", type=int, default=4, help="number of blocks; default: %(default)s")
+    parser.add_argument(
+        "--frames", type=int, default=400, help="number of frames in a sequence (default: %(default)s)"
+    )
+    parser.add_argument("--channels", type=int, default=144, help="number of channels (default: %(default)s)")
+    parser.add_argument(
+        "--blocks", type=int, default=4, help="number of convolution modules (default: %(default)s)"
+    )
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = nn.Sequential(*(ConvolutionModule(options.channels, 31) for _ in range(options.blocks)))

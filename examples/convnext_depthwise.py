@@ -1,4 +1,4 @@
-"""ConvNeXt, whose 7x7 convolutions are depthwise: swapped on request, by a filter, and swapped back."""
+"""Convert the depthwise 7x7 convolutions of a ConvNeXt, selected by a filter, and convert them back."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ import gconv
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="convnext_atto", help="any name of timm's; default: %(default)s")
-    parser.add_argument("--image", type=int, default=64, help="height and width; default: %(default)s")
+    parser.add_argument(
+        "--model", default="convnext_atto", help="name of a timm model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image", type=int, default=64, help="height and width of the images (default: %(default)s)"
+    )
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = timm.create_model(options.model).eval().to(device, memory_format=torch.channels_last)
     x = torch.randn(4, 3, options.image, options.image, device=device).to(memory_format=torch.channels_last)
 
-    # Depthwise convolutions stay PyTorch's unless asked for.
-    print(f"convert(model) swaps {len(gconv.convert(model).converted)}")
+    # By default, depthwise convolutions are skipped.
+    print(f"convert(model): {len(gconv.convert(model).converted)} layers converted")
 
-    # Not those of the first stage, whose images are the largest.
+    # Skip the first stage, which has the largest images.
     def later_stages(module: nn.Module, name: str) -> bool:
         return not name.startswith("stages.0.")
 
     report = gconv.convert(model, depthwise=True, filter=later_stages)
     if not report.converted:
         parser.error(f"{options.model} has no depthwise convolution after stages.0")
-    print(f"convert(model, depthwise=True, filter=...) swaps {len(report.converted)}, such as")
+    print(f"convert(model, depthwise=True, filter=...): {len(report.converted)} layers converted, such as")
     name = report.converted[0].name
     layer = model.get_submodule(name)
 
@@ -41,7 +45,7 @@ def main() -> None:
     hook.remove()
     print(f"{name}: {gconv.explain(layer, seen['input'])}")
 
-    print(f"revert(model) brings {len(gconv.revert(model))} back")
+    print(f"revert(model): {len(gconv.revert(model))} layers converted back")
     with torch.inference_mode():
         print(f"largest difference: {(model(x) - y).abs().max():.1e}")
 

@@ -1,4 +1,4 @@
-"""A timm network converted in three lines, and what each of its convolutions gains on this machine."""
+"""Convert a timm network in three lines, and profile its convolutions on this machine."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ import gconv
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="resnext50_32x4d", help="any name of timm's; default: %(default)s")
-    parser.add_argument("--batch", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--image", type=int, default=160, help="height and width; default: %(default)s")
+    parser.add_argument(
+        "--model", default="resnext50_32x4d", help="name of a timm model (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="batch size (default: %(default)s)")
+    parser.add_argument(
+        "--image", type=int, default=160, help="height and width of the images (default: %(default)s)"
+    )
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(options.batch, 3, options.image, options.image, device=device)
 
-    # 1: your network. Add pretrained=True.
+    # 1: create your network. Add pretrained=True for trained weights.
     model = timm.create_model(options.model).eval().to(device)
     original = copy.deepcopy(model)
-    # 2: its grouped convolutions become gconv's, in place, and its weights channels_last.
+    # 2: convert its grouped convolutions in place, and its weights to channels_last.
     report = gconv.convert(model)
     # 3: use it as before.
     with torch.inference_mode():

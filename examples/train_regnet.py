@@ -1,4 +1,4 @@
-"""Trains a RegNet on handwritten digits: gconv under autocast and, if asked for, torch.compile."""
+"""Train a RegNet on handwritten digits with gconv, under autocast and optionally torch.compile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import gconv
 
 
 def digits(size: int, device: str) -> tuple[Tensor, Tensor]:
-    """1,797 images (N, 3, size, size) of scikit-learn's, and what is on them."""
+    """Return scikit-learn's 1,797 images (N, 3, size, size) and their labels (N,)."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32, device=device).unsqueeze(1) / 8 - 1
     images = interpolate(images, size=(size, size), mode="bilinear").repeat(1, 3, 1, 1)
@@ -24,9 +24,9 @@ def digits(size: int, device: str) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="regnety_002", help="any name of timm's; default: %(default)s")
-    parser.add_argument("--steps", type=int, default=160, help="default: %(default)s")
-    parser.add_argument("--batch", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--model", default="regnety_002", help="name of a timm model (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=160, help="number of steps (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="batch size (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,7 +38,7 @@ def main() -> None:
 
     model = timm.create_model(options.model, num_classes=10).to(device)
     report = gconv.convert(model)
-    print(f"{options.model}: {len(report.converted)} of {len(report.layers)} convolutions are gconv's")
+    print(f"{options.model}: converted {len(report.converted)} of {len(report.layers)} convolutions")
     run = torch.compile(model, fullgraph=True) if options.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = OneCycleLR(optimizer, max_lr=4e-3, total_steps=options.steps)

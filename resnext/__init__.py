@@ -1,4 +1,8 @@
-"""ResNeXt, the network family that shows what :mod:`gconv` does."""
+"""ResNeXt on `gconv`'s grouped convolutions.
+
+The named networks (``resnext50_32x4d`` and the others) build a `ResNeXt` of a published size, with or without
+trained weights. ``python -m resnext`` trains, evaluates and exports networks from the command line.
+"""
 
 from resnext.model import (
     Bottleneck,

@@ -1,4 +1,4 @@
-"""``python -m resnext``, and the script ``resnext``."""
+"""Entry point of ``python -m resnext`` and of the script ``resnext``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say what to install if its libraries are missing."""
+    """Run the command line, or print what to install if its libraries are missing."""
     try:
         from resnext import cli
 

@@ -1,4 +1,4 @@
-"""What a training prints about itself before it starts."""
+"""The summary that a training prints before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resnext.engine import Engine
 
 
 def announce(engine: Engine, data: Data, console: Console) -> None:
-    """Print what is about to run, where, on which data, and who runs its grouped convolutions."""
+    """Print the device, the backend of the grouped convolutions, the data, the network and the batch."""
     say = partial(console.print, soft_wrap=True)
     model, device, world, recipe = engine.model, engine.world.device, engine.world, engine.recipe
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
@@ -24,7 +24,7 @@ def announce(engine: Engine, data: Data, console: Console) -> None:
     say(f"backend   {_backend(engine)}")
     size = " x ".join(map(str, (data.format.channels, data.format.size, data.format.size)))
     say(
-        f"data      {data.name}: {len(data.train):,} images to train on, {len(data.test):,} held out, "
+        f"data      {data.name}: {len(data.train):,} training images, {len(data.test):,} held out, "
         f"{len(data.classes)} classes, {size}"
     )
     parameters = sum(p.numel() for p in model.parameters())
@@ -33,13 +33,13 @@ def announce(engine: Engine, data: Data, console: Console) -> None:
     say(f"batch     {_batch(engine)}\n")
     if engine.micro != (alone := micro_batch(recipe.batch_size, recipe.micro_batch, 1)):
         say(
-            f"note: in one process batch norm would see {alone} images at a time; a larger --batch-size, or "
-            f"--micro-batch {engine.micro} there, makes it the same\n"
+            f"note: in a single process, batch norm would see {alone} images at a time; for the same results "
+            f"there, pass --micro-batch {engine.micro}, or choose a larger --batch-size\n"
         )
 
 
 def _backend(engine: Engine) -> str:
-    """Return who runs the first grouped convolution, on inputs as in training, and why."""
+    """Return the backend that runs the first grouped convolution on training inputs, and the reason."""
     device, recipe = engine.world.device, engine.recipe
     x = torch.empty(engine.grouped_input, dtype=PRECISIONS[recipe.precision], device=device)
     conv = engine.model.get_submodule("layer1.0.conv2")
@@ -51,11 +51,11 @@ def _backend(engine: Engine) -> str:
 
 def _batch(engine: Engine) -> str:
     batch, passes, world = engine.recipe.batch_size, engine.passes, engine.world
-    norm = "all processes' images" if engine.recipe.sync_batch_norm else f"{engine.micro} at a time"
+    norm = "the images of all processes" if engine.recipe.sync_batch_norm else f"{engine.micro} at a time"
     if passes == 1:
-        return f"{batch} images in one pass"
+        return f"{batch} images in one forward pass"
     shared = f", {passes // world.size} on each process" if world.size > 1 else ""
     faster = ""
     if world.device.type == "cuda" and passes > world.size:
-        faster = f"; fewer are faster, if memory allows: --micro-batch {batch // world.size}"
-    return f"{batch} images in {passes} passes{shared}: batch norm sees {norm}{faster}"
+        faster = f"; fewer passes are faster if memory allows: --micro-batch {batch // world.size}"
+    return f"{batch} images in {passes} forward passes{shared}: batch norm sees {norm}{faster}"

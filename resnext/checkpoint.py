@@ -1,4 +1,4 @@
-"""Checkpoints: the network, and everything that a training needs to continue as if it had never stopped."""
+"""Checkpoints: the network and everything a training needs to continue as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ PREVIOUS = "previous.pt"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run as it is saved.
+    """A saved run.
 
     Attributes:
-        path: the file.
-        settings: of the run.
-        classes: a name for each output of the network.
-        format: the images that the network takes.
-        weights: the state dict of the network, or of its moving average if there is one.
-        epochs: number of epochs that it was trained for; a fraction inside an epoch.
-        training: what :class:`resnext.run.Run` continues from.
+        path: path of the file.
+        settings: settings of the run.
+        classes: names of the classes, one for each output of the network.
+        format: format of the images that the network accepts.
+        weights: state dict of the network, or of its moving average if there is one.
+        epochs: number of epochs trained so far, with a fraction in the middle of an epoch.
+        training: state that `resnext.run.Run` continues from.
     """
 
     path: Path
@@ -46,19 +46,21 @@ class Checkpoint:
     training: dict[str, Any]
 
     def network(self, device: torch.device | str = "cpu") -> ResNeXt:
-        """Return the network on ``device``, in evaluation mode."""
+        """Return the network on ``device`` in evaluation mode."""
         model = build(self.settings.network, len(self.classes), self.format.channels)
         model.load_state_dict(self.weights)
         return model.to(device).eval()
 
 
 def save(checkpoint: Checkpoint) -> None:
-    """Write a checkpoint. Whenever the process dies, its path holds the old one or the new one, whole.
+    """Write a checkpoint atomically.
 
-    The one that it replaces stays next to it, as ``PREVIOUS``.
+    If the process dies at any moment, the path has either the old checkpoint or the new one, intact. The
+    replaced checkpoint is kept next to it as ``PREVIOUS``.
 
     Raises:
-        OSError: it cannot be written, with the path in the error; the old one is still there.
+        OSError: if the checkpoint can't be written. The error names the path, and the old checkpoint is
+            unchanged.
     """
     content = {
         "format": FORMAT,
@@ -78,18 +80,21 @@ def save(checkpoint: Checkpoint) -> None:
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """Return what the system said: torch.save goes on writing after a failure, and raises about that."""
+    """Return the first error of the system: torch.save continues after it and raises a later one."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
 
 
 def load(path: Path) -> Checkpoint:
-    """Read the checkpoint at ``path``, a file or the folder of a run, without running code from it.
+    """Read a checkpoint without running code from the file.
+
+    Args:
+        path: path of a checkpoint, or of the folder of a run.
 
     Raises:
-        UserError: it is missing, cut short, damaged, or of another program. If the one before it is whole,
-            the error says how to go back to it.
+        UserError: if the checkpoint is missing, truncated, damaged or from another program. If the previous
+            checkpoint is intact, the error explains how to go back to it.
     """
     path = path / FILE_NAME if path.is_dir() else path
     try:
@@ -99,28 +104,28 @@ def load(path: Path) -> Checkpoint:
 
 
 def _instead(path: Path) -> str:
-    """Return what to do about a checkpoint that cannot be read."""
+    """Return advice for a checkpoint that can't be read."""
     previous = path.with_name(PREVIOUS)
     if previous != path:
         with suppress(UserError):
             epochs = _read(previous).epochs
             back = f"mv {quoted(previous)} {quoted(path)}"
-            return f"the one before it is whole ({epochs:.3g} epochs): `{back}` goes back to it"
-    return "train one with `resnext train`, or give the path of another"
+            return f"the previous checkpoint is intact ({epochs:.3g} epochs): to go back to it, run `{back}`"
+    return "train a network with `resnext train`, or pass the path of another checkpoint"
 
 
 def _read(path: Path) -> Checkpoint:
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
+        raise UserError(f"{path}: no checkpoint found")
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch.load does not look at the checksums
+            if archive.testzip():  # torch.load doesn't verify checksums
                 raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch.load raises half a dozen types for as many kinds of damage
-        raise UserError(f"{path}: cut short, damaged, or no checkpoint at all") from None
+    except Exception:  # torch.load raises a different type for each kind of damage
+        raise UserError(f"can't read {path}: it is truncated, damaged or not a checkpoint") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: not a checkpoint of this program")
+        raise UserError(f"can't read {path}: it isn't a checkpoint of this version of resnext")
     try:
         images = content["images"]
         read = Checkpoint(
@@ -137,5 +142,5 @@ def _read(path: Path) -> Checkpoint:
                 read.weights, assign=True
             )
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, UserError):
-        raise UserError(f"{path}: its weights and its network do not fit together") from None
+        raise UserError(f"can't read {path}: its weights don't fit its network") from None
     return read

@@ -1,4 +1,4 @@
-"""The errors of networks of equal complexity, and whether they differ by more than their seeds do."""
+"""Statistics of the study of cardinality: whether networks differ by more than their seeds do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ SIGNIFICANT = 0.05
 
 @dataclass
 class Compared:
-    """A pair of cardinality and width, and the errors of its trainings.
+    """A network of the study and the errors of its trainings.
 
     Attributes:
-        cardinality, width: C and d.
-        parameters: of the network.
+        cardinality: number of groups, C.
+        width: channels per group, d.
+        parameters: number of parameters of the network.
         flops: multiply-adds for one image.
-        errors: top-1, percent, by seed.
+        errors: top-1 error in percent of each seed.
     """
 
     cardinality: int
@@ -30,44 +31,45 @@ class Compared:
 
     @property
     def mean(self) -> float:
-        """Mean of the errors."""
+        """Mean error in percent."""
         return statistics.mean(self.errors.values())
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of the errors, None if there is only one."""
+        """Standard deviation of the errors in percentage points, None if there is only one seed."""
         return statistics.stdev(self.errors.values()) if len(self.errors) > 1 else None
 
 
 def verdict(compared: Sequence[Compared], images: int) -> str:
-    """Return in words whether the pairs differ by more than their seeds do, by a one-way ANOVA.
+    """Describe in words whether the networks differ by more than their seeds do, by a one-way ANOVA.
 
     Args:
-        compared: pairs with the same number of errors each.
-        images: number of images that they were tested on.
+        compared: the networks, with the same number of seeds each.
+        images: number of test images.
     """
     groups = [list(pair.errors.values()) for pair in compared]
     best, worst = min(compared, key=lambda p: p.mean), max(compared, key=lambda p: p.mean)
     apart = (
-        f"{best.cardinality} x {best.width}d has the lowest mean error, {best.mean:.2f}%, "
-        f"{worst.cardinality} x {worst.width}d the highest, {worst.mean:.2f}%"
+        f"{best.cardinality} x {best.width}d has the lowest mean error ({best.mean:.2f}%) and "
+        f"{worst.cardinality} x {worst.width}d the highest ({worst.mean:.2f}%)"
     )
     chance = (
-        f"With {images:,} images a single error is known to {standard_error(best.mean, images):.2f} points"
+        f"With {images:,} images a single error has a standard error of "
+        f"{standard_error(best.mean, images):.2f} points"
     )
     if len(groups[0]) < 2:
-        return f"{apart}. With one seed each, nobody can tell whether that is more than noise. {chance}."
+        return f"{apart}. One seed each can't show whether that is more than noise; use more. {chance}."
     p = _p_value(groups)
     within = statistics.mean(statistics.variance(group) for group in groups) ** 0.5
-    noise = f"seeds of one network differ by {within:.2f} points (standard deviation)"
+    noise = f"seeds of one network already differ by {within:.2f} points (standard deviation)"
     if p >= SIGNIFICANT:
         return (
-            f"Within the noise: {apart}, but {noise}; networks that do not differ would show as much in "
-            f"{p:.0%} of such studies (one-way ANOVA, p = {p:.2f}). {chance}."
+            f"Within the noise: {apart}, but {noise}. If all networks were equally good, {p:.0%} of such "
+            f"studies would show differences at least this large (one-way ANOVA, p = {p:.2f}). {chance}."
         )
     return (
-        f"More than noise: {apart}, where {noise} (one-way ANOVA, p = {p:.2g}); which of the others differ, "
-        f"this does not say. {chance}."
+        f"More than noise: {apart}, while {noise} (one-way ANOVA, p = {p:.2g}). The test doesn't show "
+        f"which of the other networks differ. {chance}."
     )
 
 

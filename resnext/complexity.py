@@ -1,7 +1,7 @@
-"""Parameters, FLOPs and memory traffic, counted on the modules themselves.
+"""Parameters, FLOPs and memory traffic of a ResNeXt, counted on its modules.
 
-FLOPs here are those of the paper (arXiv 1611.05431): multiply-adds, one for each pair, of the convolutions
-and the linear layer. PyTorch's counter, which does the counting, counts two.
+FLOPs are counted as in the ResNeXt paper (arXiv 1611.05431): the multiply-adds of the convolutions and the
+linear layer, one FLOP for each multiply-add. PyTorch's FLOP counter, which does the counting, counts two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resnext.model import Bottleneck, ResNeXt
 
-# Table 2 of the paper: the width d at each cardinality C.
+# Table 2 of the paper: the width d for each cardinality C.
 EQUAL_COMPLEXITY = {1: 64, 2: 40, 4: 24, 8: 14, 32: 4}
 # Table 3 of the paper: ImageNet-1K top-1 errors of those networks in percent, at 50 and at 101 layers.
 PAPER_ERRORS = {1: (23.9, 22.0), 2: (23.0, 21.7), 4: (22.6, 21.4), 8: (22.3, 21.3), 32: (22.2, 21.2)}
@@ -25,14 +25,14 @@ PAPER_ERRORS = {1: (23.9, 22.0), 2: (23.0, 21.7), 4: (22.6, 21.4), 8: (22.3, 21.
 
 @dataclass(frozen=True)
 class Stage:
-    """One row of the paper's structure table.
+    """A row of the structure table (table 1 of the paper).
 
     Attributes:
-        name: "conv1" to "conv5", as the paper calls the stages, then "fc".
-        output: (channels, height, width) that the stage puts out.
-        layers: the convolutions of one block, or whatever it is made of, in words.
-        repeats: blocks.
-        parameters: learned numbers.
+        name: "conv1" to "conv5", as in the paper, or "fc".
+        output: size of the output for one image, (channels, height, width); (classes,) for "fc".
+        layers: descriptions of the layers of one block, such as "3x3, 128, C=32".
+        repeats: number of blocks.
+        parameters: number of parameters.
         flops: multiply-adds for one image.
     """
 
@@ -45,14 +45,17 @@ class Stage:
 
 
 def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stage]:
-    """Return the structure table of ``model``: output, parameters and FLOPs of each stage for one image.
+    """Return the structure table of a network: output size, parameters and FLOPs of each stage.
 
     Args:
-        model: left as it is; the counting runs on a copy without data.
-        image_size: height and width, or one number for both.
+        model: the network, which isn't changed: the counting runs on a copy on the meta device.
+        image_size: height and width of the image, or one number for both. Defaults to 224.
+
+    Returns:
+        The stages in order, without empty ones.
 
     Raises:
-        ValueError: ``image_size`` is below 1.
+        ValueError: if ``image_size`` is below 1.
     """
     with FlopCounterMode(display=False) as counter:
         outputs = output_sizes(model, image_size)
@@ -65,7 +68,7 @@ def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stag
     ]
     for i, blocks in enumerate(model.stages, 1):
         if len(blocks):
-            # The last block: only the first one has the stride.
+            # The last block, since only the first one has a stride.
             layers = tuple(_describe(getattr(blocks[-1], f"conv{k}")) for k in (1, 2, 3))
             rows.append((f"conv{i + 1}", (f"layer{i}",), layers, len(blocks)))
     rows.append(("fc", ("fc",), ("global average pool", f"{model.fc.out_features}-d fc"), 1))
@@ -83,10 +86,17 @@ def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stag
 
 
 def output_sizes(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> dict[str, tuple[int, ...]]:
-    """Return the output sizes of the modules of ``model`` for one image, by qualified name.
+    """Return the output size of each module of a network for one image.
+
+    Args:
+        model: the network, which isn't changed.
+        image_size: height and width of the image, or one number for both. Defaults to 224.
+
+    Returns:
+        Output sizes, (1, channels, height, width), by the qualified names of the modules.
 
     Raises:
-        ValueError: ``image_size`` is below 1.
+        ValueError: if ``image_size`` is below 1.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1:
@@ -104,9 +114,13 @@ def output_sizes(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> dic
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of activations, and of their gradients, that are read and written for one image.
+    """Bytes of activations and of their gradients that are read and written for one image.
 
-    Weights don't count: a batch shares them.
+    Weights aren't counted, since the images of a batch share them.
+
+    Attributes:
+        read: bytes read.
+        written: bytes written.
     """
 
     read: float = 0.0
@@ -120,19 +134,19 @@ class Traffic:
 
     @property
     def total(self) -> float:
-        """Bytes read and written."""
+        """Bytes read plus bytes written."""
         return self.read + self.written
 
 
 @dataclass(frozen=True)
 class StageTraffic:
-    """The memory traffic of one stage, with PyTorch's operators one by one, and fused.
+    """Memory traffic of a stage, unfused (one PyTorch operator after the other) and fused.
 
     Attributes:
-        name: "conv1" to "conv5", then "fc".
-        inference: a forward pass in evaluation.
-        fused_inference: the same after :func:`gconv.fuse`.
-        training: a forward and a backward pass.
+        name: "conv1" to "conv5", or "fc".
+        inference: traffic of a forward pass in evaluation mode.
+        fused_inference: the same after `gconv.fuse`.
+        training: traffic of a forward and a backward pass in training mode.
         fused_training: the same with ``ResNeXt(..., fused=True)``.
     """
 
@@ -144,25 +158,29 @@ class StageTraffic:
 
 
 def total_traffic(stages: Sequence[StageTraffic]) -> StageTraffic:
-    """Return the sum of all stages, as a stage called "total"."""
+    """Return the sum of all stages as a stage named "total"."""
     forms = [field.name for field in fields(StageTraffic)[1:]]
     return StageTraffic("total", *(sum((getattr(s, form) for s in stages), Traffic()) for form in forms))
 
 
 def traffic(model: ResNeXt, image_size: int | tuple[int, int] = 224, itemsize: int = 2) -> list[StageTraffic]:
-    """Estimate the memory traffic of ``model``, stage by stage.
+    """Estimate the memory traffic of a network, stage by stage.
 
-    Each operator reads its inputs once and writes its outputs once, and no cache keeps them for the next one;
-    in training batch norm reads its input twice, for the statistics and to normalise. A bias that a batch
-    norm left in a dense convolution is added in a pass of its own, as PyTorch does with cuDNN.
+    The model assumes that each operator reads its inputs once and writes its outputs once, and that no cache
+    keeps them for the next operator. In training, batch norm reads its input twice: for the statistics and to
+    normalize. The bias that a folded batch norm leaves in a dense convolution is added in a separate pass, as
+    PyTorch does with cuDNN.
 
     Args:
-        model: left as it is.
-        image_size: height and width, or one number for both.
-        itemsize: bytes of a number, 2 for the 16 bits of autocast.
+        model: the network, which isn't changed.
+        image_size: height and width of the image, or one number for both. Defaults to 224.
+        itemsize: bytes of an element. Defaults to 2, for 16-bit autocast.
+
+    Returns:
+        The traffic of each stage for one image, in order, without empty stages.
 
     Raises:
-        ValueError: ``image_size`` is below 1.
+        ValueError: if ``image_size`` is below 1.
     """
     size = {name: math.prod(shape) for name, shape in output_sizes(model, image_size).items()}
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -186,11 +204,11 @@ def traffic(model: ResNeXt, image_size: int | tuple[int, int] = 224, itemsize: i
 
 
 _MODES = ((False, False), (False, True), (True, False), (True, True))  # training, fused
-_INDEX_BYTES = 8  # of where max pooling found a number, which it writes in evaluation too
+_INDEX_BYTES = 8  # max pooling writes the index of each maximum, in evaluation mode too
 
 
 def _stem(image: int, y: int, pooled: int, indices: int, training: bool) -> Traffic:
-    """7x7, batch norm, ReLU, max pool. The image takes no gradient."""
+    """Return the traffic of 7x7 convolution, batch norm, ReLU and max pool; the image needs no gradient."""
     moved = _conv(image, y, training, input_grad=False) + _norm(y, training) + _relu(y, training)
     if indices:
         moved += Traffic(y, pooled + indices)
@@ -198,15 +216,16 @@ def _stem(image: int, y: int, pooled: int, indices: int, training: bool) -> Traf
 
 
 def _block(x: int, z1: int, z2: int, y: int, projected: bool, training: bool, fused: bool) -> Traffic:
-    """1x1 from x to z1, 3x3 to z2, 1x1 to y, and the shortcut."""
+    """Return the traffic of a block: 1x1 from x to z1, 3x3 to z2, 1x1 to y, and the shortcut."""
     if not fused:
         middle = _norm(z1, training) + _relu(z1, training) + _conv(z1, z2, training)
         middle += _norm(z2, training) + _relu(z2, training)
     elif training:
-        # Statistics of z1; the convolution; norm and ReLU of z2.
+        # The statistics of z1; the convolution; norm and ReLU of z2.
         middle = Traffic(z1, 0) + Traffic(z1, z2) + Traffic(z2, z2)
-        # The sums of that norm; its gradient; that of the convolution, which reads z1 for the ReLU and the
-        # sums of its norm; that of the weights; that of the first norm.
+        # The sums of the second norm and its gradient; the input gradient of the convolution, which also
+        # reads z1 for the ReLU and the sums of the first norm; the weight gradient; the gradient of the first
+        # norm.
         middle += Traffic(2 * z2, 0) + Traffic(2 * z2, z2)
         middle += Traffic(z2 + z1, z1) + Traffic(z2 + z1, 0) + Traffic(2 * z1, z1)
     else:
@@ -215,7 +234,7 @@ def _block(x: int, z1: int, z2: int, y: int, projected: bool, training: bool, fu
     if projected:
         moved += _conv(x, y, training) + _norm(y, training)
     moved += Traffic(2 * y, y) + _relu(y, training)
-    # The gradients of branch and shortcut are added.
+    # The backward pass adds the gradients of branch and shortcut.
     return moved + Traffic(2 * x, x) if training else moved
 
 
@@ -227,7 +246,7 @@ def _conv(x: int, y: int, training: bool, input_grad: bool = True) -> Traffic:
 
 
 def _norm(y: int, training: bool) -> Traffic:
-    """Return the traffic of a norm; in evaluation also of a bias, which a folded norm leaves behind."""
+    """Return the traffic of a norm, or in evaluation of the bias that a folded norm leaves."""
     if not training:
         return Traffic(y, y)
     return Traffic(2 * y, y) + Traffic(2 * y, 0) + Traffic(2 * y, y)
@@ -243,9 +262,17 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def block_complexity(cardinality: int, width: int) -> tuple[int, int]:
-    """Return parameters and multiply-adds of a conv2 block: 256 channels in and out, 56 x 56 pixels.
+    """Return the parameters and FLOPs of a conv2 block: 256 channels in and out, 56 x 56 pixels.
 
-    C (256 d + 9 d^2 + 256 d) parameters in the paper, section 4.1; counted here on the block itself.
+    The paper gives C (256 d + 9 d^2 + 256 d) parameters (equation 4, section 4.1); here they are counted on
+    the block.
+
+    Args:
+        cardinality: number of groups, C.
+        width: channels per group, d.
+
+    Returns:
+        The parameters of the convolutions, and their multiply-adds for one image.
     """
     with torch.device("meta"):
         block = Bottleneck(256, 256, cardinality, width)
@@ -257,12 +284,15 @@ def block_complexity(cardinality: int, width: int) -> tuple[int, int]:
 
 
 def matching_width(cardinality: int) -> int:
-    """Return the width d at which a conv2 block of ``cardinality`` C is as complex as ResNeXt's 32 x 4d.
+    """Return the width d at which a conv2 block of the given cardinality is as complex as a 32 x 4d block.
 
-    The positive root of C (512 d + 9 d^2) = parameters of 32 x 4d, rounded.
+    This is the positive root d of C (512 d + 9 d^2) = parameters of a 32 x 4d block, rounded.
+
+    Args:
+        cardinality: number of groups, C, from 1 to 134.
 
     Raises:
-        ValueError: ``cardinality`` is below 1, or so high that even d = 1 is more complex.
+        ValueError: if ``cardinality`` is below 1, or so high that even d = 1 makes a more complex block.
     """
     budget, _ = block_complexity(32, 4)
     narrowest, _ = block_complexity(1, 1)

@@ -1,4 +1,4 @@
-"""The settings of a run, what they are for each data set, and how the command line offers them."""
+"""The settings of a run, their defaults for each data set, and the command-line options made from them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 @dataclass(frozen=True)
 class Option:
-    """How the command line offers a field of the settings: ``cli/options.py`` makes options from these.
+    """The command-line option of a field of the settings. ``cli/options.py`` makes options from these.
 
     Args:
-        help: one or two sentences.
-        name: the option, without dashes, or a positional argument in capitals. Defaults to the field's name.
-        least, most: the range of a number, both included.
-        choices: the allowed texts.
-        default: describes the default in help. Defaults to the field's value for each data set.
+        help: help text, without the default.
+        name: name of the option without dashes, or a positional argument in capitals. Defaults to the name of
+            the field.
+        least: lower bound of a number, inclusive.
+        most: upper bound of a number, inclusive.
+        choices: allowed values of a text.
+        default: description of the default in the help. Defaults to the value of the field for each data set.
     """
 
     help: str
@@ -38,20 +40,20 @@ class Option:
 
 
 def option(help: str, **details: Any) -> dict[str, Option]:
-    """Return metadata for ``dataclasses.field``: the field is an option, with the details of ``Option``."""
+    """Return metadata that makes a dataclass field an option. The arguments are those of `Option`."""
     return {"option": Option(help, **details)}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images come from: the arguments of :func:`resnext.data.load_data`."""
+    """Source of the images: the arguments of `resnext.data.load_data`."""
 
     name: str = field(
         default="mnist5k",
         metadata=option(
-            "Data set. mnist5k and digits: 5,000 and 1,797 handwritten digits that come with installed "
-            "packages. cifar10 and cifar100: PATH is the published archive (python or binary) or its folder. "
-            "folder: PATH has train/CLASS/*.jpg and val/CLASS/*.jpg.",
+            "data set: mnist5k or digits, 5,000 or 1,797 handwritten digits that come with installed "
+            "packages; cifar10 or cifar100, whose PATH is the published archive (python or binary) or its "
+            "folder; or folder, whose PATH contains train/CLASS/*.jpg and val/CLASS/*.jpg",
             name="data",
             choices=DATA_SETS,
             default="mnist5k",
@@ -59,12 +61,12 @@ class Source:
     )
     path: str | None = field(
         default=None,
-        metadata=option("Archive or folder with the images; mnist5k and digits need none.", name="PATH"),
+        metadata=option("archive or folder of images (not for mnist5k and digits)", name="PATH"),
     )
     image_size: int | None = field(
         default=None,
         metadata=option(
-            "Height and width that images are scaled to; for folder only.",
+            "height and width that images are scaled to, for --data folder",
             least=8,
             most=2**12,
             default="224",
@@ -74,24 +76,27 @@ class Source:
 
 @dataclass(frozen=True)
 class Network:
-    """The arguments of :class:`resnext.ResNeXt`, except those that follow from the data."""
+    """Arguments of `resnext.ResNeXt`, except those that follow from the data."""
 
     repeats: tuple[int, ...] = field(
-        default=(1, 1, 1, 1), metadata=option("Number of blocks in each of the four stages.")
+        default=(1, 1, 1, 1), metadata=option("number of blocks in each of the four stages")
     )
     cardinality: int = field(
-        default=8, metadata=option("Number of groups in each 3x3 convolution.", least=1, most=4096)
+        default=8, metadata=option("number of groups in each 3x3 convolution", least=1, most=4096)
     )
     base_width: int = field(
-        default=4, metadata=option("Channels of each group in the first stage.", least=1, most=4096)
+        default=4,
+        metadata=option(
+            "channels per group in the first stage, doubled in each later one", least=1, most=4096
+        ),
     )
-    stem_width: int = field(default=16, metadata=option("Channels of the stem.", least=1, most=4096))
+    stem_width: int = field(default=16, metadata=option("number of channels of the stem", least=1, most=4096))
     stem: str = "small"  # follows from --network
     fused: bool = field(
         default=False,
         metadata=option(
-            "Run the batch norms inside the kernels of the 3x3 convolutions: the same network with fewer "
-            "passes over memory."
+            "run batch norm and ReLU inside the kernels of the 3x3 convolutions: the same network with less "
+            "memory traffic"
         ),
     )
 
@@ -106,95 +111,93 @@ class Network:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. ``milestones`` are fractions of the training; the rest explains itself."""
+    """Training settings. ``milestones`` are fractions of the training; the options describe the rest."""
 
-    epochs: int = field(default=8, metadata=option("Number of training epochs.", least=1))
+    epochs: int = field(default=8, metadata=option("number of training epochs", least=1))
     batch_size: int = field(
         default=64,
         metadata=option(
-            "Images per update of the weights, over all processes. Images left over at the end of an epoch "
-            "are skipped, different ones each time.",
+            "images per optimizer step, over all processes; images left over at the end of an epoch are "
+            "skipped, different ones each time",
             least=2,
         ),
     )
     micro_batch: int = field(
         default=32,
         metadata=option(
-            "Most images per forward pass, and so what batch norm sees. A larger batch takes several passes "
-            "with accumulated gradients, or several processes.",
+            "largest number of images per forward pass, over which batch norm computes its statistics; a "
+            "larger batch is split into several passes with accumulated gradients, or over several processes",
             least=1,
         ),
     )
     optimizer: str = field(
         default="adamw",
-        metadata=option("Optimizer; sgd has Nesterov momentum of 0.9.", choices=OPTIMIZERS),
+        metadata=option("optimizer; sgd uses Nesterov momentum of 0.9", choices=OPTIMIZERS),
     )
-    learning_rate: float = field(default=3e-3, metadata=option("Peak learning rate.", least=0))
+    learning_rate: float = field(default=3e-3, metadata=option("peak learning rate", least=0))
     weight_decay: float = field(
-        default=0.05, metadata=option("Weight decay, applied to all weights.", least=0)
+        default=0.05, metadata=option("weight decay, applied to all weights", least=0)
     )
     schedule: str = field(
         default="cosine",
         metadata=option(
-            "How the learning rate falls: cosine, or step, to a tenth at two points.", choices=SCHEDULES
+            "learning rate schedule: cosine decay, or two steps to a tenth each", choices=SCHEDULES
         ),
     )
     milestones: tuple[float, ...] = (1 / 2, 3 / 4)
     warmup_epochs: float = field(
-        default=1.0, metadata=option("Epochs over which the learning rate rises from 0.", least=0)
+        default=1.0, metadata=option("number of epochs in which the learning rate rises from 0", least=0)
     )
     label_smoothing: float = field(
         default=0.0,
-        metadata=option("Label smoothing, such as 0.1; 0 turns it off.", least=0, most=1),
+        metadata=option("label smoothing, such as 0.1; 0 turns it off", least=0, most=1),
     )
-    mixup: float = field(
-        default=0.0, metadata=option("Alpha of mixup, such as 0.2; 0 turns it off.", least=0)
-    )
-    cutmix: float = field(
-        default=0.0, metadata=option("Alpha of cutmix, such as 1; 0 turns it off.", least=0)
-    )
+    mixup: float = field(default=0.0, metadata=option("alpha of mixup, such as 0.2; 0 turns it off", least=0))
+    cutmix: float = field(default=0.0, metadata=option("alpha of cutmix, such as 1; 0 turns it off", least=0))
     ema: float = field(
         default=0.0,
         metadata=option(
-            "Decay of a moving average of the weights, such as 0.9999; the average is then tested and saved. "
-            "0 turns it off.",
+            "decay of a moving average of the weights, such as 0.9999, which is tested and saved in their "
+            "place; 0 turns it off",
             least=0,
             most=1,
         ),
     )
     precision: str = field(
         default="float32",
-        metadata=option("Precision of autocast; float16 comes with loss scaling.", choices=tuple(PRECISIONS)),
+        metadata=option("precision of autocast; float16 uses loss scaling", choices=tuple(PRECISIONS)),
     )
     sync_batch_norm: bool = field(
         default=False,
-        metadata=option("Compute batch norm statistics over the images of all GPUs (nn.SyncBatchNorm)."),
+        metadata=option("compute batch norm statistics over the images of all GPUs (nn.SyncBatchNorm)"),
     )
     seed: int = field(
         default=0,
-        metadata=option("Seed of the weights, the order and the augmentation.", least=0, most=2**31),
+        metadata=option(
+            "seed of the initial weights, the order of images and the augmentation", least=0, most=2**31
+        ),
     )
 
     def lasting(self, epochs: int) -> Recipe:
-        """Return the same recipe for another number of epochs, at most a fifth of them for warm-up."""
+        """Return the recipe with another number of epochs, at most a fifth of which are warm-up."""
         return replace(self, epochs=epochs, warmup_epochs=min(self.warmup_epochs, epochs / 5))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the result of a run: saved with the network and fixed when it is resumed."""
+    """Everything that decides the result of a run: saved with the network and fixed on resuming."""
 
     source: Source = Source()
     network: Network = Network()
     recipe: Recipe = Recipe()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values, for files."""
+        """Return the settings as plain values that files can store."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, saved: dict[str, dict[str, Any]]) -> Settings:
-        """Return the settings that :meth:`to_dict` gave, also after a detour through JSON."""
+        """Return the settings from the result of `to_dict`, which may have been through JSON."""
         network, recipe = dict(saved["network"]), dict(saved["recipe"])
         network["repeats"], recipe["milestones"] = tuple(network["repeats"]), tuple(recipe["milestones"])
         return cls(Source(**saved["source"]), Network(**network), Recipe(**recipe))
@@ -202,39 +205,39 @@ class Settings:
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out, which may change when it is resumed."""
+    """Options that don't decide the result of a run and may change on resuming."""
 
     workers: int = field(
         default=0,
         metadata=option(
-            "Number of processes that decode images; 0 decodes in the main process.",
+            "number of processes that decode images; 0 decodes in the main process",
             least=0,
-            default="one per core, at most 8, for images in files; otherwise 0",
+            default="one per core, at most 8, for image files; otherwise 0",
         ),
     )
     skip_corrupt: bool = field(
-        default=False, metadata=option("Skip and count images that cannot be read, instead of stopping.")
+        default=False, metadata=option("skip images that can't be read and count them, instead of stopping")
     )
     channels_last: bool = field(
-        default=True, metadata=option("Keep weights and activations in channels_last.", default="on")
+        default=True, metadata=option("keep weights and activations in channels_last", default="on")
     )
-    compile: bool = field(default=False, metadata=option("Compile the network with torch.compile."))
+    compile: bool = field(default=False, metadata=option("compile the network with torch.compile"))
     checkpoint_steps: int = field(
         default=0,
         metadata=option(
-            "Write a checkpoint every so many updates, in addition to the one after each epoch; 0 for none.",
+            "write a checkpoint every N steps, in addition to the one after each epoch; 0 turns it off",
             least=0,
             default="1,000 for folder; otherwise 0",
         ),
     )
-    tensorboard: bool = field(default=False, metadata=option("Also write TensorBoard's event files."))
+    tensorboard: bool = field(default=False, metadata=option("also write TensorBoard event files"))
 
 
 DEFAULT_OPTIONS = Options()
 _DIGITS = Settings()
 _CIFAR = Settings(
     network=Network((3, 3, 3, 0), 8, 64, 64),
-    # Section 5.3 of the ResNeXt paper: 300 epochs, a tenth from the 150th and the 225th on.
+    # Section 5.3 of the ResNeXt paper: 300 epochs, a tenth of the learning rate from epochs 150 and 225 on.
     recipe=Recipe(
         epochs=300,
         batch_size=128,
@@ -253,7 +256,7 @@ _DEFAULTS = {
     "cifar100": _CIFAR,
     "folder": Settings(
         network=Network((3, 4, 6, 3), 32, 4, 64, "imagenet"),
-        # Section 4 of the paper, which takes the schedule of fb.resnet.torch; 32 images on each of 8 GPUs.
+        # Section 4 of the paper: 32 images on each of 8 GPUs, with the schedule of fb.resnet.torch.
         recipe=Recipe(
             epochs=90,
             batch_size=256,
@@ -279,7 +282,7 @@ def build(network: Network, num_classes: int, in_channels: int) -> ResNeXt:
     """Build the untrained network.
 
     Raises:
-        UserError: its settings do not go together.
+        UserError: if the settings don't fit together.
     """
     try:
         return ResNeXt(**asdict(network), num_classes=num_classes, in_channels=in_channels)
@@ -288,10 +291,11 @@ def build(network: Network, num_classes: int, in_channels: int) -> ResNeXt:
 
 
 def difference(saved: Settings, wanted: Settings) -> str | None:
-    """Return in words the first setting in which two runs differ, apart from the path of their images."""
+    """Describe the first setting in which two runs differ, other than the path of their images."""
     for part in ("source", "network", "recipe"):
         there, here = (asdict(getattr(settings, part)) for settings in (saved, wanted))
         for name, value in there.items():
             if value != here[name] and name != "path":
-                return f"its {name.replace('_', ' ')} is {value}, not {here[name]}"
+                label = "data" if name == "name" else name.replace("_", " ")
+                return f"{label} is {value}, got {here[name]}"
     return None

@@ -1,4 +1,4 @@
-"""One step of training, and all that it changes."""
+"""A training step and the state that it changes: network, optimizer, moving average and generators."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of update ``step``, counted from 0."""
+    """Return the learning rate of a step, counted from 0."""
     steps, warmup = recipe.epochs * steps_per_epoch, recipe.warmup_epochs * steps_per_epoch
     if step < warmup:
         return recipe.learning_rate * (step + 1) / (warmup + 1)
@@ -38,10 +38,10 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 
 class RunningStatistics:
-    """Moves the running statistics of batch norms once per step, to the mean over all its passes.
+    """Updates the running statistics of batch norms once per step, with the mean over all its passes.
 
-    PyTorch moves them in each forward pass, in each process by itself. Moved once per step they are the same
-    in all processes, however the passes are spread over them.
+    PyTorch updates them in each forward pass, separately in each process. Updated once per step, they are the
+    same in all processes, and don't depend on how the passes are distributed.
     """
 
     def __init__(self, model: nn.Module, world: World, passes: int) -> None:
@@ -52,18 +52,18 @@ class RunningStatistics:
         self.world, self.passes = world, passes
 
     def begin(self) -> None:
-        """Remember the statistics, before the first pass."""
-        self.before = torch.cat(self.moving)  # all in one: a launch for each norm would take a GPU's time
+        """Remember the statistics before the first pass."""
+        self.before = torch.cat(self.moving)  # one launch instead of one per norm
         self.sums = torch.zeros_like(self.before)
         self.counts_before = torch.stack(self.counts)
 
     def after_pass(self) -> None:
-        """Add what a pass of this process made of them, and put them back."""
+        """Add the statistics after a pass of this process to the sums, and restore those before it."""
         self.sums += torch.cat(self.moving)
         self._move(self.before)
 
     def end(self) -> None:
-        """Move them, after the last pass."""
+        """Set the statistics to their mean after the last pass."""
         self._move(self.world.sum(self.sums) / self.passes)
         copy_all(self.counts, list(self.counts_before + 1))
 
@@ -72,16 +72,17 @@ class RunningStatistics:
 
 
 class Engine:
-    """One step of training: a network, what changes it, and how far it has come.
+    """The state of a training and the step that advances it.
 
     Args:
-        settings: of the run.
-        data: what the network is trained on.
-        world: the processes that share the work.
-        options: how the run is carried out.
+        settings: settings of the run.
+        data: data set to train on.
+        world: processes that share the work.
+        options: options of the run.
 
     Raises:
-        UserError: the settings do not go together, or not with the device or the number of processes.
+        UserError: if the settings don't fit together, or don't fit the data, the device or the number of
+            processes.
     """
 
     def __init__(self, settings: Settings, data: Data, world: World, options: Options) -> None:
@@ -120,10 +121,10 @@ class Engine:
         self.unreadable: set[str] = set()
 
     def _try_out(self, data: Data) -> torch.Size:
-        """Return the shape of what the first grouped convolution gets in a pass, found with meta tensors.
+        """Return the input shape of the first grouped convolution in a pass, computed on the meta device.
 
         Raises:
-            UserError: batch norm would get a single value of a channel, which has no variance.
+            UserError: if batch norm would get a single value per channel, which has no variance.
         """
         recipe, processes, form = self.recipe, self.world.size, data.format
         seen = self.micro * (processes if recipe.sync_batch_norm else 1)
@@ -140,48 +141,50 @@ class Engine:
                 shared = f", {processes} processes" if processes > 1 else ""
                 raise UserError(
                     f"--batch-size {recipe.batch_size}, --micro-batch {recipe.micro_batch}{shared}: batch "
-                    f"norm would see one image at a time, and {form.size} x {form.size} pixels become 1 x 1 "
-                    "in this network: choose both so that it sees at least 2"
+                    f"norm would get one value per channel, because each pass has one image and the network "
+                    f"shrinks {form.size} x {form.size} pixels to 1 x 1; choose both for at least 2 images "
+                    "per pass"
                 ) from error
         return torch.Size((self.micro, *shapes[0][1:]))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in an epoch."""
+        """Number of steps in an epoch."""
         return self.loader.steps
 
     @property
     def step_number(self) -> int:
-        """Updates made so far."""
+        """Number of steps made so far."""
         return self.epoch * self.steps_per_epoch + self.step_of_epoch
 
     @property
     def epochs(self) -> float:
-        """Epochs trained so far."""
+        """Number of epochs trained so far, with a fraction in the middle of an epoch."""
         return self.epoch + self.step_of_epoch / self.steps_per_epoch
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next update."""
+        """Learning rate of the next step."""
         return learning_rate(self.recipe, self.step_number, self.steps_per_epoch)
 
     @property
     def tested(self) -> nn.Module:
-        """The network that is tested and saved: the moving average, if there is one."""
+        """The network to test and save: the moving average if there is one."""
         return self.average.module if self.average else self.model
 
     def batches(self) -> Iterator[list[Batch]]:
-        """Return the batches of the steps that are left of the epoch, this process's share of each."""
+        """Yield this process's batches of each remaining step of the epoch."""
         return self.loader.epoch(self.epoch, self.step_of_epoch)
 
     def step(self, batches: list[Batch]) -> Tensor:
         """Update the weights once.
 
         Args:
-            batches: one for each pass of this process.
+            batches: a batch for each pass of this process.
 
         Returns:
-            (3,): sum of losses, number of images classified correctly, number of images; of this process.
+            A tensor (3,) with the sum of losses, the number of correctly classified images and the number of
+                images, for the images of this process.
         """
         self.model.train()
         for group in self.optimizer.param_groups:
@@ -201,11 +204,11 @@ class Engine:
         return counts
 
     def _pass(self, batch: Batch, share: float, last: bool) -> Tensor:
-        """Add the gradient of ``share`` of the mean loss; the last pass adds the other processes' too."""
+        """Add the gradient of the mean loss times ``share``; the last pass also sums over processes."""
         if batch.unreadable and not self.options.skip_corrupt:
-            raise UserError(f"{batch.unreadable[0]}, or skip it: --resume --skip-corrupt")
+            raise UserError(f"{batch.unreadable[0]}, or skip it with --resume --skip-corrupt")
         if not len(batch.labels):
-            raise UserError(f"no training image could be read; the first: {batch.unreadable[0]}")
+            raise UserError(f"none of the training images could be read; first error: {batch.unreadable[0]}")
         self.unreadable.update(batch.unreadable)
         device = self.world.device
         labels = batch.labels.to(device, non_blocking=True)
@@ -222,9 +225,10 @@ class Engine:
         return torch.stack((loss.detach() * n, right.float(), loss.new_full((), n)))
 
     def _move_average(self, average: AveragedModel) -> None:
-        """Move the average towards the network: far at first, or a short training would average its start.
+        """Move the average towards the network.
 
-        ``update_parameters`` does the same, and makes the host wait for the GPU.
+        Early steps move it further, because in a short training it would otherwise stay near the initial
+        weights. ``AveragedModel.update_parameters`` does the same but makes the host wait for the GPU.
         """
         decay = min(self.recipe.ema, (1 + self.step_number) / (10 + self.step_number))
         pairs = list(zip(average.module.state_dict().values(), self.model.state_dict().values(), strict=True))
@@ -237,12 +241,12 @@ class Engine:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no number of the network is infinite or NaN."""
+        """Whether all numbers of the network are finite."""
         state = [t for t in self.model.state_dict().values() if t.is_floating_point()]
         return bool(nn.utils.get_total_norm(state).isfinite())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that :meth:`load_state_dict` needs to continue to the bit."""
+        """Return the state that `load_state_dict` needs to continue with identical bits."""
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -255,7 +259,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where :meth:`state_dict` was called."""
+        """Restore the state that `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         if self.average:
             self.average.load_state_dict(state["average"])
@@ -268,27 +272,32 @@ class Engine:
 
 def _check(recipe: Recipe, data: Data, world: World) -> None:
     if recipe.batch_size > len(data.train):
-        raise UserError(f"--batch-size {recipe.batch_size}: there are {len(data.train):,} training images")
+        raise UserError(
+            f"--batch-size must be at most {len(data.train):,}, the number of training images, "
+            f"got {recipe.batch_size}"
+        )
     if recipe.warmup_epochs > recipe.epochs:
-        raise UserError(f"--warmup-epochs {recipe.warmup_epochs:g}: there are {recipe.epochs} --epochs")
+        raise UserError(
+            f"--warmup-epochs must be at most --epochs {recipe.epochs}, got {recipe.warmup_epochs:g}"
+        )
     if recipe.ema == 1:
-        raise UserError("--ema 1: the average would never move; 0.9999 is usual")
+        raise UserError("--ema must be below 1, got 1, with which the average never moves; try 0.9999")
     if recipe.sync_batch_norm and world.size > 1 and world.device.type == "cpu":
         raise UserError(
-            "--sync-batch-norm: PyTorch's SyncBatchNorm runs only on GPUs; on CPUs --micro-batch sets how "
-            "many images batch norm sees, whatever the number of processes"
+            "--sync-batch-norm needs GPUs, got CPUs; drop it: there --micro-batch sets how many images batch "
+            "norm sees, independently of the number of processes"
         )
 
 
 def _model(settings: Settings, data: Data) -> ResNeXt:
     model = build(settings.network, len(data.classes), data.format.channels)
     if settings.recipe.sync_batch_norm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces what is inside
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place: only submodules are replaced
     return model
 
 
 def _parallel(model: nn.Module, world: World) -> DistributedDataParallel:
-    """Wrap ``model`` so that processes share gradients; :class:`RunningStatistics` takes care of buffers."""
+    """Wrap ``model`` to average gradients over processes; `RunningStatistics` handles the buffers."""
     device_ids = [world.device.index] if world.device.type == "cuda" else None
     options: dict[str, Any] = {"gradient_as_bucket_view": True, **keep_buffers()}
     return DistributedDataParallel(model, device_ids, **options)
@@ -302,7 +311,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _seed(seed: int) -> None:
-    """Seed every generator that something in a network may draw from."""
+    """Seed every generator that a network might draw from."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -327,7 +336,7 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return arrays as lists: a checkpoint holds what can be read without running code."""
+    """Return arrays as lists, since a checkpoint contains only what can be read without running code."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, each in one line."""
+"""Errors that a user can fix, each printed as one line."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from resnext.names import shown
 
 
 class UserError(Exception):
-    """One line that says what is wrong and how to fix it; the command line prints it and exits with 2."""
+    """An error that a user can fix. The command line prints it as one line and exits with code 2."""
 
     def __str__(self) -> str:
-        return shown(super().__str__())  # one line, whatever the names in it
+        return shown(super().__str__())  # one line, even if names in it contain line breaks
 
 
 class ToldError(UserError):
-    """An error that all processes end with, and that the first of them prints."""
+    """An error that ends all processes and that only the first one prints."""
 
 
 def explained(error: Exception) -> str | None:
-    """Return in one line what the system refused and what helps; None if ``error`` is of another kind."""
+    """Describe an error of the system and its fix in one line. Return None for any other error."""
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(str(error))):
         return "out of memory: use a smaller network, image size or --micro-batch, or fewer --workers"
     if ended := _WORKER.match(str(error)):
-        ended = _WORKER.match(str(error.__cause__)) or ended  # of two errors the first one knows the signal
+        ended = _WORKER.match(str(error.__cause__)) or ended  # of the two errors, the cause names the signal
         return (
-            f"a worker that reads images {ended[1]}; the system ends one when memory, or the shared memory "
-            "in /dev/shm, runs out: use fewer --workers, or 0 for none"
+            f"a worker process that reads images {ended[1]}, probably because memory or shared memory "
+            "(/dev/shm) ran out: use fewer --workers, or --workers 0"
         )
     return None
 
 
-_MEMORY = re.compile("can't allocate memory|out of memory")  # a CPU's, every other device's
+_MEMORY = re.compile("can't allocate memory|out of memory")  # on a CPU, on other devices
 _WORKER = re.compile(
     r"DataLoader worker \(pid[^ ]* [\d, ]+\) "
     r"(is killed by signal: [\w ]+|exited unexpectedly(?: with exit code \d+)?)"
@@ -43,7 +43,7 @@ _WORKER = re.compile(
 
 
 def brief(error: Exception) -> str:
-    """Return ``error`` in one line, whatever it is."""
+    """Describe any error in one line."""
     lines = (line.strip() for line in str(error).splitlines())
     first = next(filter(None, lines), "")
     return explained(error) or (first if isinstance(error, UserError) else f"{type(error).__name__}: {first}")
@@ -51,7 +51,7 @@ def brief(error: Exception) -> str:
 
 @contextmanager
 def keeping(what: str, kept: str) -> Iterator[None]:
-    """Turn a failure inside into one line: ``what``, unless the error says it, and what is ``kept``."""
+    """Re-raise an error as a ``UserError`` with ``kept``, and with ``what`` unless it is one already."""
     try:
         yield
     except UserError as error:

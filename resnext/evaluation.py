@@ -1,4 +1,4 @@
-"""Tests of a network on labelled images."""
+"""Evaluation of a network on labeled images."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of a test.
+    """Results of an evaluation of N images.
 
     Attributes:
-        indices: (N,), of the images in their set.
-        labels: (N,), their classes.
-        guesses: (N, 5 or the number of classes), what the network said, the surest first.
-        confidence: (N,), the probability of the first guess.
-        losses: (N,), cross-entropies.
-        unreadable: a line for each image that could not be read, and is not counted.
+        indices: (N,), positions of the images in their set.
+        labels: (N,), true classes.
+        guesses: (N, min(5, classes)), predicted classes, the most probable first.
+        confidence: (N,), probability of the first guess.
+        losses: (N,), cross-entropy of each image.
+        unreadable: an error for each image that couldn't be read and isn't counted.
     """
 
     indices: Tensor
@@ -42,7 +42,7 @@ class Evaluation:
 
     @property
     def correct(self) -> Tensor:
-        """Whether each first guess is right (N,), bool."""
+        """Whether the first guess for each image is right: (N,), bool."""
         return self.guesses[:, 0] == self.labels
 
     @property
@@ -52,21 +52,21 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Top-1: percent of the images that the network got right."""
+        """Top-1 accuracy in percent."""
         return 100 * self.correct.double().mean().item()
 
     @property
     def top5(self) -> float:
-        """Percent of the images whose class is among the first five guesses."""
+        """Top-5 accuracy in percent."""
         return 100 * (self.guesses == self.labels[:, None]).any(1).double().mean().item()
 
     def confusion(self, num_classes: int) -> Tensor:
-        """Count images of the row's class that were taken for the column's (num_classes, num_classes)."""
+        """Return the confusion matrix (num_classes, num_classes): row for the class, column for the guess."""
         pairs = self.labels * num_classes + self.guesses[:, 0]
         return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
 
     def row(self) -> dict[str, float]:
-        """Return the test's part of a row of ``summary.csv``."""
+        """Return the columns of ``summary.csv`` that come from the evaluation."""
         return {"test_loss": self.loss, "test_accuracy": self.accuracy, "test_top5": self.top5}
 
 
@@ -80,19 +80,19 @@ def evaluate(
     skip_corrupt: bool = False,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Evaluation:
-    """Test ``model`` on ``source``, shared among the processes, and leave it in evaluation mode.
+    """Evaluate a network on labeled images, and leave it in evaluation mode.
 
     Args:
-        model: takes normalised images of ``form``.
+        model: network whose input is normalized images of format ``form``.
         source: the images.
-        form: what the network takes.
-        world: the processes; all get the same result.
-        workers: processes that decode images.
-        skip_corrupt: whether to leave out images that cannot be read.
-        advance: called with the number of images done since its last call.
+        form: format of the images that the network accepts.
+        world: processes that share the work; all of them get the same result.
+        workers: number of processes that decode images. Defaults to 0, which decodes in this process.
+        skip_corrupt: whether to skip images that can't be read. Defaults to False.
+        advance: called with the number of images done since its last call. Defaults to doing nothing.
 
     Raises:
-        UserError: an image cannot be read, or none can.
+        UserError: if an image can't be read, or with ``skip_corrupt`` if none can.
     """
     model.eval()
     n, device = len(source), world.device
@@ -105,27 +105,27 @@ def evaluate(
             unreadable += batch.unreadable
             images = form.normalize(batch.images.to(device, non_blocking=True))
             logits = model(images.contiguous(memory_format=torch.channels_last)).float()
-            # Copied: a worker's tensors hold shared memory and a file descriptor.
+            # Copied, because a worker's tensors keep shared memory and a file descriptor open.
             parts.append((batch.indices.clone(), *_judge(logits, batch.labels.to(device, non_blocking=True))))
             advance(len(batch.indices) + len(batch.unreadable))
         unreadable = [line for lines in world.gather(unreadable) for line in lines]
         if unreadable and not skip_corrupt:
-            raise world.agreed(UserError(f"{unreadable[0]}, or skip it: --skip-corrupt"))
+            raise world.agreed(UserError(f"{unreadable[0]}, or skip it with --skip-corrupt"))
         table = _together(parts, n, world)
     indices = table[:, 2].nonzero().squeeze(1)
     if not len(indices):
-        raise world.agreed(UserError(f"none of {n} images could be read; the first: {unreadable[0]}"))
+        raise world.agreed(UserError(f"none of the {n} images could be read; first error: {unreadable[0]}"))
     rows = table[indices]
     confidence, losses, guesses = rows[:, 0], rows[:, 1], rows[:, 3:].long()
     return Evaluation(indices, source.labels[indices], guesses, confidence, losses, tuple(unreadable))
 
 
 def _together(parts: list[tuple[Tensor, ...]], images: int, world: World) -> Tensor:
-    """Return confidence, loss, 1 and guesses for each image (images, 3 + guesses), 0 for unreadable ones."""
-    # Each process fills in its own images: the sum is all of them.
+    """Return (images, 3 + guesses): confidence, loss, 1 and guesses of each image, or zeros if unreadable."""
+    # Each process fills in the rows of its own images, so the sum has all of them.
     count = max((guesses.shape[1] for _, guesses, *_ in parts), default=1)
     width = max(world.gather(count))
-    # In float32, which every device has and which holds guesses exactly.
+    # float32 is available on every device and represents guesses exactly.
     table = torch.zeros(images, width + 3, device=world.device)
     for places, guesses, confidence, losses in parts:
         columns = (confidence[:, None], losses[:, None], torch.ones_like(losses)[:, None], guesses)
@@ -134,12 +134,12 @@ def _together(parts: list[tuple[Tensor, ...]], images: int, world: World) -> Ten
 
 
 def _judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the first guesses, the probability of the first, and the loss of each image."""
+    """Return the first guesses, the probability of the first guess, and the loss of each image."""
     losses = F.cross_entropy(logits, labels, reduction="none")
     best = logits.topk(min(TOP, logits.shape[1]))
     return best.indices, (best.values[:, 0] - logits.logsumexp(1)).exp(), losses
 
 
 def standard_error(percent: float, images: int) -> float:
-    """Return the standard error of a percentage of ``images``, each right or wrong independently."""
+    """Return the standard error of an accuracy in percent, for ``images`` independent images."""
     return 100 * math.sqrt(percent / 100 * (1 - percent / 100) / images)

@@ -1,4 +1,4 @@
-"""Trained networks for other programs: torch.export, ONNX, safetensors; each checked before it is written."""
+"""Export of trained networks to torch.export, ONNX and safetensors files, each checked before it is kept."""
 
 from __future__ import annotations
 
@@ -21,48 +21,57 @@ from resnext.errors import UserError
 from resnext.files import replacing
 from resnext.names import to_json
 
-# Of the largest output: other libraries sum in another order.
+# Relative to the largest output. Other libraries sum in another order.
 TOLERANCE = 1e-4
 BATCHES = (1, 3)
 
 
 def export(saved: Checkpoint, path: Path) -> float:
-    """Write the network to ``path``, in the format of its suffix: .pt2, .onnx or .safetensors.
+    """Write a trained network to a .pt2 (torch.export), .onnx or .safetensors file.
 
-    The file takes any number of normalised images (N, C, H, W). The mean and deviation to normalise by, the
-    names of the classes and the size stand in the file, as JSON under "resnext".
+    The exported network accepts batches of any size of normalized images (N, C, H, W). The file has a JSON
+    entry "resnext" with the mean and standard deviation to normalize with, the image size and the class
+    names.
+
+    Args:
+        saved: checkpoint of the network.
+        path: file to write; its suffix selects the format.
 
     Returns:
-        The largest difference between the outputs of the file and of the network for random images, relative
-        to the largest output.
+        The largest difference between the outputs of the exported and the original network for random images,
+            relative to the largest output.
 
     Raises:
-        UserError: the suffix is unknown, a library is missing, or the file would give other outputs than the
-            network; nothing is written.
-        OSError: the file cannot be written.
+        UserError: if the suffix is unknown, a library is missing, or the outputs differ by more than
+            ``TOLERANCE``. Nothing is written then.
+        OSError: if the file can't be written.
     """
     if path.suffix not in WRITERS:
-        raise UserError(f"{path}: write to a file that ends in {', '.join(WRITERS)}")
+        raise UserError(
+            f"{path}: unknown format; choose a file name that ends in one of {', '.join(WRITERS)}"
+        )
     if path.is_dir():
-        raise UserError(f"{path}: a folder")
+        raise UserError(f"{path}: is a folder; pass the name of a file")
     if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}")
+        raise UserError(f"{path}: the folder {path.parent} doesn't exist; create it first")
     model = saved.network()
     about = to_json(
         {"classes": saved.classes, "images": asdict(saved.format), "settings": saved.settings.to_dict()}
     )
-    part = path.with_name(f".{os.getpid()}.part")  # the name of the file may be as long as any can be
+    part = path.with_name(
+        f".{os.getpid()}.part"
+    )  # short, since the file name may already have the maximum length
     with replacing(path, part=part):
-        # PyTorch's own operators, so that the file loads without gconv.
+        # With PyTorch's convolutions, so that the file loads without gconv.
         with gconv.backend("aten"), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the libraries, about each other
+            warnings.simplefilter("ignore")  # the libraries warn about each other
             run = WRITERS[path.suffix](model, _images(saved, 2), about, part)
             differences = torch.tensor([_difference(model, run, _images(saved, n)) for n in BATCHES])
-        difference = differences.max().item()  # nan where one is
+        difference = differences.max().item()  # NaN if any is
         if not difference <= TOLERANCE:
             raise UserError(
-                f"{path}: not written: its outputs would differ from the network's by {difference:.1e} of "
-                f"the largest, more than {TOLERANCE:.0e}"
+                f"{path}: not written, because its outputs differ from the network's by {difference:.1e} of "
+                f"the largest output, more than {TOLERANCE:.0e}"
             )
     return difference
 
@@ -81,7 +90,7 @@ def _difference(model: nn.Module, run: Callable[[Tensor], Tensor], images: Tenso
 def _pt2(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
     shapes = ({0: torch.export.Dim.DYNAMIC},)
     program = torch.export.export(model, (images,), dynamic_shapes=shapes)
-    written = BytesIO()  # PyTorch's own writing to a file hides why it failed
+    written = BytesIO()  # if PyTorch writes to a file itself, it hides the cause of a failure
     torch.export.save(program, written, extra_files={"resnext": about})
     path.write_bytes(written.getbuffer())
     return torch.export.load(BytesIO(path.read_bytes())).module()
@@ -92,7 +101,7 @@ def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[
         onnx, onnxruntime, _ = map(import_module, ("onnx", "onnxruntime", "onnxscript"))
     except ModuleNotFoundError as error:
         raise UserError(f"ONNX needs {error.name}: install gconv with its extra 'export'") from None
-    with redirect_stdout(StringIO()), _quiet():  # it reports its steps, and misses torchvision
+    with redirect_stdout(StringIO()), _quiet():  # it prints its steps and warns that torchvision is missing
         program = torch.onnx.export(
             model,
             (images,),
@@ -102,7 +111,7 @@ def _onnx(model: nn.Module, images: Tensor, about: str, path: Path) -> Callable[
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
-    assert program is not None  # it is with dynamo
+    assert program is not None  # it is None only without dynamo
     written = program.model_proto
     onnx.helper.set_model_props(written, {"resnext": about})
     onnx.save(written, path)

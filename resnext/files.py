@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writing: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from typing import Any
 
 
 def part_of(path: Path) -> Path:
-    """Return where ``path`` is written until it is whole."""
+    """Return the path that ``path`` is written to until it is complete."""
     return path.with_suffix(".part")
 
 
 @contextmanager
 def replacing(path: Path, *, part: Path | None = None, previous: Path | None = None) -> Iterator[Path]:
-    """Yield a path to write to, and put the file in the place of ``path`` when the block ends.
+    """Yield a path to write to, and rename it to ``path`` when the block ends.
 
-    Whenever the process dies, ``path`` holds its old content or the new one. The content reaches the disk
-    before it gets its name.
+    If the process dies at any moment, ``path`` has either its old content or the new one. The content is
+    synced to disk before the file is renamed.
 
     Args:
-        path: the file to write.
-        part: the path to write to, in the same folder. Defaults to ``part_of(path)``.
-        previous: gets the file that is replaced. By default that file is gone.
+        path: file to replace.
+        part: path to write to, in the same folder. Defaults to ``part_of(path)``.
+        previous: path to keep the replaced file at. Defaults to None, which deletes it.
 
     Raises:
-        OSError: the file cannot be written, and ``path`` still holds its old content; its name is in the
-            error.
+        OSError: if the file can't be written. The error names ``path``, which still has its old content.
     """
     part = part or part_of(path)
     try:
@@ -52,13 +51,13 @@ def replacing(path: Path, *, part: Path | None = None, previous: Path | None = N
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, as :func:`replacing` does."""
+    """Write a text file in UTF-8, atomically; see `replacing`."""
     with replacing(path) as part:
-        part.write_text(text, "utf-8", newline="")  # line ends as they are, on Windows too
+        part.write_text(text, "utf-8", newline="")  # keeps line ends, on Windows too
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table with a column for each key, as :func:`replacing` does."""
+    """Write a CSV file with a column for each key, atomically; see `replacing`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
@@ -67,7 +66,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _link(path: Path, other: Path) -> None:
-    """Give a file a second name, without a moment at which neither name is there."""
+    """Give a file a second name; at any moment, at least one of the names exists."""
     part = part_of(other)
     part.unlink(missing_ok=True)
     try:
@@ -78,7 +77,7 @@ def _link(path: Path, other: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` last, if the system can."""
+    """Sync the names in ``folder`` to disk, if the system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,11 +1,11 @@
-"""The three equivalent forms of the ResNeXt block (figure 3 of arXiv 1611.05431).
+"""The three equivalent forms of the ResNeXt block (figure 3 of the paper, arXiv 1611.05431).
 
-    (a) SplitTransformMerge   C paths of 1x1, 3x3 and 1x1, each on its own; their outputs are summed
-    (b) EarlyConcatenation    C paths of 1x1 and 3x3; their outputs are concatenated, then one 1x1
+    (a) SplitTransformMerge   C separate paths of 1x1, 3x3 and 1x1, whose outputs are summed
+    (b) EarlyConcatenation    C paths of 1x1 and 3x3, whose outputs are concatenated, followed by a 1x1
     (c) resnext.Bottleneck    1x1, grouped 3x3, 1x1
 
-They compute the same function. :func:`split` and :func:`concatenate` turn a block of form (c), weights and
-batch-norm statistics included, into the other two; :func:`group` turns either back.
+All three compute the same function. `split` and `concatenate` convert a block of form (c), with its weights
+and batch norm statistics, to forms (a) and (b), and `group` converts either of them back.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from resnext.model import Bottleneck, shortcut
 
 
 class BlockPath(nn.Module):
-    """One of the C paths: 1x1 down and 3x3, each with batch norm and ReLU; in form (a) a 1x1 up as well.
+    """One of the C paths: 1x1 and 3x3 convolution with batch norm and ReLU, and in form (a) another 1x1.
 
     Args:
-        in_channels: channels of the block's input.
-        width: channels inside the path, the "d" of the paper.
-        stride: of the 3x3.
-        out_channels: channels of the path's own 1x1 up; None for a path without one.
+        in_channels: number of input channels of the block.
+        width: number of channels inside the path, d in the paper.
+        stride: stride of the 3x3 convolution.
+        out_channels: number of output channels of the last 1x1 convolution. Defaults to None, which leaves it
+            out.
     """
 
     def __init__(self, in_channels: int, width: int, stride: int, out_channels: int | None = None) -> None:
@@ -37,13 +38,13 @@ class BlockPath(nn.Module):
         self.conv3 = nn.Identity() if out_channels is None else nn.Conv2d(width, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, width or out_channels, H / stride, W / stride), rounded up."""
+        """Map (N, in_channels, H, W) to (N, out_channels or width, H / stride, W / stride), rounded up."""
         out = torch.relu(self.bn1(self.conv1(x)))
         return self.conv3(torch.relu(self.bn2(self.conv2(out))))
 
 
 class SplitTransformMerge(nn.Module):
-    """Form (a). Arguments as in :class:`resnext.Bottleneck`."""
+    """Form (a) of the block: separate paths. The arguments are those of `resnext.Bottleneck`."""
 
     def __init__(
         self, in_channels: int, out_channels: int, cardinality: int, group_width: int, stride: int = 1
@@ -55,13 +56,13 @@ class SplitTransformMerge(nn.Module):
         self.downsample = shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), rounded up."""
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
         out = self.bn3(sum(path(x) for path in self.paths))
         return torch.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
 class EarlyConcatenation(nn.Module):
-    """Form (b). Arguments as in :class:`resnext.Bottleneck`."""
+    """Form (b) of the block: concatenated paths. The arguments are those of `resnext.Bottleneck`."""
 
     def __init__(
         self, in_channels: int, out_channels: int, cardinality: int, group_width: int, stride: int = 1
@@ -73,7 +74,7 @@ class EarlyConcatenation(nn.Module):
         self.downsample = shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), rounded up."""
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
         out = self.bn3(self.conv3(torch.cat([path(x) for path in self.paths], 1)))
         return torch.relu(out + (x if self.downsample is None else self.downsample(x)))
 
@@ -82,17 +83,17 @@ F = TypeVar("F", Bottleneck, SplitTransformMerge, EarlyConcatenation)
 
 
 def split(block: Bottleneck) -> SplitTransformMerge:
-    """Return form (a) of ``block``, with copies of its weights."""
+    """Return form (a) of a block, with copies of its weights."""
     return _ungroup(block, SplitTransformMerge, {"conv1", "bn1", "conv2", "bn2", "conv3"})
 
 
 def concatenate(block: Bottleneck) -> EarlyConcatenation:
-    """Return form (b) of ``block``, with copies of its weights."""
+    """Return form (b) of a block, with copies of its weights."""
     return _ungroup(block, EarlyConcatenation, {"conv1", "bn1", "conv2", "bn2"})
 
 
 def group(form: SplitTransformMerge | EarlyConcatenation) -> Bottleneck:
-    """Return form (c) of ``form``, with copies of its weights."""
+    """Return form (c), a `Bottleneck`, of a block in form (a) or (b), with copies of its weights."""
     path = form.paths[0]
     assert isinstance(path, BlockPath)
     conv = path.conv2
@@ -121,7 +122,7 @@ def _ungroup(block: Bottleneck, form: type[F], per_path: set[str]) -> F:
 
 
 def _group_dim(key: str) -> int:
-    """Return the dimension of the groups: the last 1x1 has them as inputs, everything else as outputs."""
+    """Return the dimension of the groups: that of the inputs for the last 1x1, otherwise the outputs."""
     return 1 if key.startswith("conv3.") else 0
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, and the SIGTERM that clusters send: a training ends its step and saves before it stops."""
+"""Handling of Ctrl-C and SIGTERM, which clusters send: a training finishes its step and saves, then stops."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """Training stopped because of a signal; everything up to here is saved.
+    """A training was stopped by a signal, and everything up to that step is saved.
 
     Args:
-        number: of the signal.
-        kept: what is saved and how to continue, in one line.
+        number: number of the signal.
+        kept: one line that describes what is saved and how to continue.
     """
 
     def __init__(self, number: int, kept: str) -> None:
@@ -28,7 +28,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Block the signals in processes that are started inside; this process gets them when it leaves."""
+    """Block the signals in processes started inside; this process receives them afterwards."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -40,7 +40,7 @@ def unheard() -> Iterator[None]:
 
 
 class Interruption:
-    """Notes the first SIGINT or SIGTERM in ``asked``; a second one acts at once."""
+    """Stores the first SIGINT or SIGTERM in ``asked``; a second one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.asked = 0

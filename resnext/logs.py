@@ -1,4 +1,4 @@
-"""The logs of a run: a row for each step, a row for each epoch, TensorBoard's events."""
+"""The logs of a run: ``steps.csv``, ``summary.csv`` (a row for each epoch) and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ class Logs:
     """The logs of a run.
 
     Args:
-        folder: of the run.
-        steps: that the run has made. Later rows, from a process that died, are dropped.
-        tensorboard: whether to write TensorBoard's event files too; see :func:`require_tensorboard`.
+        folder: folder of the run.
+        steps: number of steps that the run has made. Rows of later steps, which a killed process left, are
+            dropped. Defaults to 0.
+        tensorboard: whether to write TensorBoard event files too; see `require_tensorboard`. Defaults to
+            False.
     """
 
     def __init__(self, folder: Path, steps: int = 0, tensorboard: bool = False) -> None:
@@ -36,7 +38,7 @@ class Logs:
         _write(path, [",".join(FIELDS), *kept])
 
     def steps(self, rows: Sequence[tuple[int, int, float, float]]) -> None:
-        """Add rows of ``FIELDS``."""
+        """Append rows with the columns ``FIELDS`` to ``steps.csv``."""
         with (self.folder / STEPS).open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
         if self.events:
@@ -45,7 +47,7 @@ class Logs:
                 self.events.add_scalar("learning_rate", rate, step)
 
     def summary(self, rows: Sequence[dict[str, Any]], steps: int) -> None:
-        """Write ``summary.csv`` again, with a row for each epoch, after ``steps`` steps."""
+        """Rewrite ``summary.csv`` with a row for each epoch, after ``steps`` steps."""
         cells = [{k: v if k == "epoch" else f"{v:.4f}" for k, v in row.items()} for row in rows]
         _write(self.folder / SUMMARY, [",".join(cells[0]), *(",".join(map(str, c.values())) for c in cells)])
         if self.events:
@@ -55,27 +57,29 @@ class Logs:
             self.events.flush()
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """Close the TensorBoard event file."""
         if self.events:
             self.events.close()
 
 
 def require_tensorboard(folder: Path) -> None:
-    """Check that TensorBoard can write to ``folder``, before anything is written.
+    """Check that TensorBoard can write to ``folder``.
 
     Raises:
-        UserError: it cannot, or it is not installed.
+        UserError: if it can't, or if it isn't installed.
     """
     try:
         str(folder.absolute()).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"--tensorboard: TensorBoard writes only to folders whose names are UTF-8, not to {folder}"
+            f"--tensorboard needs a folder whose name is UTF-8, got {folder}; choose another --name or --out"
         ) from None
     try:
         import_module("torch.utils.tensorboard")
     except ImportError:
-        raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard") from None
+        raise UserError(
+            "--tensorboard needs TensorBoard, which isn't installed: pip install tensorboard"
+        ) from None
 
 
 def _write(path: Path, lines: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The loop of a training: from the first step, or a checkpoint, to the last."""
+"""The training loop, from the first step or a checkpoint to the last step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from resnext.progress import progress_bar
 from resnext.run import Run
 from resnext.world import World
 
-LOG_STEPS = 10  # steps whose losses are read at once: reading one waits for the GPU
+LOG_STEPS = 10  # how many steps to log together, since reading a loss waits for the GPU
 
 
 def train(
@@ -34,31 +34,34 @@ def train(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Train a network and keep everything of the run in a folder.
+    """Train a network and write the results to a folder.
 
-    Writes ``config.json``; during the training ``checkpoint.pt`` (and ``previous.pt``, the one before),
+    Writes ``config.json``; during training ``checkpoint.pt`` (and ``previous.pt``, the checkpoint before it),
     ``steps.csv`` and ``summary.csv``; at the end ``curves.png``, ``mistakes.png``, ``confusion.png`` and
     ``samples/``.
 
     Args:
-        settings: of the run.
-        data: the images that ``settings.source`` names.
-        folder: of the run; made if it isn't there.
-        world: the processes that share the work. The first one prints and writes.
-        console: where to print.
-        options: how the run is carried out.
-        resumed: the checkpoint to continue from, to the bit. By default the training starts from scratch.
-        overwrite: whether to remove ``folder``, once it is known that this training can start.
-        progress: shows the progress. Defaults to a bar of its own.
+        settings: settings of the run.
+        data: the data set of ``settings.source``.
+        folder: folder of the run; created if it doesn't exist.
+        world: processes that share the work. Only the first one prints and writes.
+        console: console to print to.
+        options: options of the run. Defaults to ``DEFAULT_OPTIONS``.
+        resumed: checkpoint to continue from, with identical bits. Defaults to None, which starts from
+            scratch.
+        overwrite: whether to remove an existing ``folder``, once it is clear that the training can start.
+            Defaults to False.
+        progress: progress bars to add to. Defaults to None, which creates new ones.
 
     Returns:
         The evaluation of the trained network on the held-out images.
 
     Raises:
-        UserError: the loss is infinite or NaN; an image cannot be read; a file cannot be written; memory runs
-            out, or the system ends a worker; testing or drawing fails. The message says what to do, and
-            what has been saved if that helps.
-        Interrupted: by Ctrl-C or SIGTERM; the step was ended and a checkpoint written.
+        UserError: if the loss is infinite or NaN, an image can't be read, a file can't be written, memory
+            runs out, the system kills a worker, or testing or plotting fails. The message explains what to do
+            and what is saved.
+        Interrupted: if the process gets Ctrl-C or SIGTERM, after it has finished the step and written a
+            checkpoint.
     """
     bar = nullcontext(progress) if progress else progress_bar(console)
     with Interruption() as interruption, bar as bars:
@@ -76,7 +79,7 @@ def train(
 
 
 def _train(run: Run, interruption: Interruption) -> Evaluation:
-    """Train what is left of a run, and test the network after each epoch."""
+    """Train the remaining epochs of a run and test the network after each."""
     engine, world, epochs = run.engine, run.world, run.settings.recipe.epochs
     result = None
     while engine.epoch < epochs:
@@ -87,19 +90,19 @@ def _train(run: Run, interruption: Interruption) -> Evaluation:
 
             last = engine.step_of_epoch == engine.steps_per_epoch
             save = not last and _is_due(engine.step_number, run.options.checkpoint_steps)
-            stop = interruption.asked if world.size == 1 else 0  # many processes stop together, in log
+            stop = interruption.asked if world.size == 1 else 0  # several processes agree on it in log
             if stop or save or last or _is_due(engine.step_number, LOG_STEPS):
                 stop = run.log(interruption.asked)
             if stop or save:
                 run.save()
             if stop:
                 raise Interrupted(stop, run.kept)
-        run.save()  # before testing, which may meet an image that cannot be read
+        run.save()  # before testing, which may fail on an unreadable image
         result = run.test(f"testing after epoch {engine.epoch + 1}")
         run.end_epoch(result)
     result = result or run.test("testing")
     run.end(result)
-    if any(world.gather(interruption.asked)):  # too late for this training, but not for a study
+    if any(world.gather(interruption.asked)):  # this training is done, but a study has more to come
         raise Interrupted(interruption.asked or signal.SIGTERM, run.kept)
     return result
 

@@ -1,4 +1,4 @@
-"""The time that the stages of a network take on a GPU, by PyTorch's profiler."""
+"""Device time of the stages of a network, measured with PyTorch's profiler."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ import gconv
 from resnext.model import ResNeXt
 from resnext.torch_internals import place
 
-WARM_UP = 3  # calls before the one that is profiled: kernels are compiled, cuDNN chooses
+WARM_UP = 3  # calls before the profiled one, in which kernels are compiled and cuDNN picks algorithms
 
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds of device time for one image.
+    """Device time of a stage in seconds per image.
 
     Attributes:
-        name: "conv1" to "conv5", then "fc".
-        inference, fused_inference, training, fused_training: as in :class:`resnext.complexity.StageTraffic`.
+        name: "conv1" to "conv5", or "fc".
+        inference: time of a forward pass in evaluation mode.
+        fused_inference: the same after `gconv.fuse`.
+        training: time of a forward and a backward pass in training mode.
+        fused_training: the same with ``ResNeXt(..., fused=True)``.
     """
 
     name: str
@@ -37,13 +40,16 @@ class StageTimes:
 def measure(
     build: Callable[..., ResNeXt], batch: int, image_size: int, device: torch.device
 ) -> list[StageTimes]:
-    """Profile each stage by itself, in bfloat16 autocast and channels_last, unfused and fused.
+    """Profile each stage separately, unfused and fused, in bfloat16 autocast and channels_last.
 
     Args:
-        build: makes the network; called with ``fused`` False and True.
-        batch: images in a call.
-        image_size: their height and width.
-        device: where to run; on a CPU the times are those of its operators.
+        build: function that builds the network, called with ``fused=False`` and ``fused=True``.
+        batch: batch size.
+        image_size: height and width of the images.
+        device: device to run on. On a CPU, the times are those of PyTorch's operators.
+
+    Returns:
+        The times of each stage, in order, without empty stages.
     """
     plain, fused = (place(build(fused=fused), device, torch.channels_last) for fused in (False, True))
     x = torch.randn(batch, plain.conv1.in_channels, image_size, image_size, device=device)
@@ -82,7 +88,7 @@ def _infer(stage: nn.Module, x: Tensor, device: torch.device) -> float:
 
 
 def _train(stage: nn.Module, x: Tensor, first: bool, device: torch.device) -> float:
-    x = x.detach().requires_grad_(not first)  # the image takes no gradient
+    x = x.detach().requires_grad_(not first)  # the image needs no gradient
     with torch.autocast(device.type, torch.bfloat16):
         grad = torch.randn_like(stage(x))
 
@@ -97,7 +103,7 @@ def _train(stage: nn.Module, x: Tensor, first: bool, device: torch.device) -> fl
 
 
 def profiled(call: Callable[[], Any], device: torch.device) -> list[Any]:
-    """Call a few times, then once under PyTorch's profiler; return its events, without annotations."""
+    """Call a few times, then once under PyTorch's profiler, and return its events without annotations."""
     for _ in range(WARM_UP):
         call()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -109,7 +115,7 @@ def profiled(call: Callable[[], Any], device: torch.device) -> list[Any]:
 
 
 def device_seconds(events: Iterable[Any], device: torch.device) -> float:
-    """Return the time that the kernels among ``events`` took together; on a CPU, its operators."""
+    """Return the total time in seconds of the kernels among ``events``, or of the operators on a CPU."""
     cuda = device.type == "cuda"
     kind = DeviceType.CUDA if cuda else DeviceType.CPU
     on_device = (event for event in events if event.device_type == kind)

@@ -1,7 +1,8 @@
-"""ResNeXt: aggregated residual transformations for deep neural networks.
+"""The ResNeXt model family.
 
-Source: Xie, Girshick, Dollar, Tu, He, arXiv 1611.05431. Module names, and so the keys of the state dict, are
-those of torchvision's and timm's ResNeXt: weights go from one to the other as they are.
+Source: Xie, Girshick, Dollar, Tu, He, "Aggregated Residual Transformations for Deep Neural Networks", arXiv
+1611.05431. Modules have the names that torchvision and timm use, so state dicts load in all three without
+changes.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ STEMS = ("imagenet", "small")
 
 
 class Bottleneck(nn.Module):
-    """1x1 down, grouped 3x3, 1x1 up, each with batch norm, and the shortcut; the stride is in the 3x3.
+    """The ResNeXt block: 1x1, grouped 3x3 and 1x1 convolution, each with batch norm, and a shortcut.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        cardinality: groups of the 3x3, the "C" of the paper.
-        group_width: channels of one group, the "d" of the paper.
-        stride: of the 3x3 and of the shortcut.
-        fused: run the batch norms around the 3x3 inside its kernels, where :func:`gconv.conv_between_norms`
-            can: the same numbers with fewer passes over memory.
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        cardinality: number of groups of the 3x3 convolution, C in the paper.
+        group_width: channels per group, d in the paper.
+        stride: stride of the 3x3 convolution and of the shortcut. Defaults to 1.
+        fused: whether to run the batch norms around the 3x3 convolution inside its kernels, where
+            `gconv.conv_between_norms` supports it: the same results with less memory traffic. Defaults to
+            False.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Bottleneck(nn.Module):
         self.downsample = shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), rounded up."""
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
         out = self.conv1(x)
         if self.fused:
             out = conv_between_norms(out, self.bn1, self.conv2, self.bn2)
@@ -66,7 +68,7 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Return a projection if the block changes the shape, otherwise None for the identity."""
+    """Return a projection if a block changes the shape of its input, or None for the identity."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(
@@ -75,24 +77,35 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential 
 
 
 class ResNeXt(nn.Module):
-    """A stem, four stages of bottlenecks, global average pooling, a linear layer.
+    """A ResNeXt: a stem, four stages of `Bottleneck` blocks, global average pooling and a linear layer.
 
     Args:
-        repeats: blocks of each of the four stages, such as (3, 4, 6, 3); trailing stages may have none, as in
-            the three-stage networks for CIFAR, (3, 3, 3, 0).
-        cardinality: groups of each 3x3 convolution.
-        base_width: channels of one group in the first stage; doubles from stage to stage.
-        num_classes: outputs of the linear layer.
-        in_channels: channels of the images.
-        stem: "imagenet", a 7x7 of stride 2 and a 3x3 max pool of stride 2; "small", one 3x3, for images of
-            some 32 pixels.
-        stem_width: channels of the stem; a stage puts out 4, 8, 16, 32 times as many.
-        zero_init_residual: start each block as its shortcut, by a zero scale in its last batch norm.
-        fused: run the batch norms around each 3x3 inside its kernels, in training and evaluation: the same
-            network, with the same state dict. For inference alone, :func:`gconv.fuse` goes further.
+        repeats: number of blocks in each of the four stages, such as (3, 4, 6, 3). Trailing stages can be
+            empty: the three-stage networks for CIFAR have (3, 3, 3, 0).
+        cardinality: number of groups of each 3x3 convolution. Defaults to 32.
+        base_width: channels per group in the first stage; each later stage doubles it. Defaults to 4.
+        num_classes: number of outputs of the linear layer. Defaults to 1000.
+        in_channels: number of channels of the images. Defaults to 3.
+        stem: "imagenet", a 7x7 convolution and a 3x3 max pool, each with stride 2, or "small", a 3x3
+            convolution for images of about 32 pixels. Defaults to "imagenet".
+        stem_width: number of channels of the stem. The stages have 4, 8, 16 and 32 times as many output
+            channels. Defaults to 64.
+        zero_init_residual: whether to initialize the scale of each block's last batch norm to zero, so that
+            the block starts as its shortcut. Defaults to False.
+        fused: whether to run the batch norms around each 3x3 convolution inside its kernels, in training and
+            evaluation. The network and its state dict stay the same. For inference only, `gconv.fuse` saves
+            more. Defaults to False.
 
     Raises:
-        ValueError: ``repeats`` has not four entries, or a number is too small, or an unknown ``stem``.
+        ValueError: if ``repeats`` doesn't have four entries, a number is too small, or ``stem`` is unknown.
+
+    Examples:
+        A network for 28 x 28 grayscale images, with one block per stage:
+
+        ```python
+        net = ResNeXt((1, 1, 1, 1), 8, 4, 10, in_channels=1, stem="small", stem_width=16)
+        logits = net(torch.randn(2, 1, 28, 28))  # (2, 10)
+        ```
     """
 
     layer1: nn.Sequential
@@ -169,18 +182,18 @@ class ResNeXt(nn.Module):
 
     @property
     def stages(self) -> tuple[nn.Sequential, ...]:
-        """The four stages; trailing ones may be empty."""
+        """The four stages. Trailing stages can be empty."""
         return self.layer1, self.layer2, self.layer3, self.layer4
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> the last stage's (N, channels, H', W')."""
+        """Map images (N, in_channels, H, W) to the output of the last stage (N, channels, H', W')."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in self.stages:
             x = stage(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> logits (N, num_classes)."""
+        """Map images (N, in_channels, H, W) to logits (N, num_classes)."""
         return self.fc(torch.flatten(self.avgpool(self.forward_features(x)), 1))
 
 
@@ -188,12 +201,12 @@ def _check_arguments(repeats: Sequence[int], stem: str, sizes: dict[str, int]) -
     repeats = tuple(repeats)
     if len(repeats) != 4:
         raise ValueError(
-            f"repeats must have four entries, the blocks of each stage, such as (3, 4, 6, 3), "
+            f"repeats must have four entries, one for each stage, such as (3, 4, 6, 3), "
             f"or (3, 3, 3, 0) for three stages; got {len(repeats)}: {repeats}"
         )
     used = [blocks > 0 for blocks in repeats]
     if min(repeats) < 0 or not used[0] or used != sorted(used, reverse=True):
-        raise ValueError(f"repeats must be positive, trailing zeros aside, got {repeats}")
+        raise ValueError(f"repeats must be positive, except for trailing zeros, got {repeats}")
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
@@ -209,7 +222,7 @@ def _variant(
     weights: Weights | None,
     **options: Any,
 ) -> ResNeXt:
-    """Build a named network. It has as many classes as ``weights``, unless ``num_classes`` is given."""
+    """Build a named network, with the number of classes of ``weights`` unless ``num_classes`` is given."""
     if weights is None:
         return ResNeXt(repeats, cardinality, base_width, **options)
     state = read_weights(weights, name)
@@ -221,48 +234,52 @@ def _variant(
 
 
 def resnet50(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
-    """ResNet-50 as the ResNeXt of cardinality 1: 25,557,032 parameters. Options: :func:`resnext50_32x4d`."""
+    """Build ResNet-50, the ResNeXt of cardinality 1: 25,557,032 parameters. See `resnext50_32x4d`."""
     return _variant("resnet50", (3, 4, 6, 3), 1, 64, weights, **options)
 
 
 def resnet101(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
-    """ResNet-101 as the ResNeXt of cardinality 1: 44,549,160 parameters. Options: :func:`resnext50_32x4d`."""
+    """Build ResNet-101, the ResNeXt of cardinality 1: 44,549,160 parameters. See `resnext50_32x4d`."""
     return _variant("resnet101", (3, 4, 23, 3), 1, 64, weights, **options)
 
 
 def resnext50_32x4d(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
-    """ResNeXt-50 (32 x 4d): 25,028,904 parameters.
+    """Build ResNeXt-50 (32 x 4d): 25,028,904 parameters.
 
     Args:
-        weights: trained weights: a file (.pth, .pt, .bin, .safetensors), or a name under which torchvision
-            ("IMAGENET1K_V2", "DEFAULT") or timm ("a1h_in1k") publishes some for this network, loaded through
-            that library. The classifier has as many classes as they have, unless ``num_classes`` is given:
-            one of another number starts untrained.
-        options: as in :class:`ResNeXt`.
+        weights: trained weights: a file (.pth, .pt, .bin or .safetensors), or the name of weights that
+            torchvision ("IMAGENET1K_V2", "DEFAULT") or timm ("a1h_in1k") publishes for this network, which
+            are loaded through that library. The network has the number of classes of the weights unless
+            ``num_classes`` is given; if it differs, the classifier stays untrained. Defaults to None, an
+            untrained network.
+        options: keyword arguments of `ResNeXt`.
 
     Raises:
-        OSError, ImportError, ValueError: the weights cannot be loaded or do not fit; in one line.
+        FileNotFoundError: if there is no such file.
+        OSError: if the library can't load the weights, for instance without internet access.
+        ImportError: if the library that publishes the weights isn't installed.
+        ValueError: if the file is damaged, the name is unknown, or the weights don't fit the network.
     """
     return _variant("resnext50_32x4d", (3, 4, 6, 3), 32, 4, weights, **options)
 
 
 def resnext101_32x8d(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
-    """ResNeXt-101 (32 x 8d): 88,791,336 parameters. Options: :func:`resnext50_32x4d`."""
+    """Build ResNeXt-101 (32 x 8d): 88,791,336 parameters. See `resnext50_32x4d`."""
     return _variant("resnext101_32x8d", (3, 4, 23, 3), 32, 8, weights, **options)
 
 
 def resnext101_64x4d(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
-    """ResNeXt-101 (64 x 4d): 83,455,272 parameters. Options: :func:`resnext50_32x4d`."""
+    """Build ResNeXt-101 (64 x 4d): 83,455,272 parameters. See `resnext50_32x4d`."""
     return _variant("resnext101_64x4d", (3, 4, 23, 3), 64, 4, weights, **options)
 
 
 def resnext29_8x64d(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
-    """ResNeXt-29 (8 x 64d) for CIFAR: 34.4M parameters, 10 classes. Options: :func:`resnext50_32x4d`."""
+    """Build ResNeXt-29 (8 x 64d) for CIFAR: 34.4M parameters, 10 classes. See `resnext50_32x4d`."""
     return _cifar("resnext29_8x64d", 8, weights, **options)
 
 
 def resnext29_16x64d(*, weights: Weights | None = None, **options: Any) -> ResNeXt:
-    """ResNeXt-29 (16 x 64d) for CIFAR: 68.1M parameters, 10 classes. Options: :func:`resnext50_32x4d`."""
+    """Build ResNeXt-29 (16 x 64d) for CIFAR: 68.1M parameters, 10 classes. See `resnext50_32x4d`."""
     return _cifar("resnext29_16x64d", 16, weights, **options)
 
 

@@ -1,4 +1,4 @@
-"""Names of files, folders and classes: whatever bytes a file system allows, as text that goes anywhere."""
+"""Names of files, folders and classes, which may contain any bytes, as text that is safe everywhere."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-# Controls, line and paragraph separators, marks that turn the direction of what follows, lone surrogates.
+# Control characters, line and paragraph separators, direction marks, lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST_STEM = 100  # bytes; a file system allows 255 for a name
 
 
 def shown(name: object) -> str:
-    r"""Return ``name`` as text of one line that every terminal, file and format accepts.
+    r"""Return ``name`` as one line of text that every terminal, file and format accepts.
 
-    Bytes that are not UTF-8 (which Python reads as lone surrogates), control characters and marks that turn
-    the direction of text become escapes: ``\xff``, ``\n``, ``\u202e``. Everything else stays. Idempotent.
+    Bytes that aren't UTF-8 (which Python reads as lone surrogates), control characters and direction marks
+    become escapes: ``\xff``, ``\n``, ``\u202e``. Everything else is unchanged. Idempotent.
     """
     return _UNPRINTABLE.sub(_escape, str(name))
 
@@ -30,14 +30,14 @@ def _escape(match: re.Match[str]) -> str:
 def escape(character: str) -> str:
     r"""Return the escape of ``character`` in Python and in bash: ``\n``, ``\u0085``, ``\u732b``.
 
-    Never ``\x85``, which is the byte to bash.
+    Never ``\x85``, which bash reads as a byte.
     """
     code = ord(character)
     return rf"\u{code:04x}" if 0x80 <= code <= 0xFF else character.encode("unicode_escape").decode("ascii")
 
 
 def quoted(path: object) -> str:
-    r"""Return ``path`` as an argument for a shell, on one line: ``$'a\nb'`` if it isn't printable."""
+    r"""Return ``path`` quoted for a shell, on one line: ``$'a\nb'`` if it isn't printable."""
     text = str(path)
     text = f"./{text}" if text.startswith("-") else text
     if shown(text) == text:
@@ -46,7 +46,7 @@ def quoted(path: object) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Return ``value`` as indented JSON that every parser reads: a lone surrogate is not JSON to most."""
+    """Return ``value`` as indented JSON without lone surrogates, which most parsers reject."""
     return json.dumps(_shown_within(value), indent=2)
 
 
@@ -59,7 +59,7 @@ def _shown_within(value: Any) -> Any:
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """Return a file name, without a suffix, for each of ``names``: no two alike, none hidden or too long."""
+    """Return a file name without suffix for each of ``names``: all different, none hidden or too long."""
     stems: list[str] = []
     for i, name in enumerate(names):
         stem = re.sub(r"^\.|/", "_", shown(name)).encode()[:LONGEST_STEM].decode(errors="ignore")

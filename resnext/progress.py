@@ -1,4 +1,4 @@
-"""The progress bar of trainings, tests and studies."""
+"""The progress bars of trainings, tests and studies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar(console: Console) -> Progress:
-    """Return bars that show what is done, a status, and the time left; invisible if no terminal is there."""
+    """Return bars that show progress, a status and the remaining time; hidden unless on a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),

@@ -1,4 +1,4 @@
-"""A run: what the loop of a training prints, measures, writes and saves."""
+"""A run: everything the training loop prints, measures, writes and saves."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STATUS = "loss {train_loss:.3f}  accuracy {train_accuracy:.1f}%  {images_per_sec
 
 
 class Meter:
-    """The training of one epoch so far: sums over its images, and seconds, across interruptions."""
+    """Sums and time of the current epoch so far, which continue after an interruption."""
 
     def __init__(self, sums: list[float] | None = None, seconds: float = 0.0) -> None:
         self.loss, self.right, self.images = sums or (0.0, 0.0, 0.0)
@@ -50,7 +50,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock inside: saving and testing take no time of the steps."""
+        """Stop the clock inside, so that saving and testing don't count as time of the steps."""
         start = time.perf_counter()
         try:
             yield
@@ -58,21 +58,21 @@ class Meter:
             self.since += time.perf_counter() - start
 
     def add(self, loss: float, right: float, images: float) -> None:
-        """Add a step."""
+        """Add the sums of a step."""
         self.loss, self.right, self.images = self.loss + loss, self.right + right, self.images + images
 
     @property
     def sums(self) -> list[float]:
-        """Loss, images classified correctly, images."""
+        """Sum of losses, number of correctly classified images, number of images."""
         return [self.loss, self.right, self.images]
 
     @property
     def seconds(self) -> float:
-        """Time that the steps took; 0 before the first."""
+        """Time of the steps in seconds; 0 before the first."""
         return self.before + time.perf_counter() - self.since if any(self.sums) else 0.0
 
     def row(self) -> dict[str, float]:
-        """Return the training's part of a row of ``summary.csv``."""
+        """Return the columns of ``summary.csv`` that come from training."""
         seconds = self.seconds
         return {
             "train_loss": self.loss / self.images,
@@ -84,7 +84,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step whose losses have not been read."""
+    """A step whose losses haven't been read yet."""
 
     step: int
     epoch: int
@@ -93,14 +93,12 @@ class _Pending:
 
 
 class Run:
-    """A training with its files. Nothing is written before :meth:`begin`.
+    """A training with its files. Nothing is written before `begin`.
 
-    Args:
-        settings, data, folder, world, console, options, resumed: as in :func:`resnext.loop.train`.
-        bars: shows the progress.
+    The arguments are those of `resnext.loop.train`, with the progress bars as ``bars``.
 
     Raises:
-        UserError: the training cannot work, or not with these data.
+        UserError: if the training can't work, or can't continue with this data.
     """
 
     def __init__(
@@ -120,7 +118,7 @@ class Run:
         self.rows: list[dict[str, Any]] = []
         self.pending: list[_Pending] = []
         self.meter = Meter()
-        self.logs: Logs | None = None  # in the first process, from the beginning on
+        self.logs: Logs | None = None  # begin opens them, in the first process
         self.kept = "nothing has been saved yet"
         if options.tensorboard:
             require_tensorboard(folder)
@@ -132,15 +130,15 @@ class Run:
         for what, number in self.data.fingerprint.items():
             if state["data"][what] != number:
                 raise UserError(
-                    f"{resumed.path}: its {what} were {state['data'][what]:,}, here {number:,}: "
-                    "a run can only be resumed with its own data"
+                    f"can't resume {resumed.path} with other data: {what} must be {state['data'][what]:,}, "
+                    f"got {number:,}; pass the images that it was trained on"
                 )
         self.engine.load_state_dict(state["state"])
         self.rows, self.meter = list(state["rows"]), Meter(list(state["sums"]), state["seconds"])
         self.kept = self._kept()
 
     def begin(self, overwrite: bool) -> None:
-        """Make the folder, with ``config.json`` and logs up to here, and print what is about to run."""
+        """Create the folder with ``config.json`` and the logs so far, and print what is about to run."""
         self.world.first_does(lambda: self._open_folder(overwrite))
         if self.world.first:
             announce(self.engine, self.data, self.console)
@@ -150,7 +148,7 @@ class Run:
         for row in self.rows:
             self.console.print(ROW.format(**row))
         if self.engine.epoch == self.settings.recipe.epochs:
-            self.console.print("nothing is left to train; testing and drawing again")
+            self.console.print("all epochs are done; testing and plotting again")
 
     def _open_folder(self, overwrite: bool) -> None:
         if overwrite and self.folder.exists():
@@ -177,22 +175,22 @@ class Run:
         self.meter.since = time.perf_counter()
 
     def note(self, rate: float, counts: Tensor) -> None:
-        """Remember a step; :meth:`log` reads its losses, for which the host waits for the GPU."""
+        """Remember a step. `log` reads its losses later, since that makes the host wait for the GPU."""
         engine = self.engine
         self.pending.append(_Pending(engine.step_number, engine.epoch + 1, rate, counts))
         self.bars.update(self.bar, completed=engine.step_number)
 
     def log(self, asked: int) -> int:
-        """Read and write the losses of the last steps, and agree on whether to stop.
+        """Log the losses of the last steps, and agree with the other processes on whether to stop.
 
         Args:
-            asked: the signal that asked this process to stop, 0 if none did.
+            asked: number of the signal that this process received, or 0.
 
         Returns:
-            The signal to stop for, the same decision in all processes.
+            The number of the signal to stop for, or 0. Either all processes stop or none.
 
         Raises:
-            UserError: a loss is infinite or NaN.
+            UserError: if a loss is infinite or NaN.
         """
         counts = [step.counts for step in self.pending]
         signals = torch.zeros_like(counts[0])
@@ -212,7 +210,7 @@ class Run:
         return (asked or signal.SIGTERM) if asked_of_any else 0
 
     def test(self, what: str) -> Evaluation:
-        """Test the network on the held-out images, with a bar called ``what``."""
+        """Evaluate the network on the held-out images, with a progress bar labeled ``what``."""
         bar = self.bars.add_task(what, total=len(self.data.test), status="")
         with keeping("testing failed", self.kept), self.meter.paused():
             result = evaluate(
@@ -228,7 +226,7 @@ class Run:
         return result
 
     def end_epoch(self, result: Evaluation) -> None:
-        """Go on to the next epoch: print and write the row of this one, and save."""
+        """Print, log and save the epoch, and advance to the next one."""
         engine = self.engine
         engine.epoch, engine.step_of_epoch = engine.epoch + 1, 0
         self.rows.append({"epoch": engine.epoch, **self.meter.row(), **result.row()})
@@ -245,16 +243,16 @@ class Run:
             path = self.folder / "unreadable.txt"
             files.write_text(path, "\n".join(sorted(unreadable)) + "\n")
             self.console.print(
-                f"{len(unreadable)} images could not be read: others take their place in training, tests "
-                f"leave them out; see {shown(path)}",
+                f"{len(unreadable)} images couldn't be read: training uses others in their place, and tests "
+                f"skip them; see {shown(path)}",
                 soft_wrap=True,
             )
 
     def save(self) -> None:
-        """Write a checkpoint, where a resumed run continues.
+        """Write a checkpoint.
 
         Raises:
-            UserError: the network has infinite numbers or NaNs; the last good checkpoint stays.
+            UserError: if a number of the network is infinite or NaN. The last good checkpoint is kept.
         """
         engine = self.engine
         if not engine.is_finite:
@@ -281,18 +279,18 @@ class Run:
         self.kept = self._kept()
 
     def _kept(self) -> str:
-        """Return what is saved and how to continue, in words."""
+        """Describe what is saved and how to continue."""
         path = self.folder / checkpoint.FILE_NAME
-        return f"{shown(path)} is whole ({self.engine.epochs:.3g} epochs), and --resume continues from it"
+        return f"{shown(path)} is saved ({self.engine.epochs:.3g} epochs); pass --resume to continue from it"
 
     def end(self, result: Evaluation) -> None:
-        """Draw the pictures of the run, and write held-out images to try ``predict`` on."""
+        """Write the plots of the run, and some held-out images to try ``predict`` on."""
         self.bars.remove_task(self.bar)
         self.world.first_does(lambda: self._draw(result))
 
     def _draw(self, result: Evaluation) -> None:
-        """Draw each picture, even if another one fails."""
-        data, title = self.data, f"ResNeXt on {len(self.data.train):,} images"
+        """Write each plot, even if another one fails."""
+        data, title = self.data, f"ResNeXt trained on {len(self.data.train):,} images"
         failed = []
         for name, draw in {
             "curves.png": lambda path: plots.training_curves(path, self.rows, title),
@@ -305,7 +303,7 @@ class Run:
             except Exception as error:
                 failed.append(f"{name} ({brief(error)})")
         if failed:
-            raise UserError(f"not written: {', '.join(failed)}; {self.kept}")
+            raise UserError(f"couldn't write {', '.join(failed)}; {self.kept}")
 
     def close(self) -> None:
         """Close the logs."""
@@ -314,7 +312,7 @@ class Run:
 
 
 def _write_samples(folder: Path, result: Evaluation, data: Data) -> None:
-    """Write a held-out image of each of the first classes."""
+    """Write a held-out image of each of the first ``SAMPLES`` classes."""
     folder.mkdir(exist_ok=True)
     labels = result.labels.tolist()
     for label, stem in enumerate(file_stems(data.classes[:SAMPLES])):
@@ -325,5 +323,5 @@ def _write_samples(folder: Path, result: Evaluation, data: Data) -> None:
 
 def _diverged(what: str) -> UserError:
     return UserError(
-        f"training diverged, {what}: start again with a lower --learning-rate and another --name"
+        f"training diverged: {what}; start again with a lower --learning-rate and another --name"
     )

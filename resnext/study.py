@@ -1,4 +1,4 @@
-"""Cardinality against width at equal complexity: the comparison of the ResNeXt paper, trained for real."""
+"""The study of cardinality against width at equal complexity: the comparison of the paper, trained here."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from resnext.world import World
 
 @dataclass(frozen=True)
 class Preset:
-    """What is compared.
+    """The networks and trainings to compare.
 
     Attributes:
-        about: in a line.
-        settings: of each training, but for the pair and the seed.
-        pairs: (C, d), the cardinality and the width of a group.
+        about: description in one line.
+        settings: settings of each training, except for cardinality, width and seed.
+        pairs: (C, d) of each network: cardinality and channels per group.
     """
 
     about: str
@@ -48,17 +48,17 @@ class Preset:
 
 PRESETS = {
     "small": Preset(
-        "two stages of half the paper's width, on scikit-learn's 1,797 digits: minutes on a CPU",
+        "two stages of half the paper's width on scikit-learn's 1,797 digits, in minutes on a CPU",
         Settings(
             Source("digits"),
             Network((1, 1, 0, 0), stem_width=32),
             Recipe(epochs=30, batch_size=64, micro_batch=64, learning_rate=3e-3, warmup_epochs=2.0),
         ),
-        # Half of the paper's widths in blocks of half the channels: the same ratios, a quarter of the FLOPs.
+        # Half the widths of the paper in blocks with half the channels: same ratios, a quarter of the FLOPs.
         tuple((c, d // 2) for c, d in complexity.EQUAL_COMPLEXITY.items()),
     ),
     "cifar": Preset(
-        "ResNeXt-29 on CIFAR-10 or CIFAR-100, 300 epochs each by the paper's recipe: for a GPU",
+        "ResNeXt-29 on CIFAR-10 or CIFAR-100 with the paper's recipe of 300 epochs, which needs a GPU",
         defaults("cifar10"),
         tuple(complexity.EQUAL_COMPLEXITY.items()),
     ),
@@ -77,25 +77,32 @@ def study(
     options: Options = DEFAULT_OPTIONS,
     finished: Callable[[str, float], None] = lambda name, error: None,
 ) -> list[Compared]:
-    """Train each pair with each seed. Trainings in ``folder`` are not repeated, but continued if unfinished.
+    """Train each network with each seed.
+
+    Finished trainings in ``folder`` aren't repeated, and unfinished ones continue.
 
     Args:
-        preset: what is compared.
-        data: the images that its settings name.
-        seeds: number of trainings of each pair, with seeds from 0 on.
-        folder: gets a run for each training, and ``study.csv``.
-        world: the processes that train together.
-        console: where the trainings print.
-        progress: shows the whole study and the training that runs.
-        options: how each training is carried out.
-        finished: called after each training with its name and its error.
+        preset: networks and trainings to compare.
+        data: the data set of the preset's settings.
+        seeds: number of trainings of each network, with seeds 0, 1, ...
+        folder: folder for the runs and ``study.csv``.
+        world: processes that train together.
+        console: console that the trainings print to.
+        progress: progress bars for the study and the current training.
+        options: options of each training. Defaults to ``DEFAULT_OPTIONS``.
+        finished: called after each training with its name and its error in percent. Defaults to doing
+            nothing.
+
+    Returns:
+        The networks with the error of each seed.
 
     Raises:
-        UserError, Interrupted: as :func:`resnext.loop.train`; finished trainings are kept.
+        UserError: as `resnext.loop.train`, or if a run in ``folder`` has other settings.
+        Interrupted: as `resnext.loop.train`. Finished trainings are kept.
     """
     compared = [_compared(preset, data, c, d) for c, d in preset.pairs]
     whole = progress.add_task("", total=seeds * len(compared), status="")
-    # Seeds outside: a study that was stopped compares all pairs alike.
+    # Seeds in the outer loop, so that a study that was stopped has the same seeds for all networks.
     for seed in range(seeds):
         for pair in compared:
             name = f"{pair.cardinality}x{pair.width}d-seed{seed}"
@@ -104,7 +111,7 @@ def study(
             try:
                 pair.errors[seed] = _error(settings, data, folder / name, world, console, progress, options)
             except Interrupted as interrupted:
-                kept = f"{shown(folder)} keeps everything up to {name}; the same command continues from there"
+                kept = f"{shown(folder)} has everything up to {name}; run the same command again to continue"
                 raise Interrupted(interrupted.number, kept) from None
             world.first_does(lambda: _write(folder / "study.csv", compared))
             finished(name, pair.errors[seed])
@@ -135,12 +142,12 @@ def _error(
     progress: Progress,
     options: Options,
 ) -> float:
-    """Return the top-1 error of one training in percent, from its checkpoint if it is finished."""
+    """Return the top-1 error of a training in percent, from its checkpoint if it is finished."""
     path = folder / checkpoint.FILE_NAME
     exists = world.first_does(path.exists)
     saved = world.each_does(lambda: checkpoint.load(path)) if exists else None
     if saved and (differs := difference(saved.settings, settings)):
-        raise UserError(f"{path}: of another study: {differs}; choose another --name")
+        raise UserError(f"{path} belongs to a study with other settings: {differs}; choose another --name")
     rows = saved.training["rows"] if saved else []
     if len(rows) < settings.recipe.epochs:
         result = train(
@@ -151,7 +158,7 @@ def _error(
 
 
 def _write(path: Path, compared: Sequence[Compared]) -> None:
-    """Write a row for each training, with all the precision there is."""
+    """Write ``study.csv``, with a row for each training."""
     rows = [
         {
             "cardinality": pair.cardinality,

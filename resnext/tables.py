@@ -1,4 +1,4 @@
-"""What the command line prints as tables."""
+"""The tables that the command line prints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import gconv
 from resnext import complexity, measured
 from resnext.comparison import Compared
 
-MOST_ROWS = 30  # of classes
+MOST_ROWS = 30  # classes in a table
 _PAIRS = (("inference", "fused_inference"), ("training", "fused_training"))
 
 
@@ -29,12 +29,12 @@ def table(
     """Return a table of text cells.
 
     Args:
-        headings: one for each column.
-        rows: cells, one for each column or fewer.
-        title: stands above the table.
-        footer: cells of a last row.
-        left: headings of the columns that are aligned left; the others, of numbers, are aligned right.
-        lines: whether a line divides the rows.
+        headings: a heading for each column.
+        rows: cells of each row, at most one for each column.
+        title: title above the table. Defaults to None.
+        footer: cells of a last row. Defaults to none.
+        left: headings of the left-aligned columns; the others are aligned right. Defaults to none.
+        lines: whether to separate rows by lines. Defaults to False.
     """
     made = Table(title=title, show_footer=bool(footer), show_lines=lines)
     for heading, below in zip(headings, chain(footer, repeat("")), strict=False):
@@ -45,7 +45,7 @@ def table(
 
 
 def of_structure(size: int, networks: dict[str, list[complexity.Stage]]) -> Table:
-    """Return the stages of networks side by side, a column for each network."""
+    """Return the structure table of networks, with a column for each network."""
     totals = (_cost(sum(s.parameters for s in of), sum(s.flops for s in of)) for of in networks.values())
     rows = (
         (stages[0].name, side(stages[0]), *map(_layers, stages))
@@ -62,7 +62,7 @@ def of_structure(size: int, networks: dict[str, list[complexity.Stage]]) -> Tabl
 
 
 def _layers(stage: complexity.Stage) -> str:
-    """Return the layers of a stage in lines, its repeats in the middle one, and its cost."""
+    """Return the layers of a stage, one a line, with the repeats in the middle line, and its cost."""
     wide = max(map(len, stage.layers))
     lines = [f"{layer:<{wide}}" for layer in stage.layers]
     if stage.repeats > 1:
@@ -80,7 +80,7 @@ def _cost(parameters: int, flops: int) -> str:
 
 
 def of_complexity(networks: Mapping[tuple[int, int], list[complexity.Stage]]) -> Table:
-    """Return tables 2 and 3 of the paper: the cost of 50-layer networks by cardinality and width."""
+    """Return tables 2 and 3 of the paper: 50-layer networks of about equal cost by cardinality and width."""
     of_block, of_net = ("block params", "block GFLOPs"), ("net params", "net GFLOPs")
     headings = ("C", "d", "width", *of_block, *of_net, "error 50", "error 101")
     title = "cardinality against width, at the complexity of ResNeXt-50 (32 x 4d)"
@@ -102,7 +102,7 @@ def _complexity(cardinality: int, width: int, stages: list[complexity.Stage]) ->
 
 
 def of_traffic(title: str, rows: list[complexity.StageTraffic]) -> Table:
-    """Return the megabytes that each stage moves, unfused and fused."""
+    """Return the memory traffic of each stage in megabytes, unfused and fused."""
     headings = ("stage", "inference", "fused", "saved", "training", "fused", "saved")
     footer = _megabytes(complexity.total_traffic(rows))
     return table(headings, map(_megabytes, rows), title=title, footer=footer, left=("stage",))
@@ -120,10 +120,10 @@ def _megabytes(stage: complexity.StageTraffic) -> list[str]:
 def of_times(
     title: str, rows: list[complexity.StageTraffic], times: list[measured.StageTimes], device: torch.device
 ) -> Iterator[Table]:
-    """Yield tables of microseconds for each stage: of a copy of as many bytes, and as measured."""
+    """Yield tables of the time of each stage in microseconds: of a copy of as many bytes, and measured."""
     layer, image = gconv.GroupConv2d(8, 8, 3, groups=2, device=device), torch.zeros(1, 8, 3, 3, device=device)
     speed = gconv.explain(layer, image).copy_speed
-    headings = ("stage", "unfused, a copy", "measured", "fused, a copy", "measured")
+    headings = ("stage", "unfused: copy", "measured", "fused: copy", "measured")
     total = complexity.total_traffic(rows)
     for pair in _PAIRS:
         took = {form: sum(getattr(stage, form) for stage in times) for form in pair}
@@ -133,7 +133,7 @@ def of_times(
                 (row.name, *_microseconds(pair, row, speed, {form: getattr(time, form) for form in pair}))
                 for row, time in zip(rows, times, strict=True)
             ),
-            title=f"{title}, {pair[0]}: microseconds an image, a copy moving {speed / 1e9:,.0f} GB/s",
+            title=f"{title}, {pair[0]}: microseconds per image; a copy moves {speed / 1e9:,.0f} GB/s",
             footer=("total", *_microseconds(pair, total, speed, took)),
             left=("stage",),
         )
@@ -142,15 +142,15 @@ def of_times(
 def _microseconds(
     pair: Sequence[str], stage: complexity.StageTraffic, speed: float, seconds: Mapping[str, float]
 ) -> Iterator[str]:
-    """Yield for each form the time of a copy of a stage's bytes, and the seconds that it took."""
+    """Yield, unfused and then fused, the time of a copy of the stage's bytes and the measured time."""
     for form in pair:
         for value in (getattr(stage, form).total / speed, seconds[form]):
             yield f"{value * 1e6:.2f}"
 
 
 def of_study(title: str, compared: Sequence[Compared]) -> Table:
-    """Return pairs of cardinality and width with their errors, next to the paper's."""
-    headings = ("C", "d", "parameters", "MFLOPs", "error", "deviation", "of each seed", "paper, ImageNet")
+    """Return the networks of a study with their errors, next to the errors of the paper."""
+    headings = ("C", "d", "parameters", "MFLOPs", "error", "deviation", "each seed", "paper, ImageNet")
     return table(headings, map(_compared, compared), title=title)
 
 
@@ -169,11 +169,11 @@ def _compared(pair: Compared) -> Sequence[str]:
 
 
 def of_classes(title: str, rows: list[dict[str, Any]]) -> Table:
-    """Return the classes of an evaluation; of many, those that the network knows worst.
+    """Return the results for each class, or for the ``MOST_ROWS`` worst if there are more.
 
     Args:
-        title: of the table.
-        rows: with the keys "class", "images", "right", "accuracy" and "mistaken for".
+        title: title of the table.
+        rows: rows with the keys "class", "images", "right", "accuracy" and "mistaken for".
     """
     headings = tuple(rows[0])
     if len(rows) > MOST_ROWS:
@@ -186,8 +186,8 @@ def of_classes(title: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def of_guesses(entries: Sequence[Mapping[str, Any]], width: int) -> Table:
-    """Return the guesses for images, ``width`` of them in a row, or the error of an unreadable image."""
-    headings = ("image", *(heading for _ in range(width) for heading in ("class", "sure")))
+    """Return a row for each image, with ``width`` guesses, or with the error if it is unreadable."""
+    headings = ("image", *(heading for _ in range(width) for heading in ("class", "probability")))
     return table(headings, map(_guesses, entries), left=headings)
 
 

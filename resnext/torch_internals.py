@@ -1,4 +1,4 @@
-"""What the trainer uses of PyTorch that is private, untyped, or has another name in another version.
+"""The parts of PyTorch that the trainer uses and that are private, untyped, or named differently by version.
 
 Checked with PyTorch 2.11 to 2.15.
 """
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 M = TypeVar("M", bound=nn.Module)
-# torch.compile puts this before the keys of a state dict. If PyTorch chose another name, files saved from a
-# compiled network would be refused with the first key that does not fit.
+# torch.compile prefixes the keys of a state dict with this. If PyTorch changed it, loading a file saved from
+# a compiled network would fail with an error about the first key.
 COMPILED = "_orig_mod."
 
 
 @torch.no_grad()
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source to its target; in one launch if PyTorch has ``_foreach_copy_``, else one by one."""
+    """Copy each source to its target, in a single launch if PyTorch has ``_foreach_copy_``."""
     if hasattr(torch, "_foreach_copy_"):
         torch._foreach_copy_(list(targets), list(sources))
         return
@@ -32,7 +32,7 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 def keep_buffers() -> dict[str, bool]:
     """Return the argument that stops DistributedDataParallel from broadcasting buffers.
 
-    It was ``broadcast_buffers`` and is ``forward_sync_buffers`` in newer versions.
+    Newer versions call it ``forward_sync_buffers``, older ones ``broadcast_buffers``.
     """
     names = inspect.signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}

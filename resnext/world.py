@@ -1,4 +1,4 @@
-"""The processes that train together, one or those that torchrun started, and what they agree on."""
+"""The processes that train together (one, or those that torchrun started) and how they communicate."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together.
+    """The processes that train together, seen from one of them.
 
     Attributes:
-        device: of this process.
-        rank: number of this process, from 0.
+        device: device of this process.
+        rank: rank of this process, from 0.
         size: number of processes.
     """
 
@@ -36,7 +36,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that prints and writes."""
+        """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class World:
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """Return the ``value`` of each process, in the order of ranks."""
+        """Return the ``value`` of each process, ordered by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -54,7 +54,7 @@ class World:
         return values
 
     def first_does(self, action: Callable[[], T]) -> T:
-        """Run ``action`` in the first process only; return its result, or raise its error, in all of them."""
+        """Run ``action`` in the first process; return its result, or raise its error, in all processes."""
         if self.size == 1:
             return action()
         outcome: list[Any] = [None, None]
@@ -66,7 +66,7 @@ class World:
         return outcome[0]
 
     def each_does(self, action: Callable[[], T]) -> T:
-        """Run ``action`` and return its result; if it fails in any process, all of them raise its error."""
+        """Run ``action`` in each process and return its result; if one fails, raise its error in all."""
         result, error = _outcome(action) if self.size > 1 else (action(), None)
         for failure in self.gather(error):
             if failure is not None:
@@ -74,12 +74,12 @@ class World:
         return result
 
     def agreed(self, error: Exception) -> Exception:
-        """Return what to raise for an error that all processes raise, so that only the first prints it."""
+        """Return the error to raise in this process, so that only the first process prints it."""
         return error if self.first else ToldError(str(error))
 
 
 def _outcome(action: Callable[[], Any]) -> list[Any]:
-    """Run ``action`` and return [its result, None], or [None, the error] if a user can fix it."""
+    """Run ``action`` and return [result, None], or [None, error] for an error that a user can fix."""
     try:
         return [action(), None]
     except (UserError, OSError) as error:
@@ -87,29 +87,29 @@ def _outcome(action: Callable[[], Any]) -> list[Any]:
 
 
 def rank() -> int:
-    """Return the number of this process among those that ``torchrun`` started."""
+    """Return the rank of this process among all processes that ``torchrun`` started."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """Return the number of this process on this machine, which is also the number of its GPU."""
+    """Return the rank of this process on this machine, which is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def local_size() -> int:
-    """Return how many processes ``torchrun`` started on this machine."""
+    """Return the number of processes that ``torchrun`` started on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
-    """Join the processes that ``torchrun`` started, and leave them at the end; without it, train alone.
+    """Join the processes that ``torchrun`` started, if any, and leave them at the end.
 
     Args:
-        device: of this process.
+        device: device of this process.
 
     Raises:
-        UserError: another process has ended.
+        UserError: if another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -117,17 +117,17 @@ def join(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Imported later, by DistributedDataParallel, its functions' defaults would hold the group to the end.
+    # If DistributedDataParallel imports it later, default arguments keep the group alive until the end.
     import_module("torch.distributed.nn")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(device, dist.get_rank(), size)
     except (RuntimeError, UserError) as error:
-        if device.type == "cpu":  # NCCL would wait for processes that may never come
+        if device.type == "cpu":  # with NCCL, leaving would wait for processes that may be gone
             _leave()
         cause = str(error.__cause__ or error)
         if "closed by peer" in cause or "reset by peer" in cause:
-            raise UserError("another process has ended, see above") from None
+            raise UserError("another process has failed; see its error above") from None
         raise
     except Interrupted:
         _leave()
@@ -136,11 +136,11 @@ def join(device: torch.device) -> Iterator[World]:
 
 
 def _leave() -> None:
-    """Leave the group, and end its threads.
+    """Leave the group and end its threads.
 
-    A thread of gloo that lets go of a tensor while Python shuts down aborts the process (PyTorch's pull
-    request 179291). The threads end with the last reference to the group, and DistributedDataParallel's is
-    in a cycle.
+    If a gloo thread releases a tensor while Python shuts down, the process aborts (pytorch/pytorch pull
+    request 179291). The threads end with the last reference to the group, and DistributedDataParallel has one
+    in a reference cycle, so collect garbage.
     """
     dist.destroy_process_group()
     gc.collect()

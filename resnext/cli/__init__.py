@@ -1,4 +1,4 @@
-"""The command line: finds the command, prints help, and turns errors into one line."""
+"""The command line: runs commands, prints help, and prints each error as one line."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ from resnext.names import shown
 from resnext.world import rank
 
 PROG = "resnext"
-ABOUT = "ResNeXt on gconv's grouped convolutions: train a network, use it, take it apart."
+ABOUT = "Train, use and analyze ResNeXt networks, which run on gconv's grouped convolutions."
 HINTS = """\
-Start with `resnext train`, then `resnext evaluate` and `resnext predict runs/demo/samples`.
-`resnext COMMAND --help` explains a command.
-On several GPUs: `torchrun --nproc-per-node=4 -m resnext train ...`."""
+To start:
+  resnext train                       train a small network on 4,000 digits (two to three minutes)
+  resnext evaluate                    test it on 1,000 others
+  resnext predict runs/demo/samples   classify some of them
+
+`resnext COMMAND --help` shows the options of a command."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command, called as its function, whose docstring is its help."""
+    """A command, named after its function, whose docstring is its help."""
 
     run: Callable[[argparse.Namespace], None]
     add_arguments: Callable[[Parser], None]
 
     @property
     def name(self) -> str:
-        """Return what the command line calls it."""
+        """Name of the command on the command line."""
         return self.run.__name__
 
     @property
     def help(self) -> list[str]:
-        """Return the paragraphs of its help; the first is a summary."""
+        """Paragraphs of the help, of which the first is a summary."""
         return (inspect.getdoc(self.run) or "").split("\n\n")
 
 
@@ -56,7 +59,7 @@ COMMANDS = {
         Command(predict.predict, predict.add_arguments),
         Command(export.export, export.add_arguments),
     ),
-    "compare and count": (
+    "compare networks": (
         Command(cardinality.cardinality, cardinality.add_arguments),
         Command(costs.summary, costs.add_summary_arguments),
         Command(costs.complexity, costs.add_complexity_arguments),
@@ -66,9 +69,9 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command line. What a user can fix is one line on stderr, and exit code 2."""
+    """Run the command line. An error that a user can fix prints one line on stderr and exits with code 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal may not have every letter
+        if isinstance(stream, TextIOWrapper):  # the encoding of a terminal may lack some letters
             stream.reconfigure(errors="backslashreplace")
     try:
         _run(sys.argv[1:])
@@ -91,12 +94,14 @@ def _run(words: Sequence[str]) -> None:
         command = commands[words[0]]
         parser = Parser(f"{PROG} {command.name}", description="\n\n".join(map(_wrapped, command.help)))
         command.add_arguments(parser)
-        # Options may stand between arguments. `--` ends options, but not for parse_intermixed_args.
+        # Intermixed parsing allows options between arguments, but doesn't support `--`.
         parse = parser.parse_args if "--" in words else parser.parse_intermixed_args
         command.run(parse(words[1:]))
         return
     parser = Parser(PROG, usage=f"{PROG} [-h] [--version] COMMAND ...", description=_list(), epilog=HINTS)
-    parser.add_argument("--version", action="store_true", help="print the versions of gconv and torch")
+    parser.add_argument(
+        "--version", action="store_true", help="print the versions of gconv and torch and exit"
+    )
     parser.add_argument("COMMAND", nargs="?", help=argparse.SUPPRESS, type=one_of(*commands)["type"])
     if parser.parse_args(words).version:
         console.print(f"gconv {gconv.__version__}, torch {torch.__version__}")
@@ -106,7 +111,7 @@ def _run(words: Sequence[str]) -> None:
 
 
 def _list() -> str:
-    """Return the help of all commands in short."""
+    """Return the summaries of all commands."""
     parts = [_wrapped(ABOUT)]
     for title, group in COMMANDS.items():
         lines = (_wrapped(command.help[0], f"  {command.name:<12} ") for command in group)
@@ -115,8 +120,13 @@ def _list() -> str:
 
 
 def _wrapped(text: str, start: str = "") -> str:
+    """Return ``text`` wrapped to the terminal, or unchanged if it has indented lines, such as examples."""
+    if "\n  " in text:
+        return text
     width = min(shutil.get_terminal_size().columns, 110) - 2
-    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start))
+    return textwrap.fill(
+        text, width, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+    )
 
 
 def _fail(message: str, told: bool = False) -> NoReturn:

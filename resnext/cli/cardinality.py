@@ -1,4 +1,4 @@
-"""``resnext cardinality``."""
+"""The command ``resnext cardinality``."""
 
 from __future__ import annotations
 
@@ -38,34 +38,39 @@ def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s [PATH] [options]"
     recipes = {name: preset.settings.recipe for name, preset in PRESETS.items()}
     options = {"": DEFAULT_OPTIONS}
-    what = parser.add_argument_group("what is compared")
+    what = parser.add_argument_group("study")
     about = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
-    what.add_argument("--preset", default="small", help=f"{about}. [default: small]", **one_of(*PRESETS))
-    text = "Number of trainings of each network, with seeds from 0 on. [default: 3]"
+    what.add_argument("--preset", default="small", help=f"{about} (default: small)", **one_of(*PRESETS))
+    text = "number of trainings of each network, with seeds 0, 1, ... (default: 3)"
     what.add_argument("--seeds", type=number(int, 1, 100), default=3, metavar="N", help=text)
     data = parser.add_argument_group("data")
     add_fields(data, Source, "path", defaults={"": Source()})
-    text = "Data set of the preset cifar. [default: cifar10]"
+    text = "data set of the preset cifar (default: cifar10)"
     data.add_argument("--data", default=argparse.SUPPRESS, help=text, **one_of(*CIFAR))
     add_fields(data, Options, "workers", defaults=options)
     recipe = parser.add_argument_group("recipe")
     add_fields(recipe, Recipe, "epochs", "micro_batch", "precision", defaults=recipes)
-    running = parser.add_argument_group("how it runs")
+    running = parser.add_argument_group("execution")
     add_machine(running)
     add_fields(running, Options, "compile", defaults=options)
     output = parser.add_argument_group("output")
-    output.add_argument("--name", help="Name of the study, a folder in --out. [default: cardinality-PRESET]")
-    output.add_argument("--out", type=Path, default=RUNS, help=f"Folder of all runs. [default: {RUNS}]")
+    output.add_argument("--name", help="name of the study, a folder in --out (default: cardinality-PRESET)")
+    output.add_argument("--out", type=Path, default=RUNS, help=f"folder of all runs (default: {RUNS})")
 
 
 def cardinality(arguments: argparse.Namespace) -> None:
-    """Train the paper's comparison: five equally complex networks, from few wide groups to many narrow ones.
+    """Train networks of equal complexity, from one wide group to 32 narrow groups, and compare their errors.
 
-    Each pair of cardinality C and width d is trained with several seeds. The table shows the errors with
-    their spread next to those that the paper reports for ImageNet, and says whether the differences are
-    within the noise. OUT/NAME gets a run for each training, study.csv and cardinality.png.
+    This is the comparison of section 5.1 of the ResNeXt paper. Each network, a pair of cardinality C and
+    width d, is trained with several seeds. The table shows the errors and their spread next to the ImageNet
+    errors that the paper reports, and a line below it whether the differences exceed the noise between seeds.
+    The folder OUT/NAME contains study.csv, cardinality.png and a run for each training.
 
-    Ctrl-C stops it. The same command continues where it was, also in the middle of a training.
+    Ctrl-C stops the study. Run the same command again to continue, even in the middle of a training.
+
+    Examples:
+      resnext cardinality
+      resnext cardinality --preset cifar cifar-10-python.tar.gz --seeds 5
     """
     preset = _preset(arguments)
     device = device_of(arguments.device)
@@ -92,11 +97,13 @@ def cardinality(arguments: argparse.Namespace) -> None:
 
 
 def _preset(arguments: argparse.Namespace) -> Preset:
-    """Return the preset with what is on the command line in place of its settings."""
+    """Return the preset, with its settings overridden by the command line."""
     preset = PRESETS[arguments.preset]
     name = preset.settings.source.name
     if "name" in given(arguments, Source) and name not in CIFAR:
-        raise UserError(f"--data {arguments.data}: the preset of {name} has no other; --preset cifar has two")
+        raise UserError(
+            f"--data {arguments.data} needs --preset cifar; --preset {arguments.preset} always uses {name}"
+        )
     return replace(preset, settings=settings_of(arguments, preset.settings))
 
 
@@ -106,8 +113,8 @@ def _print_plan(
     printer.print(f"{arguments.preset}: {preset.about}", soft_wrap=True)
     printer.print(
         f"{len(preset.pairs)} networks x {arguments.seeds} seeds, {preset.settings.recipe.epochs} epochs "
-        f"each, on {len(data.train):,} images of {data.name}; {len(data.test):,} held out. "
-        f"Kept in {shown(folder)}\n",
+        f"each, on {len(data.train):,} images of {data.name}, {len(data.test):,} held out; "
+        f"results in {shown(folder)}\n",
         soft_wrap=True,
     )
 
@@ -118,9 +125,8 @@ def _print_result(title: str, done: list[Compared], data: Data, folder: Path) ->
     print_table(tables.of_study(title, done))
     console.print(f"\n{verdict(done, len(data.test))}")
     console.print(
-        "The paper's errors are top-1 on ImageNet at 50 layers: of other networks on other images, "
-        "shown for their order alone."
+        "The paper's errors are top-1 errors of 50-layer networks on ImageNet: compare only their order."
     )
-    with keeping(f"{picture}: not written", f"{table} is, and the same command draws it again"):
+    with keeping(f"couldn't write {picture}", f"{table} is written; run the same command again to plot it"):
         plots.cardinality(picture, done, data.name)
-    say(f"\nwritten: {shown(picture)}, {shown(table)}")
+    say(f"\nwrote {shown(picture)} and {shown(table)}")

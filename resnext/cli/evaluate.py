@@ -1,4 +1,4 @@
-"""``resnext evaluate``."""
+"""The command ``resnext evaluate``."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ def add_arguments(parser: Parser) -> None:
     """Add the options of ``evaluate``."""
     add_run(parser)
     data = parser.add_argument_group("data")
-    data.add_argument("--path", type=Path, help="The images, if they have moved since the training.")
+    data.add_argument("--path", type=Path, help="archive or folder of images, if it has moved since training")
     add_fields(data, Options, "workers", "skip_corrupt", defaults={"": DEFAULT_OPTIONS})
-    add_machine(parser.add_argument_group("how it runs"))
+    add_machine(parser.add_argument_group("execution"))
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--out", type=Path, help="Folder for confusion.png and classes.csv. [default: that of the run]"
+        "--out", type=Path, help="folder for confusion.png and classes.csv (default: the folder of the run)"
     )
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Test a trained network on its held-out images: top-1, top-5, class by class.
+    """Test a trained network on its held-out images: top-1 and top-5 accuracy, and results by class.
 
-    It writes confusion.png, which shows the classes that were mistaken for each other, and classes.csv, the
-    whole table. Of many classes the screen shows only those that the network knows worst.
+    It prints a table of the classes (only the 30 with the lowest accuracy if there are more), and writes the
+    complete table to classes.csv and the confusion matrix to confusion.png.
+
+    Examples:
+      resnext evaluate
+      resnext evaluate runs/photos --path /data/photos --workers 4
     """
     device, run = device_of(arguments.device), arguments.run
     saved = checkpoint.load(run)
@@ -54,14 +58,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
             advance=lambda images: progress.advance(task, images),
         )
     rows = class_rows(result, saved.classes)
-    title = f"{shown(run)}, epochs: {saved.epochs:.3g}, on {len(result.labels):,} held-out images"
+    title = f"{shown(run)} (epochs: {saved.epochs:.3g}) on {len(result.labels):,} held-out images"
     print_table(tables.of_classes(title, rows))
     _print_scores(result, len(saved.classes))
     table, picture = folder / "classes.csv", folder / "confusion.png"
     files.write_csv(table, rows)
-    with keeping(f"{picture}: not written", f"{table} is written"):
+    with keeping(f"couldn't write {picture}", f"{table} is written"):
         plots.confusion(picture, result, saved.classes)
-    say(f"written: {shown(picture)}, {shown(table)}")
+    say(f"wrote {shown(picture)} and {shown(table)}")
 
 
 def _print_scores(result: Evaluation, classes: int) -> None:
@@ -72,11 +76,11 @@ def _print_scores(result: Evaluation, classes: int) -> None:
         f"cross-entropy {result.loss:.4f}"
     )
     if result.unreadable:
-        say(f"{len(result.unreadable)} images could not be read and are not counted")
+        say(f"{len(result.unreadable)} images couldn't be read and aren't counted")
 
 
 def class_rows(result: Evaluation, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return for each class its images, how many were right, and what the others were mistaken for."""
+    """Return a row for each class: images, right guesses, accuracy, and the classes of the wrong guesses."""
     rows = []
     for label, counts in enumerate(result.confusion(len(classes))):
         images, right = int(counts.sum()), int(counts[label])

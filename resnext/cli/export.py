@@ -1,4 +1,4 @@
-"""``resnext export``."""
+"""The command ``resnext export``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resnext.cli.runtime import say
 from resnext.errors import UserError, brief
 from resnext.names import shown
 
-MOST_CLASSES = 10  # whose names are printed
+MOST_CLASSES = 10  # class names to print
 
 
 def add_arguments(parser: Parser) -> None:
@@ -24,17 +24,21 @@ def add_arguments(parser: Parser) -> None:
         action="append",
         type=Path,
         metavar="FILE",
-        help="A file that ends in .pt2 (torch.export), .onnx or .safetensors; can be repeated. "
-        "[default: network.pt2 and network.onnx in the folder of the run]",
+        help="file to write, which ends in .pt2 (torch.export), .onnx or .safetensors; can be repeated "
+        "(default: network.pt2 and network.onnx in the folder of the run)",
     )
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Write a trained network for other programs; each file is compared with the network before it is kept.
+    """Export a trained network to torch.export, ONNX or safetensors files.
 
-    The files take any number of normalised images (N, C, H, W). How to normalise them and the names of the
-    classes are printed, and stand in the file under "resnext". ONNX needs the extra 'export'. A .safetensors
-    file holds only the weights, for load_state_dict or `weights=` of a named network.
+    Each file is loaded and compared with the network before it is kept. The exported network accepts batches
+    of any size of normalized images (N, C, H, W). The command prints how to normalize them and the names of
+    the classes, which are also in the file under "resnext". ONNX needs gconv's extra 'export'. A .safetensors
+    file contains only the weights, for load_state_dict or for `weights=` of a named network.
+
+    Examples:
+      resnext export runs/demo -o digits.onnx -o digits.pt2
     """
     run = arguments.run
     saved = checkpoint.load(run)
@@ -47,18 +51,18 @@ def export(arguments: argparse.Namespace) -> None:
             failed.append(
                 brief(error)
                 if isinstance(error, UserError)
-                else f"{path}: not written ({brief(error)}); {saved.path} is as it was"
+                else f"couldn't write {path} ({brief(error)}); {saved.path} is unchanged"
             )
             continue
-        exact = f"to {difference:.0e} of the largest output" if difference else "to the bit"
-        say(f"written: {shown(path)}, which gives what the network gives {exact}")
+        exact = f"to within {difference:.0e} of the largest" if difference else "bit for bit"
+        say(f"wrote {shown(path)}: its outputs match the network's {exact}")
     if failed:
         raise UserError("; ".join(failed))
     _print_interface(saved)
 
 
 def _print_interface(saved: Checkpoint) -> None:
-    """Say what the files take and return."""
+    """Print the inputs and outputs of the exported network."""
     form = saved.format
     size = " x ".join(map(str, ("N", form.channels, form.size, form.size)))
     say(f"input     {size}, float32: (pixels / 255 - {list(form.mean)}) / {list(form.std)}")

@@ -1,4 +1,4 @@
-"""Options of the command line: made from the fields of the settings, and read back into settings."""
+"""Options of the command line, made from the fields of the settings and read back into settings."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ FOLDER_CHECKPOINT_STEPS = 1000
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a wrong command line as a ``UserError``: one line, with a hint to the help."""
+    """A parser that raises a ``UserError`` for a wrong command line: one line that points to the help."""
 
     def __init__(self, prog: str, **details: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(prog, allow_abbrev=False, formatter_class=formatter, **details)
 
     def error(self, message: str) -> NoReturn:
-        """Raise ``message``, which may be argparse's own "argument --epochs: must be ..."."""
+        """Raise ``message``, which argparse may have prefixed with "argument --epochs: "."""
         message = re.sub(r"^argument (\S+): (?=must )", r"\1 ", message).removeprefix("argument ")
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 class Group(Protocol):
-    """A parser, or a titled group of its options."""
+    """A parser or one of its argument groups."""
 
     def add_argument(self, *names: str, **details: Any) -> Any:
-        """Add an option or an argument."""
+        """Add an option or a positional argument."""
 
 
 def number(
     kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf
 ) -> Callable[[str], int | float]:
-    """Return a function for argparse that reads an integer or a finite number from ``least`` to ``most``."""
+    """Return an argparse type: an integer or a finite number from ``least`` to ``most``."""
     what, largest = ("an integer", 2**63) if kind is int else ("a finite number", math.inf)
     if most < math.inf:
         what += f" from {least:g} to {most:.0f}"
@@ -69,7 +69,7 @@ def number(
 
 
 def one_of(*choices: str) -> dict[str, Any]:
-    """Return the arguments of ``add_argument`` for an option that takes one of ``choices``."""
+    """Return arguments of ``add_argument`` for an option whose value is one of ``choices``."""
 
     def read(text: str) -> str:
         if text not in choices:
@@ -80,7 +80,7 @@ def one_of(*choices: str) -> dict[str, Any]:
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Read integers with commas between, for argparse."""
+    """Return the integers in a comma-separated list; an argparse type."""
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
@@ -92,13 +92,14 @@ def integers(text: str) -> tuple[int, ...]:
 def add_fields(group: Group, settings: type, *names: str, defaults: Mapping[str, Any]) -> None:
     """Add an option for each field of a dataclass that declares one.
 
-    Options that are not on the command line leave nothing in the parsed arguments; see :func:`given`.
+    Options that aren't on the command line don't appear in the parsed arguments; see `given`.
 
     Args:
-        group: gets the options.
+        group: parser or group to add the options to.
         settings: a dataclass of ``resnext.config``.
-        names: fields to add. Defaults to all.
-        defaults: instances of ``settings`` whose values help shows, by the name of what they are for.
+        names: names of the fields to add. Defaults to all.
+        defaults: instances of ``settings`` whose values the help shows as defaults, by the name of the data
+            set or preset that they belong to.
     """
     types = get_type_hints(settings)
     for field, declared in _declared(settings):
@@ -106,7 +107,7 @@ def add_fields(group: Group, settings: type, *names: str, defaults: Mapping[str,
             continue
         details = _reading(types[field.name], field, declared)
         default = declared.default or default_of(defaults, field.name)
-        text = f"{declared.help} [default: {default}]" if default else declared.help
+        text = f"{declared.help} (default: {default})" if default else declared.help
         name = _name(field, declared)
         flag = name if name.isupper() else f"--{name.replace('_', '-')}"
         if name.isupper():
@@ -115,7 +116,7 @@ def add_fields(group: Group, settings: type, *names: str, defaults: Mapping[str,
 
 
 def given(arguments: argparse.Namespace, settings: type) -> dict[str, Any]:
-    """Return the fields of a dataclass that were on the command line."""
+    """Return the values of a dataclass's fields that are on the command line."""
     values = vars(arguments)
     found = ((field.name, _name(field, declared).lower()) for field, declared in _declared(settings))
     return {field: values[name] for field, name in found if name in values}
@@ -132,7 +133,7 @@ def _name(field: Field[Any], declared: Option) -> str:
 
 
 def _reading(kind: Any, field: Field[Any], declared: Option) -> dict[str, Any]:
-    """Return the arguments of ``add_argument`` that read a field of type ``kind``."""
+    """Return arguments of ``add_argument`` for a field of type ``kind``."""
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction if field.default else "store_true"}
     if declared.choices:
@@ -145,15 +146,15 @@ def _reading(kind: Any, field: Field[Any], declared: Option) -> dict[str, Any]:
         return {"type": number(float, declared.least, declared.most), "metavar": "X"}
     if kind in (str, str | None):
         return {}
-    raise TypeError(f"{field.name}: no option reads a {kind}")
+    raise TypeError(f"can't make an option of field {field.name}: unsupported type {kind}")
 
 
 def default_of(defaults: Mapping[str, Any], field: str) -> str:
-    """Return the default of a field in words: "8 for mnist5k; 30 for digits", or "8" if all have the same.
+    """Describe the default of a field: "8 for mnist5k; 30 for digits", or "8" if all have the same.
 
     Args:
-        defaults: settings by the name of what they are for.
-        field: of the settings.
+        defaults: settings by the name of the data set or preset that they belong to.
+        field: name of a field of the settings.
     """
     holders: dict[str, list[str]] = {}
     for name, settings in defaults.items():
@@ -164,7 +165,7 @@ def default_of(defaults: Mapping[str, Any], field: str) -> str:
 
 
 def _in_words(value: Any) -> str:
-    if value is None or value is False:  # what the help of such an option says anyway
+    if value is None or value is False:  # off, which needs no mention
         return ""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
@@ -173,7 +174,7 @@ def _in_words(value: Any) -> str:
 
 def add_device(group: Group) -> None:
     """Add ``--device``."""
-    text = "Where to run: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps. [default: auto]"
+    text = "device to run on: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps (default: auto)"
     group.add_argument("--device", default="auto", help=text)
 
 
@@ -181,28 +182,28 @@ def add_machine(group: Group) -> None:
     """Add ``--device`` and ``--backend``."""
     add_device(group)
     text = (
-        "Who runs the grouped convolutions: the fastest (auto), gconv's Triton kernels, PyTorch (aten), or "
-        "plain readable PyTorch (reference). [default: auto]"
+        "backend of the grouped convolutions: auto picks the fastest, triton is gconv's kernels, aten is "
+        "PyTorch's convolution, and reference is plain PyTorch for checking (default: auto)"
     )
     group.add_argument("--backend", default="auto", help=text, **one_of(*BACKENDS))
 
 
 def add_run(parser: Parser) -> None:
     """Add the argument RUN."""
-    text = f"A checkpoint, or the folder of a run. [default: {DEMO}]"
+    text = f"checkpoint file or folder of a run (default: {DEMO})"
     parser.add_argument("run", nargs="?", type=Path, default=DEMO, metavar="RUN", help=text)
 
 
 def settings_of(arguments: argparse.Namespace, base: Settings, resumed: Checkpoint | None = None) -> Settings:
-    """Return the settings ``base`` with what is on the command line in their place.
+    """Return the settings ``base``, overridden by the options on the command line.
 
     Args:
-        arguments: the command line.
-        base: the defaults, or the settings of the run that is resumed.
-        resumed: the checkpoint of that run.
+        arguments: parsed command line.
+        base: default settings, or those of the resumed run.
+        resumed: checkpoint of the resumed run. Defaults to None.
 
     Raises:
-        UserError: the resumed run has other settings.
+        UserError: if the options differ from the settings of the resumed run.
     """
     source, recipe = given(arguments, Source), given(arguments, Recipe)
     variant = getattr(arguments, "network", None)
@@ -216,12 +217,14 @@ def settings_of(arguments: argparse.Namespace, base: Settings, resumed: Checkpoi
         replace(lasting, **recipe),
     )
     if resumed and (differs := difference(resumed.settings, settings)):
-        raise UserError(f"{resumed.path}: a resumed run keeps its settings: {differs}; choose another --name")
+        raise UserError(
+            f"can't change settings of {resumed.path}: {differs}; drop the option or choose another --name"
+        )
     return settings
 
 
 def options_of(arguments: argparse.Namespace, data: Data) -> Options:
-    """Return the options on the command line, with the defaults that depend on the data."""
+    """Return the options on the command line, with defaults that depend on the data."""
     in_files = isinstance(data.train, ImageFiles)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(MOST_WORKERS, max(1, cores // local_size())) if in_files else 0

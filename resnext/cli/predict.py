@@ -1,4 +1,4 @@
-"""``resnext predict``."""
+"""The command ``resnext predict``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
         nargs="+",
         type=Path,
         metavar="IMAGE",
-        help="Image files (PNG, JPEG, whatever Pillow reads), or folders of them.",
+        help="image file (PNG, JPEG or another format that Pillow reads), or folder of images",
     )
     parser.add_argument(
         "--checkpoint",
@@ -39,36 +39,42 @@ def add_arguments(parser: Parser) -> None:
         type=Path,
         default=DEMO,
         metavar="RUN",
-        help=f"A checkpoint, or the folder of a run. [default: {DEMO}]",
+        help=f"checkpoint file or folder of a run (default: {DEMO})",
     )
     images = parser.add_argument_group("images")
     images.add_argument(
         "--resize",
         action="store_true",
-        help="Scale each whole image to the size that the network takes, with black bars if it isn't square.",
+        help="scale each image to the input size of the network, with black bars if it isn't square",
     )
     images.add_argument(
-        "--invert", action="store_true", help="Swap light and dark, for dark digits on a light background."
+        "--invert", action="store_true", help="invert light and dark, for dark digits on a light background"
     )
     add_fields(images, Options, "skip_corrupt", defaults={"": DEFAULT_OPTIONS})
-    add_machine(parser.add_argument_group("how it runs"))
+    add_machine(parser.add_argument_group("execution"))
     output = parser.add_argument_group("output")
     output.add_argument(
         "--top",
         type=number(int, 1, 100),
         default=2,
         metavar="N",
-        help="Number of guesses for each image. [default: 2]",
+        help="number of guesses for each image (default: 2)",
     )
-    output.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+    output.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Say what is on each IMAGE, and how sure the network is.
+    """Classify images with a trained network, and print the guesses with their probabilities.
 
-    A network that was trained on a folder of photographs takes any size and looks at the middle. The others
-    take the size that they were trained on, as in RUN/samples: light digits on a dark background. Colours
-    become grey if the network knows only grey, and what is transparent becomes background.
+    A network trained on --data folder accepts images of any size and looks at the middle of each. Other
+    networks accept only the size that they were trained on, as in RUN/samples: light digits on a dark
+    background. For a network trained on gray images, colors become gray. Transparent pixels become
+    background.
+
+    Examples:
+      resnext predict runs/demo/samples
+      resnext predict scan.jpg --resize --invert
+      resnext predict -c runs/photos photos/val --top 5 --json
     """
     device = device_of(arguments.device)
     saved = checkpoint.load(arguments.checkpoint)
@@ -85,19 +91,19 @@ def predict(arguments: argparse.Namespace) -> None:
 
 
 def _image_paths(given: list[Path]) -> list[Path]:
-    """Return the files among ``given``, and those in its folders."""
+    """Return the files among ``given`` and the images in its folders."""
     paths = []
     for path in given:
         found = image_files(path) if path.is_dir() else [path]
         if not found:
-            raise UserError(f"{path}: no image in this folder")
+            raise UserError(f"{path}: no images in this folder; pass image files or a folder of them")
         paths += found
     return paths
 
 
 @dataclass(frozen=True)
 class _Predictor:
-    """A network with what the command line says about images and guesses."""
+    """A network, and the options of the command line for images and guesses."""
 
     saved: Checkpoint
     network: ResNeXt
@@ -105,7 +111,7 @@ class _Predictor:
     arguments: argparse.Namespace
 
     def guess(self, paths: list[Path]) -> list[dict[str, Any]]:
-        """Return for each path the guesses, the surest first; none, and an error, if it cannot be read."""
+        """Return an entry for each path: guesses, most probable first, or an error if it can't be read."""
         images = [self._read(path) for path in paths]
         readable = [image for image in images if isinstance(image, Tensor)]
         rows = iter(self._shares(torch.stack(readable)) if readable else ())
@@ -117,7 +123,7 @@ class _Predictor:
         ]
 
     def _read(self, path: Path) -> Tensor | str:
-        """Return the pixels of an image, or the error if unreadable ones are skipped."""
+        """Return the pixels of an image, or the error if unreadable images are skipped."""
         resize, invert = self.arguments.resize, self.arguments.invert
         try:
             return read_image(path, self.saved.format, resize=resize, invert=invert)
@@ -127,7 +133,7 @@ class _Predictor:
             return str(error)
 
     def _shares(self, images: Tensor) -> Tensor:
-        """Return the probability of each class (N, classes)."""
+        """Return the probabilities of the classes (N, classes)."""
         return self.network(self.saved.format.normalize(images.to(self.device))).softmax(1).cpu()
 
     def _surest(self, shares: Tensor) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Where a command runs, on which data, and where it prints."""
+"""The device, backend, data and console of a command."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from resnext.data import Data, load_data
 from resnext.errors import UserError
 from resnext.world import local_rank
 
-# No markup, no codes of emoji: a name may hold brackets and colons.
+# No markup and no emoji codes, because names may contain brackets and colons.
 console = Console(highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
-    """Print a line that the terminal may wrap, but not rich: a path stays in one piece."""
+    """Print a line without line breaks from rich, so that paths stay in one piece."""
     console.print(text, soft_wrap=True)
 
 
 def print_table(table: Table) -> None:
-    """Print ``table``. In a narrow terminal or a file, cells go on in the next line instead of being cut."""
+    """Print a table. If it is too wide, cells continue in the next line instead of being cut off."""
     for column in table.columns:
         column.overflow = "fold"
     console.print(table)
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device ``name``: "auto" is the accelerator if there is one, "cuda" this process's own GPU.
+    """Return the device called ``name``.
+
+    "auto" is the accelerator if there is one, otherwise the CPU. "cuda" is the GPU of this process.
 
     Raises:
-        UserError: there is no such device.
+        UserError: if there is no such device.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -55,12 +57,13 @@ def device_of(name: str) -> torch.device:
 
 @contextmanager
 def backend_of(name: str, device: torch.device) -> Iterator[None]:
-    """Run grouped convolutions on the backend ``name``, after a call without images has shown that it works.
+    """Run grouped convolutions inside on the backend ``name``.
 
-    cuDNN picks the fastest algorithm for each of its convolutions, since shapes stay the same.
+    Checks first that the backend works, by a call with an empty batch. Since shapes stay the same, cuDNN
+    benchmarks its algorithms and picks the fastest.
 
     Raises:
-        UserError: the backend does not run on ``device``.
+        UserError: if the backend doesn't run on ``device``.
     """
     images, weight = torch.zeros(0, 2, 3, 3, device=device), torch.zeros(2, 1, 3, 3, device=device)
     try:
@@ -72,15 +75,15 @@ def backend_of(name: str, device: torch.device) -> Iterator[None]:
 
 
 def data_of(source: Source) -> Data:
-    """Load the data set that ``source`` names."""
+    """Load the data set of ``source``."""
     return load_data(source.name, Path(source.path) if source.path else None, source.image_size)
 
 
 def data_of_run(saved: Checkpoint, path: Path | None) -> Data:
-    """Load the data that a run was trained on, from ``path`` if it has moved.
+    """Load the data that a run was trained on, from ``path`` if given.
 
     Raises:
-        UserError: it is not there, or has other classes.
+        UserError: if the data isn't there or has other classes.
     """
     source = saved.settings.source
     before = Path(source.path) if source.path else None
@@ -89,9 +92,12 @@ def data_of_run(saved: Checkpoint, path: Path | None) -> Data:
     except UserError as error:
         if path is None and before is not None and not before.exists():
             raise UserError(
-                f"{before}: the images of this run are no longer there; --path says where"
+                f"{before}: the images of this run are no longer there; pass their new location with --path"
             ) from None
         raise error
     if data.classes != saved.classes:
-        raise UserError(f"{path or before}: other classes than the network's {len(saved.classes)}")
+        raise UserError(
+            f"{path or before}: its classes aren't the {len(saved.classes)} that the network was trained on; "
+            "pass the images of this run with --path"
+        )
     return data

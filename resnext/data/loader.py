@@ -1,4 +1,4 @@
-"""Batches, the same for any number of processes; workers decode the images of files."""
+"""Batches of images, which are the same for any number of processes and of workers that decode files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from resnext.interruption import unheard
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with their labels.
+    """A batch of images with their labels.
 
     Attributes:
-        indices: (n,), of the images in their set.
-        images: (n, C, H, W), uint8.
-        labels: (n,), int64.
-        seed: of the random draws for the batch.
-        unreadable: a line for each image that could not be read.
+        indices: (N,), positions of the images in their set.
+        images: (N, C, H, W), uint8.
+        labels: (N,), int64.
+        seed: seed of the random draws for the batch.
+        unreadable: an error for each image that couldn't be read.
     """
 
     indices: Tensor
@@ -36,7 +36,7 @@ class Batch:
     unreadable: tuple[str, ...] = ()
 
     def pin_memory(self) -> Batch:
-        """Return the batch in memory that a GPU can read while the CPU goes on."""
+        """Return the batch in pinned memory, which a GPU can read asynchronously."""
         return Batch(
             self.indices, self.images.pin_memory(), self.labels.pin_memory(), self.seed, self.unreadable
         )
@@ -44,19 +44,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A batch to be read: which images, and the seed of its random draws."""
+    """A batch to read: the positions of its images and the seed of its random draws."""
 
     indices: Sequence[int]
     seed: int
 
 
 class _Reader(Dataset):
-    """Reads whole batches, in a worker.
+    """Reads complete batches in a worker.
 
     Args:
         source: the images.
-        random: whether photographs are cropped at random, as in training; otherwise in the middle.
-        replace: whether the next readable image takes the place of an unreadable one.
+        random: whether to crop photographs at random, as in training, instead of in the center.
+        replace: whether to replace an unreadable image by the next readable one.
     """
 
     def __init__(self, source: Images | ImageFiles, random: bool, replace: bool) -> None:
@@ -78,7 +78,7 @@ class _Reader(Dataset):
                     unreadable.append(str(error))
             else:
                 if self.replace:
-                    break  # all of them were tried
+                    break  # all images were tried
         if not read:
             form = self.source.format
             none = torch.empty(0, form.channels, form.size, form.size, dtype=torch.uint8)
@@ -95,38 +95,40 @@ class _Reader(Dataset):
 
 
 def micro_batch(batch_size: int, largest: int, processes: int) -> int:
-    """Return the images per pass: at most ``largest``, so that ``processes`` share a batch evenly.
+    """Return the number of images per pass, at most ``largest``, so that all passes have the same size.
 
     Raises:
-        UserError: they cannot share it, or batch norm would see one image at a time.
+        UserError: if the processes can't share a batch evenly, or each pass would have a single image.
     """
     if batch_size % processes:
-        raise UserError(f"--batch-size {batch_size}: {processes} processes cannot share it evenly")
+        raise UserError(f"--batch-size must be a multiple of the {processes} processes, got {batch_size}")
     share = batch_size // processes
     size = next(n for n in range(min(largest, share), 0, -1) if share % n == 0)
     if size == 1 < min(largest, share):
         raise UserError(
-            f"--batch-size {batch_size}: passes of the same size, at most {largest} images, would have one "
-            "each; choose a size with more divisors, or --micro-batch"
+            f"--batch-size {batch_size}: {share} images per process can't be split into equal passes of 2 to "
+            f"{largest} images; choose a batch size with more divisors, or another --micro-batch"
         )
     return size
 
 
 class TrainLoader:
-    """Loads the batches of an epoch, step by step, those of one process.
+    """Loads the training batches of one process, step by step.
 
-    The order of an epoch depends on the seed and the epoch, the random draws of a pass also on its place.
-    Which process makes a pass, and where an epoch is resumed, changes neither.
+    The order of images depends on the seed and the epoch, and the random draws of a pass also on its position
+    in the epoch. They don't depend on which process makes a pass, or on where an epoch is resumed.
 
     Args:
         source: the images.
-        batch_size: images of a step, of all processes; those left over at the end of an epoch are skipped.
-        micro: images per pass.
-        seed: of the order and the random draws.
-        rank, processes: the number of this process, and of how many.
-        workers: processes that read; 0 reads in this one.
-        skip_corrupt: whether another image takes the place of an unreadable one.
-        pin: whether to use pinned memory, for a GPU.
+        batch_size: number of images per step, over all processes. Images left over at the end of an epoch are
+            skipped.
+        micro: number of images per pass.
+        seed: seed of the order and the random draws.
+        rank: rank of this process. Defaults to 0.
+        processes: number of processes. Defaults to 1.
+        workers: number of processes that read images. Defaults to 0, which reads in this process.
+        skip_corrupt: whether to replace unreadable images by others. Defaults to False.
+        pin: whether to use pinned memory, for a GPU. Defaults to False.
     """
 
     def __init__(
@@ -149,7 +151,7 @@ class TrainLoader:
         self.load = partial(_load, reader, workers=workers, pin=pin)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[list[Batch]]:
-        """Yield the steps of epoch ``number`` from ``start`` on: a batch for each pass of this process."""
+        """Yield this process's batches of each step of epoch ``number``, from step ``start`` on."""
         order = np.random.default_rng(seed_of(self.seed, number)).permutation(self.size)
         wanted = [
             _Wanted(
@@ -172,7 +174,7 @@ def held_out_batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Yield this process's batches to test on, in order, without the images that cannot be read."""
+    """Yield this process's batches for testing, in order, without images that can't be read."""
     batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
     wanted = [_Wanted(list(indices), 0) for indices in batches[rank::processes]]
     yield from _load(_Reader(source, random=False, replace=False), wanted, workers=workers, pin=pin)
@@ -185,8 +187,8 @@ def _load(reader: _Reader, wanted: list[_Wanted], workers: int, pin: bool) -> It
         sampler=wanted,
         num_workers=workers,
         pin_memory=pin,
-        generator=torch.Generator(),  # else it draws from the generator that a network draws from
+        generator=torch.Generator(),  # without it, it would draw from the network's generator
     )
-    # Ctrl-C and a cluster's SIGTERM reach workers too, which are to go on while the process ends its step.
+    # Ctrl-C and SIGTERM also reach workers, which must continue until the process has finished its step.
     with unheard():
         return iter(loader)

@@ -1,4 +1,4 @@
-"""Labelled images, in memory or in files, and a whole data set of them."""
+"""Labeled images in memory or in files, and data sets of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resnext.data.images import ImageFormat, centre, open_image, to_tensor
 
 @dataclass(frozen=True)
 class Images:
-    """Images in memory (N, C, H, W), uint8, and their labels (N,), int64."""
+    """Images in memory, uint8 (N, C, H, W), and their labels, int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -24,13 +24,13 @@ class Images:
         return len(self.labels)
 
     def read(self, index: int) -> Tensor:
-        """Return an image (C, H, W), uint8."""
+        """Return an image, uint8 (C, H, W)."""
         return self.images[index]
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Files of images of any size, and their labels (N,), int64."""
+    """Image files of any size, and their labels, int64 (N,)."""
 
     paths: Sequence[Path]
     labels: Tensor
@@ -40,10 +40,14 @@ class ImageFiles:
         return len(self.labels)
 
     def read(self, index: int, scale: Callable[[Image.Image, int], Image.Image] = centre) -> Tensor:
-        """Return the part of an image that ``scale`` takes, by default the middle (C, size, size), uint8.
+        """Return an image cropped and scaled by ``scale``, uint8 (C, size, size).
+
+        Args:
+            index: position of the image.
+            scale: function of an image and a size. Defaults to the center crop.
 
         Raises:
-            UserError: the image cannot be read; the error has its path.
+            UserError: if the image can't be read; the error names its path.
         """
         image = open_image(self.paths[index], self.format.channels)
         return to_tensor(scale(image, self.format.size))
@@ -51,13 +55,14 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class Data:
-    """Images to train on and to test on.
+    """A data set: training and held-out images.
 
     Attributes:
-        name: as the command line calls it.
-        classes: a name for each label, as :func:`resnext.names.shown` puts it.
-        format: what a network takes.
-        train, test: the images; none is in both.
+        name: name of the data set on the command line.
+        classes: name of each class, as `resnext.names.shown` returns it.
+        format: format of the images that a network accepts.
+        train: training images.
+        test: held-out images.
     """
 
     name: str
@@ -68,7 +73,7 @@ class Data:
 
     @property
     def fingerprint(self) -> dict[str, int]:
-        """Numbers that must not change between a run and its resumption."""
+        """Numbers that must be the same when a run is resumed."""
         return {
             "training images": len(self.train),
             "held-out images": len(self.test),

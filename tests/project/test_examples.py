@@ -43,7 +43,7 @@ def test_timm_network_in_three_lines(run: Run) -> None:
 @pytest.mark.long
 def test_regnet_learns(run: Run) -> None:
     out = run("train_regnet.py", "--steps", "5", "--batch", "32")
-    assert out.startswith("regnety_002: 13 of 70 convolutions are gconv's")
+    assert out.startswith("regnety_002: converted 13 of 70 convolutions")
     assert re.search(r"step    5  loss \d\.\d{3}\n.*% of 300 held-out digits right", out)
 
 
@@ -51,10 +51,11 @@ def test_regnet_learns(run: Run) -> None:
 def test_convnext_with_depthwise(run: Run) -> None:
     out = run("convnext_depthwise.py")
     assert out.startswith(
-        "convert(model) swaps 0\nconvert(model, depthwise=True, filter=...) swaps 10, such as\n"
+        "convert(model): 0 layers converted\n"
+        "convert(model, depthwise=True, filter=...): 10 layers converted, such as\n"
     )
     assert "stages.1.blocks.0.conv_dw: GroupConv2d(" in out and "floor" in out
-    assert out.endswith("revert(model) brings 10 back\nlargest difference: 0.0e+00\n")
+    assert out.endswith("revert(model): 10 layers converted back\nlargest difference: 0.0e+00\n")
 
 
 def test_conformer_for_speech(run: Run) -> None:

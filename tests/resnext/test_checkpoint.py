@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the one before kept, nothing foreign or damaged read."""
+"""Checkpoints: writes are atomic, the previous one is kept, damaged and foreign files are rejected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save_again(saved: Checkpoint, path: Path, **changed: object) -> None:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """What a full disk does: the system refuses what goes beyond."""
+    """Let the system reject larger files, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -63,13 +63,13 @@ def test_a_full_disk_leaves_the_last_good_one(trained: Path) -> None:
         assert error.value.errno in (errno.EFBIG, errno.ENOSPC)
         assert error.value.filename == str(trained / FILE_NAME)
         assert before == {name: (trained / name).read_bytes() for name in before}
-        assert not part_of(trained / FILE_NAME).exists(), "what is half written takes room on a full disk"
+        assert not part_of(trained / FILE_NAME).exists(), "the unfinished file takes space on a full disk"
 
 
 def test_training_on_a_full_disk_ends_in_a_line_that_says_what_is_kept(
     few: Data, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The third checkpoint, in the middle of the second epoch, does not fit."""
+    """The third checkpoint, in the middle of the second epoch, doesn't fit on the disk."""
     calls, save = [], checkpoint.save
 
     def filling(saved: Checkpoint) -> None:
@@ -83,13 +83,13 @@ def test_training_on_a_full_disk_ends_in_a_line_that_says_what_is_kept(
     with pytest.raises(UserError) as error:
         train(settings, few, folder, world, quiet, options=Options(checkpoint_steps=10))
     assert str(error.value).startswith(f"{folder / FILE_NAME}: ") and "\n" not in str(error.value)
-    assert "checkpoint.pt is whole (1 epochs), and --resume continues from it" in str(error.value)
+    assert "checkpoint.pt is saved (1 epochs); pass --resume to continue from it" in str(error.value)
     assert checkpoint.load(folder).epochs == 1.0
 
 
 @pytest.mark.parametrize("name", ["config.json", "steps.csv", "checkpoint.part"])
 def test_a_folder_that_cannot_be_written_to_is_named(few: Data, tmp_path: Path, name: str) -> None:
-    """A folder where a file is to be, since the tests may run as root, whom no mode stops."""
+    """A folder is in the place of a file, because file modes don't stop root, who may run the tests."""
     (tmp_path / name).mkdir()
     (tmp_path / name / "x").touch()
     with pytest.raises(UserError, match=str(tmp_path)) as error:
@@ -122,9 +122,12 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        *((how, "cut short, damaged, or no checkpoint") for how in ("cut", "empty", "flipped", "text")),
-        ("foreign", "not a checkpoint of this program"),
-        *((how, "its weights and its network do not fit together") for how in ("short", "other")),
+        *(
+            (how, "it is truncated, damaged or not a checkpoint")
+            for how in ("cut", "empty", "flipped", "text")
+        ),
+        ("foreign", "it isn't a checkpoint of this version of resnext"),
+        *((how, "its weights don't fit its network") for how in ("short", "other")),
     ],
 )
 def test_a_damaged_one_is_refused_by_name_and_the_one_before_offered(
@@ -135,12 +138,14 @@ def test_a_damaged_one_is_refused_by_name_and_the_one_before_offered(
     with pytest.raises(UserError) as error:
         checkpoint.load(trained)
     line = str(error.value)
-    assert line.startswith(f"{path}: {message}") and "the one before it is whole (2 epochs)" in line
+    assert line.startswith(f"can't read {path}: {message}; the previous checkpoint is intact (2 epochs)")
     command = line.partition("`")[2].partition("`")[0]
     subprocess.run(shlex.split(command), check=True)
-    assert checkpoint.load(trained).epochs == 2.0, "from before the last test"
+    assert checkpoint.load(trained).epochs == 2.0, "the one from before the last test"
     damage(path, how)
-    with pytest.raises(UserError, match="train one with `resnext train`"):
+    with pytest.raises(
+        UserError, match="train a network with `resnext train`, or pass the path of another checkpoint"
+    ):
         checkpoint.load(trained)
 
 
@@ -150,13 +155,13 @@ def test_it_runs_no_code(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "ran",)
 
     torch.save({"format": checkpoint.FORMAT, "settings": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match="cut short, damaged"):
+    with pytest.raises(UserError, match="it is truncated, damaged or not a checkpoint"):
         checkpoint.load(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
 
 
 def test_it_is_on_the_disk_before_it_has_its_name(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order in which a power cut loses nothing: contents synced, renamed, the folder synced."""
+    """In this order a power cut loses nothing: sync the content, rename the file, sync the folder."""
     done, fsync, move = [], os.fsync, Path.replace
 
     def noting_sync(descriptor: int) -> None:
@@ -177,7 +182,9 @@ def test_it_is_on_the_disk_before_it_has_its_name(trained: Path, monkeypatch: py
 def test_a_run_goes_on_with_its_own_data_alone(few: Data, trained: Path) -> None:
     saved = checkpoint.load(trained)
     other = replace(few, test=Images(few.test.images[:90], few.test.labels[:90]))
-    with pytest.raises(UserError, match="its held-out images were 100, here 90"):
+    with pytest.raises(
+        UserError, match="with other data: held-out images must be 100, got 90; pass the images"
+    ):
         train(
             saved.settings,
             other,

@@ -1,4 +1,4 @@
-"""``python -m resnext``, run for real on small data: training, tables, help, and what is refused."""
+"""``python -m resnext`` on small data: training, tables, help and errors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ def test_train_writes_all_that_it_says(run: Run, tmp_path: Path) -> None:
     code, out, err = run("train", *SMALL, "--name", "first")
     assert (code, err) == (0, "")
     assert "device    cpu" in out and "backend   aten: gconv has no kernels for cpu" in out
-    assert "mnist5k: 300 images to train on, 100 held out, 10 classes, 1 x 28 x 28" in out
-    assert "64 images in 2 passes: batch norm sees 32 at a time" in out and "written to runs/first" in out
+    assert "mnist5k: 300 training images, 100 held out, 10 classes, 1 x 28 x 28" in out
+    assert (
+        "64 images in 2 forward passes: batch norm sees 32 at a time" in out
+        and "written to runs/first" in out
+    )
     folder = tmp_path / "runs" / "first"
     assert {path.name for path in folder.iterdir()} == {
         *("checkpoint.pt", "previous.pt", "config.json", "steps.csv", "summary.csv"),
@@ -75,22 +78,24 @@ def test_unreadable_photographs_end_it_or_are_counted(run: Run, tmp_path: Path) 
     arguments = ("train", "--data", "folder", "photos", "--image-size", "16", "--workers", "0", *SMALL)
     code, _, err = run(*arguments, "--batch-size", "36")
     assert code == 2
-    one_line(err, "3.jpg: not an image that can be read", "--skip-corrupt")
+    one_line(
+        err, "3.jpg: it is damaged or not an image; use a PNG or JPEG file, or skip it with --resume --skip"
+    )
     code, out, err = run(*arguments, "--batch-size", "36", "--overwrite", "--skip-corrupt")
-    assert (code, err) == (0, "") and "2 images could not be read: others take their place" in out
+    assert (code, err) == (0, "") and "2 images couldn't be read: training uses others in their place" in out
     assert len(Path("runs/demo/unreadable.txt").read_text().splitlines()) == 2
     shutil.copy(photos / "train" / "colour1" / "4.jpg", photos / "train" / "colour1" / "3.jpg")
     code, _, err = run(*arguments, "--batch-size", "36", "--overwrite")
     assert code == 2
-    one_line(err, "0.png: not an image that can be read", "--skip-corrupt")
+    one_line(err, "0.png: it is damaged or not an image", "or skip it with --skip-corrupt")
     assert checkpoint.load(Path("runs/demo")).epochs == 1, "the epoch was lost with the test"
     code, out, _ = run("train", "--resume", "--workers", "0", "--skip-corrupt")
-    assert code == 0 and "1 images could not be read" in out
+    assert code == 0 and "1 images couldn't be read" in out
     for path in (photos / "train").rglob("*.jpg"):
         path.write_text("no image")
     code, _, err = run(*arguments, "--batch-size", "36", "--overwrite", "--skip-corrupt")
     assert code == 2
-    one_line(err, "no training image could be read; the first: ")
+    one_line(err, "none of the training images could be read; first error: can't read ")
 
 
 @pytest.mark.long
@@ -109,14 +114,15 @@ def test_a_run_is_not_overwritten_unasked(run: Run, trained: Path) -> None:
     assert code == 2
     one_line(
         err,
-        "runs/demo: already exists; continue it with --resume, choose another --name, or pass --overwrite",
+        "runs/demo already exists: pass --resume to continue it or --overwrite to replace it, "
+        "or choose another --name",
     )
     for bad in (
         ("--repeats", "1,1"), ("--device", "abacus"), ("--seed", "-1"), ("--resume",),
         ("--batch-size", "1000"), ("--data", "folder", "nowhere"), ("--data", "cifar10"),
     ):  # fmt: skip
         assert run("train", *SMALL, *bad, "--overwrite")[0] == 2
-    assert kept.exists(), "removed for a run that could not start"
+    assert kept.exists(), "removed for a run that couldn't start"
     assert run("train", *SMALL, "--overwrite")[0] == 0
     assert not kept.exists()
 
@@ -128,22 +134,34 @@ def test_only_a_run_is_ever_removed(run: Run, tmp_path: Path) -> None:
     for name in ("thesis", ".", "..", "", "../runs", "a/b", str(tmp_path)):
         code, _, err = run("train", *SMALL, "--overwrite", "--name", name)
         assert code == 2
-        one_line(err, "not a run" if name == "thesis" else f"--name {name}: not the name of a folder")
+        one_line(
+            err,
+            "thesis: it isn't a run (no config.json)"
+            if name == "thesis"
+            else f"--name must be the name of a folder, got '{name}'; use --out",
+        )
     assert kept.exists()
 
 
 def test_resume_says_what_does_not_go_together(run: Run, trained: Path) -> None:
     Path("runs/other").mkdir()
     for arguments, *parts in (
-        (("--epochs", "5"), "a resumed run keeps its settings: its epochs is 2, not 5"),
-        (("--cardinality", "4"), "its cardinality is 2, not 4", "choose another --name"),
-        (("--name", "other"), "runs/other: not a run, so there is nothing to resume"),
+        (
+            ("--epochs", "5"),
+            "can't change settings of runs/demo/checkpoint.pt: epochs is 2, got 5; drop the option",
+        ),
+        (("--cardinality", "4"), "cardinality is 2, got 4", "choose another --name"),
+        (("--name", "other"), "can't resume runs/other: it isn't a run (no config.json)"),
     ):
         code, _, err = run("train", "--resume", *arguments)
         assert code == 2
         one_line(err, *parts)
     code, out, err = run("train", "--resume")
-    assert (code, err) == (0, "") and "nothing is left to train" in out and "written to runs/demo" in out
+    assert (
+        (code, err) == (0, "")
+        and "all epochs are done; testing and plotting again" in out
+        and "written to runs/demo" in out
+    )
     assert rows(trained / "summary.csv")[-1]["epoch"] == "2", "trained beyond its end"
 
 
@@ -160,32 +178,51 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run: Run, trained: P
         ((*new, "--device", "cuda"), "--device cuda", "try --device auto"),
         ((*new, "--device", "abacus"), "--device abacus", "try --device auto"),
         ((*new, "--out", "text.png"), "text.png"),
-        ((*new, "empty"), "empty: --data mnist5k comes with gconv and takes no path"),
-        ((*new, "--data", "cifar10"), "--data cifar10: needs its archive"),
+        (
+            (*new, "empty"),
+            "unexpected path",
+            "empty: the images of --data mnist5k come with an installed package",
+        ),
+        ((*new, "--data", "cifar10"), "--data cifar10 needs a path: download cifar-10-python.tar.gz or"),
         ((*new, "--data", "folder", "empty"), "empty/train: no such folder"),
         ((*new, "--image-size", "32"), "--image-size"),
-        ((*new, "--batch-size", "1000"), "--batch-size 1000: there are 300 training images"),
+        (
+            (*new, "--batch-size", "1000"),
+            "--batch-size must be at most 300, the number of training images, got 1000",
+        ),
         ((*new, "--mixup", "inf"), "--mixup must be a finite number of at least 0, got inf"),
         ((*new, "--learning-rate", "1e30", *SMALL), "diverged", "a lower --learning-rate"),
-        (("evaluate", "runs/none"), "runs/none: no such checkpoint", "resnext train"),
-        (("evaluate", "text.png"), "text.png: cut short, damaged, or no checkpoint"),
-        (("evaluate", "--path", "empty"), "--data mnist5k comes with gconv"),
-        (("export", "-o", "network.exe"), "network.exe: write to a file that ends in .pt2"),
+        (("evaluate", "runs/none"), "runs/none: no checkpoint found", "resnext train"),
+        (("evaluate", "text.png"), "can't read text.png: it is truncated, damaged or not a checkpoint"),
+        (("evaluate", "--path", "empty"), "unexpected path empty: the images of --data mnist5k"),
+        (
+            ("export", "-o", "network.exe"),
+            "network.exe: unknown format; choose a file name that ends in one of .pt2",
+        ),
         (("export", "-o", "/proc/network.pt2"), "/proc/"),
         (("export", "-o", "/proc/network.safetensors"), "/proc/"),
-        (("export", "-o", "none/network.pt2"), "none/network.pt2: there is no folder none"),
-        (("predict", "none.png"), "none.png: no such image"),
-        (("predict", "text.png"), "text.png: not an image that can be read"),
-        (("predict", "wide.png"), "wide.png: 40 x 30 pixels", "takes 28 x 28", "--resize"),
-        (("predict", "empty"), "empty: no image in this folder"),
-        (("predict", "float.tiff"), "float.tiff: not an image that can be read"),
-        (("predict", "-c", "runs/none", fine), "runs/none: no such checkpoint"),
-        (("complexity", "--cardinality", "1000"), "cardinality must be from 1 to 134, got 1000"),
-        (("summary", "resnext51"), "resnext51: no such variant; choose from resnet50"),
-        (("traffic", "resnext51"), "resnext51: no such variant"),
-        (("cardinality", "--data", "cifar10"), "--data cifar10: the preset of digits has no other"),
-        (("cardinality", "--preset", "cifar"), "--data cifar10: needs its archive"),
-        (("cardinality", "empty"), "empty: --data digits comes with gconv"),
+        (
+            ("export", "-o", "none/network.pt2"),
+            "none/network.pt2: the folder none doesn't exist; create it first",
+        ),
+        (("predict", "none.png"), "none.png: no such file; pass the path of a PNG or JPEG image"),
+        (("predict", "text.png"), "can't read text.png: it is damaged or not an image"),
+        (("predict", "wide.png"), "wide.png: this network needs 28 x 28 pixels, got 40 x 30; pass --resize"),
+        (("predict", "empty"), "empty: no images in this folder"),
+        (("predict", "float.tiff"), "can't read float.tiff: it is damaged or not an image"),
+        (("predict", "-c", "runs/none", fine), "runs/none: no checkpoint found"),
+        (
+            ("complexity", "--cardinality", "1000"),
+            "--cardinality must be from 1 to 134, got 1000; with more groups, even one channel",
+        ),
+        (("summary", "resnext51"), "unknown variant 'resnext51': choose from resnet50"),
+        (("traffic", "resnext51"), "unknown variant 'resnext51': choose from resnet50"),
+        (
+            ("cardinality", "--data", "cifar10"),
+            "--data cifar10 needs --preset cifar; --preset small always uses digits",
+        ),
+        (("cardinality", "--preset", "cifar"), "--data cifar10 needs a path: download"),
+        (("cardinality", "empty"), "unexpected path", "empty: the images of --data digits"),
     ]
     for arguments, *parts in cases:
         code, _, err = run(*arguments)
@@ -211,7 +248,7 @@ def test_names_with_brackets_are_printed_as_they_are(run: Run) -> None:
 def test_few_steps_and_narrow_terminals(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for epochs in ("1", "6"):
         code, out, _ = run("train", *SMALL, "--epochs", epochs, "--batch-size", "300", "--overwrite")
-        assert code == 0 and "in 10 passes: batch norm sees 30 at a time" in out and "note" not in out
+        assert code == 0 and "in 10 forward passes: batch norm sees 30 at a time" in out and "note" not in out
     monkeypatch.setenv("COLUMNS", "50")
     _, out, _ = run("complexity")
     assert "…" not in out
@@ -235,7 +272,7 @@ def test_summary_and_complexity_print_the_papers_tables(run: Run) -> None:
 
 def test_traffic_prints_bytes_fused_and_unfused(run: Run) -> None:
     code, out, _ = run("traffic", "resnext50_32x4d", "--device", "cpu")
-    assert code == 0 and "no GPU here: nothing was measured" in out
+    assert code == 0 and "stages weren't timed: that needs a CUDA GPU" in out
     assert ["total", "202.8", "180.7", "11%", "602.0", "507.9", "16%"] in cells(out)
 
 

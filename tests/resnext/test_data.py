@@ -1,4 +1,4 @@
-"""Data sets: digits that come along, CIFAR's archives, folders of photographs; what is wrong is named."""
+"""Data sets: digits from packages, CIFAR archives, folders of photographs, and errors about each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_digits_are_real_balanced_and_always_the_same(name: str, train: int, tes
     assert images.amin() == 0 and images.amax() == 255
     assert len(set(data.train.labels[:20].tolist())) > 5, "still in label order"
     everything = torch.cat([images, data.test.images]).numpy()
-    assert len({image.tobytes() for image in everything}) == train + test, "an image is in both halves"
+    assert len({image.tobytes() for image in everything}) == train + test, "an image is in both sets"
     assert torch.equal(load_data(name).test.images, data.test.images)
     normal = data.format.normalize(images)
     assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
@@ -68,7 +68,7 @@ def test_cifar100_has_the_fine_labels(tmp_path: Path, binary: bool) -> None:
 
 
 def repack(archive: Path, changed: str, content: bytes | None) -> Path:
-    """The archive with one file changed, or without it."""
+    """Return a copy of an archive with one file changed or removed."""
     path = archive.with_name("repacked.tar.gz")
     with tarfile.open(archive) as old, tarfile.open(path, "w:gz") as new:
         for member in old:
@@ -93,25 +93,25 @@ def test_a_damaged_archive_is_named_in_one_line(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "ran",)
 
     cases = [
-        ("cifar10", cut, "cut.tar.gz: cut short or damaged"),
-        ("cifar10", text, "text.tar.gz: cut short or damaged"),
+        ("cifar10", cut, "cut.tar.gz: it is truncated, damaged or not a .tar.gz archive"),
+        ("cifar10", text, "text.tar.gz: it is truncated, damaged or not a .tar.gz archive"),
         ("cifar10", tmp_path / "none", "none: no such file or folder"),
-        ("cifar10", tmp_path / "empty", "empty: not cifar10: it has no data_batch_1"),
-        ("cifar100", binary, "cifar-10-binary.tar.gz: not cifar100"),
-        ("cifar10", None, "--data cifar10: needs its archive"),
-        ("mnist5k", binary, "takes no path"),
-        ("cifar10", lambda: repack(binary, "data_batch_3.bin", None), "it has no data_batch_3.bin"),
-        ("cifar10", lambda: repack(binary, "data_batch_3.bin", b"x" * 3000), "data_batch_3.bin is cut short"),
+        ("cifar10", tmp_path / "empty", "empty isn't cifar10: data_batch_1 is missing"),
+        ("cifar100", binary, "cifar-10-binary.tar.gz isn't cifar100"),
+        ("cifar10", None, "--data cifar10 needs a path: download"),
+        ("mnist5k", binary, "the images of --data mnist5k come with an installed package; drop the path"),
+        ("cifar10", lambda: repack(binary, "data_batch_3.bin", None), "data_batch_3.bin is missing"),
+        ("cifar10", lambda: repack(binary, "data_batch_3.bin", b"x" * 3000), "data_batch_3.bin is truncated"),
         (
             "cifar10",
             lambda: repack(binary, "test_batch.bin", b"\x0b" + b"x" * 3072),
-            "a label is 11, but there are 10",
+            "labels must be below 10, got 11",
         ),
-        ("cifar10", lambda: repack(python, "data_batch_2", b"junk"), "data_batch_2 is cut short or damaged"),
+        ("cifar10", lambda: repack(python, "data_batch_2", b"junk"), "data_batch_2 is truncated or damaged"),
         (
             "cifar10",
             lambda: repack(python, "data_batch_2", pickle.dumps({b"data": Evil()})),
-            "data_batch_2 is cut",
+            "data_batch_2 is truncated",
         ),
     ]
     for name, place, message in cases:
@@ -131,7 +131,9 @@ def test_a_folder_is_read_as_imagenet_is(tmp_path: Path) -> None:
     image = data.test.read(7)
     assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
     means = image.float().mean((1, 2))
-    assert (means - torch.tensor(datasets.COLOURS[1])).abs().max() < 10, "red, green and blue in this order"
+    assert (means - torch.tensor(datasets.COLOURS[1])).abs().max() < 10, (
+        "the channels are red, green and blue, in this order"
+    )
     (folder / "val").rename(folder / "test")
     assert len(load_data("folder", folder).test) == 18 and load_data("folder", folder).format.size == 224
 
@@ -139,11 +141,11 @@ def test_a_folder_is_read_as_imagenet_is(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path) -> None:
     folder = datasets.photographs(tmp_path / "photos")
     for problem, message in (
-        (lambda: (folder / "val" / "new").mkdir(), "val/new: a class that"),
-        (lambda: (folder / "train" / "new").mkdir(), "train/new: a class without an image"),
+        (lambda: (folder / "val" / "new").mkdir(), "val/new: no such class in"),
+        (lambda: (folder / "train" / "new").mkdir(), "train/new: no images found"),
         (
             lambda: Image.new("RGB", (9, 9)).save(folder / "train" / "new" / "a.png"),
-            "val/new: a class without",
+            "val/new: no images found",
         ),
         (lambda: (folder / "val").rename(folder / "elsewhere"), "photos/val: no such folder"),
         (lambda: (folder / "train").rename(folder / "gone"), "photos/train: no such folder"),
@@ -153,14 +155,14 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             load_data("folder", folder)
         assert message in str(error.value) and "\n" not in str(error.value), str(error.value)
-    with pytest.raises(UserError, match="needs its folder"):
+    with pytest.raises(UserError, match="--data folder needs a path: a folder with train/CLASS"):
         load_data("folder")
-    with pytest.raises(UserError, match="--image-size"):
+    with pytest.raises(UserError, match="--image-size needs --data folder, got --data digits"):
         load_data("digits", None, 32)
 
 
 def test_random_crops_are_parts_of_8_percent_or_more() -> None:
-    """On an image whose colours say where a pixel is."""
+    """On an image whose colors are the coordinates of the pixels."""
     wide, high = 200, 120
     columns, rows = np.meshgrid(np.arange(wide), np.arange(high))
     image = Image.fromarray(np.stack([columns, rows, 0 * rows], 2).astype(np.uint8))
@@ -201,13 +203,13 @@ def test_unreadable_images_are_named_or_make_way_for_the_next(tmp_path: Path, wo
         loader = TrainLoader(data.train, 36, 12, 0, workers=workers, skip_corrupt=skip)
         (batches,) = loader.epoch(0)
         lines = [line for batch in batches for line in batch.unreadable]
-        assert lines == [f"{truncated}: not an image that can be read; give a PNG or JPEG file"]
+        assert lines == [f"can't read {truncated}: it is damaged or not an image; use a PNG or JPEG file"]
         indices = sorted(torch.cat([batch.indices for batch in batches]).tolist())
         expected = [i for i in range(36) if i != index]
         assert indices == (sorted([*expected, index + 1]) if skip else expected)
     batches = list(held_out_batches(data.test, 4, workers=workers))
     assert [line for batch in batches for line in batch.unreadable] == [
-        f"{empty}: not an image that can be read; give a PNG or JPEG file"
+        f"can't read {empty}: it is damaged or not an image; use a PNG or JPEG file"
     ]
     missing = list(data.test.paths).index(empty)
     assert torch.cat([b.indices for b in batches]).tolist() == [i for i in range(18) if i != missing]
@@ -225,7 +227,7 @@ def test_batches_do_not_depend_on_processes_workers_or_where_one_starts(
 ) -> None:
     data = load_data("folder", datasets.photographs(tmp_path), 16)
     whole = [list(TrainLoader(data.train, 16, 4, seed=3).epoch(e)) for e in (0, 1)]
-    assert len(whole[0]) == 2, "an incomplete batch is left out"
+    assert len(whole[0]) == 2, "an incomplete batch is skipped"
     seen = [i for indices, *_ in flat(whole[0]) for i in indices]
     assert len(set(seen)) == 32 and seen != sorted(seen), "shuffled, each once"
     assert flat(whole[0]) != flat(whole[1]), "another order in another epoch"
@@ -244,7 +246,7 @@ def test_batches_do_not_depend_on_processes_workers_or_where_one_starts(
 def test_a_batch_is_shared_in_passes_of_one_size() -> None:
     assert [micro_batch(64, 32, n) for n in (1, 2, 4)] == [32, 32, 16]
     assert micro_batch(50, 32, 1) == 25 and micro_batch(12, 100, 3) == 4
-    with pytest.raises(UserError, match="--batch-size 64: 3 processes cannot share it evenly"):
+    with pytest.raises(UserError, match="--batch-size must be a multiple of the 3 processes, got 64"):
         micro_batch(64, 32, 3)
 
 
@@ -255,15 +257,15 @@ def test_digits_move_a_little_and_keep_the_ground_black(mnist: Data) -> None:
     assert torch.equal(moved, augment(images, labels, seed=1)[0]) and torch.equal(targets, labels)
     assert not torch.equal(moved, augment(images, labels, seed=2)[0])
     plain = mnist.format.normalize(images)
-    assert not torch.isclose(plain, moved).flatten(1).all(1).any(), "an image came through as it was"
+    assert not torch.isclose(plain, moved).flatten(1).all(1).any(), "an image is unchanged"
     torch.testing.assert_close(moved[:, :, 0, 0], plain[:, :, 0, 0])
     ink = torch.stack([(x - x.amin()).sum((1, 2, 3)) for x in (plain, moved)])
-    assert ((ink[1] / ink[0]).sqrt() - 1).abs().amax() < 0.15, "scaled by more than some 10%"
+    assert ((ink[1] / ink[0]).sqrt() - 1).abs().amax() < 0.15, "scaled by more than about 10%"
     for dim in (3, 2):
         centres = (
             torch.stack([(x - x.amin()).sum((1, dim)) @ torch.arange(28.0) for x in (plain, moved)]) / ink
         )
-        assert 0.5 < (centres[1] - centres[0]).std() < 3, "moved by some pixels in both directions"
+        assert 0.5 < (centres[1] - centres[0]).std() < 3, "shifted by some pixels in both directions"
 
 
 def test_cifar_is_shifted_by_four_pixels_at_most_and_flipped() -> None:
@@ -280,13 +282,13 @@ def test_cifar_is_shifted_by_four_pixels_at_most_and_flipped() -> None:
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
 def test_targets_are_the_shares_of_the_mixed_images(mix: str) -> None:
-    """Each class is a brightness: an image's mean is that of its targets."""
+    """Each class is a brightness, so the mean of an image is that of its targets."""
     form = ImageFormat(3, 16, (0.0,) * 3, (1.0,) * 3)
     labels = torch.arange(64) % 8
     images = (labels * 30).to(torch.uint8).view(-1, 1, 1, 1).expand(64, 3, 16, 16)
     mixed, targets = Augmentation("folder", form, 8, **{mix: 1.0})(images, labels, seed=5)
     assert torch.allclose(targets.sum(1), torch.ones(64)) and (targets > 0).sum(1).max() == 2
-    assert ((targets > 0).sum(1) == 2).float().mean() > 0.7, "hardly any was mixed"
+    assert ((targets > 0).sum(1) == 2).float().mean() > 0.7, "hardly any images are mixed"
     expected = targets @ (torch.arange(8.0) * 30 / 255)
     torch.testing.assert_close(mixed.mean((1, 2, 3)), expected, atol=1e-5, rtol=0)
     patchy = mixed.flatten(1).std(1) > 1e-4
@@ -303,7 +305,7 @@ def test_alpha_says_how_far_images_are_mixed() -> None:
             Augmentation("folder", form, 64, mixup=alpha)(images, labels, seed)[1] for seed in range(20)
         ]
         least[alpha] = 1 - torch.cat(targets).amax(1).mean()
-    # Of Beta(0.2, 0.2) the lesser share has mean 0.11, of Beta(10, 10) 0.41.
+    # The mean of the smaller share is 0.11 for Beta(0.2, 0.2) and 0.41 for Beta(10, 10).
     assert 0.08 < least[0.2] < 0.15 and 0.37 < least[10.0] < 0.45, least
 
 
@@ -337,7 +339,7 @@ def test_images_survive_a_round_trip_through_a_file(tmp_path: Path, mnist: Data)
 
 
 def test_what_is_hidden_is_ignored_everywhere(tmp_path: Path) -> None:
-    """One rule: what starts with a dot, and macOS's __MACOSX, is neither class nor image."""
+    """Names that start with a dot and __MACOSX, a folder of macOS, are not classes or images."""
     folder = datasets.photographs(tmp_path / "photos", classes=2, train=2, test=1)
     before = load_data("folder", folder)
     image = next((folder / "val" / "colour0").iterdir())
@@ -354,4 +356,6 @@ def test_what_is_hidden_is_ignored_everywhere(tmp_path: Path) -> None:
     assert (after.train.paths, after.test.paths) == (before.train.paths, before.test.paths)
     assert image_files(folder / "val") == before.test.paths
     hidden = folder.rename(tmp_path / ".photos")
-    assert load_data("folder", hidden).classes == before.classes, "the folder that was asked for"
+    assert load_data("folder", hidden).classes == before.classes, (
+        "a hidden folder that is passed explicitly is read"
+    )

@@ -1,4 +1,4 @@
-"""A step of training: against the same by hand, in any precision and layout, with averages and rates."""
+"""Training steps against a hand-written loop; precision, layout, moving average, learning rate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from resnext.world import World
 
 
 def test_a_step_is_that_of_the_textbook(digits: Data) -> None:
-    """Four passes of ten images: the mean of gradients and of running statistics, one update."""
+    """Four passes of ten images give one update with the mean gradients and running statistics."""
     made = make_engine(digits)
     model = copy.deepcopy(made.model)
     batches = next(made.loader.epoch(0))
@@ -50,7 +50,7 @@ def test_a_step_is_that_of_the_textbook(digits: Data) -> None:
             expected = torch.stack([moment[name] for moment in moments]).mean(0)
             torch.testing.assert_close(value, expected, msg=name)
         else:
-            assert int(value) == 1, "a step is one update of the statistics"
+            assert int(value) == 1, "a step updates the statistics once"
 
 
 def test_smoothing_and_mixed_targets_are_trained_on(digits: Data) -> None:
@@ -156,12 +156,28 @@ def test_the_recipes_are_the_papers() -> None:
 
 def test_what_does_not_go_together_is_refused(digits: Data) -> None:
     for recipe, world, message in (
-        (replace(SGD, batch_size=2000), CPU, "--batch-size 2000: there are 1,000 training images"),
-        (replace(SGD, warmup_epochs=3.0), CPU, "--warmup-epochs 3: there are 2 --epochs"),
-        (replace(SGD, sync_batch_norm=True), World(CPU.device, 0, 2), "SyncBatchNorm runs only on GPUs"),
-        (replace(SGD, batch_size=40), World(CPU.device, 0, 3), "3 processes cannot share it"),
-        (replace(SGD, batch_size=37), CPU, "--batch-size 37: passes of the same size, at most 10 images"),
-        (replace(SGD, ema=1.0), CPU, "--ema 1: the average would never move"),
+        (
+            replace(SGD, batch_size=2000),
+            CPU,
+            "--batch-size must be at most 1,000, the number of training images, got 2000",
+        ),
+        (replace(SGD, warmup_epochs=3.0), CPU, "--warmup-epochs must be at most --epochs 2, got 3"),
+        (
+            replace(SGD, sync_batch_norm=True),
+            World(CPU.device, 0, 2),
+            "--sync-batch-norm needs GPUs, got CPUs",
+        ),
+        (
+            replace(SGD, batch_size=40),
+            World(CPU.device, 0, 3),
+            "--batch-size must be a multiple of the 3 processes, got 40",
+        ),
+        (
+            replace(SGD, batch_size=37),
+            CPU,
+            "--batch-size 37: 37 images per process can't be split into equal passes of 2 to 10 images",
+        ),
+        (replace(SGD, ema=1.0), CPU, "--ema must be below 1, got 1"),
     ):
         with pytest.raises(UserError, match=message):
             Engine(Settings(Source("digits"), NETWORK, recipe), digits, world, Options())
@@ -171,7 +187,7 @@ def test_what_does_not_go_together_is_refused(digits: Data) -> None:
 
 
 class NoDoubles(TorchDispatchMode):
-    """Refuses float64, which Apple's GPUs do not have."""
+    """Rejects float64, which Apple GPUs don't have."""
 
     def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
         result = func(*args, **(kwargs or {}))
@@ -188,7 +204,7 @@ def test_a_step_and_a_test_need_no_float64(digits: Data) -> None:
 
 
 def test_generators_go_on_too(digits: Data) -> None:
-    """Nothing in a ResNeXt draws from them; what somebody puts into one may."""
+    """A ResNeXt doesn't use random generators, but a layer that someone adds to it may."""
     made = make_engine(digits)
     state = made.state_dict()
 

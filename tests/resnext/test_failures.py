@@ -1,4 +1,4 @@
-"""What fails: before training, in one line and nothing is written; during and after it, what is kept."""
+"""Failures: before training nothing is written; during and after it, the error explains what is saved."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from resnext.errors import UserError
 from resnext.world import World
 
 CPU = World(torch.device("cpu"))
-ONE_BY_ONE = Network((1, 1, 1, 1), 2, 2, 4)  # what 8 x 8 pixels become
-LARGER = replace(ONE_BY_ONE, repeats=(1, 1, 0, 0))  # 4 x 4
-KEPT = "checkpoint.pt is whole (2 epochs), and --resume continues from it"
+ONE_BY_ONE = Network((1, 1, 1, 1), 2, 2, 4)  # shrinks 8 x 8 pixels to 1 x 1
+LARGER = replace(ONE_BY_ONE, repeats=(1, 1, 0, 0))  # shrinks them to 4 x 4
+KEPT = "checkpoint.pt is saved (2 epochs); pass --resume to continue from it"
 
 
 def fails(error: Exception) -> Callable[..., None]:
@@ -46,7 +46,7 @@ FAILURES = (
 
 @pytest.fixture
 def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are empty files: drawing takes a second each."""
+    """Write empty files instead of plots, which take a second each."""
     for name in ("training_curves", "mistakes", "confusion"):
         monkeypatch.setattr(plots, name, lambda path, *rest: path.touch())
 
@@ -58,7 +58,7 @@ def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_training_is_refused_exactly_where_a_step_would_fail(
     digits: Data, stem: str, repeats: tuple[int, ...], size: int, fused: bool
 ) -> None:
-    """Batch norm takes its statistics of two values at least."""
+    """Batch norm needs at least two values per channel."""
     network = replace(ONE_BY_ONE, stem=stem, repeats=repeats, fused=fused)
     data = replace(digits, format=ImageFormat(1, size, (0.5,), (0.5,)))
 
@@ -89,9 +89,9 @@ def test_a_training_that_cannot_work_is_refused_before_anything_is_written(run: 
     digits = ("train", "--data", "digits", *small)
     photos = ("train", "--data", "folder", "photos", "--image-size", "32", "--workers", "0", *small)
     for arguments, *parts in (
-        ((*digits, "--micro-batch", "1"), "--batch-size 64, --micro-batch 1: ", "8 x 8 pixels"),
-        ((*digits, "--micro-batch", "1", "--fused"), "--micro-batch 1: ", "at least 2"),
-        ((*photos, "--batch-size", "2", "--micro-batch", "1"), "--micro-batch 1: ", "32 x 32 pixels"),
+        ((*digits, "--micro-batch", "1"), "--batch-size 64, --micro-batch 1: ", "8 x 8 pixels to 1 x 1"),
+        ((*digits, "--micro-batch", "1", "--fused"), "--micro-batch 1: ", "at least 2 images per pass"),
+        ((*photos, "--batch-size", "2", "--micro-batch", "1"), "--micro-batch 1: ", "32 x 32 pixels to"),
     ):
         for more in (("--overwrite",), ("--name", "new")):
             code, _, err = run(*arguments, *more)
@@ -114,7 +114,7 @@ def test_processes_that_get_one_image_each_are_refused(digits: Data) -> None:
 def test_what_fails_after_training_costs_only_itself(
     run: Run, trained: Path, sketched: None, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Each picture, and the samples: the others are there, and --resume draws it."""
+    """If a plot or the samples fail, the others are written, and --resume writes the missing one."""
     files = {"curves.png", "mistakes.png", "confusion.png", "samples"}
     places = {
         "resnext.plots.training_curves": "curves.png",
@@ -129,7 +129,7 @@ def test_what_fails_after_training_costs_only_itself(
             broken.setattr(place, fails(error))
             code, _, err = run("train", "--resume")
         assert code == 2
-        one_line(err, f"not written: {name} (", KEPT)
+        one_line(err, f"couldn't write {name} (", KEPT)
         assert {path.name for path in trained.iterdir()} >= files - {name}
     assert checkpoint.load(trained).epochs == 2
     code, out, err = run("train", "--resume")
@@ -146,7 +146,7 @@ def test_the_network_is_kept_before_it_is_drawn_or_tested(
         code, _, err = run("train", *SMALL)
     assert code == 2
     one_line(
-        err, "not written: curves.png (ValueError: broken), mistakes.png (ValueError: broken), conf", KEPT
+        err, "couldn't write curves.png (ValueError: broken), mistakes.png (ValueError: broken), conf", KEPT
     )
     assert checkpoint.load(Path("runs/demo")).epochs == 2
     for error in FAILURES[0], FAILURES[3]:
@@ -154,7 +154,7 @@ def test_the_network_is_kept_before_it_is_drawn_or_tested(
             broken.setattr("resnext.run.evaluate", fails(error))
             code, _, err = run("train", *SMALL, "--overwrite")
         assert code == 2
-        one_line(err, "testing", "checkpoint.pt is whole (1 epochs), and --resume continues from it")
+        one_line(err, "testing", "checkpoint.pt is saved (1 epochs); pass --resume to continue from it")
         assert checkpoint.load(Path("runs/demo")).epochs == 1
     code, _, err = run("train", "--resume")
     assert (code, err) == (0, "") and len(rows(Path("runs/demo/summary.csv"))) == 2
@@ -170,12 +170,12 @@ def test_what_fails_of_an_evaluation_or_an_export_costs_only_itself(
             broken.setattr(plots, "confusion", fails(error))
             code, out, err = run("evaluate")
         assert code == 2 and "top-1 accuracy" in out and len(rows(trained / "classes.csv")) == 10
-        one_line(err, "runs/demo/confusion.png: not written (", "classes.csv is written")
+        one_line(err, "couldn't write runs/demo/confusion.png (", "classes.csv is written")
         with monkeypatch.context() as broken:
             broken.setattr(torch.export, "export", fails(error))
             code, out, err = run("export", "-o", "a.pt2", "-o", "b.safetensors")
-        assert code == 2 and "written: b.safetensors" in out and Path("b.safetensors").exists()
-        one_line(err, "a.pt2: not written (", "runs/demo/checkpoint.pt is as it was")
+        assert code == 2 and "wrote b.safetensors" in out and Path("b.safetensors").exists()
+        one_line(err, "couldn't write a.pt2 (", "runs/demo/checkpoint.pt is unchanged")
         assert not Path("a.pt2").exists() and not list(Path().glob(".*"))
     assert (trained / "checkpoint.pt").read_bytes() == before
 
@@ -196,7 +196,7 @@ def kill(number: int) -> None:
 def test_a_worker_that_the_system_ends_is_one_line(
     run: Run, sketched: None, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], how: str
 ) -> None:
-    """As it does where memory runs out: before the first checkpoint, after it, and in ``evaluate``."""
+    """As when memory runs out: before the first checkpoint, after it, and in ``evaluate``."""
     datasets.photographs(Path("photos"), classes=2, train=4, test=2)
     photos = ("--data", "folder", "photos", "--image-size", "16", "--batch-size", "4", "--micro-batch", "4")
     read, kept = ImageFiles.read, Path("runs/demo/checkpoint.pt").absolute()
@@ -211,7 +211,7 @@ def test_a_worker_that_the_system_ends_is_one_line(
 
     for after, says in (
         (False, "nothing has been saved yet"),
-        (True, "checkpoint.pt is whole (1 epochs), and --res"),
+        (True, "checkpoint.pt is saved (1 epochs); pass --res"),
     ):
         monkeypatch.setattr(ImageFiles, "read", ended(after))
         code, _, err = run("train", *photos, *SMALL, "--workers", "1", "--overwrite")
@@ -233,7 +233,7 @@ def test_a_worker_that_the_system_ends_is_one_line(
 def test_memory_that_runs_out_is_one_line(
     run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """While a network is made, trained or used."""
+    """While a network is built, trained or used."""
     for arguments, place, *parts in (
         (("train", "--name", "x"), "resnext.engine._optimizer", "--micro-batch"),
         (

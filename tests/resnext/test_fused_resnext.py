@@ -1,4 +1,4 @@
-"""``ResNeXt(fused=True)``: trains, evaluates and compiles as the unfused network."""
+"""``ResNeXt(fused=True)`` trains, evaluates and compiles like the unfused network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resnext import ResNeXt
 
 
 def networks(**options: object) -> tuple[ResNeXt, ResNeXt]:
-    """The same small network, fused and unfused."""
+    """Return the same small network, fused and unfused."""
     arguments = ((1, 2, 0, 0), 4, 4, 5)
     made = [
         ResNeXt(*arguments, stem="small", stem_width=16, fused=fused, **options) for fused in (True, False)
@@ -41,7 +41,7 @@ def _reset() -> Iterator[None]:
 def test_a_fused_resnext_trains_as_the_unfused_one(
     backend: str, dtype: torch.dtype, part: float, fused_calls: list[str]
 ) -> None:
-    """Outputs, all gradients and running statistics, over several steps of SGD with momentum."""
+    """Compares outputs, all gradients and running statistics over several steps of SGD with momentum."""
     fused, plain = networks()
     fused, plain = fused.to(dtype), plain.double()
     optimizers = [torch.optim.SGD(net.parameters(), 0.02, momentum=0.9) for net in (fused, plain)]

@@ -1,4 +1,4 @@
-"""Whole trainings: what they reach, how they end, what they write, and in several processes."""
+"""Complete trainings: accuracy, errors, signals, logs, and several processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_the_last_good_network(
 ) -> None:
     settings, data = Settings(Source("digits"), NETWORK, SGD), few_of(digits)
     far = replace(settings, recipe=replace(SGD, learning_rate=1e20))
-    with pytest.raises(UserError, match=r"diverged, the loss of step .*: start again with a lower --lear"):
+    with pytest.raises(UserError, match=r"diverged: the loss of step .*; start again with a lower --lear"):
         train(far, data, tmp_path / "a", CPU, QUIET)
     step, calls = Engine.step, []
 
@@ -55,7 +55,7 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_the_last_good_network(
         return counts
 
     monkeypatch.setattr(Engine, "step", ruined)
-    with pytest.raises(UserError, match="diverged, step 4 made weights infinite or NaN"):
+    with pytest.raises(UserError, match="diverged: step 4 made weights infinite or NaN"):
         train(settings, data, tmp_path / "c", CPU, QUIET)
     kept = checkpoint.load(tmp_path / "c")
     assert kept.epochs == 1 and all(t.isfinite().all() for t in kept.weights.values())
@@ -72,7 +72,7 @@ def test_a_signal_while_it_draws_still_ends_what_comes_after(
 
     monkeypatch.setattr(plots, "training_curves", interrupted)
     settings = Settings(Source("digits"), NETWORK, SGD)
-    with pytest.raises(Interrupted, match=r"checkpoint.pt is whole \(2 epochs\)") as stopped:
+    with pytest.raises(Interrupted, match=r"checkpoint.pt is saved \(2 epochs\)") as stopped:
         train(settings, few_of(digits), tmp_path, CPU, QUIET)
     assert stopped.value.number == signal.SIGTERM and (tmp_path / "samples").is_dir()
 
@@ -81,7 +81,7 @@ def test_a_signal_while_it_draws_still_ends_what_comes_after(
 def test_the_time_of_an_epoch_is_that_of_its_steps(
     what: str, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Testing and saving, which take an hour here, don't count."""
+    """The time of testing and saving, an hour here, isn't counted."""
     clock, hours = time.perf_counter, [0]
     module, _, name = what.rpartition(".")
     original = getattr(sys.modules[module], name)
@@ -99,7 +99,7 @@ def test_the_time_of_an_epoch_is_that_of_its_steps(
 def test_training_learns(digits: Data, tmp_path: Path) -> None:
     recipe = Recipe(epochs=6, batch_size=20, micro_batch=20, warmup_epochs=1.0)
     result = train(Settings(Source("digits"), NETWORK, recipe), digits, tmp_path, CPU, QUIET)
-    assert result.accuracy > 80, "of 10 classes, guessing gets 10%"
+    assert result.accuracy > 80, "guessing gets 10% of 10 classes right"
     assert result.top5 > result.accuracy
 
 
@@ -121,7 +121,9 @@ def test_tensorboard_that_is_missing_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     settings = Settings(Source("digits"), NETWORK, SGD)
-    with pytest.raises(UserError, match="--tensorboard: TensorBoard is not installed"):
+    with pytest.raises(
+        UserError, match="--tensorboard needs TensorBoard, which isn't installed: pip install tensorboard"
+    ):
         train(settings, few_of(digits), tmp_path, CPU, QUIET, options=Options(tensorboard=True))
 
 
@@ -135,7 +137,7 @@ RUN = (
 def run(folder: Path, name: str, *more: str, processes: int = 1) -> subprocess.CompletedProcess:
     launch = [sys.executable, "-m"]
     if processes > 1:
-        # A port of its own: other tests start processes beside it.
+        # Its own port, since other tests start processes at the same time.
         launch += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     return subprocess.run(
         [*launch, "resnext", "train", *RUN, str(folder / "cifar.tar.gz"), "--name", name, *more],
@@ -148,7 +150,7 @@ def run(folder: Path, name: str, *more: str, processes: int = 1) -> subprocess.C
 
 @pytest.mark.long
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """torchrun for real: losses step by step, what is tested, and the network."""
+    """Compares the losses of each step, the test results and the weights, with torchrun."""
     datasets.cifar10_binary(tmp_path / "cifar.tar.gz")
     for name, processes in (("one", 1), ("two", 2)):
         done = run(tmp_path, name, processes=processes)
@@ -172,5 +174,5 @@ def test_an_error_of_all_processes_is_printed_once(tmp_path: Path) -> None:
     datasets.cifar10_binary(tmp_path / "cifar.tar.gz")
     done = run(tmp_path, "x", "--batch-size", "41", processes=2)
     assert done.returncode != 0
-    assert done.stderr.count("error: --batch-size 41: 2 processes cannot share it evenly") == 1
-    assert "resnext/engine.py" not in done.stderr, "a traceback of ours"
+    assert done.stderr.count("error: --batch-size must be a multiple of the 2 processes, got 41") == 1
+    assert "resnext/engine.py" not in done.stderr, "a traceback from resnext"

@@ -1,4 +1,4 @@
-"""Names from the world: what a file system allows is drawn, printed, written, or refused before training."""
+"""Any name that a file system allows: printed, plotted, written, or rejected before training."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from resnext.errors import UserError
 from resnext.evaluation import Evaluation
 from resnext.names import file_stems, quoted, shown, to_json
 
-# A class of each kind: what reads as a formula, as markup, as an option, as several cells or lines; what no
-# font has; what is no text at all.
+# A class name of each kind: some look like a formula, markup, an option, or several cells or lines, some have
+# letters that no font has, and some aren't text.
 KINDS = {
     "mathtext": "$5_to_$10",
     "broken mathtext": r"$\frac{_^",
@@ -53,11 +53,11 @@ KINDS = {
     "bytes at the length of any name": os.fsdecode(b"\xff" * 255),
     "long": "x" * 255,
 }
-ODD = os.fsdecode(b"$o_d [red]:dog:\n'\\\xff")  # of folders and runs
+ODD = os.fsdecode(b"$o_d [red]:dog:\n'\\\xff")  # for folders and runs
 
 
 def photographs(folder: Path, classes: list[str], size: int = 16) -> Path:
-    """train/CLASS and val/CLASS with an image in each, whose own name is odd too."""
+    """Write train/CLASS and val/CLASS with an image in each, whose name is odd too."""
     for part in ("train", "val"):
         for i, name in enumerate(classes):
             place = folder / part / name
@@ -67,7 +67,7 @@ def photographs(folder: Path, classes: list[str], size: int = 16) -> Path:
 
 
 def is_printable(text: str) -> bool:
-    """No line of ``text`` holds what moves a terminal's cursor, and all of it is UTF-8."""
+    """Return whether ``text`` is UTF-8 and no line contains control characters."""
     text.encode()
     return all(shown(line) == line for line in text.split("\n"))
 
@@ -104,11 +104,11 @@ def test_file_names_of_classes_are_possible_and_differ(tmp_path: Path) -> None:
         (tmp_path / f"{stem}.png").touch()
     assert len(list(tmp_path.iterdir())) == len(names)
     assert file_stems(["cat", "[a]"]) == ["cat", "[a]"]
-    assert len(set(file_stems([".a", "_a-2", "_a"]))) == 3, "what is appended makes another's name"
+    assert len(set(file_stems([".a", "_a-2", "_a"]))) == 3, "a name with a suffix equals another name"
 
 
 def test_a_run_with_any_names_is_trained_resumed_evaluated_and_used(run: Run) -> None:
-    """Folders, images, classes and the run itself, through every command."""
+    """Odd names of folders, images, classes and the run, in every command."""
     photos, home = photographs(Path(ODD), list(KINDS.values())), f"runs/{ODD}"
     classes = sorted(map(shown, sorted(KINDS.values())))
     once = ("--epochs", "1", "--batch-size", str(len(KINDS)), "--micro-batch", str(len(KINDS)))
@@ -144,7 +144,7 @@ def test_a_run_with_any_names_is_trained_resumed_evaluated_and_used(run: Run) ->
 def test_pictures_show_names_letter_by_letter(
     tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No formula is read in them, and what the font lacks is an escape."""
+    """Names aren't parsed as formulas, and letters that the font lacks become escapes."""
     drawn: list[Text] = []
     monkeypatch.setattr(plots, "_write", lambda figure, path: drawn.extend(texts_of(figure)))
     classes = (
@@ -155,7 +155,7 @@ def test_pictures_show_names_letter_by_letter(
         "e\u0301",
         "👩\u200d👧",
         "long names are cut",
-        "100%",
+        "99%",
         "{x}",
         "z",
     )
@@ -171,19 +171,21 @@ def test_pictures_show_names_letter_by_letter(
         "e\u0301",
         "\\U0001f469\u200d…",
         "long names …",
-        "100%",
+        "99%",
         "{x}",
         "z",
     ]
     names = [text for text in drawn if text.get_text() in expected and text.get_visible()]
-    assert [text.get_text() for text in names] == expected * 2, "at both axes of the matrix"
-    said = [text for text in drawn if "\nsaid " in text.get_text()]
-    assert sorted(text.get_text().split("\n")[0] for text in said) == sorted(expected)
+    assert [text.get_text() for text in names] == expected * 2, "on both axes of the matrix"
+    said = [text for text in drawn if "\nguess " in text.get_text()]
+    assert sorted(text.get_text().split("\n")[0] for text in said) == sorted(
+        f"true {name}" for name in expected
+    )
     assert not any(text.get_parse_math() or text.get_usetex() for text in names + said)
 
 
 def texts_of(figure: Figure) -> list[Text]:
-    """What stands in ``figure``, drawn once: matplotlib reads formulas, and misses letters, as it draws."""
+    """Return the texts in ``figure``, drawn once, because matplotlib parses formulas when it draws."""
     figure.canvas.draw()
     return figure.findobj(Text)
 
@@ -197,7 +199,7 @@ def test_a_network_is_exported_under_any_name(run: Run, trained: Path, name: str
     Path(ODD).mkdir()
     path = Path(ODD, name)
     code, out, err = run("export", "-o", str(path))
-    assert (code, err) == (0, "") and is_printable(out) and f"written: {shown(path)}" in out
+    assert (code, err) == (0, "") and is_printable(out) and f"wrote {shown(path)}: its outputs match" in out
     assert os.listdir(ODD) == [path.name]
     about = {
         ".pt2": lambda: pt2_metadata(path),
@@ -215,7 +217,7 @@ def pt2_metadata(path: Path) -> str:
 
 
 def safe_open_bytes(path: Path) -> str:
-    """The metadata of a file whose own name safetensors cannot read."""
+    """Return the metadata of a file whose name safetensors can't read."""
     path.rename("plain.safetensors")
     with safe_open("plain.safetensors", "pt") as file:
         return file.metadata()["resnext"]
@@ -224,7 +226,7 @@ def safe_open_bytes(path: Path) -> str:
 def test_names_that_would_be_shown_alike_are_refused(tmp_path: Path) -> None:
     photographs(tmp_path / "photos", [os.fsdecode(b"caf\xe9"), r"caf\xe9"])
     with pytest.raises(
-        UserError, match=r"photos/train: two folders whose names are both shown as caf\\xe9; rename"
+        UserError, match=r"photos/train: the names of two folders are both shown as caf\\xe9; rename"
     ):
         load_data("folder", tmp_path / "photos")
 
@@ -260,7 +262,8 @@ def test_an_error_is_one_line_whatever_it_names(run: Run, trained: Path) -> None
     code, _, err = run("evaluate", ODD)
     assert code == 2
     one_line(
-        err, f"`mv {quoted(damaged / 'previous.pt')} {quoted(damaged / 'checkpoint.pt')}` goes back to it"
+        err,
+        f"to go back to it, run `mv {quoted(damaged / 'previous.pt')} {quoted(damaged / 'checkpoint.pt')}`",
     )
     code, out, _ = run("predict", "--skip-corrupt", "--json", f"{ODD}.png")
     assert code == 0 and shown(ODD) in json.loads(out)[0]["error"]
@@ -272,7 +275,7 @@ def test_an_error_is_one_line_whatever_it_names(run: Run, trained: Path) -> None
 def test_files_are_utf8_and_terminals_get_what_they_can_show(
     run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system's encoding has no such letters, text files don't follow it, and nothing fails."""
+    """Text files are UTF-8 even if the system's encoding lacks some letters, and nothing fails."""
     photographs(Path("photos"), ["猫", "à"])
     encoding = io.text_encoding
     monkeypatch.setattr(
@@ -282,9 +285,9 @@ def test_files_are_utf8_and_terminals_get_what_they_can_show(
     unreadable = Path("photos/train/猫", f"{ODD}b.png")
     unreadable.write_text("no image")
     code, out, err = run(*train, *SMALL, "--batch-size", "2", "--micro-batch", "2", "--skip-corrupt")
-    assert (code, err) == (0, "") and "1 images could not be read" in out
+    assert (code, err) == (0, "") and "1 images couldn't be read" in out
     (line,) = Path("runs/猫/unreadable.txt").read_text("utf-8").splitlines()
-    assert line.startswith(f"{shown(unreadable.absolute())}: not an image")
+    assert line.startswith(f"can't read {shown(unreadable.absolute())}: it is damaged or not an image")
     written = io.BytesIO()
     with monkeypatch.context() as terminal:
         stdout = io.TextIOWrapper(written, encoding="ascii", write_through=True)

@@ -1,4 +1,4 @@
-"""Options and help of the command line: made from the settings, checked, and explained."""
+"""Options and help of the command line, which are made from the settings, and errors about options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_each_command_has_help_and_the_first_page_names_it(run: Run, command: st
 
 def test_without_a_command_it_prints_help(run: Run) -> None:
     code, out, err = run()
-    assert (code, err) == (2, "") and out == run("--help")[1] and "Start with `resnext train`" in out
+    assert (code, err) == (2, "") and out == run("--help")[1] and "To start:\n  resnext train  " in out
     code, out, err = run("--version")
     assert (code, err) == (0, "") and out.startswith("gconv ") and ", torch " in out
 
@@ -51,10 +51,10 @@ def test_each_setting_is_an_option_of_train(run: Run, settings: type) -> None:
 
 def test_help_has_titles_and_defaults_by_data_set(run: Run) -> None:
     _, out, _ = run("train", "--help")
-    for title in ("data", "network", "recipe", "how it runs", "output"):
+    for title in ("data", "network", "recipe", "execution", "output"):
         assert f"\n{title}:\n" in out
     words = " ".join(out.split())
-    assert "Number of training epochs. [default: 8 for mnist5k; 30 for digits; 300 for cifar10" in words
+    assert "number of training epochs (default: 8 for mnist5k; 30 for digits; 300 for cifar10" in words
     recipes = {data: defaults(data).recipe for data in DATA_SETS}
     networks = {data: defaults(data).network for data in DATA_SETS}
     assert default_of(recipes, "epochs") == (

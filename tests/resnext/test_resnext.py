@@ -1,4 +1,4 @@
-"""The ResNeXt family: its parameters, its keys, its three forms, its complexity."""
+"""The ResNeXt family: parameters, state dicts, the three forms of the block, complexity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import resnext
 from resnext import Bottleneck, ResNeXt, complexity, forms
 from resnext.model import VARIANTS
 
-# torchvision's numbers; CIFAR's to the precision that the paper gives (34.4M, 68.1M).
+# The numbers of torchvision; for CIFAR the paper gives three digits (34.4M, 68.1M).
 PARAMETERS = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
@@ -42,7 +42,7 @@ def test_parameters_to_the_last_one(name: str) -> None:
 def torchvision_state(
     layers: tuple[int, ...], groups: int, width_per_group: int
 ) -> dict[str, tuple[int, ...]]:
-    """Keys and sizes of a ResNet's state dict in torchvision, written down from its structure."""
+    """Return the keys and shapes of a ResNet's state dict in torchvision, derived from its structure."""
 
     def conv(name: str, out: int, into: int, size: int) -> dict[str, tuple[int, ...]]:
         return {f"{name}.weight": (out, into, size, size)}
@@ -82,7 +82,7 @@ def test_keys_order_and_sizes_are_torchvisions(name: str, layers: tuple, groups:
 
 
 def test_state_dict_of_plain_convolutions_loads_and_gives_the_same() -> None:
-    """A network of nn.Conv2d, as torchvision's is, and ours: strictly, both ways."""
+    """Strict loading between a network of nn.Conv2d, as in torchvision, and ours, in both directions."""
     torch.manual_seed(1)
     ours = ResNeXt((1, 1, 1, 1), 8, 4, num_classes=5).eval()
     plain = ResNeXt((1, 1, 1, 1), 8, 4, num_classes=5).eval()
@@ -107,7 +107,7 @@ def test_network_trains_on_every_backend(backend: str) -> None:
 
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 def test_network_is_what_its_state_dict_and_the_paper_say(stem: str) -> None:
-    """The same function, written down again over the state dict."""
+    """Compares with the same function, written in terms of the state dict."""
     model = ResNeXt((2, 1, 1, 0), 4, 2, 7, stem=stem, stem_width=8).double().eval()
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
@@ -135,12 +135,12 @@ def test_network_is_what_its_state_dict_and_the_paper_say(stem: str) -> None:
             if i == 0:
                 y = conv_norm(y, f"{name}.downsample.0", f"{name}.downsample.1", stride=stride)
             y = (y + z).relu()
-    truth = y.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
-    torch.testing.assert_close(model(x), truth)
+    expected = y.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_weights_start_at_the_deviation_of_he() -> None:
-    """sqrt(2 / fan out), over the outputs that a weight reaches in its own group."""
+    """The deviation is sqrt(2 / fan out), where the fan out is that of one group."""
     model = ResNeXt((1, 1, 1, 1), 2, 32, stem_width=32)
     for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
         fan_out = conv.out_channels * conv.weight[0, 0].numel()
@@ -164,9 +164,9 @@ def test_zero_init_residual_starts_each_block_as_its_shortcut() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"repeats": (3, 4, 6)}, r"repeats must have four entries.*got 3: \(3, 4, 6\)"),
+        ({"repeats": (3, 4, 6)}, r"repeats must have four entries, one for each stage, .*got 3: \(3, 4, 6\)"),
         ({"repeats": (3, 4, 6, 3, 2)}, "repeats must have four entries.*got 5"),
-        ({"repeats": (3, 0, 6, 3)}, "repeats must be positive, trailing zeros aside"),
+        ({"repeats": (3, 0, 6, 3)}, "repeats must be positive, except for trailing zeros, got"),
         ({"repeats": (0, 0, 0, 0)}, "repeats must be positive"),
         ({"repeats": (3, 4, -1, 0)}, "repeats must be positive"),
         ({"cardinality": 0}, "cardinality must be at least 1, got 0"),
@@ -182,7 +182,7 @@ def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
 
 
 def block(stride: int, in_channels: int, cardinality: int = 4) -> Bottleneck:
-    """In float64, nothing at its initial value, batch-norm statistics included."""
+    """Return a float64 block in which no number has its initial value, batch norm statistics included."""
     made = Bottleneck(in_channels, 32, cardinality, 3, stride).double()
     for tensor in itertools.chain(made.parameters(), made.buffers()):
         if tensor.is_floating_point():
@@ -215,7 +215,7 @@ def test_three_forms_of_the_block_agree(
 
 
 def gradients_as_grouped(form: nn.Module) -> list[Tensor]:
-    """The gradients of ``form``, put where :func:`forms.group` puts its weights."""
+    """Return the gradients of ``form``, arranged as `forms.group` arranges its weights."""
     twin = copy.deepcopy(form)
     with torch.no_grad():
         for weight, parameter in zip(twin.parameters(), form.parameters(), strict=True):
@@ -225,7 +225,7 @@ def gradients_as_grouped(form: nn.Module) -> list[Tensor]:
 
 
 def test_paper_facts_of_the_structure_table() -> None:
-    """25.5M parameters and 4.1 GFLOPs against 25.0M and 4.2: table 1 of the paper."""
+    """Table 1 of the paper: 25.5M parameters and 4.1 GFLOPs against 25.0M and 4.2."""
     facts = {"resnet50": (25.5, 4.1), "resnext50_32x4d": (25.0, 4.2)}
     for name, (parameters, flops) in facts.items():
         stages = complexity.stages(on_meta(name))
@@ -236,11 +236,13 @@ def test_paper_facts_of_the_structure_table() -> None:
         assert abs(sum(s.parameters for s in stages) / 1e6 - parameters) < 0.06
         assert abs(sum(s.flops for s in stages) / 1e9 - flops) < 0.05
     assert stages[1].layers == ("1x1, 128", "3x3, 128, C=32", "1x1, 256")
-    assert stages[2].layers == ("1x1, 256", "3x3, 256, C=32", "1x1, 512"), "of the blocks without a stride"
+    assert stages[2].layers == ("1x1, 256", "3x3, 256, C=32", "1x1, 512"), (
+        "those of the blocks without a stride"
+    )
 
 
 def test_paper_facts_of_equal_complexity() -> None:
-    """Widths, about 70k parameters and 0.22 GFLOPs a block: table 2 of the paper."""
+    """Table 2 of the paper: widths, about 70k parameters and 0.22 GFLOPs per block."""
     assert list(complexity.EQUAL_COMPLEXITY.items()) == [(1, 64), (2, 40), (4, 24), (8, 14), (32, 4)]
     for c, d in complexity.EQUAL_COMPLEXITY.items():
         parameters, flops = complexity.block_complexity(c, d)

@@ -1,4 +1,4 @@
-"""Killed at any moment, training goes on to the bit; a full disk leaves the last good checkpoint."""
+"""Resumed trainings: after a kill or a signal at any moment, they end with identical bits."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from resnext import checkpoint
 from resnext.__main__ import main
 from resnext.files import part_of
 
-# Ten images a step, 20 steps an epoch, on a network with something to write.
+# Ten images per step and 20 steps per epoch, on a network that takes some time to write.
 SMALL = (
     *("--epochs", "3", "--batch-size", "10", "--device", "cpu"),
     *("--repeats", "1,1,0,0", "--stem-width", "24", "--cardinality", "4", "--base-width", "8"),
     *("--checkpoint-steps", "2", "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1"),
 )
-# Processes that have imported everything already: an import takes longer than what is tested.
+# Processes start with everything imported, because imports take longer than the tests.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["resnext.cli", "kornia.augmentation", "torch._dynamo"])
 
 
 def command_line(folder: Path, log: Path, arguments: tuple[str, ...]) -> None:
-    """``resnext ARGUMENTS`` in ``folder``, in a process of its own; what it prints goes into ``log``."""
-    os.setsid()  # a group of its own, to be signalled with its workers
+    """Run ``resnext ARGUMENTS`` in ``folder`` and write its output to ``log``; runs in a new process."""
+    os.setsid()  # a new group, so that a signal can be sent to its workers too
     os.chdir(folder)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -46,7 +46,7 @@ def command_line(folder: Path, log: Path, arguments: tuple[str, ...]) -> None:
 def start(
     folder: Path, name: str, *more: str, data: str = "cifar10", where: str = "cifar.tar.gz"
 ) -> ForkServerProcess:
-    """``resnext train`` on what is in ``folder``; killed with SIGKILL it gets no chance to clean up."""
+    """Start ``resnext train`` on data in ``folder``, in a process that SIGKILL ends without cleanup."""
     arguments = ("train", "--data", data, str(folder / where), *SMALL, "--name", name, *more)
     process = SERVER.Process(target=command_line, args=(folder, folder / f"{name}.log", arguments))
     (folder / f"{name}.log").unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def wait_for_the_table(process: ForkServerProcess, folder: Path, name: str) -> N
 
 
 def ended(process: ForkServerProcess, folder: Path, name: str) -> tuple[int, str]:
-    """The exit code, and all that was printed."""
+    """Wait for the process, and return its exit code and output."""
     process.join(120)
     return process.exitcode, (folder / f"{name}.log").read_text()
 
@@ -73,7 +73,7 @@ def without_times(path: Path) -> list[dict[str, str]]:
 
 
 def equal(a: object, b: object) -> bool:
-    """To the bit, through dictionaries and lists."""
+    """Return whether nested dictionaries and lists of tensors are equal bit for bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -85,7 +85,7 @@ def equal(a: object, b: object) -> bool:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing disturbed."""
+    """Return the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("resume")
     datasets.cifar10_binary(folder / "cifar.tar.gz")
     code, printed = ended(start(folder, "whole"), folder, "whole")
@@ -98,7 +98,7 @@ def assert_the_same_run(folder: Path, name: str) -> None:
     for part in ("weights", "epochs", "classes", "format"):
         assert equal(getattr(whole, part), getattr(other, part)), part
     assert equal(whole.training["state"], other.training["state"]), (
-        "optimiser, average, generators or position"
+        "optimizer, average, generators or position differ"
     )
     for file in ("steps.csv", "summary.csv"):
         paths = (folder / "runs" / run / file for run in ("whole", name))
@@ -110,12 +110,12 @@ def test_killed_at_ten_random_moments_it_goes_on_to_the_bit(uninterrupted: Path)
     folder, moments = uninterrupted / "runs" / "killed", random.Random(0)
     part, while_writing, positions = part_of(folder / checkpoint.FILE_NAME), 0, set()
     for kill in range(10):
-        part.unlink(missing_ok=True)  # the one before left it
+        part.unlink(missing_ok=True)  # the killed process left it
         process = start(uninterrupted, "killed", "--resume")
         wait_for_the_table(process, uninterrupted, "killed")
         time.sleep(moments.uniform(0, 0.6))
         while kill % 2 and not part.exists() and process.is_alive():
-            pass  # until a checkpoint is being written
+            pass  # wait until a checkpoint is being written
         process.kill()
         code, printed = ended(process, uninterrupted, "killed")
         assert code == -signal.SIGKILL, printed
@@ -137,7 +137,7 @@ def test_a_signal_ends_the_step_and_keeps_it(uninterrupted: Path, number: signal
     os.kill(process.pid, number)
     code, printed = ended(process, folder, name)
     assert code == 128 + number, printed
-    assert f"interrupted: runs/{name}/checkpoint.pt is whole" in printed and "--resume continues" in printed
+    assert f"interrupted: runs/{name}/checkpoint.pt is saved" in printed and "; pass --resume to" in printed
     assert 0 < checkpoint.load(folder / "runs" / name).epochs < 3
     code, printed = ended(start(folder, name, "--resume"), folder, name)
     assert code == 0, printed
@@ -145,7 +145,7 @@ def test_a_signal_ends_the_step_and_keeps_it(uninterrupted: Path, number: signal
 
 
 def test_a_signal_to_the_whole_group_leaves_the_workers_to_end_with_the_step(tmp_path: Path) -> None:
-    """As torchrun and SLURM send it: to the processes that decode images too."""
+    """As torchrun and SLURM do it, the signal also reaches the processes that decode images."""
     datasets.photographs(tmp_path / "photos", train=40)
     more = ("--image-size", "32", "--workers", "1", "--epochs", "50")
     process = start(tmp_path, "group", *more, data="folder", where="photos")
@@ -153,5 +153,5 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_end_with_the_step(tmp
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGTERM)
     code, printed = ended(process, tmp_path, "group")
-    assert code == 128 + signal.SIGTERM and "checkpoint.pt is whole" in printed, printed
+    assert code == 128 + signal.SIGTERM and "checkpoint.pt is saved" in printed, printed
     assert 0 < checkpoint.load(tmp_path / "runs" / "group").epochs < 50

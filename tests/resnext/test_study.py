@@ -1,4 +1,4 @@
-"""The study of cardinality: trained, gone on with, and honest about noise."""
+"""The study of cardinality: training, resuming, tables and plot, and its verdict about noise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STUDY = ("cardinality", "--seeds", "2", "--epochs", "1", "--device", "cpu")
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two pairs of the small preset, on a network of one block."""
+    """Reduce the small preset to two networks of one block."""
     small = PRESETS["small"]
     network = replace(small.settings.network, repeats=(1, 0, 0, 0), stem_width=4)
     settings = replace(small.settings, network=network)
@@ -61,7 +61,7 @@ def test_a_study_is_trained_printed_and_drawn(
         mean, deviation = sum(errors) / 2, abs(errors[0] - errors[1]) / 2**0.5
         assert printed[cardinality][4:6] == [f"{mean:.2f}%", f"{deviation:.2f}"]
         assert printed[cardinality][-1] == paper
-    assert "noise" in out and "shown for their order alone" in out
+    assert "noise" in out and "compare only their order" in out
     with Image.open(folder / "cardinality.png") as picture:
         assert picture.width > 1000
 
@@ -70,9 +70,11 @@ def test_a_study_is_trained_printed_and_drawn(
 
     monkeypatch.setattr(plots, "cardinality", broken)
     code, out, err = run(*STUDY)
-    assert code == 2 and "shown for their order alone" in out, "the table is what the trainings were for"
+    assert code == 2 and "compare only their order" in out, "the table must be printed even if the plot fails"
     one_line(
-        err, "cardinality.png: not written (ValueError: no picture); ", "study.csv is, and the same command"
+        err,
+        "couldn't write runs/cardinality-small/cardinality.png (ValueError: no picture); ",
+        "study.csv is written; run the same command again to plot it",
     )
 
 
@@ -92,14 +94,14 @@ def test_a_study_that_was_stopped_goes_on(
 
     monkeypatch.setattr(studying, "train", interrupted_third)
     code, out, _ = run(*STUDY)
-    assert code == 130 and "keeps everything up to 1x4d-seed1; the same command continues" in out
+    assert code == 130 and "has everything up to 1x4d-seed1; run the same command again to continue" in out
     assert len(rows(tmp_path / "runs" / "cardinality-small" / "study.csv")) == 2
     assert run(*STUDY)[0] == 0
     assert calls == ["1x4d-seed0", "8x1d-seed0", "1x4d-seed1", "1x4d-seed1", "8x1d-seed1"]
     assert run(*STUDY)[0] == 0 and len(calls) == 5, "trained again"
     code, _, err = run("cardinality", "--seeds", "2", "--epochs", "2")
     assert code == 2
-    one_line(err, "of another study: its epochs is 1, not 2; choose another --name")
+    one_line(err, "belongs to a study with other settings: epochs is 1, got 2; choose another --name")
 
 
 def pairs(*errors: tuple[float, ...]) -> list[Compared]:
@@ -109,14 +111,18 @@ def pairs(*errors: tuple[float, ...]) -> list[Compared]:
 def test_differences_within_the_noise_are_called_that() -> None:
     assert verdict(pairs((5.0, 5.4, 5.2), (5.1, 5.3, 5.5)), 1000).startswith("Within the noise: 1 x 64d")
     clear = verdict(pairs((9.0, 9.1, 8.9), (5.1, 5.0, 5.2), (7.0, 7.1, 7.2)), 1000)
-    assert clear.startswith("More than noise: 2 x 64d has the lowest mean error, 5.10%, 1 x 64d the highest")
-    assert "nobody can tell" in verdict(pairs((9.0,), (5.0,)), 1000)
+    assert clear.startswith(
+        "More than noise: 2 x 64d has the lowest mean error (5.10%) and 1 x 64d the highest (9.00%)"
+    )
+    assert "One seed each can't show whether that is more than noise; use more" in verdict(
+        pairs((9.0,), (5.0,)), 1000
+    )
     assert verdict(pairs((5.0, 5.0), (5.0, 5.0)), 1000).startswith("Within the noise")
     assert verdict(pairs((5.0, 5.0), (6.0, 6.0)), 1000).startswith("More than noise")
 
 
 def test_networks_that_do_not_differ_are_rarely_told_apart() -> None:
-    """Of five pairs drawn alike, one study in twenty says that they differ."""
+    """For five networks with the same distribution of errors, 1 study in 20 finds a difference."""
     draw = random.Random(0)
     studies = [pairs(*([draw.gauss(5, 0.3) for _ in range(3)] for _ in range(5))) for _ in range(400)]
     wrong = sum(verdict(study, 1000).startswith("More") for study in studies)

@@ -1,4 +1,4 @@
-"""The memory traffic of a network: counted by hand, and measured by the profiler."""
+"""The memory traffic of a network, against a count by hand, and the profiled times of its stages."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ small = partial(ResNeXt, (1, 1, 0, 0), 4, 4, 10, stem="small", stem_width=16)
 
 
 def test_a_block_by_hand() -> None:
-    """The second block of a stage of ResNeXt-50's first: every operator's inputs and outputs, one by one."""
+    """Counts the inputs and outputs of every operator in the second block of ResNeXt-50's first stage."""
     pixels = 56 * 56
     x = y = 256 * pixels
     z = 128 * pixels
     conv1, conv2, conv3 = x + z, z + z, z + y
-    elementwise, addition = 2, 3  # tensors that an operator of one and of two inputs moves
+    elementwise, addition = 2, 3  # tensors that an operator with one and with two inputs moves
     inference = conv1 + conv2 + conv3 + 4 * elementwise * z + elementwise * y + addition * y + elementwise * y
-    fused = inference - 2 * elementwise * z  # norm and ReLU of conv2 run in it
-    norm, relu = 3 + 2 + 3, 2 + 3  # statistics and norm, sums and gradient; both ways through ReLU
-    both_ways = 3  # a convolution, its input gradient, its weight gradient, each of both tensors
+    fused = inference - 2 * elementwise * z  # norm and ReLU after conv2 run in its kernel
+    norm, relu = 3 + 2 + 3, 2 + 3  # forward (statistics, norm) and backward (sums, gradient); ReLU both ways
+    both_ways = 3  # the three passes of a convolution, each of which moves two tensors
     training = both_ways * (conv1 + conv2 + conv3) + 2 * (norm + relu) * z + (norm + relu) * y
     training += addition * y + addition * x
-    # Left of the norms and ReLUs around conv2: statistics of z1; norm and ReLU of z2; its sums and gradient;
-    # the gradient of z1. Input and weight gradient read z1 as well, which they would do anyway or for once.
+    # What remains of the norms and ReLUs around conv2: statistics of z1; norm and ReLU of z2; its sums and
+    # gradient; the gradient of z1. The input gradient also reads z1; the weight gradient reads it anyway.
     middle = 1 + 2 + 2 + 3 + 3 + 1
     fused_training = training - 2 * (norm + relu) * z + middle * z
     with torch.device("meta"):
@@ -53,7 +53,7 @@ def test_bytes_follow_the_type_and_the_pixels() -> None:
 
 
 def test_fusing_brings_resnext_near_resnet() -> None:
-    """By bytes 0.79 of ResNet-50's speed in training, fused 0.94; what the README tells."""
+    """By traffic, ResNeXt-50 trains at 0.79 of ResNet-50's speed, fused at 0.94, as the README says."""
     with torch.device("meta"):
         ours, other = resnext.resnext50_32x4d(), resnext.resnet50()
     resnext_, resnet = (complexity.total_traffic(complexity.traffic(net)) for net in (ours, other))
@@ -64,7 +64,7 @@ def test_fusing_brings_resnext_near_resnet() -> None:
 
 
 def test_stages_are_profiled_and_laid_out() -> None:
-    """On the CPU, as on a GPU: every stage takes some time in every form."""
+    """On the CPU, as on a GPU, every stage has a time in every form."""
     times = measured.measure(small, 2, 16, torch.device("cpu"))
     assert [row.name for row in times] == ["conv1", "conv2", "conv3", "fc"]
     assert all(getattr(row, form) > 0 for row in times for form in FORMS)
@@ -74,4 +74,4 @@ def test_stages_are_profiled_and_laid_out() -> None:
     for table in tables.of_times("a network", rows, times, torch.device("cpu")):
         console.print(table)
     text = console.export_text()
-    assert "training: microseconds an image, a copy moving" in text and "fused, a copy" in text
+    assert "training: microseconds per image; a copy moves" in text and "fused: copy" in text

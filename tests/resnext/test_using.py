@@ -1,4 +1,4 @@
-"""``evaluate``, ``predict``, ``export``: every number against the saved network, run by hand."""
+"""``evaluate``, ``predict`` and ``export``: every number is compared with that of the saved network."""
 
 from __future__ import annotations
 
@@ -87,13 +87,15 @@ def test_a_hundred_classes_fit_on_the_screen_and_in_the_picture(run: Run, tmp_pa
     once = ("--epochs", "1", "--batch-size", "100", "--micro-batch", "100")
     assert run("train", "--data", "cifar100", "c.tar.gz", *network, *once)[0] == 0
     code, out, _ = run("evaluate")
-    assert code == 0 and "the 30 worst of 100 classes" in " ".join(out.split()), "folded at 120 columns"
+    assert code == 0 and "the 30 worst of 100 classes" in " ".join(out.split()), (
+        "the title is wrapped at 120 columns"
+    )
     assert len([row for row in cells(out) if row[0].startswith("class")]) == 30
     assert len(rows(tmp_path / "runs" / "demo" / "classes.csv")) == 100
     (tmp_path / "c.tar.gz").rename(tmp_path / "moved.tar.gz")
     code, _, err = run("evaluate")
     assert code == 2
-    one_line(err, "c.tar.gz: the images of this run are no longer there; --path says where")
+    one_line(err, "c.tar.gz: the images of this run are no longer there; pass their new location with --path")
     assert run("evaluate", "--path", "moved.tar.gz")[0] == 0
 
 
@@ -138,11 +140,11 @@ def test_predict_skips_what_cannot_be_read_on_request(run: Run, trained: Path) -
     (trained / "samples" / "4.png").write_text("no image")
     code, _, err = run("predict", "runs/demo/samples")
     assert code == 2
-    one_line(err, "4.png: not an image")
+    one_line(err, "can't read runs/demo/samples/4.png: it is damaged or not an image")
     code, out, _ = run("predict", "runs/demo/samples", "--skip-corrupt", "--json")
     told = json.loads(out)
     assert code == 0 and [len(entry["guesses"]) for entry in told] == [2] * 4 + [0] + [2] * 5
-    assert "not an image that can be read" in told[4]["error"]
+    assert "4.png: it is damaged or not an image" in told[4]["error"]
     assert run("predict", "runs/demo/samples", "--skip-corrupt")[0] == 0
 
 
@@ -173,7 +175,9 @@ def test_predict_resizes_and_inverts_on_request(run: Run, trained: Path) -> None
     assert told.shape == (1, 28, 28) and (told - exact).abs().mean() < 10
     Image.new("L", (56, 14), 255).save("wide.png")
     told = read_image(Path("wide.png"), form, resize=True)[0]
-    assert told[11:17].min() > 200 and told[:9].max() == 0 and told[19:].max() == 0, "not in proportion"
+    assert told[11:17].min() > 200 and told[:9].max() == 0 and told[19:].max() == 0, (
+        "the aspect ratio changed"
+    )
 
 
 def test_photographs_of_any_size_are_predicted_on_their_middle(run: Run, tmp_path: Path) -> None:
@@ -200,7 +204,7 @@ def test_photographs_of_any_size_are_predicted_on_their_middle(run: Run, tmp_pat
 
 
 def test_processes_that_share_an_evaluation_would_add_up(few: Data, trained: Path) -> None:
-    """Without its second half, the first half is what it was: places, not an order, decide."""
+    """Results are stored by the positions of images, so those of several processes can be added."""
     network = checkpoint.load(trained).network()
     whole = evaluate(network, few.test, few.format, CPU)
     assert whole.indices.tolist() == list(range(100)) and whole.labels.equal(few.test.labels)
@@ -210,7 +214,7 @@ def test_processes_that_share_an_evaluation_would_add_up(few: Data, trained: Pat
 def test_a_test_lets_go_of_the_images_that_workers_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each batch that were kept would keep shared memory and file descriptors."""
+    """A batch that isn't released keeps shared memory and file descriptors open."""
     data = load_data("folder", datasets.photographs(tmp_path / "photos"), 16)
     monkeypatch.setattr(evaluation, "BATCH_SIZE", 2)
     network = build(Network((1, 0, 0, 0), 2, 2, 4), 3, 3)
@@ -227,7 +231,10 @@ def test_a_test_lets_go_of_the_images_that_workers_read(
 def test_an_export_gives_what_the_network_gives(run: Run, trained: Path, few: Data, suffix: str) -> None:
     path = trained / f"network{suffix}"
     code, out, err = run("export", "-o", str(path.relative_to(Path.cwd())))
-    assert (code, err) == (0, "") and f"written: runs/demo/network{suffix}, which gives what" in out
+    assert (code, err) == (
+        0,
+        "",
+    ) and f"wrote runs/demo/network{suffix}: its outputs match the network's " in out
     assert "N x 1 x 28 x 28, float32: (pixels / 255 - [0.1307]) / [0.3081]" in out
     images = (few.test.images[:7].float() / 255 - 0.1307) / 0.3081
     if suffix == ".pt2":
@@ -240,7 +247,7 @@ def test_an_export_gives_what_the_network_gives(run: Run, trained: Path, few: Da
         model = onnx.load(path)
         about = model.metadata_props[0].value
         assert {node.op_type for node in model.graph.node} >= {"Conv"}
-        assert all(node.domain in ("", "ai.onnx") for node in model.graph.node), "operators of ours"
+        assert all(node.domain in ("", "ai.onnx") for node in model.graph.node), "operators of gconv"
     else:
         network = build(checkpoint.load(trained).settings.network, 10, 1)
         network.load_state_dict(load_file(path))
@@ -265,6 +272,6 @@ def test_an_export_that_differs_is_not_written(
 
     monkeypatch.setitem(exporters.WRITERS, suffix, wrong)
     before = set(trained.iterdir())
-    with pytest.raises(UserError, match="not written: its outputs would differ"):
+    with pytest.raises(UserError, match="not written, because its outputs differ from the network's by"):
         exporters.export(checkpoint.load(trained), path)
     assert set(trained.iterdir()) == before

@@ -1,4 +1,4 @@
-"""The group of processes that train together: leaving it."""
+"""The group of processes that train together: acting, failing and leaving."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ CPU = torch.device("cpu")
 
 
 def threads() -> list[str]:
-    """The names of this process's threads."""
+    """Return the names of this process's threads."""
     return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 
 
 def join_two(rank: int, folder: Path) -> None:
-    """Makes ``world.join`` in this process meet another one in ``folder``, without torchrun."""
+    """Make ``world.join`` connect two processes through ``folder``, without torchrun."""
     os.environ["WORLD_SIZE"] = "2"
     init, meeting = torch.distributed.init_process_group, f"file://{folder}/meeting"
     torch.distributed.init_process_group = lambda backend: init(backend, meeting, rank=rank, world_size=2)
 
 
 def fail_in(here: world.World, rank: int) -> None:
-    """Raises in the process of ``rank`` alone."""
+    """Raise an error in the process of ``rank`` only."""
     if here.rank == rank:
         raise UserError("only the first is asked" if rank == 0 else "only the second fails")
 
 
 def train_and_leave(rank: int, folder: Path, fails: bool) -> None:
-    """Joins as one of two processes, takes a step, leaves, and writes down which threads of gloo are left."""
+    """Join as one of two processes, take a step, leave, and write the names of remaining gloo threads."""
     join_two(rank, folder)
     try:
         with world.join(CPU):
@@ -44,7 +44,7 @@ def train_and_leave(rank: int, folder: Path, fails: bool) -> None:
                 raise UserError("no such file")
             model = DistributedDataParallel(nn.Linear(2, 2))
             model(torch.ones(1, 2)).sum().backward()
-            model.itself = [model]  # a cycle, as the trainer's is in
+            model.itself = [model]  # a reference cycle, as in the trainer
             del model
     except UserError:
         assert fails
@@ -54,13 +54,13 @@ def train_and_leave(rank: int, folder: Path, fails: bool) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 @pytest.mark.parametrize("fails", [False, True])
 def test_no_thread_of_a_group_that_was_left_runs_on(tmp_path: Path, fails: bool) -> None:
-    """One that lets go of a tensor while Python shuts down would abort the process."""
+    """A thread that releases a tensor while Python shuts down would abort the process."""
     torch.multiprocessing.spawn(train_and_leave, (tmp_path, fails), nprocs=2)
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["", ""]
 
 
 def agree(rank: int, folder: Path) -> None:
-    """Joins as one of two processes, asks both to act, and writes down who did and what came of it."""
+    """Join as one of two processes, run actions in both, and write which ran and what they returned."""
     join_two(rank, folder)
     with world.join(CPU) as both:
         acted: list[int] = []

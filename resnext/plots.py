@@ -63,9 +63,8 @@ def mistakes(path: Path, result: Evaluation, data: Data) -> None:
         title += f" (the {most} most confident)"
     rows = max(1, -(-len(order) // columns))
     # One axes for all images: laying out one for each takes seconds.
-    figure, axes = plt.subplots(
-        figsize=(WIDTH, rows * DOWN * WIDTH / columns / ACROSS + 0.4), layout="constrained"
-    )
+    unit = WIDTH / (columns * ACROSS + ACROSS - 1)
+    figure, axes = plt.subplots(figsize=(WIDTH, rows * DOWN * unit + 0.2), layout="constrained")
     for place, i in enumerate(order.tolist()):
         x, y = place % columns * ACROSS, place // columns * DOWN
         image = data.test.read(int(result.indices[i])).permute(1, 2, 0).numpy()

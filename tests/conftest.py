@@ -109,10 +109,12 @@ def run(
 ) -> Run:
     """The command line in an empty folder, where mnist5k is ``few``: (exit code, stdout, stderr)."""
     from resnext.__main__ import main
+    from resnext.cli.runtime import console
 
     monkeypatch.setattr("resnext.data.load_mnist5k", lambda: few)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(console, "width", 120)  # otherwise that of the terminal when it was first imported
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["resnext", *arguments])

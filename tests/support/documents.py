@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 SITE = sorted((ROOT / "docs").rglob("*.md"))
 CONTRIBUTORS = [
-    ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "gconv/kernels/README.md")
+    ROOT / name
+    for name in ("CONTRIBUTING.md", "benchmarks/README.md", "gconv/kernels/README.md", "resnext/README.md")
 ]
 ALL = [README, *SITE, *CONTRIBUTORS]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)

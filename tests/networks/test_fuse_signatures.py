@@ -205,7 +205,7 @@ def test_an_example_shows_a_network_that_fails() -> None:
             return y.dim() if isinstance(x, torch.fx.Proxy) else y
 
     with pytest.raises(
-        RuntimeError, match=r"the fused network fails on the example, because the model takes another path than .*: IndexError"
+        RuntimeError, match=r"fails on the example, because the model takes another path than .*: IndexError"
     ):
         gconv.fuse(trained(Failing()), X)
     with pytest.raises(RuntimeError, match="on the example the fused network has an error of inf"):

@@ -220,7 +220,7 @@ def run_report(parsed: argparse.Namespace) -> int:
     for path in write_report(folder):
         print(path)
     if plots is None:
-        print("no plots, because matplotlib is not installed: pip install '.[bench]'", file=sys.stderr)
+        print("no plots, because matplotlib isn't installed: pip install '.[bench]'", file=sys.stderr)
     return 0
 
 
@@ -297,7 +297,10 @@ def _parser() -> argparse.ArgumentParser:
         "GPU, or cpu)",
     )  # fmt: skip
     report.add_argument(
-        "--images", type=Path, metavar="OUT", help="write only the README's images, into OUT (docs/images)"
+        "--images",
+        type=Path,
+        metavar="OUT",
+        help="write only the plots of README.md, to the folder OUT (docs/images in this repository)",
     )
     return parser
 

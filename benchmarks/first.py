@@ -19,7 +19,7 @@ from gconv.measure.terminal import STOPPED
 from gconv.text import columns
 
 FIRST_HALF_HOUR = """\
-Learn in half an hour how gconv does on a GPU. Run three steps, each of which takes less than ten minutes:
+Check gconv on a GPU and see how fast it is, in three steps of less than ten minutes each:
 
   right   are the results right? Run the tests that need a GPU, compute-sanitizer, and python -m gconv
   where   where does the time go? Measure the memory's speed for pieces of pixels, and read Nsight Compute's
@@ -29,7 +29,7 @@ Learn in half an hour how gconv does on a GPU. Run three steps, each of which ta
 
   python -m benchmarks first right && python -m benchmarks first where && python -m benchmarks first fast
 
-All results are saved in one folder as they come; run the same command again to continue where it stopped. The
+Each result is saved as soon as it is made, all in one folder; run the same command again to continue. The
 table of tuned tiles is saved in DIR/tuned, and the other parts use it.
 
 Exit code: 0 if everything succeeded, 1 if something failed, 3 if --minutes ran out first.

@@ -34,7 +34,7 @@ class Store:
         self.folder = folder
         path = folder / "environment.json"
         if folder.exists() and not folder.is_dir():
-            fail(f"{folder} is not a folder: choose a different --out")
+            fail(f"{folder} isn't a folder: choose a different --out")
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and not overwrite:
             before = self.environment = read_environment(folder)

@@ -209,7 +209,7 @@ def _refuse_nested_forward_mode() -> None:
     """
     if jvp_nesting() > 1:
         raise RuntimeError(
-            "gconv does not support forward mode inside forward mode: "
+            "gconv doesn't support forward mode inside forward mode: "
             "use jacfwd of jacrev, as torch.func.hessian does, or backend='aten'"
         )
 
@@ -256,7 +256,7 @@ def _make_differentiable(operator: ops.Operator, with_gradient: Callable[..., An
                 return getattr(registered, operator.name)(*args)
         if transforms_active():
             raise RuntimeError(
-                "gconv's operators cannot be transformed by torch.func inside torch.compile: "
+                "gconv's operators can't be transformed by torch.func inside torch.compile: "
                 "transform the compiled function instead, or use backend='aten' inside it"
             )
         return with_gradient(*operator.unpack(args))

@@ -43,16 +43,16 @@ _current = "auto"
 def backend(name: str) -> AbstractContextManager[None]:
     """Select the backend of all grouped convolutions in a ``with`` block, and of their backward passes.
 
-    The setting applies to the entire process, as those of ``torch.backends`` do. The ``backend`` argument of
-    a call overrides it.
+    The setting applies to the entire process, like those of ``torch.backends``. The ``backend`` argument of a
+    call overrides it.
 
     Args:
         name: the backend.
 
-            - "auto": the fastest, pass by pass (the default outside of any block)
+            - "auto": the fastest for each pass (the default outside of any block)
             - "triton": gconv's Triton kernels
             - "aten": PyTorch's own convolution
-            - "reference": each pass as an equation in plain PyTorch; slow, to compare with
+            - "reference": each pass written as its equation in plain PyTorch; slow, for comparisons
 
     Returns:
         A context manager.
@@ -255,13 +255,13 @@ def this_device() -> torch.device:
 
 def _require_triton(device: torch.device, dtype: torch.dtype, geometry: ConvGeometry) -> None:
     if problem := why_not_triton(device, dtype, geometry):
-        raise RuntimeError(f"backend='triton' cannot run here: {problem}")
+        raise RuntimeError(f"backend='triton' can't run here: {problem}")
 
 
 def why_not_triton(device: torch.device, dtype: torch.dtype, geometry: ConvGeometry) -> str | None:
     """Return why the kernels can't run, or None if they can."""
     if not TRITON_INSTALLED:
-        return "Triton is not installed; pip install triton"
+        return "Triton isn't installed: pip install triton"
     if problem := _device_problem(device):
         return problem
     if dtype not in TRITON_DTYPES:

@@ -48,7 +48,7 @@ class GroupConvolution(ConvolutionBase):
     def __prepare_scriptable__(self) -> NoReturn:
         """Raise an error for ``torch.jit.script``, which calls this method first."""
         raise RuntimeError(
-            f"torch.jit.script cannot compile {type(self).__name__}: script before gconv.convert or after "
+            f"torch.jit.script can't compile {type(self).__name__}: script before gconv.convert or after "
             "gconv.revert, or use torch.export or torch.jit.trace"
         )
 

@@ -37,7 +37,7 @@ def _required(module: Any, path: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError):
         raise ImportError(
-            f"gconv needs {name}.{path}, which PyTorch {torch.__version__} does not have: "
+            f"gconv needs {name}.{path}, which PyTorch {torch.__version__} doesn't have: "
             f"install PyTorch {TESTED}, with which gconv is tested, or a newer gconv"
         ) from None
     return found

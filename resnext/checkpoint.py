@@ -59,7 +59,7 @@ def save(checkpoint: Checkpoint) -> None:
     replaced checkpoint is kept next to it as ``PREVIOUS``.
 
     Raises:
-        OSError: if the checkpoint can't be written. The error names the path, and the old checkpoint is
+        OSError: the checkpoint can't be written. The error names the path, and the old checkpoint is
             unchanged.
     """
     content = {
@@ -93,7 +93,7 @@ def load(path: Path) -> Checkpoint:
         path: path of a checkpoint, or of the folder of a run.
 
     Raises:
-        UserError: if the checkpoint is missing, truncated, damaged or from another program. If the previous
+        UserError: the checkpoint is missing, truncated, damaged or from another program. If the previous
             checkpoint is intact, the error explains how to go back to it.
     """
     path = path / FILE_NAME if path.is_dir() else path

@@ -55,7 +55,7 @@ def stages(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> list[Stag
         The stages in order, without empty ones.
 
     Raises:
-        ValueError: if ``image_size`` is below 1.
+        ValueError: ``image_size`` is below 1.
     """
     with FlopCounterMode(display=False) as counter:
         outputs = output_sizes(model, image_size)
@@ -96,7 +96,7 @@ def output_sizes(model: ResNeXt, image_size: int | tuple[int, int] = 224) -> dic
         Output sizes, (1, channels, height, width), by the qualified names of the modules.
 
     Raises:
-        ValueError: if ``image_size`` is below 1.
+        ValueError: ``image_size`` is below 1.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1:
@@ -180,7 +180,7 @@ def traffic(model: ResNeXt, image_size: int | tuple[int, int] = 224, itemsize: i
         The traffic of each stage for one image, in order, without empty stages.
 
     Raises:
-        ValueError: if ``image_size`` is below 1.
+        ValueError: ``image_size`` is below 1.
     """
     size = {name: math.prod(shape) for name, shape in output_sizes(model, image_size).items()}
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -292,7 +292,7 @@ def matching_width(cardinality: int) -> int:
         cardinality: number of groups, C, from 1 to 134.
 
     Raises:
-        ValueError: if ``cardinality`` is below 1, or so high that even d = 1 makes a more complex block.
+        ValueError: ``cardinality`` is below 1, or so high that even d = 1 makes a more complex block.
     """
     budget, _ = block_complexity(32, 4)
     narrowest, _ = block_complexity(1, 1)

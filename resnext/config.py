@@ -61,7 +61,7 @@ class Source:
     )
     path: str | None = field(
         default=None,
-        metadata=option("archive or folder of images (not for mnist5k and digits)", name="PATH"),
+        metadata=option("archive or folder of images, for cifar10, cifar100 and folder", name="PATH"),
     )
     image_size: int | None = field(
         default=None,
@@ -282,7 +282,7 @@ def build(network: Network, num_classes: int, in_channels: int) -> ResNeXt:
     """Build the untrained network.
 
     Raises:
-        UserError: if the settings don't fit together.
+        UserError: the settings don't fit together.
     """
     try:
         return ResNeXt(**asdict(network), num_classes=num_classes, in_channels=in_channels)

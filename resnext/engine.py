@@ -81,7 +81,7 @@ class Engine:
         options: options of the run.
 
     Raises:
-        UserError: if the settings don't fit together, or don't fit the data, the device or the number of
+        UserError: the settings don't fit together, or don't fit the data, the device or the number of
             processes.
     """
 
@@ -124,7 +124,7 @@ class Engine:
         """Return the input shape of the first grouped convolution in a pass, computed on the meta device.
 
         Raises:
-            UserError: if batch norm would get a single value per channel, which has no variance.
+            UserError: batch norm would get a single value per channel, which has no variance.
         """
         recipe, processes, form = self.recipe, self.world.size, data.format
         seen = self.micro * (processes if recipe.sync_batch_norm else 1)

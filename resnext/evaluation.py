@@ -92,7 +92,7 @@ def evaluate(
         advance: called with the number of images done since its last call. Defaults to doing nothing.
 
     Raises:
-        UserError: if an image can't be read, or with ``skip_corrupt`` if none can.
+        UserError: an image can't be read, or with ``skip_corrupt``, none can.
     """
     model.eval()
     n, device = len(source), world.device

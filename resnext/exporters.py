@@ -42,16 +42,16 @@ def export(saved: Checkpoint, path: Path) -> float:
             relative to the largest output.
 
     Raises:
-        UserError: if the suffix is unknown, a library is missing, or the outputs differ by more than
+        UserError: the suffix is unknown, a library is missing, or the outputs differ by more than
             ``TOLERANCE``. Nothing is written then.
-        OSError: if the file can't be written.
+        OSError: the file can't be written.
     """
     if path.suffix not in WRITERS:
         raise UserError(
             f"{path}: unknown format; choose a file name that ends in one of {', '.join(WRITERS)}"
         )
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; pass the name of a file")
+        raise UserError(f"{path} is a folder; pass the name of a file")
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} doesn't exist; create it first")
     model = saved.network()

@@ -30,7 +30,7 @@ def replacing(path: Path, *, part: Path | None = None, previous: Path | None = N
         previous: path to keep the replaced file at. Defaults to None, which deletes it.
 
     Raises:
-        OSError: if the file can't be written. The error names ``path``, which still has its old content.
+        OSError: the file can't be written. The error names ``path``, which still has its old content.
     """
     part = part or part_of(path)
     try:

@@ -66,7 +66,7 @@ def require_tensorboard(folder: Path) -> None:
     """Check that TensorBoard can write to ``folder``.
 
     Raises:
-        UserError: if it can't, or if it isn't installed.
+        UserError: TensorBoard isn't installed, or the name of ``folder`` isn't UTF-8.
     """
     try:
         str(folder.absolute()).encode()

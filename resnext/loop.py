@@ -57,7 +57,7 @@ def train(
         The evaluation of the trained network on the held-out images.
 
     Raises:
-        UserError: if the loss is infinite or NaN, an image can't be read, a file can't be written, memory
+        UserError: the loss is infinite or NaN, an image can't be read, a file can't be written, memory
             runs out, the system kills a worker, or testing or plotting fails. The message explains what to do
             and what is saved.
         Interrupted: if the process gets Ctrl-C or SIGTERM, after it has finished the step and written a

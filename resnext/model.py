@@ -97,7 +97,7 @@ class ResNeXt(nn.Module):
             more. Defaults to False.
 
     Raises:
-        ValueError: if ``repeats`` doesn't have four entries, a number is too small, or ``stem`` is unknown.
+        ValueError: ``repeats`` doesn't have four entries, a number is too small, or ``stem`` is unknown.
 
     Examples:
         A network for 28 x 28 grayscale images, with one block per stage:
@@ -255,10 +255,10 @@ def resnext50_32x4d(*, weights: Weights | None = None, **options: Any) -> ResNeX
         options: keyword arguments of `ResNeXt`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        OSError: if the library can't load the weights, for instance without internet access.
-        ImportError: if the library that publishes the weights isn't installed.
-        ValueError: if the file is damaged, the name is unknown, or the weights don't fit the network.
+        FileNotFoundError: there is no such file.
+        OSError: the library can't load the weights, for instance without internet access.
+        ImportError: the library that publishes the weights isn't installed.
+        ValueError: the file is damaged, the name is unknown, or the weights don't fit the network.
     """
     return _variant("resnext50_32x4d", (3, 4, 6, 3), 32, 4, weights, **options)
 

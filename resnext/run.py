@@ -98,7 +98,7 @@ class Run:
     The arguments are those of `resnext.loop.train`, with the progress bars as ``bars``.
 
     Raises:
-        UserError: if the training can't work, or can't continue with this data.
+        UserError: the training can't work, or can't continue with this data.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Run:
             The number of the signal to stop for, or 0. Either all processes stop or none.
 
         Raises:
-            UserError: if a loss is infinite or NaN.
+            UserError: a loss is infinite or NaN.
         """
         counts = [step.counts for step in self.pending]
         signals = torch.zeros_like(counts[0])
@@ -252,7 +252,7 @@ class Run:
         """Write a checkpoint.
 
         Raises:
-            UserError: if a number of the network is infinite or NaN. The last good checkpoint is kept.
+            UserError: a number of the network is infinite or NaN. The last good checkpoint is kept.
         """
         engine = self.engine
         if not engine.is_finite:

@@ -97,7 +97,7 @@ def study(
         The networks with the error of each seed.
 
     Raises:
-        UserError: as `resnext.loop.train`, or if a run in ``folder`` has other settings.
+        UserError: as `resnext.loop.train`, or a run in ``folder`` has other settings.
         Interrupted: as `resnext.loop.train`. Finished trainings are kept.
     """
     compared = [_compared(preset, data, c, d) for c, d in preset.pairs]

@@ -36,11 +36,11 @@ def read_weights(weights: Weights, variant: str) -> dict[str, Tensor]:
         variant: name of the network, such as "resnext50_32x4d".
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        TypeError: if ``weights`` is none of these.
-        ImportError: if the library that publishes the weights isn't installed or doesn't load.
-        OSError: if the library can't load the weights, for instance without internet access.
-        ValueError: if the file is damaged or has no state dict, or the name isn't published for ``variant``.
+        FileNotFoundError: there is no such file.
+        TypeError: ``weights`` is none of these.
+        ImportError: the library that publishes the weights isn't installed or doesn't load.
+        OSError: the library can't load the weights, for instance without internet access.
+        ValueError: the file is damaged or has no state dict, or the name isn't published for ``variant``.
     """
     if not isinstance(weights, str | PathLike) and hasattr(weights, "get_state_dict"):
         weights = f"{type(weights).__name__}.{weights.name}"
@@ -65,8 +65,8 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: Weights) -> None:
     """Load a state dict strictly, except for a classifier of another size, which stays untrained.
 
     Raises:
-        ValueError: if a key or a shape doesn't fit; the error names the first one. Also if ``model`` is on
-            the meta device.
+        ValueError: a key or a shape doesn't fit (the error names the first one), or ``model`` is on the meta
+            device.
     """
     own = model.state_dict()
     if any(tensor.is_meta for tensor in own.values()):

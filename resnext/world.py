@@ -109,7 +109,7 @@ def join(device: torch.device) -> Iterator[World]:
         device: device of this process.
 
     Raises:
-        UserError: if another process has ended.
+        UserError: another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:

@@ -16,7 +16,7 @@ Check gconv on this machine. The report shows:
   - whether the results are right, in every pass and type, compared with float64
   - on a GPU, the times of ResNeXt-50's grouped layers, compared with cuDNN and with the time to move the data
 
-The last line tells what gconv.convert(model) would gain on this machine.
+The last line shows what gconv.convert(model) would gain on this machine.
 
 Exit code: 0 if all results are right, 1 if a result is wrong or a kernel failed (please report it with the
 output of --json).

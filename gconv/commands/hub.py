@@ -12,8 +12,8 @@ from gconv.hub.build import write
 from gconv.measure.terminal import fail
 
 DESCRIPTION = """\
-Write gconv as a kernel for the Hugging Face hub: the source, for their kernel-builder, and builds that their
-kernels library loads without the hub.
+Write gconv as a kernel for the Hugging Face hub: the source for Hugging Face's kernel-builder, and builds
+that the kernels library can load from the folder, without the hub.
 
   python -m gconv hub kernel
   python -c "import kernels, pathlib; print(kernels.get_local_kernel(pathlib.Path('kernel')))"
@@ -43,18 +43,18 @@ def main(command: Sequence[str] | None = None, prog: str = "python -m gconv hub"
     except FileExistsError as error:
         fail(error)
     except OSError as error:
-        fail(f"cannot write {arguments.folder}: {error.strerror}")
+        fail(f"can't write {arguments.folder}: {error.strerror}")
     print(f"{arguments.folder}: a kernel with the operators torch.ops.{', torch.ops.'.join(namespaces)}")
     return 0
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = new_parser(prog, DESCRIPTION)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; must be empty or new")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write, empty or new")
     parser.add_argument("--repo-id", metavar="ORGANIZATION/NAME", help="repository on the hub")
-    parser.add_argument("--version", type=int, default=0, metavar="N", help="version on the hub; default: 0")
+    parser.add_argument("--version", type=int, default=0, metavar="N", help="version on the hub (default: 0)")
     parser.add_argument(
         "--id", metavar="TEXT",
-        help="what the names of the operators end in, such as a commit; default: a digest of the files",
+        help="suffix of the operators' namespaces, such as a commit (default: a digest of the files)",
     )  # fmt: skip
     return parser

@@ -58,7 +58,7 @@ def main(command: Sequence[str] | None = None, prog: str = "python -m gconv kern
     """
     arguments = _parser(prog).parse_args(command)
     if triton.knobs.runtime.interpret:
-        fail("TRITON_INTERPRET is set, which replaces Triton's compiler by its interpreter: unset it")
+        fail("TRITON_INTERPRET is set, which replaces Triton's compiler with its interpreter: unset it")
     kernels = sorted(_compile(arguments), key=_order)
     if arguments.json:
         rows = [asdict(kernel) for kernel in kernels]

@@ -43,5 +43,5 @@ def _run(command: list[str]) -> int:
     if name not in COMMANDS:
         return import_module(".check", __spec__.parent).main(command, prog, COMMANDS)
     if name == "kernels" and not dispatch.TRITON_INSTALLED:
-        fail("kernels needs Triton, which is not installed: pip install triton")
+        fail("kernels needs Triton, which isn't installed: pip install triton")
     return import_module(f".{name}", __spec__.parent).main(options, f"{prog} {name}")

@@ -108,7 +108,7 @@ def load_function(name: str) -> Callable[..., Any]:
     """Import the function named by ``MODULE:FUNCTION``, or exit with a one-line error."""
     module, _, function = name.partition(":")
     if not function:
-        fail(f"{name} must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d")
+        fail(f"the model must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d, got {name!r}")
     try:
         return getattr(importlib.import_module(module), function)
     except Exception as error:  # importing a module can raise any error

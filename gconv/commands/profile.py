@@ -57,7 +57,7 @@ def main(command: Sequence[str] | None = None, prog: str = "python -m gconv prof
             result = profile(model, x)
     except Exception as error:  # a model may raise anything
         size = (arguments.batch, *arguments.input)
-        fail(f"{arguments.model} does not run on an input of {size}: {first_line(error)}")
+        fail(f"can't run {arguments.model} on an input of size {size}: {first_line(error)}")
     print(result)
     _plot(result, arguments.plot, "time", arguments.model)
     _plot(result, arguments.roofline, "roofline", arguments.model)
@@ -100,7 +100,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add_input(parser)
     parser.add_argument(
         "--type", choices=["float32", "float16", "bfloat16"], default="float32", metavar="NAME",
-        help="float32, float16 or bfloat16; the 16-bit types use autocast (default: float32)",
+        help="data type: float32, float16 or bfloat16; the 16-bit types use autocast (default: float32)",
     )  # fmt: skip
     parser.add_argument(
         "--train", action="store_true", help="profile a training step (default: a forward pass)"
@@ -112,10 +112,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--plot", type=Path, metavar="FILE",
-        help="draw the times and memory floors as a plot into FILE (.png, .svg or .pdf)",
+        help="plot to write (.png, .svg or .pdf): the time of each convolution and its memory floor",
     )  # fmt: skip
     parser.add_argument(
         "--roofline", type=Path, metavar="FILE",
-        help="draw the speeds as a roofline into FILE: which convolutions are bound by memory?",
+        help="roofline to write: the speed of each convolution and whether memory or arithmetic limits it",
     )  # fmt: skip
     return parser

@@ -72,7 +72,7 @@ def main(command: Sequence[str] | None = None, prog: str = "python -m gconv tune
     if reason := dispatch.why_not_triton(device, torch.float32, problems[0].geometry):
         fail(reason)
     if device.type == "cpu" and arguments.out is None:
-        fail("--out FILE is required with Triton's interpreter, because its times are of no use to auto")
+        fail("--out FILE is required with Triton's interpreter, whose times auto can't use")
     return run_resumable(lambda: _run(problems, device, arguments))
 
 

@@ -33,7 +33,7 @@ def write(folder: Path, version: int = 0, repo_id: str | None = None, unique: st
         folder: where to. It is created, and must be empty if it exists.
         version: the kernel's major version on the hub. Defaults to 0, for an API that may still change.
         repo_id: its repository on the hub, "organization/name". Defaults to None, for a later choice.
-        unique: what the names of the operators end in, letters, digits and underscores. Defaults to None, a
+        unique: suffix of the operators' namespaces: letters, digits and underscores. Defaults to None, a
             digest of the files.
 
     Returns:
@@ -43,7 +43,7 @@ def write(folder: Path, version: int = 0, repo_id: str | None = None, unique: st
         FileExistsError: the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: choose a new folder")
+        raise FileExistsError(f"{folder} isn't empty: choose a new folder")
     modules = read_modules()
     unique = digest_of(modules) if unique is None else unique
     hub = "" if repo_id is None else files.HUB.format(repo_id=repo_id)

@@ -36,8 +36,8 @@ class Explanation:
         passes: the backend of each pass: "aten", "reference", or "triton" with kernel and tile. The forward
             pass of a transposed convolution runs on the kernels of an input gradient, and vice versa.
         copies: which tensors are copied to another layout around the kernels; None if none is.
-        packs: how many groups share a tile of the kernels, and how that spreads inf and NaN; None if each
-            group has its own tile.
+        packs: how many groups share a tile of the kernels, and how inf and NaN spread between them; None if
+            each group has its own tile.
         flops: floating-point operations of one pass; a multiply-add counts as two.
         bytes: bytes that a pass has to move at least: input, weight and output once each.
     """
@@ -107,7 +107,7 @@ class Explanation:
             ModuleNotFoundError: matplotlib isn't installed.
             RuntimeError: the layer is on meta, where no speed can be measured.
 
-        Example:
+        Examples:
             >>> layer = gconv.GroupConv2d(128, 128, 3, padding=1, groups=32)
             >>> gconv.explain(layer, torch.randn(8, 128, 56, 56)).plot("roofline.svg")
         """
@@ -128,9 +128,9 @@ def explain(layer: nn.Module, input: Tensor, *, backend: str | None = None) -> E
     printed.
 
     Args:
-        layer: one of gconv's layers, or one of PyTorch's convolutions, which is explained as if converted.
+        layer: one of gconv's layers, or one of PyTorch's, which is explained as if it were converted.
         input: an input of the layer, such as (N, C, H, W) or (C, H, W).
-        backend: as in ``gconv.group_conv2d``. Defaults to None, the backend that is set.
+        backend: as in ``gconv.group_conv2d``. Defaults to None: the one set by ``gconv.backend``.
 
     Returns:
         The explanation. ``print`` it for a few lines of text; ``Explanation.plot`` draws it.
@@ -138,7 +138,7 @@ def explain(layer: nn.Module, input: Tensor, *, backend: str | None = None) -> E
     Raises:
         TypeError, ValueError, RuntimeError: the same errors that calling the layer on the input raises.
 
-    Example:
+    Examples:
         >>> layer = gconv.GroupConv2d(128, 128, 3, padding=1, groups=32)
         >>> print(gconv.explain(layer, torch.randn(8, 128, 56, 56)))
     """

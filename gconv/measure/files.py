@@ -13,7 +13,7 @@ def write_atomically(path: Path, text: str) -> None:
         text: its new content.
 
     Raises:
-        OSError: if the file can't be written.
+        OSError: the file can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

@@ -44,9 +44,9 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
         TypeError: ``model`` isn't a module, or is a TorchScript module, or returns no tensor with a gradient
             in training mode.
         ValueError: the model has lazy layers that haven't seen an input yet.
-        Exception: any error that the model raises on the input.
+        Exception: the model raises an error on the input.
 
-    Example:
+    Examples:
         >>> model = torchvision.models.resnext50_32x4d().eval()
         >>> result = gconv.profile(model, torch.randn(32, 3, 224, 224))
         >>> print(result)
@@ -95,8 +95,8 @@ def _step(model: nn.Module, arguments: tuple[Any, ...]) -> None:
     roots = [output for output in outputs if isinstance(output, Tensor) and output.requires_grad]
     if not roots:
         raise TypeError(
-            "in training mode the model must return a tensor with a gradient, or a tuple, list or dict with "
-            "one: return one, or profile the model in evaluation mode"
+            "in training mode the model must return a tensor with a gradient, or a tuple, list or dict that "
+            "contains one: return one, or profile the model in evaluation mode"
         )
     torch.autograd.grad(roots, inputs, [torch.ones_like(root) for root in roots], allow_unused=True)
 

@@ -146,7 +146,7 @@ class Profile:
             FileNotFoundError: the folder of ``path`` doesn't exist.
             ModuleNotFoundError: matplotlib isn't installed.
 
-        Example:
+        Examples:
             >>> result = gconv.profile(model.eval(), torch.randn(32, 3, 224, 224))
             >>> result.plot("layers.svg")
             >>> result.plot("roofline.png", "roofline")

@@ -193,7 +193,7 @@ def copy_speed(device: torch.device) -> float:
     """Return the bytes per second, read plus written, of the faster of two ways to copy a large tensor.
 
     Raises:
-        RuntimeError: if ``device`` is the meta device.
+        RuntimeError: ``device`` is the meta device.
     """
     if device.type == "meta":
         raise RuntimeError(

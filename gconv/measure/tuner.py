@@ -69,7 +69,7 @@ def write_entries(path: Path, entries: Iterable[choice.Entry], environment: dict
         environment: the machine that they were made on.
 
     Raises:
-        OSError: if the file can't be written.
+        OSError: the file can't be written.
     """
     lines = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
     head = json.dumps({"kernels": choice.KERNELS, "environment": environment}, indent=1).removesuffix("\n}")

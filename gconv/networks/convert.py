@@ -41,7 +41,7 @@ def convert(
     those whose inputs are already channels_last, such as transposed (N, L, C) tensors.
 
     **Subclasses.** A subclass of ``nn.Conv2d`` becomes a subclass of both classes, if gconv can run its
-    convolution. It can for subclasses that leave the convolution to ``nn.Conv2d``, and for timm's
+    convolution. It can do so for subclasses that leave the convolution to ``nn.Conv2d``, and for timm's
     ``Conv2dSame``, ``ScaledStdConv2d`` and ``ScaledStdConv2dSame``. ``nn.LazyConv2d`` becomes ``GroupConv2d``
     with its first input. The same applies to the other kinds of convolution. Parametrizations are kept.
 
@@ -50,7 +50,7 @@ def convert(
         depthwise: whether to convert depthwise convolutions too, whose groups have one input channel.
             Defaults to False.
         filter: called as ``filter(module, qualified_name)`` for each convolution that can be converted;
-            return False to skip it. Defaults to None, which skips none.
+            return False to skip it. Defaults to None: convert all.
         channels_last: whether to move 2-d weights to channels_last. Defaults to True. Pass False for tools
             that require contiguous weights (FSDP2, ``safetensors.torch.save_file``, ``LBFGS``,
             ``parameters_to_vector``, pruning), and pass channels_last images to the model instead. Pass False
@@ -100,8 +100,8 @@ def revert(model: nn.Module) -> tuple[str, ...]:
 
     Raises:
         TypeError: ``model`` is not a module, or is a TorchScript module.
-        RuntimeError: after its conversion, a layer got an ``activation``, which its original class would not
-            apply, or another class, for example by FSDP2. In this case no layer is reverted.
+        RuntimeError: since the conversion, an ``activation`` was set on a layer, which its original class
+            wouldn't apply, or its class was changed, for example by FSDP2. In this case no layer is reverted.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(128, 128, 3, groups=32))
@@ -129,7 +129,7 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
-            "model must not be a TorchScript module, which cannot be changed: convert before torch.jit.script"
+            "model must not be a TorchScript module, which can't be changed: convert before torch.jit.script"
         )
 
 
@@ -227,7 +227,7 @@ def _reason_to_leave(
 ) -> str | None:
     """Return why a layer is skipped, or None if it should be converted."""
     if kind_of(module) is None:
-        return f"gconv does not support nn.{type(module).__name__}"
+        return f"gconv doesn't support nn.{type(module).__name__}"
     kind, lazy = _kind(module), _is_lazy(module)
     if isinstance(module, GroupConvolution) or (lazy and _is_swapped(module)):
         return f"already a {LAYER_OF[kind].__name__}"
@@ -237,7 +237,7 @@ def _reason_to_leave(
         return f"{'may be depthwise' if lazy else 'depthwise'}: pass depthwise=True to convert it"
     own: Any = module.cls_to_become if lazy else _own_class(module)
     if (lazy and own is not kind.layer) or not issubclass(own, kind.layer):
-        return f"cannot tell which class {type(module).__name__} is made from"
+        return f"can't tell which convolution class {type(module).__name__} will become"
     if {"forward", "_conv_forward"} & module.__dict__.keys():
         return "its forward was replaced"
     if hasattr(module, "activation"):

@@ -37,8 +37,8 @@ def fuse(
 
     Returns:
         The fused module, a ``torch.fx.GraphModule`` whose parameters don't require gradients. Its ``forward``
-            has the arguments of the model's, with the same names and order, but optional arguments only
-            accept their default values. It has no other methods.
+            has the same arguments as the model's, with the same names and order, but optional arguments
+            accept only their default values. It has no other methods.
         A report of what was fused; ``print`` it.
 
     Raises:
@@ -46,8 +46,8 @@ def fuse(
         ValueError: a module is in training mode, in which batch norms depend on the batch, or the model
             itself has hooks or a replaced forward, which would be lost.
         RuntimeError: the model itself can't be traced or its signature can't be reproduced (fuse its
-            submodules instead), or on ``example`` the fused module fails or returns something else, because
-            tracing followed a path that the model doesn't.
+            submodules instead), or the fused module fails on ``example`` or returns something else, because
+            the model takes another path than the one that was traced.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.BatchNorm2d(8), nn.ReLU()).eval()
@@ -61,7 +61,9 @@ def fuse(
         where = "the model" if training[0] == "" else f"layer {training[0]!r}"
         raise ValueError(f"{where} is in training mode: call .eval() first")
     if is_watched(model):
-        raise ValueError("the model has hooks or a replaced forward, which fuse would lose")
+        raise ValueError(
+            "the model has hooks or a replaced forward, which fuse would lose: fuse its submodules instead"
+        )
     root = copy.deepcopy(model)
     convert(root, depthwise=depthwise)
     graph, opaque = trace(root)
@@ -76,7 +78,7 @@ def fuse(
 
 def _compare(model: nn.Module, fused: nn.Module, example: Tensor) -> None:
     """Raise RuntimeError unless ``fused`` runs on ``example`` and returns what ``model`` does."""
-    path = "tracing followed a path that the model does not take"
+    path = "the model takes another path than the one that was traced"
     with torch.no_grad():
         expected = tree_leaves(model(example.clone()))
         try:
@@ -88,7 +90,7 @@ def _compare(model: nn.Module, fused: nn.Module, example: Tensor) -> None:
             ) from error
     if len(expected) != len(found):
         raise RuntimeError(
-            f"the fused network returns {len(found)} values, but the model {len(expected)}: {path}"
+            f"the fused network returns {len(found)} values, the model {len(expected)}: {path}"
         )
     for right, result in zip(expected, found, strict=True):
         if isinstance(right, Tensor) and right.numel():

@@ -67,9 +67,7 @@ class ConversionReport:
 
     def __str__(self) -> str:
         if not self.layers:
-            return (
-                "the model has no convolution layers; calls of functions such as F.conv2d are not converted"
-            )
+            return "the model has no convolution layers; calls of functions such as F.conv2d aren't converted"
         listed = [layer for layer in self.layers if layer.reason != DENSE]
         here = {
             layer: _who_runs(layer.large_call) for layer in self.converted if layer.large_call is not None

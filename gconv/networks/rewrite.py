@@ -242,7 +242,7 @@ class GraphFusion:
         """Return why a batch norm was not folded."""
         before = node.args[0] if node.args else None
         if not isinstance(before, Node) or kind_of(self._module(before)) is None:
-            return "it does not follow a convolution that gconv supports"
+            return "it doesn't follow a convolution that gconv supports"
         if len(before.users) > 1:
             return "the output of the convolution is also used elsewhere"
         reason = next(layer.reason for layer in self.report.layers if layer.name == before.target)

@@ -44,7 +44,7 @@ def why_not(original: type[nn.Module]) -> str | None:
     try:
         grouped(original)
     except TypeError as error:
-        return f"class {name} cannot be subclassed: {error}"
+        return f"class {name} can't be subclassed: {error}"
     return None
 
 
@@ -74,7 +74,7 @@ def grouped(original: type[nn.Module]) -> type[GroupConvolution]:
         A subclass of ``original`` and of gconv's layer of that kind.
 
     Raises:
-        TypeError: ``original`` cannot be subclassed.
+        TypeError: ``original`` can't be subclassed.
     """
     if original not in _GROUPED:
         _GROUPED[original] = _make_grouped(original)

@@ -42,7 +42,7 @@ def trace(root: nn.Module) -> tuple[Graph, dict[type, str]]:
             reason = f"{type(error).__name__}: {first_line}"
             if tracer.blamed is None or type(tracer.blamed) in opaque:
                 raise RuntimeError(
-                    f"the model cannot be traced: {reason}; fuse its submodules instead"
+                    f"the model can't be traced: {reason}; fuse its submodules instead"
                 ) from error
             opaque[type(tracer.blamed)] = reason
 
@@ -58,7 +58,7 @@ def build(root: nn.Module, graph: Graph) -> GraphModule:
     except (SyntaxError, NameError) as error:
         signature = inspect.signature(root.forward)
         raise RuntimeError(
-            f"torch.fx cannot reproduce the signature of the model, forward{signature}: {error}; fuse its "
+            f"torch.fx can't reproduce the signature of the model, forward{signature}: {error}; fuse its "
             "submodules instead"
         ) from error
 

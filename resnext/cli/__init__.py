@@ -51,6 +51,11 @@ class Command:
         """Paragraphs of the help, of which the first is a summary."""
         return (inspect.getdoc(self.run) or "").split("\n\n")
 
+    @property
+    def summary(self) -> str:
+        """The first sentence of the help as a phrase, for the list of commands."""
+        return self.help[0][0].lower() + self.help[0][1:].rstrip(".")
+
 
 COMMANDS = {
     "train and use": (
@@ -114,7 +119,7 @@ def _list() -> str:
     """Return the summaries of all commands."""
     parts = [_wrapped(ABOUT)]
     for title, group in COMMANDS.items():
-        lines = (_wrapped(command.help[0], f"  {command.name:<12} ") for command in group)
+        lines = (_wrapped(command.summary, f"  {command.name:<12} ") for command in group)
         parts.append("\n".join([f"{title}:", *lines]))
     return "\n\n".join(parts)
 

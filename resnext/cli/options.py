@@ -203,7 +203,7 @@ def settings_of(arguments: argparse.Namespace, base: Settings, resumed: Checkpoi
         resumed: checkpoint of the resumed run. Defaults to None.
 
     Raises:
-        UserError: if the options differ from the settings of the resumed run.
+        UserError: the options differ from the settings of the resumed run.
     """
     source, recipe = given(arguments, Source), given(arguments, Recipe)
     variant = getattr(arguments, "network", None)

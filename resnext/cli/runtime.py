@@ -40,7 +40,7 @@ def device_of(name: str) -> torch.device:
     "auto" is the accelerator if there is one, otherwise the CPU. "cuda" is the GPU of this process.
 
     Raises:
-        UserError: if there is no such device.
+        UserError: there is no such device.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -63,7 +63,7 @@ def backend_of(name: str, device: torch.device) -> Iterator[None]:
     benchmarks its algorithms and picks the fastest.
 
     Raises:
-        UserError: if the backend doesn't run on ``device``.
+        UserError: the backend doesn't run on ``device``.
     """
     images, weight = torch.zeros(0, 2, 3, 3, device=device), torch.zeros(2, 1, 3, 3, device=device)
     try:
@@ -83,7 +83,7 @@ def data_of_run(saved: Checkpoint, path: Path | None) -> Data:
     """Load the data that a run was trained on, from ``path`` if given.
 
     Raises:
-        UserError: if the data isn't there or has other classes.
+        UserError: the data isn't there or has other classes.
     """
     source = saved.settings.source
     before = Path(source.path) if source.path else None

@@ -140,7 +140,7 @@ def _resumes(folder: Path, resume: bool, overwrite: bool) -> bool:
     """Return whether to continue from a checkpoint in ``folder``. If not, the run can use the folder.
 
     Raises:
-        UserError: if neither is possible.
+        UserError: neither is possible.
     """
     if resume and overwrite:
         raise UserError("--resume continues a run and --overwrite replaces it: pass only one of them")

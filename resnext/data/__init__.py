@@ -26,7 +26,7 @@ def load_data(name: str, path: Path | None = None, image_size: int | None = None
         image_size: height and width that images are scaled to, for "folder" only. Defaults to 224.
 
     Raises:
-        UserError: if there is nothing at ``path``, the data is damaged, or an argument doesn't apply to
+        UserError: there is nothing at ``path``, the data is damaged, or an argument doesn't apply to
             ``name``.
     """
     if name in ("mnist5k", "digits") and path is not None:

@@ -48,7 +48,7 @@ def load_cifar(name: str, path: Path | None) -> Data:
         path: the downloaded archive (.tar.gz), or a folder with the archive or its unpacked files.
 
     Raises:
-        UserError: if the archive is missing, truncated or damaged; the error names the path.
+        UserError: the archive is missing, truncated or damaged; the error names the path.
     """
     number = name.removeprefix("cifar")
     archives = [f"cifar-{number}-{version}.tar.gz" for version in ("python", "binary")]

@@ -27,7 +27,7 @@ def load_folder(path: Path | None, image_size: int = IMAGE_SIZE) -> Data:
         image_size: height and width that images are scaled to. Defaults to 224.
 
     Raises:
-        UserError: if a folder is missing, or a class has no images in one of them. The error names the
+        UserError: a folder is missing, or a class has no images in one of them. The error names the
             folder.
     """
     if path is None:

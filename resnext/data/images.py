@@ -59,7 +59,7 @@ def open_image(path: Path, channels: int, ground: str = "black") -> Image.Image:
     """Read an image file with 8 bits per channel, with transparent pixels in the color ``ground``.
 
     Raises:
-        UserError: if there is no such file, or it isn't an image that can be read completely.
+        UserError: there is no such file, or it isn't an image that can be read completely.
     """
     try:
         with warnings.catch_warnings(), Image.open(path) as file:
@@ -111,7 +111,7 @@ def read_image(path: Path, form: ImageFormat, *, resize: bool = False, invert: b
         invert: whether to invert light and dark, for dark digits on a light background. Defaults to False.
 
     Raises:
-        UserError: if there is no such file, it isn't an image, or its size is wrong.
+        UserError: there is no such file, it isn't an image, or its size is wrong.
     """
     image = open_image(path, form.channels, ground="white" if invert else "black")
     size = (form.size, form.size)

@@ -98,7 +98,7 @@ def micro_batch(batch_size: int, largest: int, processes: int) -> int:
     """Return the number of images per pass, at most ``largest``, so that all passes have the same size.
 
     Raises:
-        UserError: if the processes can't share a batch evenly, or each pass would have a single image.
+        UserError: the processes can't share a batch evenly, or each pass would have a single image.
     """
     if batch_size % processes:
         raise UserError(f"--batch-size must be a multiple of the {processes} processes, got {batch_size}")

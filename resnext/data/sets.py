@@ -47,7 +47,7 @@ class ImageFiles:
             scale: function of an image and a size. Defaults to the center crop.
 
         Raises:
-            UserError: if the image can't be read; the error names its path.
+            UserError: the image can't be read; the error names its path.
         """
         image = open_image(self.paths[index], self.format.channels)
         return to_tensor(scale(image, self.format.size))

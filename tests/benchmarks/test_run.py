@@ -169,7 +169,7 @@ def test_time_is_up_between_two_cases(tmp_path: Path, capsys: pytest.CaptureFixt
             ["run", "--suite", "tiny", "--minutes", "-1"],
             "--minutes: must be a positive number of minutes",
         ),
-        (["run", "--suite", "tiny", "--out", __file__], "is not a folder"),
+        (["run", "--suite", "tiny", "--out", __file__], "isn't a folder: choose a different --out"),
         (["networks", "--image", "31"], "argument --image: must be at least 32, because the network"),
         (
             ["networks", "--network", "tiny", "--modes", "graphed"],

@@ -33,7 +33,7 @@ def test_kernels_need_triton_and_an_interruption_is_one_line(
     monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
     with pytest.raises(SystemExit, match="2"):
         main(["kernels"])
-    message = "error: kernels needs Triton, which is not installed: pip install triton\n"
+    message = "error: kernels needs Triton, which isn't installed: pip install triton\n"
     assert capsys.readouterr().err == message
 
     def interrupt(*args: object) -> None:

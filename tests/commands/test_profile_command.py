@@ -39,10 +39,13 @@ def test_a_network_is_profiled(options: list[str], capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("gconv", "gconv must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d"),
+        (
+            "gconv",
+            "the model must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d, got 'gconv'",
+        ),
         ("no.such:net", "no.such:net: No module named 'no'"),
         ("gconv:nothing", "gconv:nothing: module 'gconv' has no attribute 'nothing'"),
-        (f"{__name__}:broken", "does not run on an input of (32, 3, 224, 224): "),
+        (f"{__name__}:broken", f"can't run {__name__}:broken on an input of size (32, 3, 224, 224): "),
         (f"{__name__}:lazy", "the model has lazy layers that haven't seen an input yet: run it once before"),
         (f"{__name__}:no_network", "must return an nn.Module, got tuple"),
     ],

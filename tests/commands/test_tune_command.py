@@ -75,7 +75,10 @@ def test_numbers_that_make_no_sense_are_refused(option: list[str], capsys: pytes
         ),
         (["--suite", "tiny", "--out", "/proc/nowhere/table.json"], "can't read or write /proc/nowhere"),
         (["--suite", "tiny", "--out", __file__], "; move the file, or choose a different --out"),
-        (["--model", "resnext", "--out", "x"], "resnext must be MODULE:FUNCTION"),
+        (
+            ["--model", "resnext", "--out", "x"],
+            "the model must be MODULE:FUNCTION, such as torchvision.models:resnext50_32x4d, got 'resnext'",
+        ),
     ],
     ids=lambda part: part if isinstance(part, str) else " ".join(part),
 )

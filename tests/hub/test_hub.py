@@ -180,7 +180,7 @@ def test_the_command_writes_a_kernel_and_keeps_what_is_there(
     assert json.loads((folder / "build/torch-cuda/metadata.json").read_text())["version"] == 3
     with pytest.raises(SystemExit, match="2"):
         main([str(folder)])
-    assert capsys.readouterr().err == f"error: {folder} is not empty: choose a new folder\n"
+    assert capsys.readouterr().err == f"error: {folder} isn't empty: choose a new folder\n"
 
 
 def test_an_import_that_cannot_be_relative_is_an_error() -> None:

@@ -110,8 +110,8 @@ def test_convert_says_what_it_left_and_why() -> None:
         "decorated": f"class ByItselfDecorated {by_itself}",
         "pickled": "class PickledItsWay has custom pickling",
         "made": "class MadeWithArguments has custom pickling",
-        "final": "class Final cannot be subclassed: no subclasses, please",
-        "forever": "cannot tell which class LazyForever is made from",
+        "final": "class Final can't be subclassed: no subclasses, please",
+        "forever": "can't tell which convolution class LazyForever will become",
         "prepared": "prepared for torch.ao.quantization, which needs its exact class",
         "convolves": "its forward was replaced",
         "kept": "excluded by filter",
@@ -290,11 +290,11 @@ def test_torchscript_is_refused_before_and_after() -> None:
     scripted = torch.jit.script(model)
     for function in (gconv.convert, gconv.revert):
         with pytest.raises(
-            TypeError, match=r"TorchScript module, which cannot be changed: convert before torch\.jit\.script"
+            TypeError, match=r"TorchScript module, which can't be changed: convert before torch\.jit\.script"
         ):
             function(scripted)
     gconv.convert(model)
-    with pytest.raises(RuntimeError, match=r"cannot compile GroupConv2d: .* or after gconv\.revert, or use"):
+    with pytest.raises(RuntimeError, match=r"can't compile GroupConv2d: .* or after gconv\.revert, or use"):
         torch.jit.script(model)
     gconv.revert(model)
     x = torch.randn(2, 8, 5, 5)

@@ -364,7 +364,7 @@ def test_what_convert_cannot_take_is_left_with_the_reason() -> None:
     assert not report.converted and torch.equal(model[0](x), before)
     assert [layer.reason for layer in report.skipped] == [
         "class ByItself computes the convolution itself: let its forward call super().forward(input)",
-        "gconv does not support nn.ConvTranspose3d",
+        "gconv doesn't support nn.ConvTranspose3d",
     ]
     assert "4 -> 4, 1x2x2, transposed" in str(report)
 

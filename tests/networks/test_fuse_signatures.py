@@ -179,11 +179,11 @@ class Unpacks(Branch):
     [
         (
             RequiredAfterDefault,
-            r"cannot reproduce the signature of the model, forward\(x: .*: non-default argument",
+            r"can't reproduce the signature of the model, forward\(x: .*: non-default argument",
         ),
         (TensorAsDefault, "the default of argument 'scale' is a tensor"),
-        (FunctionAsDefault, "the model cannot be traced: NotImplementedError"),
-        (Unpacks, "the model cannot be traced: TraceError"),
+        (FunctionAsDefault, "the model can't be traced: NotImplementedError"),
+        (Unpacks, "the model can't be traced: TraceError"),
     ],
 )
 def test_a_signature_that_cannot_be_kept_is_refused_with_the_reason(
@@ -205,7 +205,7 @@ def test_an_example_shows_a_network_that_fails() -> None:
             return y.dim() if isinstance(x, torch.fx.Proxy) else y
 
     with pytest.raises(
-        RuntimeError, match=r"the fused network fails on the example, because tracing followed .*: IndexError"
+        RuntimeError, match=r"fails on the example, because the model takes another path than .*: IndexError"
     ):
         gconv.fuse(trained(Failing()), X)
     with pytest.raises(RuntimeError, match="on the example the fused network has an error of inf"):

@@ -285,5 +285,5 @@ def test_a_backend_that_cannot_run_here_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setattr("gconv.dispatch.TRITON_INSTALLED", False)
     code, _, err = run("train", "--name", "x", "--backend", "triton", *SMALL)
-    assert code == 2 and err == "error: --backend triton: Triton is not installed; pip install triton\n"
+    assert code == 2 and err == "error: --backend triton: Triton isn't installed: pip install triton\n"
     assert not Path("runs/x").exists()

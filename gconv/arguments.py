@@ -54,7 +54,19 @@ def prepare(
         call = _check_numbers(kind, input, weight, bias, settings)
         if plain and len(_checked) < CHECKED:
             _checked[key] = call
+    if residual is not None and residual.shape != call.output_size:
+        _check_broadcast(residual, call)
     return dtype, call
+
+
+def _check_broadcast(residual: Tensor, call: Call) -> None:
+    """Raise an error unless ``output + residual`` broadcasts."""
+    try:
+        torch.broadcast_shapes(residual.shape, call.output_size)
+    except RuntimeError:
+        raise RuntimeError(
+            f"residual must broadcast with the output {tuple(call.output_size)}, got {_size(residual)}"
+        ) from None
 
 
 def _is_plain(setting: Any) -> bool:

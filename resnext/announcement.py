@@ -30,7 +30,9 @@ def announce(engine: Engine, data: Data, console: Console) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     name = f"ResNeXt {model.repeats}, {model.cardinality} x {model.base_width}d"
     say(f"network   {name}, {parameters:,} parameters")
-    say(f"batch     {_batch(engine)}\n")
+    say(f"batch     {_batch(engine)}")
+    epochs = f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}"
+    say(f"recipe    {epochs}, {recipe.optimizer}, learning rate {recipe.learning_rate:g}\n")
     if engine.micro != (alone := micro_batch(recipe.batch_size, recipe.micro_batch, 1)):
         say(
             f"note: in a single process, batch norm would see {alone} images at a time; for the same results "

@@ -5,12 +5,22 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from gconv.measure.terminal import fail, first_line
 
 TF32 = "where tf32 is float32 multiplied in TF32, as F.conv2d does by default"  # for the help of --dtypes
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports a wrong command line in one line, which points to the help."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print ``message``, which argparse may have prefixed with "argument --batch: ", and exit."""
+        message = re.sub(r"^argument (\S+): (?=must )", r"\1 ", message).removeprefix("argument ")
+        fail(f"{message}; see `{self.prog} --help`")
 
 
 def new_parser(prog: str, description: str, **settings: Any) -> argparse.ArgumentParser:
@@ -22,7 +32,7 @@ def new_parser(prog: str, description: str, **settings: Any) -> argparse.Argumen
         **settings: other arguments of ``argparse.ArgumentParser``.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog, description=description, formatter_class=raw, **settings)
+    return _Parser(prog, description=description, formatter_class=raw, **settings)
 
 
 def add_names(

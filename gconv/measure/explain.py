@@ -21,6 +21,7 @@ from gconv.measure import plots
 from gconv.measure.figures import check_path
 from gconv.measure.timing import copy_speed
 from gconv.module import pad_input
+from gconv.text import prefixed
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,15 @@ class Explanation:
             **(self.passes if len({*self.passes.values()}) > 1 else {}),
             **({} if self.copies is None else {"copies": self.copies}),
             **({} if self.packs is None else {"packs": self.packs}),
-            "work": f"{self.flops / 1e9:.4g} GFLOP per pass, {self.flops / self.bytes:.3g} FLOP per byte",
-            "traffic": f"at least {self.bytes / 1e6:.4g} MB per pass: input, weight and output once each",
-            "floor": f"{self.floor * 1e6:,.1f} us per pass, copying at {self.copy_speed / 1e9:,.1f} GB/s",
+            "work": f"{prefixed(self.flops, 'FLOP')} per pass, {self.flops / self.bytes:.3g} FLOP per byte",
+            "traffic": f"at least {prefixed(self.bytes, 'B')} per pass: input, weight and output once each",
+            "floor": f"{prefixed(self.floor, 's')} per pass, copying at {prefixed(self.copy_speed, 'B')}/s",
         }
         width = max(map(len, rows))
         return "\n".join([self.layer, *(f"  {name:<{width}}  {text}" for name, text in rows.items())])
+
+    def __repr__(self) -> str:
+        return f"<Explanation: {self.layer.partition('(')[0]} on {self.backend}; print it for the details>"
 
     def plot(self, path: str | PathLike[str], *, dark: bool = False) -> Path:
         """Draw a roofline: whether memory or arithmetic limits the layer, and what it can reach at best.
@@ -145,7 +149,9 @@ def explain(layer: nn.Module, input: Tensor, *, backend: str | None = None) -> E
     kind = kind_of(layer)
     if kind is None:
         names = ", ".join(f"nn.{kind.layer.__name__}" for kind in KINDS)
-        raise TypeError(f"layer must be one of {names}, got {type(layer).__name__}")
+        raise TypeError(
+            f"layer must be one of {names}, got {type(layer).__name__}; gconv.profile reports on networks"
+        )
     checked: Any = layer
     if is_lazy(checked.weight):
         raise ValueError("the layer is lazy and hasn't seen an input yet: call it once before explaining it")

@@ -17,7 +17,7 @@ from gconv.measure.problem import TYPES, Problem
 from gconv.measure.profiled import Profile, ProfiledConvolution
 from gconv.measure.recorder import RecordedCall, record
 from gconv.measure.terminal import track
-from gconv.measure.timing import copy_speed, sets_of_operands, time_together, wall_time
+from gconv.measure.timing import Times, copy_speed, sets_of_operands, time_together, wall_time
 from gconv.torch_internals import own_buffers, tree_leaves, uncompiled
 
 
@@ -42,7 +42,7 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
 
     Raises:
         TypeError: ``model`` isn't a module, or is a TorchScript module, or returns no tensor with a gradient
-            in training mode.
+            in training mode; or ``example_input`` contains no tensor.
         ValueError: the model has lazy layers that haven't seen an input yet.
         Exception: the model raises an error on the input.
 
@@ -59,7 +59,7 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
             "the convolutions of a TorchScript module can't be recorded: profile before torch.jit.script"
         )
     model = uncompiled(model)  # calls inside compiled graphs can't be recorded
-    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    arguments = _arguments(example_input)
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise ValueError(
             "the model has lazy layers that haven't seen an input yet: run it once before profiling"
@@ -69,6 +69,17 @@ def profile(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Profil
     measured = {call: _measure(call) for call in track(distinct, "measuring convolutions", lines=0)}
     convolutions = [replace(measured[replace(call, name="")], call=call) for call in calls]
     return Profile(tuple(convolutions), training, network)
+
+
+def _arguments(example_input: Any) -> tuple[Any, ...]:
+    """Return the positional arguments of the model, which must contain a tensor."""
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(arguments)):
+        raise TypeError(
+            "example_input must be a tensor, such as torch.randn(8, 3, 224, 224), or a tuple of the model's "
+            f"arguments, got {example_input!r}"
+        )
+    return arguments
 
 
 def _run_network(
@@ -125,9 +136,11 @@ def _measure(call: RecordedCall) -> ProfiledConvolution:
     other = None
     if call.device.type == "cuda" and call.layout == "contiguous" and call.convolution.kind.dims == 2:
         other = _measure(replace(call, layout="channels_last"))
-    seconds = {pass_: _time(call, pass_) for pass_ in call.passes}
+    times = {pass_: _time(call, pass_) for pass_ in call.passes}
+    seconds = {pass_: {name: t.p50 for name, t in by_backend.items()} for pass_, by_backend in times.items()}
+    spread = max((t.spread for by_backend in times.values() for t in by_backend.values()), default=0.0)
     floor = call.convolution.compulsory_bytes(call.dtype.itemsize) / copy_speed(call.device)
-    return ProfiledConvolution(call, _decide(call), seconds, len(call.passes) * floor, other)
+    return ProfiledConvolution(call, _decide(call), seconds, len(call.passes) * floor, other, spread)
 
 
 def _decide(call: RecordedCall) -> dict[str, tuple[str, str]]:
@@ -140,8 +153,8 @@ def _decide(call: RecordedCall) -> dict[str, tuple[str, str]]:
     return {turn(pass_): decision[:2] for pass_, decision in decided.items()}
 
 
-def _time(call: RecordedCall, pass_: str) -> dict[str, float]:
-    """Return the seconds of a pass on each backend that can run it.
+def _time(call: RecordedCall, pass_: str) -> dict[str, Times]:
+    """Return the times of a pass on each backend that can run it.
 
     Returns none for types that aren't measured, and if the GPU runs out of memory.
     """
@@ -156,8 +169,8 @@ def _time(call: RecordedCall, pass_: str) -> dict[str, float]:
         return {}
 
 
-def _time_problem(problem: Problem, call: RecordedCall) -> dict[str, float]:
-    """Return the seconds of a pass on PyTorch, and on the kernels if they run it without copies."""
+def _time_problem(problem: Problem, call: RecordedCall) -> dict[str, Times]:
+    """Return the times of a pass on PyTorch, and on the kernels if they run it without copies."""
     depth, geometry = call.convolution.depth, call.geometry
     sets = problem.draw_sets(call.device, call.layout)
     contenders: dict[str, list[Callable[[], Any]]] = {"aten": [partial(problem.run_pytorch, o) for o in sets]}
@@ -168,7 +181,7 @@ def _time_problem(problem: Problem, call: RecordedCall) -> dict[str, float]:
     if geometry.groups > 1 and call.device.type == "cuda" and kernels_run and not copies:
         contenders["triton"] = [partial(problem.run, operands, "triton") for operands in sets]
     with torch.no_grad(), torch.autocast(call.device.type, enabled=False):
-        return {name: times.p50 for name, times in time_together(contenders, call.device).items()}
+        return time_together(contenders, call.device)
 
 
 def _volume_runs(pass_: str, call: RecordedCall) -> list[Callable[[], Tensor]]:

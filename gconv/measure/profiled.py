@@ -6,14 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 from gconv.measure import plots
 from gconv.measure.figures import check_path
 from gconv.measure.recorder import RecordedCall
-from gconv.text import columns
+from gconv.text import columns, counted
 
 THE_MODEL = "(the model)"  # instead of a name, for convolutions that the network itself calls
+UNSTEADY = 0.2  # the spread of half of the convolutions above which a profile warns
 UNSEEN = "convolutions inside exported or compiled graphs can't be recorded"
 
 
@@ -30,6 +32,8 @@ class ProfiledConvolution:
             of a copy. None on meta.
         in_channels_last: the same convolution in channels_last, the layout after ``convert``. Only for 2-d
             convolutions that run in contiguous layout on a GPU; otherwise None.
+        spread: the largest spread of its times between repeats: half the distance from the 20th to the 80th
+            percentile, divided by the median.
     """
 
     call: RecordedCall
@@ -37,6 +41,7 @@ class ProfiledConvolution:
     seconds: Mapping[str, Mapping[str, float]]
     floor: float | None
     in_channels_last: ProfiledConvolution | None = None
+    spread: float = 0.0
 
     @property
     def converted(self) -> ProfiledConvolution:
@@ -118,6 +123,9 @@ class Profile:
         ]
         return "\n".join([*lines, *self._remarks()])
 
+    def __repr__(self) -> str:
+        return f"<Profile: {self._count}; print it for the times>"
+
     def plot(
         self,
         path: str | PathLike[str],
@@ -198,7 +206,7 @@ class Profile:
 
     @property
     def _count(self) -> str:
-        return f"{len(self.convolutions)} convolutions in a {self._run}"
+        return f"{counted(len(self.convolutions), 'convolution')} in a {self._run}"
 
     @property
     def _has_both_layouts(self) -> bool:
@@ -242,6 +250,8 @@ class Profile:
         unmeasured = {str(c.call.dtype) for c in self.convolutions if c.floor and c.total("aten") is None}
         if unmeasured:
             yield f"not timed separately: {', '.join(sorted(unmeasured))}"
+        if (spread := median(c.spread for c in self.convolutions)) > UNSTEADY:
+            yield f"warning: times vary by ±{spread:.0%} between repeats; is this machine busy?"
         depthwise = sum(c.call.convolution.channels_per_group[0] == 1 for c in grouped)
         if depthwise:
             are = "is" if depthwise == 1 else "are"

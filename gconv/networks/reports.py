@@ -80,11 +80,18 @@ class ConversionReport:
         table = [columns(rows, left=5)] if listed else []
         return "\n".join([*table, *self._remarks(dict(here.values()))])
 
+    def __repr__(self) -> str:
+        return f"<ConversionReport: {self._count()}; print it for the layers>"
+
+    def _count(self) -> str:
+        """Return how many convolutions were converted, in words."""
+        return f"converted {len(self.converted)} of {counted(len(self.layers), 'convolution')}"
+
     def _remarks(self, runners: dict[str, str]) -> Iterator[str]:
         """Yield the lines below the table; ``runners`` maps what runs the layers here to the reason."""
         dense = sum(layer.reason == DENSE for layer in self.layers)
         unlisted = f"; {dense} dense (groups=1), not listed" if dense else ""
-        yield f"converted {len(self.converted)} of {counted(len(self.layers), 'convolution')}{unlisted}"
+        yield f"{self._count()}{unlisted}"
         if self.layout:
             yield self.layout
         yield from (f"{name}: {reason}" for name, reason in runners.items() if name == PYTORCH)
@@ -140,10 +147,17 @@ class FusionReport:
         table = columns(rows, left=5) if self.layers else "the model has no convolution layers"
         return "\n".join([table, *self._remarks()])
 
+    def __repr__(self) -> str:
+        return f"<FusionReport: {next(self._totals())}; print it for the layers>"
+
     def _remarks(self) -> Iterator[str]:
         """Yield the lines below the table."""
         yield from (f"not folded: {name}: {reason}" for name, reason in self.not_folded.items())
         yield from (f"not traced: {name}: {reason}" for name, reason in self.not_traced.items())
+        yield from self._totals()
+
+    def _totals(self) -> Iterator[str]:
+        """Yield how many batch norms, activations and residuals were fused, in words."""
         norms = counted(len(self.folded) + len(self.not_folded), "batch norm")
         activations = counted(sum(layer.activation is not None for layer in self.layers), "activation")
         residuals = counted(sum(layer.residual for layer in self.layers), "residual")

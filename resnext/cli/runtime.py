@@ -45,9 +45,8 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         name = accelerator.type if accelerator else "cpu"
-    name = f"cuda:{local_rank()}" if name == "cuda" else name
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{local_rank()}" if name == "cuda" else name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = re.split(r"\n|\. ", str(error))[0]

@@ -159,23 +159,23 @@ def test_time_is_up_between_two_cases(tmp_path: Path, capsys: pytest.CaptureFixt
         (["report", "/nowhere"], "error: /nowhere has no results: run `python -m benchmarks run` first"),
         (
             ["run", "--suite", "tiny", "--batch", "0"],
-            "argument --batch: must be a positive integer, got '0'",
+            "--batch must be a positive integer, got '0'",
         ),
         (
             ["run", "--suite", "tiny", "--batch", "x"],
-            "argument --batch: must be a positive integer, got 'x'",
+            "--batch must be a positive integer, got 'x'",
         ),
         (
             ["run", "--suite", "tiny", "--minutes", "-1"],
-            "--minutes: must be a positive number of minutes",
+            "--minutes must be a positive number of minutes",
         ),
         (["run", "--suite", "tiny", "--out", __file__], "isn't a folder: choose a different --out"),
-        (["networks", "--image", "31"], "argument --image: must be at least 32, because the network"),
+        (["networks", "--image", "31"], "--image must be at least 32, because the network"),
         (
             ["networks", "--network", "tiny", "--modes", "graphed"],
             "error: all chosen --modes need a GPU: choose from eager, compiled",
         ),
-        (["run", "--suite", "resnet"], "argument --suite: invalid choice: 'resnet'"),
+        (["run", "--suite", "resnet"], "--suite: invalid choice: 'resnet'"),
         (
             ["run", "--suite", "tiny", "--out", "/proc/nowhere"],
             "error: can't read or write /proc/nowhere: No such file",

@@ -20,7 +20,7 @@ def test_help_names_the_other_commands_and_they_run(capsys: pytest.CaptureFixtur
     for wrong, message in (
         (["profiel"], "invalid choice: 'profiel'"),
         (["--json", "tune"], "put the options after the command: python -m gconv tune ..."),
-        (["--batch", "0"], "argument --batch: must be a positive integer, got '0'"),
+        (["--batch", "0"], "--batch must be a positive integer, got '0'"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(wrong)

@@ -54,7 +54,7 @@ def test_numbers_that_make_no_sense_are_refused(option: list[str], capsys: pytes
     with pytest.raises(SystemExit) as stopped:
         tune.main(option)
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and f"argument {option[0]}: must be a positive" in said
+    assert stopped.value.code == 2 and f"{option[0]} must be a positive" in said
     assert f"got {option[1]!r}" in said
 
 

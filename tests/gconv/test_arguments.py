@@ -388,3 +388,15 @@ def test_layers_refuse_an_input_of_other_channels(layer: type[nn.Module]) -> Non
     with pytest.raises(RuntimeError, match=re.escape(f"input {size} has 6")):
         layer(4, 4, 3, groups=2)(torch.randn(size))
     assert isinstance(layer(4, 4, 3, groups=2), layer._gconv_kind.layer)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_residual_that_does_not_broadcast_is_refused(backend: str) -> None:
+    x, weight = torch.randn(2, 8, 8, 8), torch.randn(8, 2, 3, 3)
+    message = r"residual must broadcast with the output \(2, 8, 8, 8\), got \(2, 8, 10, 10\)"
+    with pytest.raises(RuntimeError, match=message):
+        gconv.group_conv2d(
+            x, weight, padding=1, groups=4, residual=torch.randn(2, 8, 10, 10), backend=backend
+        )
+    y = gconv.group_conv2d(x, weight, padding=1, groups=4, residual=torch.ones(8, 1, 1), backend=backend)
+    assert torch.allclose(y, torch.conv2d(x, weight, padding=1, groups=4) + 1, atol=1e-3)

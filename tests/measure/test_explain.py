@@ -27,7 +27,7 @@ def test_explain_counts_flops_bytes_and_the_floor() -> None:
     )
     text = str(explanation)
     assert "GroupConv2d(128, 128" in text and "aten: gconv has no kernels for cpu" in text
-    assert "0.2312 GFLOP per pass, 8.99 FLOP per byte" in text
+    assert "231.2 MFLOP per pass, 8.99 FLOP per byte" in text
     assert "at least 25.71 MB per pass: input, weight and output once each" in text
     assert "32, each with 4 input and 4 output channels" in text
 

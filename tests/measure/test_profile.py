@@ -37,10 +37,15 @@ class Net(nn.Module):
         return {"y": F.conv2d(y, self.weight, padding=1, groups=8), "n": 3}
 
 
+def steady(**seconds: float) -> dict[str, Times]:
+    """Times without a spread, by backend."""
+    return {backend: Times(time, time, time) for backend, time in seconds.items()}
+
+
 @pytest.fixture
 def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed times and a fixed memory floor, as on a GPU whose kernels are twice as fast."""
-    fast, slow = {"aten": 200e-6, "triton": 100e-6}, {"aten": 40e-6, "triton": 80e-6}
+    fast, slow = steady(aten=200e-6, triton=100e-6), steady(aten=40e-6, triton=80e-6)
     functions = profile.__globals__
     monkeypatch.setitem(functions, "_time", lambda call, pass_: fast if call.geometry.groups == 4 else slow)
 
@@ -96,6 +101,34 @@ def test_profile_lists_every_convolution_and_the_gain(fixed: None) -> None:
     ]
 
 
+def test_a_busy_machine_is_reported(fixed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    assert "warning" not in str(gconv.profile(model, x))
+    unsteady = {"aten": Times(10e-6, 20e-6, 40e-6)}
+    monkeypatch.setitem(profile.__globals__, "_time", lambda call, pass_: unsteady)
+    warning = "warning: times vary by ±75% between repeats; is this machine busy?"
+    assert warning in str(gconv.profile(model, x)).splitlines()
+
+
+@pytest.mark.parametrize("example_input", ["x", 3, (2, 3, 8, 8), ()])
+def test_an_input_without_a_tensor_is_refused(example_input: Any) -> None:
+    with pytest.raises(TypeError, match=r"example_input must be a tensor, such as torch\.randn\(8, 3"):
+        gconv.profile(Net().eval(), example_input)
+
+
+def test_reports_are_short_in_a_session() -> None:
+    model = Net().eval()
+    assert (
+        repr(gconv.profile(model, torch.randn(2, 3, 8, 8)))
+        == "<Profile: 4 convolutions in a forward pass; print it for the times>"
+    )
+    report = gconv.convert(model)
+    assert repr(report) == "<ConversionReport: converted 1 of 2 convolutions; print it for the layers>"
+    layer = gconv.explain(model.body[0], torch.randn(2, 8, 8, 8))
+    assert repr(layer).startswith("<Explanation: GroupConv2d on ")
+    assert repr(gconv.fuse(model)[1]).startswith("<FusionReport: folded 0 of 1 batch norm; print it")
+
+
 def test_profile_of_a_training_step(fixed: None) -> None:
     model = Net().train()
     model.norm.running_mean.fill_(3.0)
@@ -121,10 +154,10 @@ def test_a_contiguous_network_on_a_gpu_is_measured_in_both_layouts(
     functions = profile.__globals__
     monkeypatch.setitem(functions, "record", lambda model, run: [on_gpu(call) for call in record(model, run)])
     times = {
-        ("contiguous", False): {"aten": 100e-6},
-        ("contiguous", True): {"aten": 300e-6, "triton": 250e-6},
-        ("channels_last", False): {"aten": 70e-6},
-        ("channels_last", True): {"aten": 400e-6, "triton": 100e-6},
+        ("contiguous", False): steady(aten=100e-6),
+        ("contiguous", True): steady(aten=300e-6, triton=250e-6),
+        ("channels_last", False): steady(aten=70e-6),
+        ("channels_last", True): steady(aten=400e-6, triton=100e-6),
     }
     monkeypatch.setitem(functions, "_time", lambda call, pass_: times[call.layout, call.geometry.groups == 4])
     result = gconv.profile(Net().eval(), torch.randn(2, 3, 8, 8))

@@ -126,7 +126,7 @@ def test_reports_are_short_in_a_session() -> None:
     assert repr(report) == "<ConversionReport: converted 1 of 2 convolutions; print it for the layers>"
     layer = gconv.explain(model.body[0], torch.randn(2, 8, 8, 8))
     assert repr(layer).startswith("<Explanation: GroupConv2d on ")
-    assert repr(gconv.fuse(model)[1]).startswith("<FusionReport: folded 0 of 1 batch norm; print it")
+    assert repr(gconv.fuse(model)[1]).startswith("<FusionReport: folded 1 of 1 batch norm; print it")
 
 
 def test_profile_of_a_training_step(fixed: None) -> None:

@@ -75,7 +75,7 @@ def _read_cubin(compiled: CompiledKernel) -> MachineCode:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _run_tool("cuobjdump", "-res-usage", file.name)
-        code = _run_tool("nvdisasm", "-c", file.name)
+        code = _run_tool("nvdisasm", "-c", "-ndf", file.name)  # no data flow: the same listing in less time
     labels_and_code = re.findall(r"^(\.L_x_\d+:)|^\s+/\*[0-9a-f]{4,}\*/\s+([^;]*?)\s*;", code, re.MULTILINE)
     listing = [label or instruction.replace("`", "") for label, instruction in labels_and_code]
     return MachineCode(_number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage), listing)

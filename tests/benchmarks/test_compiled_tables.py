@@ -135,5 +135,5 @@ def test_the_documentation_quotes_the_tables() -> None:
             kilobytes = {f"{int(row['shared']) / 1000:.0f}" for row in rows}
             assert shared.removesuffix(" kB") in kilobytes, label
     text = " ".join((ROOT / "docs" / "kernels.md").read_text().split())
-    said = re.search(r"at ([\d.]+) each that is", text)[1]
+    said = re.search(r"outputs: at ([\d.]+) each", text)[1]
     assert lines["forward, input gradient, stride 1, Cg up to 16"]["instructions"] == f"{said} per output"

@@ -36,9 +36,9 @@ def convert(
 
     **Layout.** If any 2-d layer is converted, the weights of all 2-d convolutions in the model, including
     transposed ones, move to channels_last, the layout that the kernels need, together with their gradients
-    and optimizer states. Activations then become channels_last regardless of the layout of the input, as after
-    ``model.to(memory_format=torch.channels_last)``. 1-d and 3-d layers keep their layout. The kernels run
-    those whose inputs are already channels_last, such as transposed (N, L, C) tensors.
+    and optimizer states. Activations then become channels_last regardless of the layout of the input, as
+    after ``model.to(memory_format=torch.channels_last)``. 1-d and 3-d layers keep their layout. The kernels
+    run those whose inputs are already channels_last, such as transposed (N, L, C) tensors.
 
     **Subclasses.** A subclass of ``nn.Conv2d`` becomes a subclass of both classes, if gconv can run its
     convolution. It can do so for subclasses that leave the convolution to ``nn.Conv2d``, and for timm's

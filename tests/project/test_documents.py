@@ -14,7 +14,9 @@ import documents
 import pytest
 import zoo
 
-COMMAND = re.compile(r"(?:python -m |torchrun \S+ -m )?(gconv|benchmarks|resnext)\b(?: ([a-z]+))?(.*)")
+COMMAND = re.compile(
+    r"(?:[A-Z_]+=\S+ )*(?:python -m |torchrun \S+ -m )?(gconv|benchmarks|resnext)\b(?: ([a-z]+))?(.*)"
+)
 MEASURED = ("floor ",)  # how printed lines begin that differ between machines
 PYTHON = [page for page in documents.ALL if "```python" in page.read_text()]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,10 +75,8 @@ def check_path(path: str | PathLike[str]) -> Path:
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}")
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(NO_MATPLOTLIB, name="matplotlib") from error
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError(NO_MATPLOTLIB, name="matplotlib")
     return path
 
 

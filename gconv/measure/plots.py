@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from gconv.measure.figures import SMALL, TINY, Theme, add_legend, new_figure
 from gconv.measure.timing import copy_speed, time_together
+from gconv.text import prefixed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,6 @@ KINDS = [
 BAR, GAP = 0.15, 0.17  # inches: the height of a bar, and the space between two layers
 LONGEST_NAME = 36  # characters of a layer's name that are shown
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
-PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1, ""))
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def draw_roofline(
             axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
             axis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: _number(value))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{_flops(value)}/s")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{prefixed(value, 'FLOP')}/s")
         axes.grid()
         add_legend(figure, axes, columns=2)
     return Path(path)
@@ -214,7 +214,8 @@ def _draw_roofs(axes: Axes, theme: Theme, roofs: Roofs) -> None:
     """Draw the slope of memory and the roof of arithmetic, and shade where memory is the limit."""
     left, right = axes.get_xlim()
     corners = [left, roofs.ridge, right]
-    speeds = f"copy at {roofs.bandwidth / 1e9:,.4g} GB/s, dense convolution at {_flops(roofs.compute)}/s"
+    copy, compute = prefixed(roofs.bandwidth, "B"), prefixed(roofs.compute, "FLOP")
+    speeds = f"copy at {copy}/s, dense convolution at {compute}/s"
     bounds = list(map(roofs.attainable, corners))
     axes.plot(corners, bounds, color=theme.text, linewidth=1.6, label=f"bound: {speeds}")
     axes.axvspan(left, roofs.ridge, color=theme.grid, alpha=0.3, linewidth=0)
@@ -235,7 +236,7 @@ def _draw_bound(axes: Axes, theme: Theme, layer: LayerTimes, roofs: Roofs) -> No
     scale, unit = _unit(seconds)
     lines = [
         f"{layer.work:.3g} FLOP/byte: {bound} bound",
-        f"at most {_flops(most)}/s",
+        f"at most {prefixed(most, 'FLOP')}/s",
         f"at least {_number(seconds / scale)} {unit} per pass",
     ]
     axes.annotate("\n".join(lines), (layer.work, axes.get_ylim()[0]), (8, 10), textcoords="offset points")
@@ -269,12 +270,6 @@ def _unit(seconds: float) -> tuple[float, str]:
 def _number(value: float) -> str:
     """Format a number with three digits, or more if it is 1,000 or larger."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _flops(value: float) -> str:
-    """Format FLOP or FLOP/s, such as "1.25 TFLOP"."""
-    scale, prefix = next((s, p) for s, p in PREFIXES if value >= s or s == 1)
-    return f"{_number(value / scale)} {prefix}FLOP"
 
 
 def _shortened(name: str) -> str:

@@ -6,25 +6,19 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.layers import LayerRow
 from benchmarks.report import ALONE, environment_of, plots
-from benchmarks.store import TableRow, read_environment, read_table
+from benchmarks.store import TableRow, read_table
 from benchmarks.summary import comparisons
-from gconv.kernels.device import Device
-from gconv.kernels.rules import tile_by_rule
-from gconv.measure.compiled import PROCESSORS
 from gconv.measure.figures import NO_MATPLOTLIB
 from gconv.measure.plots import KERNELS, PYTORCH, LayerTimes, draw_times
 from gconv.measure.recorder import record
 from gconv.measure.suites import SUITES
 from gconv.measure.terminal import fail
 from resnext import resnext50_32x4d
-
-TILE = ("packs", "columns", "warps", "stages")  # the fields of a tile in tiles.jsonl
 
 
 def write_images(folder: Path, out: Path) -> list[Path]:
@@ -73,20 +67,18 @@ def pass_times(folder: Path) -> list[plots.PassTime]:
 def _times_of_tiles(folder: Path) -> dict[tuple[str, str], tuple[float, float | None]]:
     """Return the times of gconv and of cuDNN by layer and pass; cuDNN's is None if it wasn't measured again.
 
-    gconv's is that of the tile that the rules choose now, or of the fastest tile if that one wasn't measured.
+    gconv's is that of the tile that the rules chose after the measurement (``rule`` in its row), or of the
+    fastest tile if there is none.
     """
     path = folder / "tiles.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    layers = {layer.name: layer.geometry(ALONE[1]) for layer in SUITES[ALONE[0]]}
-    device = _gpu(read_environment(folder))
     by_pass: dict[tuple[str, str], list[TableRow]] = {}
     for row in rows:
         if row.get("commit") and not row["norm"]:
             by_pass.setdefault((row["layer"], row["pass_"]), []).append(row)
     times = {}
     for (layer, pass_), of_pass in by_pass.items():
-        tile = tile_by_rule(pass_, layers[layer], torch.bfloat16, "ieee", device)
-        by_rule = [row for row in of_pass if all(row[name] == getattr(tile, name) for name in TILE)]
+        by_rule = [row for row in of_pass if row.get("rule")]
         cudnn = min((row["cudnn"] for row in of_pass if "cudnn" in row), default=None)
         times[layer, pass_] = min(row["us"] for row in by_rule or of_pass), cudnn
     return times
@@ -111,11 +103,6 @@ def _profile_of(times: Sequence[plots.PassTime]) -> list[LayerTimes]:
         what = (call.name, count, str(call.convolution), True, work, geometry.flops * len(passes))
         found.append(LayerTimes(*what, sum(time.floor for time in passes) * 1e-6, seconds))
     return found
-
-
-def _gpu(facts: dict[str, Any]) -> Device:
-    """Return the GPU that results were measured on, as the rules for tiles see it."""
-    return Device("cuda", facts["gpu"], PROCESSORS, round(10 * float(facts["capability"])))
 
 
 def _cudnn_version(number: int | None) -> str:

@@ -30,6 +30,16 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def identity(tile, SIDE: tl.constexpr):
+    """Return the identity in the type of ``tile``  # [SIDE, SIDE], or [B, SIDE, SIDE] if it is a batch"""
+    lane = tl.arange(0, SIDE)
+    ones = tl.where(lane[:, None] == lane[None, :], 1.0, 0.0).to(tile.dtype)
+    if len(tile.shape) == 3:
+        ones = tl.broadcast_to(ones[None, :, :], tile.shape[0], SIDE, SIDE)
+    return ones
+
+
+@triton.jit
 def locate_columns(i_m, columns, Q, BM: tl.constexpr, WIDE: tl.constexpr):
     """Locate a tile of columns: its first image; for each column its image from there, q and mask  # [BM]
 

@@ -164,7 +164,12 @@ def plan_strips_weight(
     cg, kg = geometry.channels_per_group
     programs = tiles.programs_a_split(tile, geometry.groups, cg, kg)
     walk = Walk.of_weights(geometry, tile, programs, bytes_a_split, operands.device)
-    own = {"STRIDE": geometry.stride[0], "PROLOGUE": fusion.prologue, "PRECISION": operands.precision}
+    own = {
+        "STRIDE": geometry.stride[0],
+        "PROLOGUE": fusion.prologue,
+        "PRECISION": operands.precision,
+        "BLOCK": tiles.side_of_blocks(tile),
+    }
     shared = weight_grad_arguments(geometry, tile, operands, fusion) | pack_arguments(cg, kg, tile)
     arguments, splits = shared | own | walk_arguments(walk, tile), walk.parts * walk.splits
     return Launch.of(strips_weight_kernel, programs * splits, arguments, tile, _no_norm(fusion)), splits

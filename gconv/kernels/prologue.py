@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gconv.kernels.packing import INTERPRETED, dot
+from gconv.kernels.packing import INTERPRETED, dot, identity
 
 
 @triton.jit
@@ -53,12 +53,17 @@ def as_sums(x):
     shared memory once more. Two products also take fewer instructions than unpacking x. Infinities and NaN
     reach the other lanes of their pack, as they would in the convolution.
     """
-    side: tl.constexpr = x.shape[-1]
-    lane = tl.arange(0, side)
-    ones = tl.where(lane[:, None] == lane[None, :], 1.0, 0.0).to(x.dtype)
-    if len(x.shape) == 3:
-        ones = tl.broadcast_to(ones[None, :, :], x.shape[0], side, side)
-    return dot(x, ones, tl.zeros(x.shape, tl.float32), "ieee")
+    return dot(x, identity(x, x.shape[-1]), tl.zeros(x.shape, tl.float32), "ieee")
+
+
+@triton.jit
+def scale_and_rectify(x, scale, shift, mask, DTYPE: tl.constexpr):
+    """Return relu(scale x + shift) in DTYPE, zero where ``mask`` is off. x is in float32."""
+    a = tl.maximum(x * scale + shift, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if INTERPRETED:
+        return tl.where(mask, a, 0.0).to(DTYPE)
+    # One instruction multiplies two numbers, but selects only one.
+    return a.to(DTYPE) * tl.where(mask, 1.0, 0.0).to(DTYPE)
 
 
 @triton.jit
@@ -70,8 +75,4 @@ def normalise_operand(x, norm, m_pixel):
         m = m_pixel[None, :, None]
     else:
         scale, shift, m = norm[0][None, :], norm[1][None, :], m_pixel[:, None]
-    a = tl.maximum(as_sums(x) * scale + shift, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    if INTERPRETED:
-        return tl.where(m, a, 0.0).to(x.dtype)
-    # One instruction multiplies two numbers, but selects only one.
-    return a.to(x.dtype) * tl.where(m, 1.0, 0.0).to(x.dtype)
+    return scale_and_rectify(as_sums(x), scale, shift, m, x.dtype)

@@ -64,7 +64,7 @@ def norm_tile(pass_: str, geometry: ConvGeometry, dtype: torch.dtype, precision:
     correlation = Correlation.of(pass_, geometry)
     tile = correlation_tile(correlation, dtype, precision, device, norm=True)
     if tile.kernel == "strips":
-        return norm_strip_tile(tile, pass_, correlation)
+        return norm_strip_tile(tile, correlation, device)
     if tile.kernel == "pairs":
         return norm_pair_tile(tile, correlation)
     if tile.kernel not in ("slide", "residue"):
@@ -86,7 +86,8 @@ def residual_tile(tile: Tile) -> Tile:
     if tile.kernel == "slide" and tile.warps == 1:
         return replace(tile, warps=2, registers=None)
     if tile.kernel == "strips":
-        return replace(tile, columns=min(tile.columns, 2 if tile.inputs <= SLIDE_LANES else 1))
+        most = 4 if tile.inputs <= LANES else 2 if tile.inputs <= SLIDE_LANES else 1
+        return replace(tile, columns=min(tile.columns, most))
     if tile.kernel == "pairs":
         return replace(bias_pair_tile(tile), columns=max(1, tile.columns // 2))
     return tile
@@ -118,7 +119,7 @@ def weight_grad_tile(
     cg, kg = geometry.channels_per_group
     if cg == kg == 1:
         return depthwise_weight_tile(geometry, device)
-    if has_weight_strips(geometry, dtype, precision, device, norm):
+    if has_weight_strips(geometry, dtype, precision, device):
         return strip_weight_tile(geometry, dtype, device, norm)
     slides = geometry.weight_size[2:] == (3, 3) and geometry.stride[0] in (1, 2) and geometry.dilation[0] == 1
     if slides and fits_registers(cg, kg, dtype, precision, device):

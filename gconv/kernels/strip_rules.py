@@ -17,6 +17,15 @@ BLACKWELL = 100  # compute capability times ten
 ROOMY = (80, 90, 100, 103)  # compute capabilities with more than 100 KiB of shared memory per processor
 
 
+def narrowed(tile: Tile, groups: int, inputs: int, outputs: int) -> Tile:
+    """Return ``tile`` with strips of half as many columns if channels are loaded one or two at a time.
+
+    Such loads go through registers, or take more of them for addresses.
+    """
+    wide = groups * inputs % 4 == groups * outputs % 4 == 0
+    return tile if wide else replace(tile, columns=max(1, tile.columns // 2))
+
+
 def has_strips(correlation: Correlation, dtype: torch.dtype, precision: str, device: Device) -> bool:
     """Return whether the strips kernel computes a correlation: 3x3 on tensor cores, with equal steps."""
     c = correlation
@@ -28,11 +37,16 @@ def has_strips(correlation: Correlation, dtype: torch.dtype, precision: str, dev
 
 
 def strip_tile(correlation: Correlation, dtype: torch.dtype, device: Device) -> Tile:
-    """Return the tile of the strips kernel: eight packs of sixteen lanes on four warps, or 32 lanes on two.
+    """Return the tile of the strips kernel."""
+    c = correlation
+    return narrowed(full_strip_tile(c, dtype, device), c.groups, c.inputs, c.outputs)
 
-    This was fastest on an H200 in 16 bits. The registers of a warp hold two packs, in TF32 one. With four
-    rows in shared memory, or three pairs of rows at stride 2, eight packs use a fourth of what a data center
-    GPU has; other GPUs get one row less.
+
+def full_strip_tile(correlation: Correlation, dtype: torch.dtype, device: Device) -> Tile:
+    """Return the tile for wide loads: in 16 bits eight packs of sixteen lanes, or 32 lanes on two warps.
+
+    A pack has a warp, whose registers then hold strips of four columns. At stride 2, strips of one column
+    with two packs on each warp reached 96% of the memory floor on an H200.
     """
     c = correlation
     if max(c.inputs, c.outputs) > SLIDE_LANES:
@@ -48,17 +62,14 @@ def strip_tile(correlation: Correlation, dtype: torch.dtype, device: Device) -> 
         if wide:
             return replace(tile, warps=4, columns=1 if slow else tile.columns, resident=2)
         return with_packs(tile, c.groups, c.inputs, c.outputs, most=4)
+    columns = 1 if slow else 4
+    tile = replace(tile, columns=min(columns, c.output[1]))
     if wide:
-        columns, resident = (1, 6) if slow else (4, 4)
-        return replace(tile, columns=min(columns, c.output[1]), resident=resident)
-    tile = replace(tile, columns=min(1 if slow else 2, c.output[1]))
-    tile = with_packs(tile, c.groups, c.inputs, c.outputs, most=8, a_warp=2)
-    if tile.packs == 1:
-        return replace(tile, resident=13)
-    if tile.packs > 2:  # so that two programs of eight packs fit, in 100 KiB as well
-        roomy = device.capability in ROOMY
-        tile = replace(tile, stages=2 + roomy if slow else 3 + roomy)
-    return tile
+        return replace(tile, resident=6 if slow else 4)
+    tile = with_packs(tile, c.groups, c.inputs, c.outputs, most=8, a_warp=2 if slow else 1)
+    if tile.packs > 2 and (not slow or device.capability in ROOMY):
+        tile = replace(tile, stages=tile.stages + 1)
+    return replace(tile, resident=13 if slow else 10) if tile.packs == 1 else tile
 
 
 def wide_strip_tile(correlation: Correlation) -> Tile:
@@ -76,18 +87,12 @@ def wide_strip_tile(correlation: Correlation) -> Tile:
     return replace(tile, resident=8 // warps)
 
 
-def has_weight_strips(
-    geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device, norm: bool
-) -> bool:
+def has_weight_strips(geometry: ConvGeometry, dtype: torch.dtype, precision: str, device: Device) -> bool:
     """Return whether strips compute the weight gradient.
 
-    In TF32 and with batch norm they do if the registers suffice. Each tile of strips in a row of an image
-    stores its own sums, and these must fit the workspace.
+    Each tile of strips in a row of an image stores its own sums, and these must fit the workspace.
     """
-    narrow = max(geometry.channels_per_group) <= LANES
-    if dtype.itemsize == 4 and (geometry.stride == (2, 2) or not narrow):
-        return False
-    if norm and geometry.stride == (2, 2) and not narrow:
+    if dtype.itemsize == 4 and geometry.stride == (2, 2):
         return False
     if -(-geometry.output_size[3] // LANES) * 4 * math.prod(geometry.weight_size) > WORKSPACE:
         return False
@@ -95,39 +100,29 @@ def has_weight_strips(
 
 
 def strip_weight_tile(geometry: ConvGeometry, dtype: torch.dtype, device: Device, norm: bool = False) -> Tile:
-    """Return a tile with nine sums [outputs, inputs] in registers: two packs on one warp, or 32 lanes on two.
+    """Return a tile with nine sums [outputs, inputs] in registers: four packs of sixteen lanes, or 32 lanes.
 
-    A pack has sixteen lanes. In TF32 one pack has the bytes of two. With batch norm inside, its numbers and
-    its arithmetic need the registers of the second pack. On an H200, two packs of one column were faster than
-    two packs of two columns, whose pieces of 64 bytes are further apart. On Blackwell the same code needs
-    more registers, so strips are narrower.
+    Each block of 16 x 16 sums has a warp, whose registers then hold strips of four columns, or of two if a
+    row of dy meets two rows of x or the type has 32 bits (with batch norm, of one).
+
+    Warps whose blocks have the same outputs lay out the same dy, and with the same inputs the same x, which
+    takes time of the tensor cores. So a tile of 32 x 32 in 16 bits is one block on two warps, if their
+    registers suffice: not with batch norm, nor at stride 2 on Blackwell, where the same code needs more.
     """
     cg, kg = geometry.channels_per_group
-    groups = groups_in_pack(cg, kg)
+    groups, slow, tf32 = groups_in_pack(cg, kg), geometry.stride == (2, 2), dtype.itemsize == 4
     inputs, outputs = lanes(groups * cg, SLIDE_LANES), lanes(groups * kg, SLIDE_LANES)
-    warps = max(inputs, outputs) // LANES
-    tile = Tile("strips", groups, 16, inputs, outputs, warps, 3, registers=255, resident=8 // warps)
-    even = groups * cg == groups * kg == LANES and geometry.groups % (2 * groups) == 0
-    slow, packs, columns = geometry.stride == (2, 2), 1, 2
-    if even and dtype.itemsize == 2 and not norm:
-        packs, columns = 2, 1
-    elif norm and warps == 2:
-        columns = 1
-    elif norm and dtype.itemsize == 2 and fills(tile, geometry.groups, cg, kg):
-        columns = 4
-    if slow:  # a row of dy meets two of x
-        columns = max(1, columns // 2)
-    if slow:
-        tile = replace(tile, stages=2)
-    blackwell = device.capability >= BLACKWELL
-    if warps == 2 and not norm and not (slow and blackwell):
-        tile = replace(tile, stages=4)
-    if slow and blackwell:
-        if packs == 2:
-            packs, columns = 1, 2
-        elif warps == 2 and min(cg, kg) < SLIDE_LANES:  # with masks
-            tile, columns = replace(tile, inputs=LANES, outputs=LANES, warps=1, resident=8), 2
-    return replace(tile, columns=min(columns, geometry.output_size[3]), packs=packs)
+    blocks = inputs * outputs // LANES**2
+    tile = Tile("strips", groups, 16, inputs, outputs, blocks, stages=3, registers=255)
+    if blocks == 4 and not (tf32 or norm or (slow and device.capability >= BLACKWELL)):
+        tile = replace(tile, warps=2, stages=4, columns=1 if slow else 2, resident=4)
+    else:
+        tile = with_packs(tile, geometry.groups, cg, kg, most=4 if blocks == 1 else 2)
+        columns = 1 if tf32 and norm else 2 if slow or tf32 else 4
+        stages = 2 if (slow or tf32) and device.capability not in ROOMY else 3
+        tile = replace(tile, columns=columns, stages=stages)
+    tile = replace(tile, columns=min(tile.columns, geometry.output_size[3]))
+    return narrowed(tile, geometry.groups, cg, kg)
 
 
 def has_pairs(correlation: Correlation, dtype: torch.dtype, device: Device) -> bool:
@@ -162,20 +157,19 @@ def bias_pair_tile(tile: Tile) -> Tile:
     return tile if tile.inputs <= 64 else replace(tile, warps=2 * tile.warps, resident=1)
 
 
-def norm_strip_tile(tile: Tile, pass_: str, correlation: Correlation) -> Tile:
-    """Return ``tile`` of the strips kernel for batch norm, which leaves registers for one pack on each warp.
+def norm_strip_tile(tile: Tile, correlation: Correlation, device: Device) -> Tile:
+    """Return ``tile`` of the strips kernel for batch norm: four packs on four warps, or 32 lanes on two.
 
-    If there is only one pack, its strips are wider, so that fewer columns are loaded twice. One more row in
-    flight saved a fifth to a third of the time on an H200.
+    One more row in flight saved a fifth to a third of the time on an H200.
     """
     c = correlation
     slow, wide = c.step == (2, 2), max(tile.inputs, tile.outputs) > LANES
     if not wide:
         tile = with_packs(replace(tile, warps=1), c.groups, c.inputs, c.outputs, most=4)
-    columns = 1 if slow else 2
-    if tile.packs == 1 and not wide:
-        columns = 2 if slow or pass_ == "input_grad" else 3
-    return replace(tile, columns=min(columns, c.output[1]), stages=3, resident=8 // tile.warps)
+    # GPUs with 100 KiB get less: on sm_120 wide strips also lack registers.
+    columns = 1 if slow and wide else 2 if slow or wide or device.capability not in ROOMY else 4
+    tile = replace(tile, columns=min(columns, c.output[1]), stages=3, resident=8 // tile.warps)
+    return narrowed(tile, c.groups, c.inputs, c.outputs)
 
 
 def norm_pair_tile(tile: Tile, correlation: Correlation) -> Tile:

@@ -107,6 +107,16 @@ def overlaps(tile: Tile, inputs: int, outputs: int) -> bool:
     return tile.kernel == "strips" and tile.groups == 1 and tile.inputs <= inputs and tile.outputs <= outputs
 
 
+def side_of_blocks(tile: Tile) -> int:
+    """Return the side of the blocks of a weight gradient's sums that are one product each.
+
+    Sixteen, so that warps share the blocks. Only a single pack with fewer warps than blocks is one product
+    on all warps.
+    """
+    blocks = tile.packs * tile.inputs * tile.outputs // LANES**2
+    return LANES if tile.packs > 1 or tile.warps >= blocks else max(tile.inputs, tile.outputs)
+
+
 def packs_of(tile: Tile, groups: int) -> int:
     """Return how many programs side by side cover ``groups`` groups. The last one may be partly empty."""
     return -(-groups // (tile.outputs if tile.depthwise else tile.groups * tile.packs))

@@ -13,20 +13,21 @@ from gconv.geometry import ConvGeometry
 from gconv.kernels.choice import fused_tile_of
 from gconv.kernels.launch import PLAIN, PLANS_KEPT, Fusion, Launch, OperandLayout, channels_last
 from gconv.kernels.plans import plan_weight_sums
-from gconv.kernels.tiles import Tile
+from gconv.kernels.tiles import WIDEST, Tile, common_unit, power_of_two
 
 
 @triton.jit(do_not_specialize=["splits", "size", "weights", "K", "CI", "S", "dw_k", "dw_c", "dw_r", "dw_s"])
 def reduce_kernel(
     p_sums, p_dw, p_db, splits, size, weights, K, CI, S, dw_k, dw_c, dw_r, dw_s,
-    BS: tl.constexpr, BE: tl.constexpr,
+    UNIT: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     """dw and db = the partial sums, added up over the splits in fixed order and rounded once.
 
-    Grid: tiles of BE of the ``size`` sums: ``weights`` of them laid out (R, S, K, C / groups), then the K
-    sums of the bias. In registers: BS running totals of each, [BS, BE], added up at the end.
+    Grid: tiles of BE of the ``size`` UNIT sums: ``weights`` of them laid out (R, S, K, C / groups), then the
+    K sums of the bias. In registers: BS running totals of each, [BS, BE], added up at the end.
     """
     e = tl.program_id(0) * BE + tl.arange(0, BE)
+    size = size * UNIT
     split = tl.arange(0, BS)
     total = tl.zeros([BS, BE], tl.float32)
     for start in range(0, splits, BS):
@@ -39,7 +40,8 @@ def reduce_kernel(
         tl.store(p_db + (e - weights), total, (e >= weights) & (e < size))
 
 
-REDUCTION = Tile("reduce", groups=1, pixels=16, inputs=64, outputs=64, warps=4)
+SUMS_A_PROGRAM = 4096  # 32 for each thread, so that few programs keep memory busy
+MOST_SPLITS = 128  # that a program loads at a time; more would leave less than a cache line of each
 
 
 def weight_grad(
@@ -124,8 +126,12 @@ def plan_reduce(geometry: ConvGeometry, splits: int, with_bias: bool, strides: t
     k, cg, r, s = geometry.weight_size
     weights = k * cg * r * s
     size = weights + k * with_bias
-    values = {"splits": splits, "size": size, "weights": weights, "CI": cg, "K": k, "S": s}
+    at_once = min(MOST_SPLITS, power_of_two(splits))
+    sums = SUMS_A_PROGRAM // at_once
+    unit = common_unit(WIDEST, torch.float32, size)
+    values = {"splits": splits, "size": size // unit, "weights": weights, "CI": cg, "K": k, "S": s}
     values |= dict(zip(("dw_k", "dw_c", "dw_r", "dw_s"), strides, strict=True))
-    values |= {"BS": REDUCTION.pixels, "BE": REDUCTION.outputs}
+    values |= {"UNIT": unit, "BS": at_once, "BE": sums}
     absent = () if with_bias else ("p_db",)
-    return Launch.of(reduce_kernel, -(-size // REDUCTION.outputs), values, REDUCTION, absent)
+    tile = Tile("reduce", groups=1, pixels=at_once, inputs=sums, outputs=sums, warps=4)
+    return Launch.of(reduce_kernel, -(-size // sums), values, tile, absent)

@@ -17,7 +17,7 @@ from gconv.kernels.tiles import Tile
 SPLITS = (0.5, 1, 2)  # numbers of programs to try, relative to that of the tile
 SUMS_A_THREAD = {"slide": 32, "residue": 32, "taps": 64}  # accumulators per thread; more would spill
 STRIPS_A_WARP = 4  # columns times packs, each of which needs registers
-PACKS_ON_WARPS = ((1, 1), (2, 1), (4, 2), (8, 4))
+PACKS_ON_WARPS = ((1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8))
 LEAST_A_THREAD = 4  # elements of a tile per thread; with fewer, a program has more threads than work
 
 
@@ -56,7 +56,7 @@ def _around(
     if pass_ == "input_grad":
         inputs, outputs = outputs, inputs
     if rule.kernel in ("strips", "pairs"):
-        yield from _strips(rule)
+        yield from _weight_strips(rule, geometry) if pass_ == "weight_grad" else _strips(rule)
         if max(inputs, outputs) <= tiles.SLIDE_LANES:
             yield _older(rule, pass_, geometry, dtype, device)
         make = rules.taps_weight_tile if pass_ == "weight_grad" else rules.taps_tile
@@ -76,8 +76,10 @@ def _around(
 def _strips(rule: Tile) -> Iterator[Tile]:
     """Yield strips with other widths, other numbers of packs, and other numbers of rows in flight."""
     narrow = max(rule.inputs, rule.outputs) <= tiles.LANES
-    together = [(packs, warps) for packs, warps in PACKS_ON_WARPS if packs <= rule.packs] if narrow else []
-    for (packs, warps), columns in product(together or [(rule.packs, rule.warps)], (1, 2, 3, 4)):
+    least, most = rule.packs // 2, rule.packs  # fewer move too few bytes of a pixel together
+    together = [shape for shape in PACKS_ON_WARPS if least <= shape[0] <= most] if narrow else []
+    widths = (1, 2, 4) if together else (1, 2, 3, 4)
+    for (packs, warps), columns in product(together or [(rule.packs, rule.warps)], widths):
         if columns * packs // warps <= STRIPS_A_WARP:
             for stages in (3, 4, 2):
                 resident = max(1, 8 // warps)
@@ -87,6 +89,20 @@ def _strips(rule: Tile) -> Iterator[Tile]:
     if rule.packs == 1 and max(rule.inputs, rule.outputs) <= tiles.SLIDE_LANES:
         for columns in (1, 2):
             yield replace(rule, pixels=2 * rule.pixels, columns=columns)
+
+
+def _weight_strips(rule: Tile, geometry: ConvGeometry) -> Iterator[Tile]:
+    """Yield weight gradients with a warp for each block of sums, and with 32 x 32 sums as one product."""
+    blocks = rule.inputs * rule.outputs // tiles.LANES**2
+    least = rule.packs // 2  # fewer move too few bytes of a pixel together
+    shapes = [(packs, packs * blocks) for packs in (1, 2, 4, 8) if least <= packs and packs * blocks <= 8]
+    if blocks == 4:
+        shapes.append((1, 2))
+    for (packs, warps), columns, stages in product(shapes, (1, 2, 4), (3, 4, 2)):
+        resident = max(1, 8 // warps)
+        tile = replace(rule, columns=columns, packs=packs, warps=warps, stages=stages, resident=resident)
+        if tile == tiles.with_whole_packs(tile, geometry.groups, *geometry.channels_per_group):
+            yield tile
 
 
 def _older(rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: Device) -> Tile:

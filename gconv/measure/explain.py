@@ -204,11 +204,15 @@ def _copies(call: Call, layout: str, summed: bool) -> str | None:
 def _packs(call: Call, tiles: dict[str, Any]) -> str | None:
     """Return which groups share a tile, and how inf and NaN spread between them; None if none does.
 
-    In a shared tile the kernels multiply each group by zeros of the others, and 0 * inf is NaN. The weight
-    gradient computes such products too, but discards them.
+    In a shared tile the kernels multiply each group by zeros of the others, and 0 * inf is NaN. Of the weight
+    gradients (and bias gradients) only that in strips does: others discard such products.
     """
     named = {call.kind.pass_of_geometry(pass_): tile for pass_, tile in tiles.items()}
-    packs = {pass_: min(tile.groups, call.groups) for pass_, tile in named.items() if pass_ != "weight_grad"}
+    packs = {
+        pass_: min(tile.groups, call.groups)
+        for pass_, tile in named.items()
+        if pass_ != "weight_grad" or tile.kernel == "strips"
+    }
     shared = [f"{pack} in {pass_}" for pass_, pack in packs.items() if pack > 1]
     if not shared:
         return None

@@ -21,7 +21,7 @@ HALF = (torch.float16, "ieee", GPU)
 
 @pytest.mark.parametrize(
     ("kind", "type_", "flow"),
-    [("cuda", "float16", (4, 4, 16)), ("cuda", "tf32", (4, 3, 16)), ("hip", "float16", (2, 1, 16))],
+    [("cuda", "float16", (8, 4, 16)), ("cuda", "tf32", (4, 3, 16)), ("hip", "float16", (2, 1, 16))],
 )
 def test_rows_are_loaded_ahead_where_a_gpu_can(kind: str, type_: str, flow: tuple[int, int, int]) -> None:
     dtype, precision = TYPES[type_]

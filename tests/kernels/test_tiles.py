@@ -65,9 +65,8 @@ def test_two_packs_a_program(columns: int, groups: int, width: int) -> None:
         check_strips(layer((4, 5), width, width, groups, stride=stride), columns=columns, packs=2)
 
 
-@pytest.mark.parametrize(("packs", "warps"), [(4, 2), (4, 4), (8, 4)])
+@pytest.mark.parametrize(("packs", "warps"), [(4, 2), (4, 4), (8, 4), (8, 8)])
 def test_many_packs_a_program(packs: int, warps: int) -> None:
-    """Weight gradients have at most two packs."""
     for stride in (1, 2):
         case = layer((4, 5), 8, 8, 16, stride=stride)
         tensors, geometry = case.tensors(HALF), geometry_of(case)

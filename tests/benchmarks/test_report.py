@@ -128,7 +128,7 @@ def test_the_readmes_images_are_drawn_from_the_committed_results(
 
 
 def test_images_show_the_newest_times() -> None:
-    """Those of the latest commit, in the tiles marked as the rules' own, as benchmarks/README.md lists them."""
+    """The latest, in the tiles that the rules chose, as benchmarks/README.md lists them."""
     times = {(t.layer, t.pass_): t for t in images.pass_times(RESULTS_FOLDER / "nvidia-h200")}
     assert len(times) == 21
     first = times["128/32, 56x56", "forward"]

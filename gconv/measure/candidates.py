@@ -103,6 +103,9 @@ def _weight_strips(rule: Tile, geometry: ConvGeometry) -> Iterator[Tile]:
         tile = replace(rule, columns=columns, packs=packs, warps=warps, stages=stages, resident=resident)
         if tile == tiles.with_whole_packs(tile, geometry.groups, *geometry.channels_per_group):
             yield tile
+    if rule.packs == 1:
+        for columns in (1, 2):
+            yield replace(rule, pixels=2 * rule.pixels, columns=columns)
 
 
 def _older(rule: Tile, pass_: str, geometry: ConvGeometry, dtype: torch.dtype, device: Device) -> Tile:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from families import DTYPES, FAMILIES, LARGE, Place, aligned, check, inside_nan
 from fusing import trained
 from marks import ON_A_GPU
-from norms import check_norm_kernels, norm_results
+from norms import check_norm_kernels, check_padding, norm_results
 from oracle import Case
 from sandwiches import one_by_one, sandwich
 
@@ -27,6 +27,11 @@ pytestmark = [pytest.mark.gpu, *ON_A_GPU, pytest.mark.usefixtures("full_float32"
 @pytest.mark.parametrize("place", [aligned, inside_nan])
 def test_batch_norm_before_and_after_matches_float64(place: Place, case: Case, dtype: torch.dtype) -> None:
     check(norm_results(case, dtype, device="cuda", place=place))
+
+
+@pytest.mark.parametrize("case", FAMILIES + LARGE, ids=lambda case: case.name)
+def test_padding_is_zero_even_if_the_norm_of_zero_overflows(case: Case) -> None:
+    check_padding(case, device="cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

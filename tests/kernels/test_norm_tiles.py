@@ -12,6 +12,7 @@ import torch
 from edges import Processors, check_norm_strips, layer, seven_rows, strips
 from families import geometry_of
 from marks import INTERPRETED_KERNELS
+from norms import check_padding
 
 from gconv import kernels
 
@@ -40,6 +41,14 @@ def test_batch_norm_in_rows_that_are_no_multiple_of_a_strip(columns: int, width:
 def test_batch_norm_in_two_packs(columns: int, size: tuple[int, int], dtype: torch.dtype) -> None:
     for stride in (1, 2):
         check_norm_strips(layer(size, 8, 8, 8, images=1, stride=stride), dtype, columns=columns, packs=2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("packs", [1, 2])
+def test_padding_is_zero_even_if_the_norm_of_zero_overflows(packs: int, stride: int) -> None:
+    case = layer((4, 5), 8, 8, 8, stride=stride)
+    tile = strips(case, columns=2, packs=packs)
+    check_padding(case, tiles={"forward": tile, "weight_grad": tile})
 
 
 @pytest.mark.parametrize("padding", [0, 3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from families import Compared, Place, every_other, geometry_of, inside_nan
+from families import Compared, Place, check, every_other, geometry_of, inside_nan
 from oracle import Case, bounds, expected
 from torch import Tensor
 
@@ -94,6 +94,28 @@ def _sums(da: Tensor, x: Tensor, sums: Tensor, held: float) -> Compared:
     for name, result, terms in (("sum", sums[0], da.double()), ("sum with x", sums[1], of_grad)):
         found[name] = result, terms.sum((0, 2, 3)), held * terms.abs().sum((0, 2, 3))
     return found
+
+
+def check_padding(case: Case, device: str = "cpu", tiles: dict[str, Tile] | None = None) -> None:
+    """Check that padding is zero even if the norm would make more of zero than float16 can hold.
+
+    Here the norm is 316 x + 94800, and x is near -300. Channels that hardly vary have such norms.
+    """
+    geometry, tiles = geometry_of(case), tiles or {}
+    x, w, bias = (None if t is None else t.detach() for t in case.tensors(torch.float16))
+    x = 2 * x.round() - 300
+    norm = torch.tensor([316.0, 94800.0, 0.0]).view(3, 1).repeat(1, x.shape[1])
+    inside = (316 * x.float() + 94800).relu().half()
+    grad = torch.randn(geometry.output_size, dtype=torch.float64)
+    w, grad = ((t / 512).half() for t in (w, grad))  # bounds are for products of standard deviation 1
+    truth = expected(case, (inside, w, bias), grad)
+    limits = bounds(case, truth, torch.float16)
+
+    x, weight, dy = (inside_nan(t.to(device)) for t in (x, w, grad))
+    norm, b = norm.to(device), None if bias is None else every_other(bias.to(device))
+    y, _ = kernels.norm_forward(x, norm, weight, b, geometry, tiles.get("forward"))
+    dw, _ = kernels.norm_weight_grad(dy, x, norm, geometry, False, tiles.get("weight_grad"))
+    check({"output": (y, truth[0], limits[0]), "weight gradient": (dw, truth[2], limits[2])})
 
 
 def check_norm_kernels(x: Tensor, grad: Tensor, norm: Tensor, slope: Tensor, tolerance: float) -> None:

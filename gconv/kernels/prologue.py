@@ -62,10 +62,13 @@ def scale_and_rectify(x, scale, shift, mask, DTYPE: tl.constexpr):
     a = tl.maximum(x * scale + shift, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if INTERPRETED:
         return tl.where(mask, a, 0.0).to(DTYPE)
-    # A minimum, because one instruction does it for two numbers. Multiplying by the mask would make NaN of
-    # relu(shift) where float16 can't hold it.
-    limit = tl.where(mask, float("inf"), 0.0).to(DTYPE)
-    return tl.minimum(a.to(DTYPE), limit, propagate_nan=tl.PropagateNan.ALL)
+    # A minimum or a product masks two numbers in one instruction. In float16, relu(shift) can overflow, and
+    # infinity times zero is NaN. In bfloat16 it can't, and there Triton takes minima in float32.
+    a = a.to(DTYPE)
+    if a.dtype == tl.float16:
+        limit = tl.where(mask, float("inf"), 0.0).to(DTYPE)
+        return tl.minimum(a, limit, propagate_nan=tl.PropagateNan.ALL)
+    return a * tl.where(mask, 1.0, 0.0).to(DTYPE)
 
 
 @triton.jit

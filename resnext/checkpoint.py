@@ -106,7 +106,7 @@ def load(path: Path) -> Checkpoint:
 def _instead(path: Path) -> str:
     """Return advice for a checkpoint that can't be read."""
     previous = path.with_name(PREVIOUS)
-    if previous != path:
+    if path.name == FILE_NAME:
         with suppress(UserError):
             epochs = _read(previous).epochs
             back = f"mv {quoted(previous)} {quoted(path)}"

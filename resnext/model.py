@@ -29,8 +29,8 @@ class Bottleneck(nn.Module):
         group_width: channels per group, d in the paper.
         stride: stride of the 3x3 convolution and of the shortcut. Defaults to 1.
         fused: whether to run the batch norms around the 3x3 convolution inside its kernels, where
-            `gconv.conv_between_norms` supports it: the same results with less memory traffic. Defaults to
-            False.
+            `gconv.conv_between_norms` supports it: the same results with less memory traffic. Not if `relu`
+            is replaced by another activation. Defaults to False.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
         out = self.conv1(x)
-        if self.fused:
+        if self.fused and type(self.relu) is nn.ReLU:
             out = conv_between_norms(out, self.bn1, self.conv2, self.bn2)
         else:
             out = self.relu(self.bn2(self.conv2(self.relu(self.bn1(out)))))

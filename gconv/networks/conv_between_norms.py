@@ -165,7 +165,8 @@ def _norm(norm: nn.BatchNorm2d, moments: Tensor | None, x: Tensor) -> tuple[Tens
     assert batches is not None and momentum is not None
     if moments is None:
         dtype = batch_norm.wide_dtype(x.dtype)
-        mean, variance = running_mean.to(dtype), running_var.to(dtype)
+        # A copy: the backward pass needs the variance, and training in between would change it.
+        mean, variance = running_mean.to(dtype), running_var.to(dtype, copy=True)
     else:
         mean, variance = moments
         pixels = x.numel() // x.shape[1]

@@ -192,7 +192,11 @@ def _large_call(module: Any) -> Call | None:
         return None
     kind = _kind(module)
     batch, *lengths = _LARGE[kind.dims]
-    sizes = ((batch, module.in_channels, *lengths), module.weight.shape)
+    # Not module.weight.shape: reading a parametrized weight computes it, which can change buffers.
+    first, second = module.out_channels, module.in_channels // module.groups
+    if kind.transposed:
+        first, second = module.in_channels, module.out_channels // module.groups
+    sizes = ((batch, module.in_channels, *lengths), (first, second, *module.kernel_size))
     input, weight = (torch.empty(size, device="meta") for size in sizes)
     try:
         return prepare(kind, input, weight, None, kind.settings_of(module))[1]

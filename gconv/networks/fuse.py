@@ -23,7 +23,8 @@ def fuse(
     Folds each batch norm that follows a supported convolution into the weights of that convolution. Converts
     grouped convolutions to gconv's layers, and lets their kernels apply the ReLU, ReLU6, SiLU or hardswish
     that follows. 1-d and 2-d kernels that aren't transposed also add a shortcut. Everything else runs as
-    before, including transposed convolutions called with an ``output_size``.
+    before, including transposed convolutions called with an ``output_size``. The input must be a batch:
+    ``nn.BatchNorm1d`` takes (C, L) for C images of L channels, but a folded one takes it for one image.
 
     The model is traced by ``torch.fx``. A module whose control flow depends on its input, or that has hooks,
     can't be traced and is kept unchanged.

@@ -35,6 +35,8 @@ _SUM_METHODS = ("add", "add_")
 # Batch norms with an activation ``act``, which do nothing else in evaluation mode.
 _NORM_ACTS = ("timm.layers.norm_act.BatchNormAct2d.forward",)
 _NORMS = ("torch.nn.modules.batchnorm._BatchNorm.forward", "torch.nn.modules.batchnorm.SyncBatchNorm.forward")
+# Packages whose functions write to their arguments only if their name or arguments say so.
+_PYTORCH = ("torch", "_operator", "builtins", "math")
 _NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in evaluation mode
 
 
@@ -55,7 +57,8 @@ class _Adding(GroupConvolution):
         """
         x, padding = pad_input(self, input)
         if residual is not None:
-            residual = torch.as_tensor(residual, device=x.device)
+            exact = torch.float64 if isinstance(residual, float) else None  # the default rounds to float32
+            residual = torch.as_tensor(residual, dtype=exact, device=x.device)
             if in_place:
                 residual = residual.to(common_dtype(x, self.weight, self.bias, self.activation))
         settings = (self.stride, padding, self.dilation, self.groups)
@@ -172,8 +175,10 @@ class GraphFusion:
         layer.reason = self._why_not_fold(conv, norm)
         if layer.reason:
             return
+        if not fold(conv, norm):
+            layer.reason = "the folded weights or biases would be larger than float16 can hold"
+            return
         layer.norm = _target(following)
-        fold(conv, norm)
         activation = getattr(norm, "act", None)
         if activation is None or isinstance(activation, nn.Identity):
             self._replace(following, node)
@@ -234,8 +239,9 @@ class GraphFusion:
         """Whether a node may write to a tensor that existed before it."""
         module = self._module(node)
         if module is None:
-            return _in_place(node)
-        known = type(module).__module__.startswith("torch.nn.") or kind_of(module) is not None
+            return _in_place(node) or (node.op == "call_function" and not _is_from(node.target, *_PYTORCH))
+        leaf = _is_from(type(module), "torch") and next(module.children(), None) is None
+        known = (leaf or kind_of(module) is not None) and not is_watched(module)
         return not known or bool(getattr(module, "inplace", False))
 
     def _why_left(self, node: Node) -> str:
@@ -249,8 +255,11 @@ class GraphFusion:
         return reason or "something else runs between it and the convolution"
 
 
-def fold(conv: Any, norm: BatchNormBase) -> None:
+def fold(conv: Any, norm: BatchNormBase) -> bool:
     """Fold a batch norm with running statistics into the convolution before it, in place.
+
+    Does nothing if w' or b' is larger than float16 can hold, because the network would then return infinity
+    in float16. This happens if a channel hardly varies, far from zero.
 
     With the scale of the norm, weight / sqrt(variance + eps):
 
@@ -260,6 +269,9 @@ def fold(conv: Any, norm: BatchNormBase) -> None:
         conv: the convolution, whose weight and bias (K,) are replaced. The weight is (K, C / groups, ...), or
             (C, K / groups, ...) if transposed.
         norm: the batch norm of its K output channels; must have running statistics.
+
+    Returns:
+        Whether the norm was folded.
     """
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None
@@ -269,14 +281,17 @@ def fold(conv: Any, norm: BatchNormBase) -> None:
             scale = scale * norm.weight.double()
         bias = -mean.double() if conv.bias is None else conv.bias.double() - mean.double()
         bias = scale * bias if norm.bias is None else scale * bias + norm.bias.double()
-        weight, old = torch.empty_like(conv.weight), conv.weight.double()
+        old = conv.weight.double()
         if conv.transposed:  # all rows of a group share its output channels
             scale = (
                 scale.view(conv.groups, 1, -1).expand(-1, conv.in_channels // conv.groups, -1).flatten(0, 1)
             )
         taps = old.flatten(2) * (scale if scale.ndim == 2 else scale.view(-1, 1)).unsqueeze(-1)
-        conv.weight = nn.Parameter(weight.copy_(taps.view(old.shape)))
-        conv.bias = nn.Parameter(bias.to(weight.dtype))
+        if not taps.is_meta and max(taps.abs().max(), bias.abs().max()) > torch.finfo(torch.float16).max:
+            return False
+        weight = torch.empty_like(conv.weight).copy_(taps.view(old.shape))
+        conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias.to(weight.dtype))
+        return True
 
 
 def is_norm(module: nn.Module | None) -> TypeGuard[BatchNormBase]:
@@ -297,9 +312,16 @@ def _only_user(node: Node) -> Node | None:
 
 
 def _in_place(node: Node) -> bool:
-    """Whether a function or method may write to its inputs, judging by its name."""
+    """Whether a function or method of PyTorch may write to its inputs, judging by its name and arguments."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.endswith("_") or name.startswith(("i", "__i")) or "inplace" in node.kwargs
+    return (
+        name.endswith("_") or name.startswith(("i", "__i")) or bool({"inplace", "out"} & node.kwargs.keys())
+    )
+
+
+def _is_from(thing: Any, *packages: str) -> bool:
+    """Whether a function or class is defined in one of the packages."""
+    return str(getattr(thing, "__module__", "")).partition(".")[0] in packages
 
 
 def _is_sum(node: Node) -> bool:

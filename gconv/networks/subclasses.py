@@ -43,7 +43,7 @@ def why_not(original: type[nn.Module]) -> str | None:
         return f"class {name} has custom pickling"
     try:
         grouped(original)
-    except TypeError as error:
+    except Exception as error:  # whatever an __init_subclass__ raises
         return f"class {name} can't be subclassed: {error}"
     return None
 

@@ -97,6 +97,7 @@ REFUSED = [
         ValueError,
         "activation must be None or one of 'relu', 'relu6', 'silu', 'hardswish', got 'gelu'",
     ),
+    ({"activation": ["relu"]}, ValueError, "got ['relu']"),
 ]
 
 

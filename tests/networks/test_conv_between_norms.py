@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -63,6 +64,18 @@ def test_only_what_needs_a_gradient_gets_one(fused_calls: list[str]) -> None:
     right = step(one_by_one, x, twin, grad)
     assert_alike(ours, right, 1e-9)
     assert "0.weight" not in ours and "2.weight" in ours and fused_calls
+
+
+def test_training_between_the_two_passes_of_an_evaluation_leaves_its_gradients() -> None:
+    modules, x = sandwich().eval(), draw()
+    run = partial(gconv.conv_between_norms, backend="reference")
+    grad = torch.randn_like(run(x, *modules))
+    right = step(run, x, copy.deepcopy(modules), grad)["input"]
+    y = run(x, *modules)
+    modules.train()
+    run(x.detach(), *modules)
+    y.backward(grad)
+    assert torch.equal(x.grad, right)
 
 
 def test_gradients_are_exact() -> None:

@@ -217,6 +217,16 @@ def count_calls(layer: nn.Module) -> list[int]:
     return calls
 
 
+def test_parametrized_weights_are_not_computed() -> None:
+    """In training, spectral norm changes its buffers whenever the weight is read."""
+    for layer in (nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 4, 3, groups=2)):
+        model = nn.utils.parametrizations.spectral_norm(layer).train()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        (converted,) = gconv.convert(model).converted
+        assert converted.large_call is not None
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.weight_norm], ids=lambda f: f.__name__)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_weights_made_by_hooks_are_still_made(wrap: Callable[[nn.Module], nn.Module]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -201,6 +202,81 @@ def test_every_norm_that_stays_has_its_reason() -> None:
         assert reason, how
 
 
+@torch.fx.wrap
+def doubled(x: Tensor) -> Tensor:
+    return x.mul_(2)
+
+
+def hooked(module: nn.Module, hook: Callable[..., object]) -> nn.Module:
+    module.register_forward_hook(hook)
+    return module
+
+
+WRITES = {
+    "out": lambda: lambda x: torch.add(x, 1, out=x),
+    "a wrapped function": lambda: lambda x: doubled(x),
+    "in a module with a hook": lambda: hooked(nn.Sequential(nn.ReLU(inplace=True)), lambda *_: None),
+    "in a hook": lambda: hooked(nn.Sigmoid(), lambda _, inputs, y: y + inputs[0].mul_(2)),
+    "in a hook of a convolution": lambda: hooked(
+        nn.Conv2d(8, 8, 1), lambda _, inputs, y: y + inputs[0].mul_(2)
+    ),
+}
+
+
+@pytest.mark.parametrize("where", WRITES)
+def test_a_sum_stays_behind_what_may_write_into_the_input_of_the_convolution(where: str) -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.write = nn.Conv2d(8, 8, 3, padding=1, groups=2), WRITES[where]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = 1 * x
+            return self.conv(x) + self.write(x)
+
+    model = trained(Writing())
+    fused, report = gconv.fuse(model)
+    assert counts(report)[3] == 0 and "may write in place" in str(report)
+    assert_same(model, fused, torch.randn(2, 8, 6, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("added", [0.1, 1e300, 3, True])
+def test_a_number_is_added_as_it_is(added: float) -> None:
+    class Adding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+
+        def forward(self, x: Tensor, added: float) -> Tensor:
+            return self.conv(x) + added
+
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        model = Adding().to(dtype).eval()
+        fused, report = gconv.fuse(model)
+        right, found = model(x.to(dtype), added), fused(x.to(dtype), added)
+        assert counts(report)[3] == 1 and found.dtype == dtype
+        torch.testing.assert_close(found, right)
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_a_norm_stays_if_its_fold_overflows_float16(half: bool) -> None:
+    """Channels that hardly vary around 300: the bias would be 95,000, and the convolution take as much."""
+    conv, norm = nn.Conv2d(8, 8, 3, groups=2, bias=False), nn.BatchNorm2d(8)
+    with torch.no_grad():
+        conv.weight.fill_(300 / 36)
+        norm.running_mean.fill_(300)
+        norm.running_var.fill_(0)
+        norm.weight.fill_(-1)
+    model, x = nn.Sequential(conv, norm).eval(), torch.ones(1, 8, 9, 9)
+    if half:
+        model, x = model.half(), x.half()
+    fused, report = gconv.fuse(model)
+    assert report.not_folded == {"1": "the folded weights or biases would be larger than float16 can hold"}
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(fused(x), model(x)) and fused(x).isfinite().all()
+
+
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_fold(affine: bool, bias: bool) -> None:
@@ -208,7 +284,7 @@ def test_fold(affine: bool, bias: bool) -> None:
     model = trained(nn.Sequential(conv, norm))
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
     right = model(x)
-    fold(conv, norm)
+    assert fold(conv, norm)
     torch.testing.assert_close(conv(x), right)
 
 

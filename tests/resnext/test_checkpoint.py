@@ -149,6 +149,13 @@ def test_a_damaged_one_is_refused_by_name_and_the_one_before_offered(
         checkpoint.load(trained)
 
 
+def test_no_advice_would_replace_another_file(trained: Path) -> None:
+    picture = trained / "curves.png"
+    picture.write_text("a picture")
+    with pytest.raises(UserError, match="or pass the path of another checkpoint"):
+        checkpoint.load(picture)
+
+
 def test_it_runs_no_code(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple:

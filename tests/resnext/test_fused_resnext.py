@@ -68,6 +68,17 @@ def test_a_fused_resnext_trains_as_the_unfused_one(
             assert_alike({"logits": fused(x)}, {"logits": expected}, part)
 
 
+def test_another_activation_is_used_everywhere(fused_calls: list[str]) -> None:
+    fused, plain = networks()
+    for net in (fused, plain):
+        for block in (*net.layer1, *net.layer2):
+            block.relu = nn.GELU()
+    x = torch.randn(2, 3, 8, 8)
+    with gconv.backend("reference"):
+        torch.testing.assert_close(fused(x), plain(x))
+    assert not fused_calls
+
+
 def test_state_dicts_are_alike() -> None:
     fused, plain = networks()
     assert list(fused.state_dict()) == list(plain.state_dict())

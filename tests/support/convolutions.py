@@ -113,7 +113,7 @@ class MadeWithArguments(nn.Conv2d):
 
 class Final(nn.Conv2d):
     def __init_subclass__(cls) -> None:
-        raise TypeError("no subclasses, please")
+        raise RuntimeError("no subclasses, please")
 
 
 class LazyForever(nn.LazyConv2d):

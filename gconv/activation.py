@@ -12,7 +12,7 @@ ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.
 
 def check_activation(activation: Any) -> None:
     """Raise ValueError unless ``activation`` is None or a key of ``ACTIVATIONS``."""
-    if activation is not None and activation not in list(ACTIVATIONS):  # a list, for what can't be hashed
+    if activation is not None and activation not in list(ACTIVATIONS):  # the value may not be hashable
         names = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"activation must be None or one of {names}, got {activation!r}")
 

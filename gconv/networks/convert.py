@@ -193,10 +193,10 @@ def _large_call(module: Any) -> Call | None:
     kind = _kind(module)
     batch, *lengths = _LARGE[kind.dims]
     # Not module.weight.shape: reading a parametrized weight computes it, which can change buffers.
-    first, second = module.out_channels, module.in_channels // module.groups
+    own, other = module.out_channels, module.in_channels
     if kind.transposed:
-        first, second = module.in_channels, module.out_channels // module.groups
-    sizes = ((batch, module.in_channels, *lengths), (first, second, *module.kernel_size))
+        own, other = other, own
+    sizes = ((batch, module.in_channels, *lengths), (own, other // module.groups, *module.kernel_size))
     input, weight = (torch.empty(size, device="meta") for size in sizes)
     try:
         return prepare(kind, input, weight, None, kind.settings_of(module))[1]

@@ -35,7 +35,7 @@ _SUM_METHODS = ("add", "add_")
 # Batch norms with an activation ``act``, which do nothing else in evaluation mode.
 _NORM_ACTS = ("timm.layers.norm_act.BatchNormAct2d.forward",)
 _NORMS = ("torch.nn.modules.batchnorm._BatchNorm.forward", "torch.nn.modules.batchnorm.SyncBatchNorm.forward")
-# Packages whose functions write to their arguments only if their name or arguments say so.
+# Packages whose functions write to their inputs only if their names or arguments say so.
 _PYTORCH = ("torch", "_operator", "builtins", "math")
 _NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in evaluation mode
 
@@ -239,9 +239,9 @@ class GraphFusion:
         """Whether a node may write to a tensor that existed before it."""
         module = self._module(node)
         if module is None:
-            return _in_place(node) or (node.op == "call_function" and not _is_from(node.target, *_PYTORCH))
-        leaf = _is_from(type(module), "torch") and next(module.children(), None) is None
-        known = (leaf or kind_of(module) is not None) and not is_watched(module)
+            return _in_place(node) or (node.op == "call_function" and not _is_known(node.target))
+        simple = type(module).__module__.startswith("torch.nn.") and next(module.children(), None) is None
+        known = (simple or kind_of(module) is not None) and not is_watched(module)
         return not known or bool(getattr(module, "inplace", False))
 
     def _why_left(self, node: Node) -> str:
@@ -314,14 +314,14 @@ def _only_user(node: Node) -> Node | None:
 def _in_place(node: Node) -> bool:
     """Whether a function or method of PyTorch may write to its inputs, judging by its name and arguments."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return (
-        name.endswith("_") or name.startswith(("i", "__i")) or bool({"inplace", "out"} & node.kwargs.keys())
-    )
+    named = name.endswith("_") or name.startswith(("i", "__i"))
+    return named or not {"inplace", "out"}.isdisjoint(node.kwargs)
 
 
-def _is_from(thing: Any, *packages: str) -> bool:
-    """Whether a function or class is defined in one of the packages."""
-    return str(getattr(thing, "__module__", "")).partition(".")[0] in packages
+def _is_known(function: Any) -> bool:
+    """Whether a function is PyTorch's or Python's own. Operators in ``torch.ops`` can be anybody's."""
+    home = str(getattr(function, "__module__", ""))
+    return home.partition(".")[0] in _PYTORCH and not home.startswith("torch._ops")
 
 
 def _is_sum(node: Node) -> bool:
